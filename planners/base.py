@@ -1,0 +1,313 @@
+"""The planning loop, once. CEM, iCEM, MPPI and gradient descent are leaves that fill in three methods."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Generic, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from planners.proposals import ProposalMode
+from planners.protocol import Plan, PlanningError, PlanningProblem
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The action space of one problem, checked, on its device.
+
+    Attributes:
+        batch: number of episodes B.
+        low, high: bounds (A,).
+        mean, std: the problem's prior (H, A), defaults filled in, the mean inside the bounds.
+    """
+
+    batch: int
+    low: Tensor
+    high: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, problem: PlanningProblem) -> Space:
+        """Read and check a problem's attributes; raises :class:`PlanningError` naming the wrong one."""
+        batch, horizon, size = problem.batch, problem.horizon, problem.action_dim
+        for name, value in (("batch", batch), ("horizon", horizon), ("action_dim", size)):
+            if value < 1:
+                raise PlanningError(f"the problem's {name} must be at least 1, not {value}")
+        low = _tensor("low", problem.low, (size,), problem.device)
+        high = _tensor("high", problem.high, (size,), problem.device)
+        if not bool((low < high).all()):
+            raise PlanningError(
+                f"the problem's low must lie below high everywhere, not {low.tolist()} and {high.tolist()}"
+            )
+        mean = torch.zeros(horizon, size, device=low.device) + (low + high) / 2
+        if problem.mean is not None:
+            mean = _tensor("mean", problem.mean, (horizon, size), problem.device)
+        std = torch.zeros(horizon, size, device=low.device) + (high - low) / 4
+        if problem.std is not None:
+            std = _tensor("std", problem.std, (horizon, size), problem.device)
+        if not bool((std > 0).all()):
+            raise PlanningError(f"the problem's std must be positive, not {float(std.min()):g}")
+        return cls(batch, low, high, mean.clamp(low, high), std)
+
+    def clamp(self, actions: Tensor) -> Tensor:
+        """Actions (..., A) cut to the bounds."""
+        return actions.clamp(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A diagonal Gaussian over action sequences, one per episode: mean and std, both (B, H, A)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor, space: Space) -> Tensor:
+        """Candidates (B, S, H, A) inside the bounds from unit noise of that shape; the first is the mean.
+
+        The mean belongs among the candidates: once the search has converged nothing sampled beats it.
+        """
+        candidates = self.mean[:, None] + self.std[:, None] * noise
+        candidates[:, 0] = self.mean
+        return space.clamp(candidates)
+
+    def moved(self, mean: Tensor, std: Tensor, momentum: float, min_std: float, space: Space) -> Gaussian:
+        """The Gaussian with the new mean and std, after momentum and with the floor under the noise."""
+        mean = momentum * self.mean + (1 - momentum) * mean
+        std = momentum * self.std + (1 - momentum) * std
+        width = space.high - space.low
+        return Gaussian(mean, std.clamp(min_std * width, width))
+
+
+class Planner(ABC, Generic[State]):
+    """Minimises a :class:`PlanningProblem` over action sequences, all episodes at once.
+
+    A planner owns its random numbers: two planners with the same arguments give the same sequence of
+    plans. Subclasses say how a search starts, which candidates it scores, and what it learns from the costs.
+
+    Args:
+        samples: candidates per episode and iteration, at least 1.
+        iterations: optimiser iterations, at least 1.
+        elites: candidates reported as elite in the history (and fitted to by CEM), 1 to ``samples``.
+        seed: seed of the random numbers, not negative.
+
+    Raises:
+        ValueError: an argument is out of range; the message says which and its value.
+    """
+
+    differentiates: bool = False  # whether the costs need a gradient with respect to the candidates
+    kept: int = 1  # how many candidates Plan.elites holds
+
+    def __init__(self, samples: int, iterations: int, elites: int, seed: int) -> None:
+        at_least("samples", samples, 1)
+        at_least("iterations", iterations, 1)
+        at_least("seed", seed, 0)
+        if not 1 <= elites <= samples:
+            raise ValueError(f"elites must lie between 1 and samples={samples}, not {elites}")
+        self.samples = samples
+        self.iterations = iterations
+        self.elites = elites
+        self.seed = seed
+        self._generator: torch.Generator | None = None
+
+    @abstractmethod
+    def start(self, prior: Gaussian, space: Space) -> State:
+        """State of a new search around the prior."""
+
+    @abstractmethod
+    def sample(self, state: State, space: Space, iteration: int) -> Tensor:
+        """Candidates (B, S, H, A) to score in this iteration, inside the bounds."""
+
+    @abstractmethod
+    def update(self, state: State, candidates: Tensor, costs: Tensor, space: Space, iteration: int) -> State:
+        """State after seeing the costs (B, S) of the candidates; a cost of inf marks a failed candidate."""
+
+    def plan(
+        self,
+        problem: PlanningProblem,
+        warm_start: Tensor | None = None,
+        proposals: Tensor | None = None,
+        deadline: float | None = None,
+        proposal_mode: ProposalMode = "seed",
+    ) -> Plan:
+        """Plan every episode of the problem.
+
+        The plan is the best candidate of the *last* iteration: a problem that redraws its tokens makes costs
+        of different iterations incomparable. Costs that are not finite count as the worst.
+
+        Args:
+            problem: what to minimise.
+            warm_start: action sequences (B, H, A) to search around, the noise still the problem's own. Or
+                (B, K, H, A): the first is searched around, the others join the first iteration.
+            proposals: candidates (B, K, H, A) from elsewhere, see ``proposal_mode``.
+            deadline: seconds this call may take. An iteration that would end later, judging by the median of
+                those before it, is not started; the first always is.
+            proposal_mode: "seed" mixes the proposals into the first iteration; "prior" starts from a Gaussian
+                fitted to them (its std at least a tenth of the problem's); "replace" scores them once and
+                takes the best, without any search.
+
+        Returns:
+            The plan, on the problem's device.
+
+        Raises:
+            PlanningError: the problem, warm start or proposals have a wrong shape or contain NaN, or all
+                candidates of an episode have a cost that is not finite.
+        """
+        started = time.perf_counter()
+        space = Space.of(problem)
+        if proposal_mode not in get_args(ProposalMode):
+            modes = ", ".join(get_args(ProposalMode))
+            raise PlanningError(f"proposal_mode must be one of {modes}, not {proposal_mode!r}")
+        prior, seeds = _first(space, warm_start, proposals, proposal_mode)
+        replace = proposals is not None and proposal_mode == "replace"
+        iterations = 1 if replace else self.iterations
+        limit = math.inf if deadline is None else deadline
+
+        history: list[dict[str, float]] = []
+        seconds: list[float] = []
+        # Only gradient descent has to leave the caller's inference mode.
+        inference = torch.is_inference_mode_enabled() and not self.differentiates
+        with torch.inference_mode(inference), torch.no_grad():
+            state = self.start(prior, space)
+            for iteration in range(iterations):
+                if seconds and time.perf_counter() - started + statistics.median(seconds) > limit:
+                    break
+                last = iteration + 1 == iterations
+                _synchronize(space.low.device)
+                begun = time.perf_counter()
+                problem.resample(iteration)
+                if replace:
+                    candidates = seeds
+                else:
+                    candidates = self.sample(state, space, iteration)
+                    if iteration == 0 and seeds.shape[1]:
+                        candidates = _mix(candidates, seeds)
+                costs = self._score(problem, candidates, iteration, self.differentiates and not last)
+                best, best_costs = lowest(candidates.detach(), costs.detach(), max(self.kept, 1))
+                history.append(_summary(costs.detach(), self.elites))
+                if not last:
+                    state = self.update(state, candidates, costs, space, iteration)
+                _synchronize(space.low.device)
+                seconds.append(time.perf_counter() - begun)
+        return Plan(best[:, 0].clone(), best_costs[:, 0].clone(), best, history, seconds)
+
+    def noise(self, space: Space, samples: int) -> Tensor:
+        """Unit Gaussian noise (B, samples, H, A) from the planner's own generator."""
+        shape = (space.batch, samples, *space.mean.shape)
+        return torch.randn(shape, generator=self._random(space.low.device), device=space.low.device)
+
+    def _random(self, device: torch.device) -> torch.Generator:
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        return self._generator
+
+    @staticmethod
+    def _score(problem: PlanningProblem, candidates: Tensor, iteration: int, with_gradient: bool) -> Tensor:
+        """Costs (B, S) in float32, inf where they are not finite."""
+        with torch.set_grad_enabled(with_gradient):
+            costs = problem.cost(candidates.requires_grad_(with_gradient))
+            if costs.shape != candidates.shape[:2]:
+                shape = tuple(candidates.shape[:2])
+                raise PlanningError(f"the problem's cost must have shape {shape}, not {tuple(costs.shape)}")
+            costs = costs.float()
+            finite = costs.isfinite()
+            failed = (~finite.any(dim=1)).nonzero().flatten().tolist()
+            if failed:
+                raise PlanningError(
+                    f"every candidate of episode(s) {failed} has a cost that is not finite in iteration "
+                    f"{iteration}; check the observation, the goal and the model's weights, or try float32"
+                )
+            return torch.where(finite, costs, torch.inf)
+
+
+def lowest(candidates: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` candidates (B, count, H, A) of lowest cost and their costs, best first.
+
+    Where fewer have a finite cost, the worst of those is repeated: a failed candidate is never an elite.
+    """
+    values, order = costs.topk(min(count, costs.shape[1]), dim=1, largest=False)
+    usable = costs.isfinite().sum(dim=1, keepdim=True).clamp(max=values.shape[1]) - 1  # (B, 1)
+    ranks = torch.arange(count, device=costs.device).minimum(usable)  # (B, count)
+    picks = order.gather(1, ranks)
+    chosen = candidates.gather(1, picks[..., None, None].expand(-1, -1, *candidates.shape[2:]))
+    return chosen, values.gather(1, ranks)
+
+
+def at_least(name: str, value: float, smallest: float) -> None:
+    """Raise ValueError unless ``value >= smallest``."""
+    if not value >= smallest:
+        raise ValueError(f"{name} must be at least {smallest}, not {value}")
+
+
+def within(name: str, value: float, smallest: float, largest: float) -> None:
+    """Raise ValueError unless ``smallest <= value <= largest``."""
+    if not smallest <= value <= largest:
+        raise ValueError(f"{name} must lie between {smallest} and {largest}, not {value}")
+
+
+def _first(
+    space: Space, warm_start: Tensor | None, proposals: Tensor | None, mode: ProposalMode
+) -> tuple[Gaussian, Tensor]:
+    """The prior of a search, and the candidates (B, K, H, A) that join its first iteration."""
+    shape = (space.batch, *space.mean.shape)
+    device = space.low.device
+    mean, std = space.mean.expand(shape), space.std.expand(shape)
+    seeds = mean[:, None][:, :0]  # none yet: (B, 0, H, A)
+    if warm_start is not None:
+        many = warm_start if warm_start.ndim == 4 else warm_start[:, None]
+        many = space.clamp(_tensor("warm_start", many, (shape[0], many.shape[1], *shape[1:]), device))
+        mean, seeds = many[:, 0], many[:, 1:]
+    if proposals is not None:
+        if proposals.ndim != 4 or proposals.shape[1] < 1:
+            raise PlanningError(f"proposals must have shape (B, K, H, A), not {tuple(proposals.shape)}")
+        offered = _tensor("proposals", proposals, (shape[0], proposals.shape[1], *shape[1:]), device)
+        offered = space.clamp(offered)
+        if mode == "replace":
+            seeds = offered
+        elif mode == "seed":
+            seeds = torch.cat([seeds, offered], dim=1)
+        else:
+            # The warm start cannot be the centre too: it joins as a candidate.
+            seeds = seeds if warm_start is None else many
+            mean, std = offered.mean(dim=1), offered.std(dim=1, correction=0)
+            std = std.maximum(0.1 * space.std)  # a few agreeing proposals must not end the search
+    return Gaussian(mean, std), seeds
+
+
+def _mix(candidates: Tensor, seeds: Tensor) -> Tensor:
+    """Seeds in the place of the last candidates; the first, the mean, stays."""
+    room = max(candidates.shape[1] - seeds.shape[1], 1)
+    return torch.cat([candidates[:, :room], seeds], dim=1)
+
+
+def _summary(costs: Tensor, elites: int) -> dict[str, float]:
+    best = costs.min(dim=1).values
+    top = costs.topk(min(elites, costs.shape[1]), dim=1, largest=False).values
+    values = torch.stack([best, _finite_mean(top), _finite_mean(costs)]).mean(dim=1).tolist()
+    return dict(zip(("best", "elite", "mean"), values, strict=True))
+
+
+def _finite_mean(costs: Tensor) -> Tensor:
+    """Mean (B,) over the finite costs of each row (B, S)."""
+    return costs.masked_fill(~costs.isfinite(), torch.nan).nanmean(dim=1)
+
+
+def _tensor(name: str, value: Tensor, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    if tuple(value.shape) != shape:
+        raise PlanningError(f"{name} must have shape {shape}, not {tuple(value.shape)}")
+    value = value.detach().to(device=device, dtype=torch.float32)
+    if not bool(value.isfinite().all()):
+        raise PlanningError(f"{name} contains NaN or infinite values")
+    return value
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

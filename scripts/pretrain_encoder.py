@@ -1,0 +1,143 @@
+"""Make the shipped encoder: render scenes in two looks each, train by self-distillation, save with a card.
+
+Example (all defaults; about 25 minutes on 2 CPU cores):
+
+    python scripts/pretrain_encoder.py --output runs/encoder --minutes 18
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import numpy as np
+import torch
+import tyro
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+
+import envs
+from sparsewm.encoders import ViT, weights_hash
+from sparsewm.files import atomic_path, write_json
+from sparsewm.training.pretrain import DistillationConfig, pretrain
+
+
+@dataclass
+class Arguments:
+    """Train the embedded encoder."""
+
+    output: Path = Path("runs/encoder")
+    """Folder for `model.safetensors`, `card.json` and the rendered scenes."""
+    environments: tuple[str, ...] = ("pusht", "wall", "pointmaze")
+    """Environments whose frames are used."""
+    scenes: int = 16384
+    """Scenes (two looks each) per environment."""
+    minutes: float = 0.0
+    """Stop after this wall-clock time; `recipe.steps` sets the length of the schedules."""
+    depth: int = 5
+    """Transformer blocks."""
+    workers: int = 2
+    """Rendering processes."""
+    seed: int = 0
+    """Seed of scenes, weights and batches."""
+    start: Path | None = None
+    """Weights to start from, e.g. an interrupted run's `model.safetensors`."""
+    recipe: DistillationConfig = field(default_factory=DistillationConfig)
+
+
+def render_scenes(job: tuple[str, int, int, int]) -> np.ndarray:
+    """Two looks of `count` states of one environment: uint8 (count, 2, R, R, 3)."""
+    name, count, seed, resolution = job
+    env = envs.make(name, resolution=resolution)
+    rng = np.random.default_rng(seed)
+    env.reset(seed=int(rng.integers(2**31)))
+    states = np.stack([env.sample_state() for _ in range(count)])
+    for state in states[::2]:  # half of them moved on: contacts, poses after pushes
+        actions = rng.normal(0, 0.6, (1, int(rng.integers(1, 6)), env.action_dim)).clip(-1, 1)
+        state[:] = env.rollout_states(state, actions)[0, -1]
+    pictures = np.empty((count, 2, resolution, resolution, 3), np.uint8)
+    env.randomize_appearance(None if rng.random() < 0.65 else rng)
+    for view in range(2):
+        if view == 1 or rng.random() < 0.6:
+            env.randomize_appearance(rng, keep_geometry=True)
+        pictures[:, view] = env.render_states(states, resolution)
+    env.close()
+    return pictures
+
+
+def make_scenes(arguments: Arguments, resolution: int) -> dict[str, np.ndarray]:
+    """Scenes of every environment, rendered in parallel and kept beside the weights for the next run."""
+    scenes = {}
+    context = mp.get_context("spawn")
+    for number, name in enumerate(arguments.environments):
+        path = arguments.output / f"scenes-{name}-{arguments.scenes}-{arguments.seed}.npy"
+        if not path.exists():
+            part = arguments.recipe.block
+            jobs = [
+                (name, min(part, arguments.scenes - i), 1000003 * (arguments.seed + 1) + 10007 * number + i, resolution)
+                for i in range(0, arguments.scenes, part)
+            ]
+            started = time.time()
+            with context.Pool(arguments.workers) as pool, atomic_path(path) as temporary:
+                out = np.lib.format.open_memmap(
+                    temporary, "w+", np.uint8, (arguments.scenes, 2, resolution, resolution, 3)
+                )
+                done = 0
+                for pictures in pool.imap(render_scenes, jobs):
+                    out[done : done + len(pictures)] = pictures
+                    done += len(pictures)
+                out.flush()
+            print(f"{name}: {arguments.scenes} scenes in {time.time() - started:.0f} s", flush=True)
+        scenes[name] = np.load(path, mmap_mode="r")
+    return scenes
+
+
+def main(arguments: Arguments) -> None:
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+    encoder = ViT(depth=arguments.depth)
+    if arguments.start is not None:
+        encoder.load_state_dict({k: v.float() for k, v in load_file(arguments.start).items()})
+    scenes = make_scenes(arguments, encoder.resolution)
+    started, log = time.time(), []
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    task = bar.add_task("pretraining", total=arguments.recipe.steps, loss="")
+
+    def report(step: int, losses: dict[str, float]) -> bool:
+        text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        bar.update(task, completed=step, loss=text)
+        log.append({"step": step, "seconds": round(time.time() - started, 1), **losses})
+        if step % 100 == 0:
+            print(f"{step} {time.time() - started:.0f}s {text}", flush=True)
+        return arguments.minutes > 0 and time.time() - started > 60 * arguments.minutes
+
+    with bar:
+        result = pretrain(scenes, arguments.recipe, encoder, arguments.seed, report)
+    weights = {name: tensor.bfloat16().contiguous() for name, tensor in result.state_dict().items()}
+    with atomic_path(arguments.output / "model.safetensors") as temporary:
+        save_file(weights, temporary)
+    result.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    recipe = asdict(arguments.recipe)
+    card = {
+        "hash": weights_hash(result),
+        "data": {"environments": list(arguments.environments), "scenes": arguments.scenes, "looks": 2},
+        "architecture": {"depth": arguments.depth, "dim": result.dim, "width": result.width, "patch": result.patch, "resolution": 112},
+        "recipe": recipe | {"seed": arguments.seed},
+        "steps": log[-1]["step"] if log else 0,
+        "minutes": round((time.time() - started) / 60, 1),
+        "losses": log,
+    }
+    write_json(arguments.output / "card.json", json.loads(json.dumps(card)))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,47 @@
+"""The command line: `sparsewm collect | train | plan | bench | doctor`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Union
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import tyro
+from rich.console import Console
+from tyro.conf import subcommand
+
+from sparsewm.cli.bench import Bench
+from sparsewm.cli.collect import Collect
+from sparsewm.cli.doctor import Doctor
+from sparsewm.cli.plan import Plan
+from sparsewm.cli.train import Train
+from sparsewm.errors import UserError
+
+Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
+    Annotated[Collect, subcommand("collect", description=Collect.__doc__)],
+    Annotated[Train, subcommand("train", description=Train.__doc__)],
+    Annotated[Plan, subcommand("plan", description=Plan.__doc__)],
+    Annotated[Bench, subcommand("bench", description=Bench.__doc__)],
+    Annotated[Doctor, subcommand("doctor", description=Doctor.__doc__)],
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; exits with 2 and one sentence when the user can put something right."""
+    command: Command = tyro.cli(  # type: ignore[call-overload]
+        Command,
+        prog="sparsewm",
+        description="Plan from pixels in a sparse DINO world model. First: sparsewm plan --env pusht --drop 0.5",
+        args=arguments,
+    )
+    try:
+        code = command.run()
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        code = 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; finished parts are kept, run the same command to continue")
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,86 @@
+"""`sparsewm bench`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import sparsewm
+from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.errors import UserError
+from sparsewm.evaluation.bench import bench_model, measure, paper_model
+from sparsewm.files import write_json
+from sparsewm.report.plots import plot_bench
+from sparsewm.settings import choose_device, choose_dtype, make_env, preset
+
+
+@dataclass
+class Bench:
+    """Time a planner iteration at several drop ratios, in one run on the same weights.
+
+    Example: sparsewm bench --env pusht --drops 0 0.3 0.5 0.8
+    """
+
+    env: str = "pusht"
+    """Environment whose shipped model is timed."""
+    drops: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7, 0.8)
+    """Drop ratios."""
+    preset: str = "default"
+    """default: the shipped model; paper: the paper's sizes with random weights."""
+    checkpoint: Path | None = None
+    """Checkpoint folder to time instead."""
+    candidates: int = 100
+    """Candidates per iteration."""
+    horizon: int = 5
+    """Model steps imagined."""
+    repeats: int = 15
+    """Timed iterations per drop ratio; they are interleaved, so that drifts of the machine cancel."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    dtype: str = "auto"
+    """Precision: auto, bfloat16 or float32."""
+    seed: int = 0
+    """Seed of weights, observations and masks."""
+    output: Path = Path("runs/bench")
+    """Folder for bench.json and bench.png."""
+
+    def run(self) -> int:
+        env = make_env(self.env)
+        preset(self.preset)
+        for name in ("candidates", "horizon", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        device, folder = choose_device(self.device), output_folder(self.output)
+        dtype = choose_dtype(self.dtype, device)
+        if self.preset == "paper" and self.checkpoint is None:
+            model = paper_model(env, device, dtype, self.seed)
+        else:
+            model = bench_model(env, self.checkpoint, device, dtype)
+        with progress_bar("timing") as progress:
+            report = measure(
+                model, env, self.drops, self.candidates, self.horizon, self.repeats, self.seed, progress
+            )
+        report |= {"environment": env.name, "preset": self.preset, "seed": self.seed}
+        report |= {"version": sparsewm.__version__, "command": command_line()}
+        write_json(folder / "bench.json", report)
+        title = f"{self.candidates} candidates, horizon {self.horizon}, {model.patches} tokens, {self.preset} sizes"
+        plot_bench(folder / "bench.png", report["rows"], title)
+        table = Table("rollout", "drop", "tokens", "s / iteration", "quartiles", "of full", "tokens / s", "of peak")
+        for row in report["rows"]:
+            time = row["seconds_per_iteration"]
+            table.add_row(
+                row["rollout"],
+                f"{row['drop']:g}",
+                str(row["tokens"]),
+                f"{time['median']:.4f}",
+                f"{time['p25']:.4f}-{time['p75']:.4f}",
+                f"{1 / row['speedup_over_full']:.3f}",
+                f"{row['tokens_per_second']:.3g}",
+                f"{100 * row['peak_fraction']:.0f}%",
+            )
+        Console().print(table)
+        print(f"results in {folder}/")
+        return 0

@@ -1,0 +1,70 @@
+"""`sparsewm collect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import print
+
+from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.data import Dataset, collect
+from sparsewm.files import write_json
+from sparsewm.report.plots import plot_dataset
+from sparsewm.settings import environment_settings, make_env
+
+
+@dataclass
+class Collect:
+    """Record scripted exploratory data into one HDF5 file; an interrupted recording continues.
+
+    Example: sparsewm collect --env wall --episodes 200 --workers 2
+    """
+
+    env: str
+    """Environment: pusht, wall or pointmaze."""
+    episodes: int = 0
+    """Episodes to record; 0 takes the environment's usual number."""
+    steps: int = 0
+    """Environment steps of an episode; 0 takes the usual number."""
+    workers: int = 2
+    """Parallel processes; the file is the same for any number."""
+    resolution: int = 112
+    """Side of the pictures in pixels."""
+    seed: int = 0
+    """Seed of the recording."""
+    output: Path = Path("data")
+    """Folder for E.h5, E.json and E.png."""
+
+    def run(self) -> int:
+        env = make_env(self.env, resolution=self.resolution)
+        usual = environment_settings(env.name)
+        folder = output_folder(self.output)
+        path = folder / f"{env.name}.h5"
+        with progress_bar(f"recording {env.name}") as progress:
+            collect(
+                env.name,
+                self.episodes or usual.episodes,
+                path,
+                self.workers,
+                self.seed,
+                self.steps or usual.steps,
+                self.resolution,
+                progress,
+            )
+        dataset = Dataset(path, env.name)
+        write_json(
+            path.with_suffix(".json"),
+            {
+                "environment": env.name,
+                "episodes": dataset.episodes,
+                "rows": dataset.rows,
+                "bytes": path.stat().st_size,
+                "hash": dataset.hash,
+                "seed": self.seed,
+                "command": command_line(),
+            },
+        )
+        plot_dataset(path.with_suffix(".png"), env, dataset)
+        print(f"{dataset.episodes} episodes, {dataset.rows} frames, {path.stat().st_size / 1e6:.0f} MB in {path}")
+        return 0

@@ -1,0 +1,64 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sparsewm.errors import UserError
+from sparsewm.files import disk_errors
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[..., None]]:
+    """A bar with an estimate: the value is called with (done, total, text)."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with bar:
+        task = bar.add_task(label, total=None, text="")
+
+        def update(done: float, total: float, text: str = "") -> None:
+            bar.update(task, completed=done, total=total, text=text)
+
+        yield update
+
+
+def output_folder(path: Path) -> Path:
+    """Make the folder results go to, or say why that is impossible."""
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"--output {path} is a file: give a folder") from None
+    return path
+
+
+def command_line() -> str:
+    """This command as it was typed."""
+    return " ".join(["sparsewm", *sys.argv[1:]])
+
+
+def seconds(value: dict[str, float] | None) -> str:
+    """A median for people: 12 ms, 3.4 s."""
+    if value is None:
+        return "-"
+    median = value["median"]
+    return f"{1000 * median:.0f} ms" if median < 1 else f"{median:.1f} s"

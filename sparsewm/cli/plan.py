@@ -1,0 +1,253 @@
+"""`sparsewm plan`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich import print
+
+import sparsewm
+from envs import GoalEnv
+from planners import MPC, PLANNERS
+from sparsewm.cli.common import command_line, output_folder, progress_bar, seconds
+from sparsewm.errors import UserError, suggest
+from sparsewm.evaluation.closed_loop import (
+    ModelProblems,
+    Planned,
+    Policy,
+    RandomActions,
+    Still,
+    Trace,
+    make_tasks,
+    run_episodes,
+    summarize,
+)
+from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
+from sparsewm.evaluation.statistics import peak_memory
+from sparsewm.files import write_json
+from sparsewm.model import WorldModel, kept_patches, load
+from sparsewm.model.checkpoint import pretrained_path
+from sparsewm.report.plots import plot_plan
+from sparsewm.report.video import episode_frames, write_video
+from sparsewm.settings import PlanSettings, choose_device, choose_dtype, environment_settings, make_env
+
+SELECTIONS = ("random", "proprio", "oracle", "encoder_oracle", "none", "random_actions")
+
+
+@dataclass
+class Plan:
+    """Reach goals by model-predictive control in the world model; writes results.json, a video per episode, plan.png.
+
+    Example: sparsewm plan --env pusht --drop 0.5 --episodes 3
+    """
+
+    env: str
+    """Environment: pusht, wall or pointmaze."""
+    drop: float = 0.5
+    """Fraction of the patch tokens dropped, at least 0 and below 1; which ones is redrawn at every iteration."""
+    planner: str = "cem"
+    """Planner: cem, icem, mppi or gd."""
+    proposals: str = "gaussian"
+    """Where candidate action sequences come from: gaussian."""
+    selection: str = "random"
+    """random: tokens drawn at random. Yardsticks: proprio (no token error), oracle (true simulator and distance),
+    encoder_oracle (true simulator, token distance), none (does nothing), random_actions."""
+    episodes: int = 1
+    """Episodes."""
+    checkpoint: Path | None = None
+    """Checkpoint folder of a world model; the shipped one when left out."""
+    encoder: str | None = None
+    """Encoder the checkpoint must have been trained on."""
+    encoder_weights: Path | None = None
+    """Local weights file of the encoder."""
+    hub_repo: Path | None = None
+    """Local clone of the encoder's torch.hub repository."""
+    samples: int | None = None
+    """Candidates per iteration."""
+    elites: int | None = None
+    """Candidates the distribution is refitted to (cem, icem)."""
+    iterations: int | None = None
+    """Planner iterations per plan."""
+    horizon: int | None = None
+    """Model steps imagined."""
+    execute: int | None = None
+    """Model steps executed before planning again."""
+    budget: int | None = None
+    """Environment steps an episode may take."""
+    goal_source: str | None = None
+    """random, or trajectory: the state some steps ahead in a held-out trajectory."""
+    goal_offset: int | None = None
+    """Environment steps between start and goal of a trajectory goal."""
+    alpha: float | None = None
+    """Weight of the proprioception error in the cost; 0 plans by vision alone."""
+    batch: int = 1
+    """Episodes planned at once."""
+    chunk: int = 0
+    """Candidates rolled out at once; 0: all."""
+    video: bool = True
+    """Write a video per episode."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    dtype: str = "auto"
+    """Precision of the predictor: auto, bfloat16 or float32."""
+    seed: int = 0
+    """Seed of tasks, candidates and drop masks."""
+    output: Path = Path("runs/plan")
+    """Folder for results.json, plan.png and the videos."""
+
+    def run(self) -> int:
+        env = make_env(self.env)
+        settings = self.settings(env)
+        device, folder = choose_device(self.device), output_folder(self.output)
+        dtype = choose_dtype(self.dtype, device)
+        model = self.load_model(env, device, dtype)
+        tasks = make_tasks(env, self.episodes, self.seed, settings.goal_source, settings.goal_offset)
+        policy = self.policy(env, model, settings)
+        grid = (8, 8) if model is None else model.config.grid
+        successes: list[bool] = []
+        with progress_bar("planning") as progress:
+            progress(0, len(tasks))
+
+            def on_plan(episode: int, decision: int, trace: Trace) -> None:
+                share = min(1.0, trace.steps / settings.budget)
+                text = f"episode {episode + 1}, re-plan {decision + 1}, success {sum(successes)}/{len(successes)}"
+                progress(len(successes) + 0.99 * share, len(tasks), text)
+
+            def on_episode(episode: int, trace: Trace) -> None:
+                successes.append(trace.success)
+                if self.video:
+                    write_video(folder / f"episode-{episode:03d}.mp4", episode_frames(env, trace, grid))
+                progress(len(successes), len(tasks), f"success {sum(successes)}/{len(successes)}")
+
+            traces = run_episodes(env, tasks, policy, settings.budget, self.batch, on_plan, on_episode)
+        total = 64 if model is None else model.patches
+        kept = kept_patches(total, self.drop)
+        results = {
+            "environment": env.name,
+            "drop": self.drop,
+            "tokens": {"kept": kept, "total": total},
+            "planner": self.planner,
+            "proposals": self.proposals,
+            "selection": self.selection,
+            "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
+            "checkpoint": str(self.checkpoint or f"pretrained/{env.name}"),
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "seed": self.seed,
+            "episodes": len(traces),
+            "goal": {"source": settings.goal_source, "offset": settings.goal_offset, "budget": settings.budget},
+            "settings": asdict(settings) | {"batch": self.batch},
+            **summarize(env, traces),
+            "peak_memory_bytes": peak_memory(device),
+            "version": sparsewm.__version__,
+            "command": command_line(),
+        }
+        write_json(folder / "results.json", results)
+        low, high = results["success_ci95"]
+        goals = f"{settings.goal_source} goals" + (
+            f" {settings.goal_offset} steps ahead" if settings.goal_source == "trajectory" else ""
+        )
+        summary = (
+            f"{env.name}, {goals}, budget {settings.budget} steps, seed {self.seed}: success "
+            f"{sum(successes)}/{len(traces)} ({100 * low:.0f}-{100 * high:.0f}%, 95% Wilson); {kept} of {total} tokens, "
+            f"{seconds(results['seconds_per_iteration'])} an iteration, {seconds(results['seconds_per_plan'])} a plan"
+        )
+        plot_plan(folder / "plan.png", env, traces, grid, summary)
+        print(f"{summary}\nresults in {folder}/")
+        return 0
+
+    def settings(self, env: GoalEnv) -> PlanSettings:
+        """The environment's settings under this command's flags, checked."""
+        kept_patches(1, self.drop)
+        if self.planner not in PLANNERS:
+            raise UserError(
+                f"unknown planner '{self.planner}'.{suggest(self.planner, PLANNERS)} Known: {', '.join(PLANNERS)}"
+            )
+        if self.proposals != "gaussian":
+            raise UserError(f"unknown proposals '{self.proposals}': this version has gaussian")
+        if self.selection not in SELECTIONS:
+            raise UserError(
+                f"unknown selection '{self.selection}'.{suggest(self.selection, SELECTIONS)} Known: {', '.join(SELECTIONS)}"
+            )
+        names = ("samples", "elites", "iterations", "horizon", "execute", "budget", "goal_source", "goal_offset", "alpha")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        settings = replace(environment_settings(env.name).plan, **given)
+        for name in ("samples", "elites", "iterations", "horizon", "execute", "budget"):
+            if getattr(settings, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(settings, name)}")
+        for name in ("episodes", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if settings.alpha < 0:
+            raise UserError(f"--alpha must not be negative, got {settings.alpha:g}")
+        if settings.execute > settings.horizon:
+            raise UserError(f"--execute {settings.execute} is more than --horizon {settings.horizon}: lower it")
+        return settings
+
+    def load_model(self, env: GoalEnv, device: torch.device, dtype: torch.dtype) -> WorldModel | None:
+        """The world model, None for yardsticks that need none."""
+        if self.selection in ("oracle", "none", "random_actions"):
+            return None
+        return load(
+            self.checkpoint or pretrained_path(env.name),
+            device,
+            dtype,
+            environment=env.name,
+            encoder_name=self.encoder,
+            encoder_weights=self.encoder_weights,
+            hub_repo=self.hub_repo,
+        )
+
+    def policy(self, env: GoalEnv, model: WorldModel | None, settings: PlanSettings) -> Policy:
+        """What acts in the environment."""
+        if self.selection == "none":
+            return Still(env)
+        if self.selection == "random_actions":
+            return RandomActions(env)
+        options = {"samples": settings.samples, "iterations": settings.iterations, "seed": self.seed}
+        if self.planner in ("cem", "icem"):
+            options["elites"] = settings.elites
+        try:
+            mpc = MPC(PLANNERS[self.planner](**options), settings.execute)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.selection == "oracle":
+            return Planned(
+                env,
+                mpc,
+                lambda traces, active: SimulatorProblem(
+                    env,
+                    [traces[i].states[-1] for i in active],
+                    TrueDistance(env, [traces[i].task.goal for i in active]),
+                    settings.horizon,
+                ),
+            )
+        assert model is not None
+        if self.selection == "encoder_oracle":
+            return Planned(
+                env,
+                mpc,
+                lambda traces, active: SimulatorProblem(
+                    env,
+                    [traces[i].states[-1] for i in active],
+                    TokenDistance(
+                        env,
+                        model.encoder,
+                        model.standardizer,
+                        [traces[i].task.goal for i in active],
+                        self.drop,
+                        settings.alpha,
+                        generator,
+                    ),
+                    settings.horizon,
+                ),
+            )
+        selection = "proprio" if self.selection == "proprio" else "random"
+        return Planned(
+            env,
+            mpc,
+            ModelProblems(model, env, settings.horizon, self.drop, settings.alpha, self.seed, selection, self.chunk),
+        )

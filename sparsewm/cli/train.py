@@ -1,0 +1,157 @@
+"""`sparsewm train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import print
+from torch.utils.tensorboard import SummaryWriter
+
+from envs import GoalEnv
+from sparsewm.cli.common import output_folder, progress_bar
+from sparsewm.data import Dataset, TokenCache, Windows, collect
+from sparsewm.encoders import load_encoder
+from sparsewm.model.predictor import PredictorConfig
+from sparsewm.model.world_model import WorldModel
+from sparsewm.report.plots import plot_training
+from sparsewm.settings import choose_device, choose_dtype, environment_settings, make_env, preset
+from sparsewm.training.trainer import TrainConfig, Trainer
+
+
+@dataclass
+class Train:
+    """Train a world model on an offline dataset: encode once, train, validate; --resume continues after any interruption.
+
+    Example: sparsewm train --env wall --dataset data/wall.h5 --output runs/wall
+    """
+
+    env: str
+    """Environment: pusht, wall or pointmaze."""
+    dataset: Path | None = None
+    """HDF5 dataset; data/ENV.h5 when left out, recorded first if it is not there."""
+    encoder: str | None = None
+    """Patch encoder, e.g. embedded, dinov2_vits14, dino_vits16; the preset's when left out."""
+    encoder_weights: Path | None = None
+    """Local weights file of the encoder."""
+    hub_repo: Path | None = None
+    """Local clone of the encoder's torch.hub repository."""
+    preset: str = "default"
+    """Sizes: default (two CPU cores) or paper (a GPU)."""
+    steps: int | None = None
+    """Optimiser steps."""
+    batch: int | None = None
+    """Windows a step."""
+    lr: float | None = None
+    """Peak learning rate."""
+    groups: int | None = None
+    """Random attention groups; 1 trains without grouping (the ablation)."""
+    horizon: int | None = None
+    """Imagined frames of a training rollout."""
+    validate_every: int | None = None
+    """Steps between validations."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Continue the run in --output bit for bit from its last checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    dtype: str = "auto"
+    """Precision of weights and activations: auto, bfloat16 or float32."""
+    seed: int = 0
+    """Seed of weights, windows and groups."""
+    output: Path | None = None
+    """Folder for checkpoint/, metrics.json, training.png and the TensorBoard log; runs/ENV when left out."""
+
+    def run(self) -> int:
+        env = make_env(self.env)
+        device = choose_device(self.device)
+        dtype = choose_dtype(self.dtype, device)
+        sizes, usual = preset(self.preset), environment_settings(env.name)
+        given = {
+            field.name: getattr(self, field.name)
+            for field in fields(TrainConfig)
+            if getattr(self, field.name, None) is not None
+        }
+        config = replace(
+            TrainConfig(), **({"steps": usual.train_steps} | sizes.train | given | {"seed": self.seed})
+        )
+        encoder = load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
+        dataset = self.open_dataset(env)
+        folder = output_folder(self.output or Path("runs") / env.name)
+        encoder.to(dtype)
+        with progress_bar("encoding") as progress:
+            tokens = TokenCache(dataset, encoder, progress=progress)
+        encoder.float()
+        frames = sizes.model["history"] + config.horizon
+        train_episodes, held_out = dataset.split()
+        train = Windows(dataset, tokens, frames, env.frameskip, train_episodes)
+        validation = Windows(dataset, tokens, frames, env.frameskip, held_out)
+        torch.manual_seed(self.seed)
+        action_dim = dataset.action.shape[1]
+        model = WorldModel(
+            encoder,
+            PredictorConfig(
+                encoder.dim, encoder.grid, dataset.proprio.shape[1], action_dim * env.frameskip, **sizes.model
+            ),
+            env.name,
+            env.frameskip,
+            {"dataset": {"hash": dataset.hash, "episodes": dataset.episodes, "rows": dataset.rows}, "preset": self.preset},
+        )
+        rows = np.concatenate([np.arange(o, o + n) for o, n in zip(dataset.offsets, dataset.lengths)][: len(train_episodes)])
+        model.standardizer.fit(tokens.statistics(rows) | column_statistics(dataset, rows))
+        model.place(device)
+        trainer = Trainer(model, train, validation, folder, config, dtype)
+        if self.resume and trainer.resume():
+            print(f"continuing at step {trainer.step} of {config.steps}")
+        with SummaryWriter(folder / "tensorboard", purge_step=trainer.step) as board, progress_bar("training") as bar:
+            seen = len(trainer.metrics)
+
+            def on_step(run: Trainer, values: dict[str, float]) -> None:
+                nonlocal seen
+                bar(run.step, config.steps, f"loss {values['loss']:.3f}")
+                if run.step % 20 == 0:
+                    for name, value in values.items():
+                        board.add_scalar(f"train/{name}", value, run.step)
+                if len(run.metrics) > seen:
+                    seen = len(run.metrics)
+                    for drop, result in run.metrics[-1]["validation"].items():
+                        board.add_scalar(f"validation/{drop}/tokens_ratio", result["ratio"], run.step)
+                        board.add_scalar(
+                            f"validation/{drop}/proprio_ratio", float(np.mean(result["proprio_ratio"])), run.step
+                        )
+
+            trainer.run(on_step)
+        if trainer.metrics:
+            plot_training(folder / "training.png", trainer.metrics, f"{env.name}, {encoder.name}")
+            last = trainer.metrics[-1]["validation"]
+            print(
+                f"rollout error over {config.horizon} steps, as a share of copying the last frame: "
+                + ", ".join(f"{name.replace('_', ' ')} {value['ratio']:.3f}" for name, value in last.items())
+            )
+        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} min; checkpoint in {folder / 'checkpoint'}")
+        print(f"plan with it: sparsewm plan --env {env.name} --checkpoint {folder / 'checkpoint'}")
+        return 0
+
+    def open_dataset(self, env: GoalEnv) -> Dataset:
+        """The given dataset, or the usual one, recorded first where it is not there."""
+        if self.dataset is not None:
+            return Dataset(self.dataset, env.name)
+        path, usual = Path("data") / f"{env.name}.h5", environment_settings(env.name)
+        if not path.is_file():
+            with progress_bar(f"recording {env.name}") as progress:
+                collect(env.name, usual.episodes, path, steps=usual.steps, progress=progress)
+        return Dataset(path, env.name)
+
+
+def column_statistics(dataset: Dataset, rows: np.ndarray) -> dict[str, Any]:
+    """Mean and deviation of proprioception and action over rows."""
+    return {
+        "proprio_mean": dataset.proprio[rows].mean(0),
+        "proprio_std": dataset.proprio[rows].std(0),
+        "action_mean": dataset.action[rows].mean(0),
+        "action_std": dataset.action[rows].std(0),
+    }

@@ -1,0 +1,8 @@
+"""Offline data: recording, files, encoded tokens, training windows."""
+
+from sparsewm.data.collect import collect
+from sparsewm.data.dataset import Dataset, DatasetWriter
+from sparsewm.data.tokens import TokenCache
+from sparsewm.data.windows import Windows
+
+__all__ = ["Dataset", "DatasetWriter", "TokenCache", "Windows", "collect"]

@@ -1,0 +1,158 @@
+"""Scripted exploratory data, recorded by parallel processes.
+
+Episodes are recorded in parts of a few dozen, each a small complete dataset of its own in `E.h5.parts/`; when all are there
+they are joined into `E.h5`. An interruption at any moment costs at most the parts in progress, and the
+same command continues. Episode i depends on (seed, i) alone, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+
+import envs
+from envs import GoalEnv
+from envs.policies import exploration_policy
+from sparsewm.data.dataset import COLUMNS, DatasetWriter
+from sparsewm.errors import UserError
+from sparsewm.files import disk_errors
+
+PART = 25  # episodes recorded and kept together
+STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100}
+"""Environment steps of an episode."""
+
+
+def explore(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """States (steps + 1, D) and actions (steps, A) of one exploratory episode, a pure function of (seed, episode)."""
+    rng = np.random.default_rng([seed, episode])
+    env.reset(seed=int(rng.integers(2**31)))
+    policy = exploration_policy(env, rng)
+    states, actions = [env.state], []
+    policy.reset(states[0])
+    for _ in range(steps):
+        action = np.asarray(policy.act(states[-1]), np.float32)
+        states.append(env.rollout_states(states[-1], action[None, None])[0, -1])
+        actions.append(action)
+    return np.stack(states), np.stack(actions)
+
+
+def record_episode(env: GoalEnv, seed: int, episode: int, steps: int) -> dict[str, np.ndarray]:
+    """The rows of one exploratory episode, columns as in `sparsewm.data.dataset`."""
+    states, actions = explore(env, seed, episode, steps)
+    return {
+        "pixels": env.render_states(states),
+        "action": np.concatenate([actions, np.zeros_like(actions[:1])]).astype(np.float32),
+        "proprio": np.stack([env.proprio_of(state) for state in states]).astype(np.float32),
+        "state": states.astype(np.float64),
+    }
+
+
+def _record_part(job: tuple[str, int, int, int, int, str, dict[str, Any], int]) -> int:
+    name, first, stop, seed, steps, path, attributes, resolution = job
+    env = envs.make(name, resolution=resolution)
+    try:
+        with DatasetWriter(path, attributes) as writer:
+            for episode in range(first, stop):
+                writer.append(record_episode(env, seed, episode, steps))
+    finally:
+        env.close()
+    return stop - first
+
+
+def _quiet_worker() -> None:
+    """Workers share the machine already: no threads inside them."""
+    cv2.setNumThreads(1)
+
+
+def collect(
+    environment: str,
+    episodes: int,
+    path: str | Path,
+    workers: int = 2,
+    seed: int = 0,
+    steps: int | None = None,
+    resolution: int = 112,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Record exploratory episodes into one HDF5 file.
+
+    Args:
+        environment: its name. episodes: how many. path: the `.h5` file; an existing complete file is kept.
+        workers: processes. seed: of everything. steps: environment steps an episode, None for the usual.
+        resolution: side of the pictures in pixels.
+        progress: called with the episodes done and wanted.
+
+    Raises:
+        UserError: a flag is out of range, the disk is full, or the parts belong to other settings.
+    """
+    path = Path(path)
+    steps = STEPS.get(environment, 100) if steps is None else steps
+    for flag, value in (("--episodes", episodes), ("--workers", workers), ("--steps", steps)):
+        if value < 1:
+            raise UserError(f"{flag} must be at least 1, got {value}")
+    spec = envs.make(environment, resolution=resolution)
+    attributes: dict[str, Any] = {
+        "environment": environment,
+        "frameskip": spec.frameskip,
+        "seed": seed,
+        "steps": steps,
+        "resolution": resolution,
+        "policy": "exploration",
+        "version": 1,
+        "action_low": spec.action_space.low,
+        "action_high": spec.action_space.high,
+    }
+    spec.close()
+    if path.is_file():
+        if _same_recording(path, attributes, episodes):
+            return path
+        raise UserError(f"{path} exists and was recorded with other settings: delete it or give another --output")
+    parts = path.with_name(path.name + ".parts")
+    jobs, waiting = [], []
+    for first in range(0, episodes, PART):
+        stop = min(first + PART, episodes)
+        part = parts / f"{first:06d}-{stop:06d}.h5"
+        jobs.append(part)
+        if not (part.is_file() and _same_recording(part, attributes, stop - first)):
+            waiting.append((environment, first, stop, seed, steps, str(part), attributes, resolution))
+    done = episodes - sum(job[2] - job[1] for job in waiting)
+    with disk_errors(path):
+        parts.mkdir(parents=True, exist_ok=True)
+    if progress is not None:
+        progress(done, episodes)
+    if waiting:
+        with mp.get_context("spawn").Pool(min(workers, len(waiting)), initializer=_quiet_worker) as pool:
+            for count in pool.imap_unordered(_record_part, waiting):
+                done += count
+                if progress is not None:
+                    progress(done, episodes)
+    _join(jobs, path, attributes)
+    shutil.rmtree(parts)
+    return path
+
+
+def _join(parts: list[Path], path: Path, attributes: dict[str, Any]) -> None:
+    """One file out of many; it appears only when complete."""
+    with DatasetWriter(path, attributes) as writer:
+        for part in parts:
+            with h5py.File(part, "r") as file:
+                columns = {name: file[name][:] for name in COLUMNS}
+                for offset, length in zip(file["ep_offset"][:], file["ep_len"][:]):
+                    writer.append({name: values[offset : offset + length] for name, values in columns.items()})
+
+
+def _same_recording(path: Path, attributes: dict[str, Any], episodes: int) -> bool:
+    """Whether a complete file holds these episodes."""
+    try:
+        with h5py.File(path, "r") as file:
+            same = all(np.array_equal(file.attrs.get(key), value) for key, value in attributes.items())
+            return same and len(file["ep_len"]) == episodes
+    except (OSError, KeyError):
+        return False

@@ -1,0 +1,94 @@
+"""Encoded tokens of a dataset, computed once and kept beside it in a memory-mapped file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsewm.data.dataset import Dataset
+from sparsewm.encoders import PatchEncoder
+from sparsewm.files import disk_errors, write_json
+
+CHECK_EVERY = 2048  # rows between two notes of progress
+
+
+class TokenCache:
+    """Raw patch tokens of every row of a dataset, bfloat16 (rows, N, D), memory-mapped.
+
+    The name of the file carries the hashes of dataset and encoder: another dataset or another encoder is
+    another file. An interrupted build goes on where it stopped.
+
+    Args:
+        dataset: its pictures. encoder: frozen, on its device.
+        directory: where to keep the file; beside the dataset when None.
+        progress: called with the rows done and the number of rows.
+
+    Raises:
+        UserError: the disk is full.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        encoder: PatchEncoder,
+        directory: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        folder = Path(directory) if directory is not None else dataset.path.parent
+        key = f"{dataset.path.stem}.tokens-{dataset.hash[:10]}-{encoder.hash[:10]}"
+        self.path = folder / f"{key}.bin"
+        self.shape = (dataset.rows, encoder.tokens, encoder.dim)
+        size = 2 * int(np.prod(self.shape))
+        if not (self.path.is_file() and self.path.stat().st_size == size):
+            self._build(dataset, encoder, progress)
+        self.values = np.memmap(self.path, np.uint16, "r", shape=self.shape)
+
+    def _build(
+        self, dataset: Dataset, encoder: PatchEncoder, progress: Callable[[int, int], None] | None
+    ) -> None:
+        partial, note = self.path.with_suffix(".partial"), self.path.with_suffix(".partial.json")
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            done = 0
+            if partial.is_file() and note.is_file():
+                done = json.loads(note.read_text())["rows"]
+            values = np.memmap(partial, np.uint16, "r+" if done else "w+", shape=self.shape)
+            for start in range(done, dataset.rows, CHECK_EVERY):
+                stop = min(start + CHECK_EVERY, dataset.rows)
+                pixels = dataset.pixels[start:stop]
+                for first in range(0, stop - start, 128):
+                    values[start + first : min(start + first + 128, stop)] = encode_bits(
+                        encoder, pixels[first : first + 128]
+                    )
+                values.flush()
+                write_json(note, {"rows": stop})
+                if progress is not None:
+                    progress(stop, dataset.rows)
+            del values
+            partial.replace(self.path)
+            note.unlink(missing_ok=True)
+
+    def rows(self, rows: np.ndarray) -> Tensor:
+        """Tokens of rows (any shape): bfloat16 (*rows.shape, N, D)."""
+        return torch.from_numpy(self.values[rows]).view(torch.bfloat16)
+
+    def statistics(self, rows: np.ndarray, samples: int = 8192, seed: int = 0) -> dict[str, Tensor]:
+        """`token_mean` (N, D) and `token_std` (D,) of the deviations from it, over a sample of `rows`."""
+        picked = np.sort(np.random.default_rng(seed).choice(rows, min(samples, len(rows)), replace=False))
+        tokens = self.rows(picked).float()
+        mean = tokens.mean(0)
+        return {"token_mean": mean, "token_std": (tokens - mean).square().mean((0, 1)).sqrt()}
+
+
+@torch.inference_mode()
+def encode_bits(encoder: PatchEncoder, pixels: np.ndarray) -> np.ndarray:
+    """Tokens of frames (B, R, R, 3) as the bits of bfloat16: uint16 (B, N, D)."""
+    patches = encoder.encode(pixels).patches
+    return patches.to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
+
+

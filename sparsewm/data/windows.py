@@ -1,0 +1,66 @@
+"""Windows of consecutive model frames, the training samples of a world model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsewm.data.dataset import Dataset
+from sparsewm.data.tokens import TokenCache
+from sparsewm.errors import UserError
+
+
+class Windows:
+    """All windows of `frames` model frames inside the given episodes.
+
+    Args:
+        dataset, tokens: the recorded data and its encoded frames.
+        frames: T, model frames of a window (history + horizon).
+        frameskip: environment steps between two of them.
+        episodes: which episodes.
+
+    Raises:
+        UserError: no episode is long enough.
+    """
+
+    def __init__(
+        self, dataset: Dataset, tokens: TokenCache, frames: int, frameskip: int, episodes: np.ndarray
+    ) -> None:
+        self.dataset, self.tokens, self.frames, self.frameskip = dataset, tokens, frames, frameskip
+        span = (frames - 1) * frameskip
+        lengths, offsets = dataset.lengths[episodes], dataset.offsets[episodes]
+        counts = np.maximum(lengths - span, 0)
+        if counts.sum() == 0:
+            raise UserError(
+                f"no episode of {dataset.path} is long enough: {frames} frames {frameskip} steps apart need {span + 1} "
+                f"rows, the longest has {int(lengths.max(initial=0))}; collect longer episodes or lower history, "
+                "horizon or frameskip"
+            )
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.starts = np.repeat(offsets, counts) + within  # first row of each window
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batch(self, windows: np.ndarray) -> dict[str, Tensor]:
+        """Windows by number (B,).
+
+        Returns:
+            `tokens` bfloat16 (B, T, N, D) raw, `proprio` float32 (B, T, P) raw, `action` float32
+            (B, T-1, frameskip * A), `state` float64 (B, T, D_state).
+        """
+        starts = self.starts[windows]
+        rows = starts[:, None] + self.frameskip * np.arange(self.frames)
+        steps = starts[:, None] + np.arange((self.frames - 1) * self.frameskip)
+        action = self.dataset.action[steps].reshape(len(starts), self.frames - 1, -1)
+        return {
+            "tokens": self.tokens.rows(rows),
+            "proprio": torch.from_numpy(self.dataset.proprio[rows]),
+            "action": torch.from_numpy(action),
+            "state": torch.from_numpy(self.dataset.state[rows]),
+        }
+
+    def sample(self, rng: np.random.Generator, batch_size: int) -> dict[str, Tensor]:
+        """A random batch, with replacement, a pure function of the generator's state."""
+        return self.batch(np.sort(rng.integers(len(self.starts), size=batch_size)))

@@ -1,0 +1,192 @@
+"""The embedded default: a small vision transformer trained by this project, shipped with it.
+
+The network is an ordinary ViT with strong two-dimensional sine-cosine positions (small learned ones are
+drowned by unit-size patch embeddings, and tokens stay local). How it was trained stands in
+`sparsewm/encoders/pretraining.py`; the model card beside the weights has the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash
+from sparsewm.errors import UserError
+
+POOLING = (1.0, 2.5)
+"""Widths, in patches, of the Gaussian averages joined to every token."""
+
+EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "encoder" / "model.safetensors"
+
+
+def sincos_positions(rows: int, cols: int, dim: int) -> Tensor:
+    """Two-dimensional sine-cosine position code (rows * cols, dim) over cell centres in [0, 1].
+
+    Wavelengths run from twice the picture to two cells, so that neighbours are told apart and the
+    coarse place is linear in the lowest frequencies. `dim` is a multiple of four.
+    """
+    if dim % 4:
+        raise ValueError(f"the position code needs a dimension divisible by 4, got {dim}")
+    quarter = dim // 4
+    frequencies = torch.logspace(math.log2(0.5), math.log2(max(rows, cols) / 2), quarter, base=2.0)
+    y = (torch.arange(rows) + 0.5) / rows
+    x = (torch.arange(cols) + 0.5) / cols
+    angle_y = 2 * math.pi * y[:, None] * frequencies  # (rows, quarter)
+    angle_x = 2 * math.pi * x[:, None] * frequencies
+    code_y = torch.cat([angle_y.sin(), angle_y.cos()], -1)[:, None].expand(rows, cols, -1)
+    code_x = torch.cat([angle_x.sin(), angle_x.cos()], -1)[None].expand(rows, cols, -1)
+    return torch.cat([code_y, code_x], -1).reshape(rows * cols, dim)
+
+
+def gaussian_pooling(rows: int, cols: int, sigma: float) -> Tensor:
+    """Matrix (N, N) that replaces every patch by a Gaussian average of its surroundings, `sigma` in patches."""
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    place = torch.stack([y.flatten(), x.flatten()], -1).float()
+    weights = torch.exp(-torch.cdist(place, place).square() / (2 * sigma**2))
+    return weights / weights.sum(1, keepdim=True)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with explicit attention.
+
+    Explicit products beat fused attention here: at a few dozen tokens a picture the fused CPU kernel is
+    several times slower in bfloat16, backward above all.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, mlp)
+        self.down = nn.Linear(mlp, dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, D) -> (B, L, D) and the attention weights (B, heads, L, L)."""
+        b, length, dim = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(b, length, dim))
+        return x + self.down(F.gelu(self.up(self.norm2(x)))), weights
+
+
+class ViT(PatchEncoder):
+    """Small vision transformer.
+
+    Args:
+        resolution: side of the square input in pixels, a multiple of `patch`.
+        patch: side of a patch in pixels.
+        width, depth, heads: transformer width, blocks, attention heads.
+        dim: size D of the tokens that come out.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 112,
+        patch: int = 14,
+        width: int = 192,
+        depth: int = 5,
+        heads: int = 3,
+        dim: int = 64,
+    ) -> None:
+        super().__init__()
+        self.name, self.hash = "embedded", ""
+        self.resolution, self.patch, self.width, self.dim = resolution, patch, width, dim
+        self.embed = nn.Linear(3 * patch * patch, width)
+        self.cls = nn.Parameter(torch.randn(width) * 0.02)
+        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.register_buffer("positions", sincos_positions(*self.grid, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear((1 + len(POOLING)) * width, width)
+        self.project = nn.Linear(width, dim)
+        pools = torch.cat([gaussian_pooling(*self.grid, sigma) for sigma in POOLING])
+        self.register_buffer("pools", pools, persistent=False)  # (len(POOLING) * N, N)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for layer in (block.qkv, block.out, block.up, block.down):
+                nn.init.trunc_normal_(layer.weight, std=width**-0.5)
+                nn.init.zeros_(layer.bias)
+            for layer in (block.out, block.down):
+                with torch.no_grad():
+                    layer.weight.mul_((2 * depth) ** -0.5)
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, R, R) -> embedded patches with positions (B, N, width)."""
+        rows, cols = self.grid
+        x = images.view(images.shape[0], 3, rows, self.patch, cols, self.patch)
+        x = x.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * cols, -1)
+        return self.embed(x) + self.positions.to(x.dtype)
+
+    def transform(self, patches: Tensor, attention: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Embedded patches (B, N, width) -> tokens (B, N, D), CLS (B, D), attention (B, N) or None.
+
+        After the blocks every token is joined with Gaussian averages of its surroundings, a few patches
+        wide, before the last two layers: a token so knows about objects that have left its patch.
+        """
+        b, n, _ = patches.shape
+        x = torch.cat([self.cls.to(patches.dtype).expand(b, 1, -1), patches], 1)
+        weights = None
+        for block in self.blocks:
+            x, weights = block(x)
+        x = self.norm(x)
+        around = (self.pools.to(x.dtype) @ x[:, 1:]).view(b, len(POOLING), n, -1).permute(0, 2, 1, 3).flatten(2)
+        whole = x[:, :1].repeat(1, 1, 1 + len(POOLING))
+        x = torch.cat([whole, torch.cat([x[:, 1:], around], -1)], 1)
+        x = self.project(F.gelu(self.mix(x)))
+        to_patches = weights.mean(1)[:, 0, 1:] if attention and weights is not None else None
+        return x[:, 1:], x[:, 0], to_patches
+
+    def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
+        patches, cls, weights = self.transform(self.patchify(self.preprocess(pixels)), attention)
+        return PatchFeatures(patches, cls, self.grid, weights)
+
+
+def load_embedded(weights: str | Path | None = None) -> ViT:
+    """The shipped encoder, or another file written by `scripts/pretrain_encoder.py`.
+
+    Raises:
+        UserError: file missing, truncated, or of another architecture.
+    """
+    path = Path(weights) if weights is not None else EMBEDDED_WEIGHTS
+    if not path.is_file():
+        raise UserError(f"no encoder weights at {path}: give --encoder-weights the path of a .safetensors file")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}): fetch or copy it again") from None
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    if "embed.weight" not in state or "project.weight" not in state or depth == 0:
+        raise UserError(f"{path} holds no embedded encoder: train one with scripts/pretrain_encoder.py")
+    width, pixels = state["embed.weight"].shape
+    patch, dim = round((pixels / 3) ** 0.5), state["project.weight"].shape[0]
+    encoder = ViT(patch=patch, width=width, depth=depth, heads=max(1, width // 64), dim=dim)
+    try:
+        encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    except RuntimeError:
+        raise UserError(
+            f"{path} has tensors that do not fit the embedded encoder: train one with scripts/pretrain_encoder.py"
+        ) from None
+    encoder.hash = weights_hash(encoder)
+    encoder.freeze()
+    return encoder
+
+
+def random_twin(encoder: ViT, seed: int = 0) -> ViT:
+    """The same network with untrained weights: the control of every encoder gate."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = max(1, encoder.width // 64)
+        twin = ViT(encoder.resolution, encoder.patch, encoder.width, len(encoder.blocks), heads, encoder.dim)
+    twin.name, twin.hash = "random", weights_hash(twin)
+    twin.freeze()
+    return twin

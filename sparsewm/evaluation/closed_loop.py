@@ -1,0 +1,294 @@
+"""Closed-loop evaluation: plan, execute, look, plan again, until the goal is reached or the budget is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from envs import GoalEnv
+from planners import MPC, Plan, PlanningProblem
+from sparsewm.data.collect import explore
+from sparsewm.errors import UserError
+from sparsewm.evaluation.statistics import quartiles, wilson
+from sparsewm.model.problem import LatentProblem, Selection
+from sparsewm.model.world_model import Latent, WorldModel
+
+HELD_OUT = 977_000_000
+"""Seeds of held-out trajectories start here; collected data never reaches it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Start and goal of one episode: states (D,), and the seed they come from."""
+
+    start: np.ndarray
+    goal: np.ndarray
+    seed: int
+
+
+def make_tasks(
+    env: GoalEnv, episodes: int, seed: int = 0, source: str | None = None, offset: int | None = None
+) -> list[Task]:
+    """Starts and goals of an evaluation; task i is a function of (seed + i).
+
+    Args:
+        source: "random": start and goal as `env.reset` draws them; "trajectory": two states `offset` environment steps
+            apart in a scripted trajectory that no dataset contains. None: the environment's own.
+    """
+    source, offset = source or env.goal_source, offset or env.goal_offset
+    if source not in ("random", "trajectory"):
+        raise UserError(f"--goal-source must be random or trajectory, not '{source}'")
+    if offset < 1:
+        raise UserError(f"--goal-offset must be at least 1 environment step, got {offset}")
+    tasks = []
+    for i in range(seed, seed + episodes):
+        if source == "random":
+            env.reset(seed=i)
+            tasks.append(Task(env.state, env.goal.copy(), i))
+        else:
+            states, _ = explore(env, HELD_OUT, i, max(100, offset))
+            first = int(np.random.default_rng([HELD_OUT, i, 1]).integers(len(states) - offset))
+            tasks.append(Task(states[first], states[first + offset], i))
+    return tasks
+
+
+@dataclass
+class Trace:
+    """What happened in one episode.
+
+    Attributes:
+        states: every environment step, (steps + 1) x (D,). actions: those between, steps x (A,). success: whether the goal was reached.
+        plans: per re-plan: the step it was made at, the patches kept in its last iteration (M,) or None, its cost.
+        seconds_per_iteration, seconds_per_plan: one entry each, per episode of the batch.
+    """
+
+    task: Task
+    states: list[np.ndarray]
+    actions: list[np.ndarray] = field(default_factory=list)
+    success: bool = False
+    plans: list[dict[str, Any]] = field(default_factory=list)
+    seconds_per_iteration: list[float] = field(default_factory=list)
+    seconds_per_plan: list[float] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps taken."""
+        return len(self.states) - 1
+
+
+class Policy(Protocol):
+    """Acts for a batch of episodes."""
+
+    def begin(self, traces: Sequence[Trace]) -> None:
+        """New episodes; their tasks say start and goal."""
+
+    def act(self, active: np.ndarray) -> np.ndarray:
+        """Actions (active episodes, n, A) to execute now, `active` being their numbers; may note plans in the traces."""
+
+
+class Still:
+    """Does nothing: zero actions."""
+
+    def __init__(self, env: GoalEnv) -> None:
+        self.env = env
+
+    def begin(self, traces: Sequence[Trace]) -> None:
+        """Nothing to prepare."""
+
+    def act(self, active: np.ndarray) -> np.ndarray:
+        return np.zeros((len(active), self.env.frameskip, self.env.action_dim))
+
+
+class RandomActions:
+    """Uniformly random actions; each episode has its own seed."""
+
+    def __init__(self, env: GoalEnv) -> None:
+        self.env = env
+
+    def begin(self, traces: Sequence[Trace]) -> None:
+        self._rngs = [np.random.default_rng([trace.task.seed, 7]) for trace in traces]
+
+    def act(self, active: np.ndarray) -> np.ndarray:
+        space, shape = self.env.action_space, (self.env.frameskip, self.env.action_dim)
+        return np.stack([self._rngs[i].uniform(space.low, space.high, shape) for i in active])
+
+
+ProblemMaker = Callable[[Sequence[Trace], np.ndarray], PlanningProblem]
+
+
+class Planned:
+    """Executes the first actions of plans.
+
+    Args:
+        env: gives frameskip and action size. mpc: planner with its warm starts.
+        make_problem: problem of the active episodes from their traces.
+    """
+
+    def __init__(self, env: GoalEnv, mpc: MPC, make_problem: ProblemMaker) -> None:
+        self.env, self.mpc, self.make_problem = env, mpc, make_problem
+
+    def begin(self, traces: Sequence[Trace]) -> None:
+        self.traces = traces
+        self.mpc.reset()
+
+    def act(self, active: np.ndarray) -> np.ndarray:
+        started = time.perf_counter()
+        problem = self.make_problem(self.traces, active)
+        mask = torch.zeros(len(self.traces), dtype=torch.bool)
+        mask[torch.as_tensor(active)] = True
+        plan: Plan = self.mpc.plan(problem, mask)
+        seconds = (time.perf_counter() - started) / len(active)
+        kept = getattr(problem, "patches", None)
+        for row, episode in enumerate(active):
+            trace = self.traces[episode]
+            trace.seconds_per_plan.append(seconds)
+            trace.seconds_per_iteration += [s / len(active) for s in plan.seconds_per_iteration]
+            trace.plans.append(
+                {
+                    "step": trace.steps,
+                    "kept": None if kept is None else kept[row].cpu().numpy(),
+                    "cost": float(plan.cost[row]),
+                }
+            )
+        actions = plan.actions[:, : self.mpc.execute].cpu().numpy()
+        return actions.reshape(len(active), -1, self.env.action_dim)
+
+
+class ModelProblems:
+    """Makes the world model's planning problems from what the camera has seen so far.
+
+    Args:
+        model: the world model. env: renders what the camera sees.
+        horizon, drop, alpha, selection: see `LatentProblem`. seed: of the drop masks.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        env: GoalEnv,
+        horizon: int,
+        drop: float,
+        alpha: float,
+        seed: int,
+        selection: Selection = "random",
+        chunk: int = 0,
+    ) -> None:
+        self.model, self.env, self.horizon, self.drop, self.alpha = model, env, horizon, drop, alpha
+        self.selection, self.chunk = selection, chunk
+        self.generator = torch.Generator(device="cpu").manual_seed(seed)
+        self.low, self.high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
+
+    def observe(self, states: Sequence[np.ndarray]) -> Latent:
+        """What the camera and the robot's sensors give in these states."""
+        pixels = self.env.render_states(np.stack(list(states)))
+        return self.model.encode(pixels, np.stack([self.env.proprio_of(state) for state in states]))
+
+    def __call__(self, traces: Sequence[Trace], active: np.ndarray) -> LatentProblem:
+        rows = [traces[i] for i in active]
+        skip = self.env.frameskip
+        depth = min(self.model.history - 1, rows[0].steps // skip)
+        history = []
+        for back in range(depth, 0, -1):  # oldest first
+            frame = self.observe([trace.states[-1 - back * skip] for trace in rows])
+            done = np.stack([np.stack(trace.actions[len(trace.actions) - back * skip :][:skip]) for trace in rows])
+            history.append((frame, torch.as_tensor(done, dtype=torch.float32).flatten(1).to(self.model.device)))
+        return LatentProblem(
+            self.model,
+            self.observe([trace.states[-1] for trace in rows]),
+            self.observe([trace.task.goal for trace in rows]),
+            self.low,
+            self.high,
+            horizon=self.horizon,
+            drop=self.drop,
+            alpha=self.alpha,
+            history=history,
+            generator=self.generator,
+            selection=self.selection,
+            chunk=self.chunk,
+        )
+
+
+def run_episodes(
+    env: GoalEnv,
+    tasks: Sequence[Task],
+    policy: Policy,
+    budget: int,
+    batch: int = 1,
+    on_plan: Callable[[int, int, Trace], None] | None = None,
+    on_episode: Callable[[int, Trace], None] | None = None,
+) -> list[Trace]:
+    """Run the tasks, `batch` at a time.
+
+    Args:
+        budget: environment steps an episode may take. An episode succeeds at the first state that counts as
+            success, at every environment step.
+        on_plan: called with (episode, re-plan, trace) after every decision; on_episode: with (episode, trace) at the end.
+    """
+    traces: list[Trace] = []
+    for first in range(0, len(tasks), batch):
+        group = [Trace(task, [task.start]) for task in tasks[first : first + batch]]
+        for trace in group:
+            trace.success = env.is_success(trace.task.start, trace.task.goal)
+        policy.begin(group)
+        decision = 0
+        while True:
+            active = np.array([i for i, t in enumerate(group) if not t.success and t.steps < budget], dtype=int)
+            if not len(active):
+                break
+            actions = policy.act(active)
+            for i, sequence in zip(active, actions, strict=True):
+                trace = group[i]
+                for action in sequence[: budget - trace.steps]:
+                    after = env.rollout_states(trace.states[-1], np.asarray(action)[None, None])[0, -1]
+                    trace.states.append(after)
+                    trace.actions.append(np.asarray(action))
+                    if env.is_success(after, trace.task.goal):
+                        trace.success = True
+                        break
+                if on_plan is not None:
+                    on_plan(first + int(i), decision, trace)
+            decision += 1
+        for i, trace in enumerate(group):
+            if on_episode is not None:
+                on_episode(first + i, trace)
+        traces += group
+    return traces
+
+
+def summarize(env: GoalEnv, traces: Sequence[Trace]) -> dict[str, Any]:
+    """Success rate with its 95% Wilson interval, timings, and one entry per episode."""
+    episodes = []
+    for trace in traces:
+        distances = env.distance(trace.states[-1], trace.task.goal)
+        initial = env.distance(trace.task.start, trace.task.goal)
+        entry: dict[str, Any] = {"success": trace.success, "steps": trace.steps, "seed": trace.task.seed}
+        entry["distance"] = {name: round(float(value), 4) for name, value in distances.items()}
+        entry["initial_distance"] = {name: round(float(value), 4) for name, value in initial.items()}
+        episodes.append(entry)
+    successes = sum(trace.success for trace in traces)
+    result = {
+        "success_rate": successes / len(traces),
+        "success_ci95": list(wilson(successes, len(traces))),
+        "seconds_per_iteration": quartiles([s for trace in traces for s in trace.seconds_per_iteration]),
+        "seconds_per_plan": quartiles([s for trace in traces for s in trace.seconds_per_plan]),
+        "per_episode": episodes,
+    }
+    moved = [e["success"] for e in episodes if object_moves(env, e["initial_distance"])]
+    if env.name == "pusht":
+        result["moved"] = {
+            "episodes": len(moved),
+            "success_rate": sum(moved) / max(1, len(moved)),
+            "success_ci95": list(wilson(sum(moved), len(moved))),
+        }
+    return result
+
+
+def object_moves(env: GoalEnv, distance: dict[str, float]) -> bool:
+    """Whether a goal asks for more than moving the agent: on PushT, the T by over 20 px or 20 degrees."""
+    return env.name == "pusht" and (distance["block"] > 20 or distance["angle"] > np.pi / 9)
+

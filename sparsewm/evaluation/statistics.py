@@ -1,0 +1,38 @@
+"""Small statistics and readings that every table needs."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def wilson(successes: int, episodes: int, z: float = 1.96) -> tuple[float, float]:
+    """95% score interval of a success rate (Wilson 1927); (0, 1) without episodes."""
+    if episodes == 0:
+        return 0.0, 1.0
+    rate = successes / episodes
+    scale = 1 + z**2 / episodes
+    middle = (rate + z**2 / (2 * episodes)) / scale
+    half = z * math.sqrt(rate * (1 - rate) / episodes + z**2 / (4 * episodes**2)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float] | None:
+    """Median and quartiles ``{"median", "p25", "p75"}``, None without values."""
+    if not values:
+        return None
+    p25, median, p75 = np.percentile(values, [25, 50, 75])
+    return {"median": float(median), "p25": float(p25), "p75": float(p75)}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory so far in bytes: of the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

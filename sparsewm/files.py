@@ -1,0 +1,114 @@
+"""Files: written to a temporary name and renamed when complete, read without pickle."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparsewm.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn a full disk, a forbidden or a missing folder into a `UserError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if _is_full(error):
+            raise UserError(
+                f"the disk is full while writing {path}: free some space or choose another --output"
+            ) from None
+        if error.errno in _FORBIDDEN:
+            raise UserError(
+                f"cannot write {path} ({os.strerror(error.errno)}): choose another --output"
+            ) from None
+        raise
+
+
+def _is_full(error: OSError) -> bool:
+    # HDF5 passes some errors of the system on as text only
+    return error.errno in _FULL or any(f"errno = {number}," in str(error) for number in _FULL)
+
+
+@contextmanager
+def atomic_path(path: str | Path, temporary: Path | None = None) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block succeeds, and vanishes otherwise.
+
+    Args:
+        path: the file to write; missing folders are made.
+        temporary: the temporary name, on the same disk; by default a new one in the same folder. Large files
+            have a fixed one, so that killed runs leave one behind at most.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary is None:
+            handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def require_space(path: str | Path, size: int) -> None:
+    """Raise a `UserError` when the disk of the file `path` has no room for `size` bytes more."""
+    with disk_errors(path):
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"the disk is too full for {path}: it needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "free some space or choose another --output"
+        )
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write indented JSON atomically. Raises ValueError on NaN, which JSON does not know."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; a missing or damaged file is a `UserError`."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable JSON file ({error}): write it again") from None
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

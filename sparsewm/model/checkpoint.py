@@ -1,0 +1,142 @@
+"""Checkpoints: a folder of `model.safetensors`, `config.yaml`, `metadata.json`; written atomically, read without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sparsewm.encoders import PatchEncoder, load_encoder
+from sparsewm.errors import UserError, suggest
+from sparsewm.files import disk_errors
+from sparsewm.model.predictor import PredictorConfig
+from sparsewm.model.world_model import WorldModel
+
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+FILES = ("model.safetensors", "config.yaml", "metadata.json")
+
+
+def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a checkpoint folder; the previous one stays until the new one is complete.
+
+    Weights are stored in bfloat16, statistics in float32.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            tensors = {f"predictor.{k}": v.bfloat16().contiguous() for k, v in model.predictor.state_dict().items()}
+            tensors |= {f"standardizer.{k}": v.float() for k, v in model.standardizer.state_dict().items()}
+            save_file({k: v.cpu() for k, v in tensors.items()}, temporary / FILES[0])
+            config = dataclasses.asdict(model.config) | {"grid": list(model.config.grid)}
+            (temporary / FILES[1]).write_text(yaml.safe_dump(config, sort_keys=False))
+            information = {
+                "environment": model.environment,
+                "frameskip": model.frameskip,
+                "encoder": {"name": model.encoder.name, "hash": model.encoder.hash},
+            }
+            information |= model.metadata | (metadata or {})
+            (temporary / FILES[2]).write_text(json.dumps(information, indent=2) + "\n")
+            old = path.with_name(f".{path.name}-old")
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(path, old)
+            os.rename(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return path
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    environment: str | None = None,
+    encoder: PatchEncoder | None = None,
+    encoder_name: str | None = None,
+    encoder_weights: str | Path | None = None,
+    hub_repo: str | Path | None = None,
+) -> WorldModel:
+    """Read a checkpoint folder.
+
+    Args:
+        path: folder written by `save`.
+        device, dtype: where and in what precision the predictor computes.
+        environment: name the checkpoint must be for, if given.
+        encoder: a loaded encoder to use instead of loading the recorded one.
+        encoder_name: name the checkpoint's encoder must have, if given.
+        encoder_weights, hub_repo: local files for the encoder (see `load_encoder`).
+
+    Raises:
+        UserError: not a checkpoint, damaged, or of another environment or encoder.
+    """
+    path = Path(path)
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        raise UserError(f"{path} is no checkpoint folder ({missing[0]} is missing): give the folder that `train` wrote")
+    try:
+        config = yaml.safe_load((path / FILES[1]).read_text())
+        metadata = json.loads((path / FILES[2]).read_text())
+        tensors = load_file(path / FILES[0])
+        config["grid"] = tuple(config["grid"])
+        predictor_config = PredictorConfig(**config)
+        recorded = metadata["encoder"]
+        name, frameskip = metadata["environment"], int(metadata["frameskip"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
+    if environment is not None and name != environment:
+        raise UserError(f"checkpoint {path} was trained for {name}, not {environment}: give --env {name} or another one")
+    if encoder_name is not None and recorded["name"] != encoder_name:
+        raise UserError(
+            f"checkpoint {path} was trained on encoder {recorded['name']}, not {encoder_name}: leave --encoder out, "
+            f"or train with --encoder {encoder_name}"
+        )
+    if encoder is None:
+        encoder = load_encoder(recorded["name"], encoder_weights, hub_repo, expected_hash=recorded["hash"])
+    elif encoder.hash != recorded["hash"]:
+        raise UserError(f"checkpoint {path} was trained on other encoder weights ({recorded['name']})")
+    model = WorldModel(encoder, predictor_config, name, frameskip, metadata)
+    try:
+        model.load_state_dict({key: value.float() for key, value in tensors.items()})
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {path} does not fit its own config.yaml ({str(error)[:80]}...): train anew") from None
+    if not all(torch.isfinite(value).all() for value in tensors.values()):
+        raise UserError(f"checkpoint {path} holds numbers that are not finite: train anew")
+    model.eval().requires_grad_(False)
+    return model.place(device, dtype)
+
+
+def pretrained_path(environment: str) -> Path:
+    """Folder of the shipped world model of an environment.
+
+    Raises:
+        UserError: none is shipped.
+    """
+    path = PRETRAINED / environment
+    if not path.is_dir():
+        known = sorted(p.name for p in PRETRAINED.glob("*") if (p / FILES[2]).is_file())
+        raise UserError(
+            f"no world model is shipped for '{environment}'.{suggest(environment, known)} Train one: "
+            f"sparsewm train --env {environment}, then give its folder with --checkpoint"
+        )
+    return path
+
+
+def load_pretrained(environment: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> WorldModel:
+    """The shipped world model of an environment, e.g. ``load_pretrained("pusht")``."""
+    return load(pretrained_path(environment), device, dtype, environment=environment)

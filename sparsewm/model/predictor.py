@@ -1,0 +1,200 @@
+"""The predictor: a frame-causal transformer over any subset of patch tokens, with a key-value cache.
+
+One call advances one frame: the tokens of the present frame attend to each other and to the cached keys
+and values of up to `history - 1` earlier frames, and come out as the tokens of the next frame. Training
+and planning run this same code: training differentiates through a sequence of such calls, planning runs them for many
+candidates that share one history.
+
+Shapes: B episodes, S candidates, M kept patches, L = M + 1 (the proprioception token comes last),
+D token features, P proprioception features, C action features of a model step, W width, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsewm.encoders.embedded import sincos_positions
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Sizes of the predictor.
+
+    Attributes:
+        token_dim: D. grid: (rows, cols) of patches. proprio_dim: P. action_dim: C (frameskip x action size).
+        history: frames of the attention window, the present one included.
+        width, depth, heads, mlp: the transformer.
+    """
+
+    token_dim: int
+    grid: tuple[int, int]
+    proprio_dim: int
+    action_dim: int
+    history: int = 3
+    width: int = 192
+    depth: int = 4
+    heads: int = 3
+    mlp: int = 768
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4 and of heads {self.heads}")
+        if self.history < 1:
+            raise ValueError(f"history must be at least 1 frame, got {self.history}")
+
+
+@dataclass
+class FrameCache:
+    """Keys and values of one frame, per layer: (B, H, L, d), or (B, S, H, L, d) when candidates differ."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+def attend(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """Softmax attention over several frames' keys, some shared by all candidates.
+
+    Args:
+        q: (B, S, H, L, d) queries, already scaled.
+        keys, values: one entry per frame: (B, H, L', d) when shared by the S candidates, else
+            (B, S, H, L', d). Shared entries are multiplied once for all candidates and never copied.
+
+    Returns:
+        (B, S, H, L, d).
+    """
+    b, s, h, length, d = q.shape
+    if q.is_cuda:
+        wide_k = torch.cat([k if k.ndim == 5 else k[:, None].expand(-1, s, -1, -1, -1) for k in keys], 3)
+        wide_v = torch.cat([v if v.ndim == 5 else v[:, None].expand(-1, s, -1, -1, -1) for v in values], 3)
+        out = F.scaled_dot_product_attention(q.flatten(0, 1), wide_k.flatten(0, 1), wide_v.flatten(0, 1), scale=1.0)
+        return out.view(b, s, h, length, d)
+    across = q.transpose(1, 2).reshape(b, h, s * length, d) if any(k.ndim == 4 for k in keys) else q
+    logits = []
+    for k in keys:
+        if k.ndim == 4:
+            shared = across @ k.transpose(-1, -2)  # (B, H, S * L, L')
+            logits.append(shared.view(b, h, s, length, -1).transpose(1, 2))
+        else:
+            logits.append(q @ k.transpose(-1, -2))
+    weights = torch.softmax(logits[0] if len(logits) == 1 else torch.cat(logits, -1), -1)
+    out: Tensor | None = None
+    for part, v in zip(weights.split([k.shape[-2] for k in keys], -1), values, strict=True):
+        if v.ndim == 4:
+            mixed = part.transpose(1, 2).reshape(b, h, s * length, -1) @ v
+            mixed = mixed.view(b, h, s, length, d).transpose(1, 2)
+        else:
+            mixed = part @ v
+        out = mixed if out is None else out + mixed
+    assert out is not None
+    return out
+
+
+class ConditionedBlock(nn.Module):
+    """Transformer block whose norms are modulated by the action (adaptive layer norm, Peebles & Xie 2023)."""
+
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        w = config.width
+        self.heads = config.heads
+        self.qkv = nn.Linear(w, 3 * w)
+        self.out = nn.Linear(w, w)
+        self.up = nn.Linear(w, config.mlp)
+        self.down = nn.Linear(config.mlp, w)
+        self.modulation = nn.Linear(w, 6 * w)
+        self.age = nn.Parameter(torch.zeros(config.history, config.heads, 1, w // config.heads))
+        for layer in (self.qkv, self.out, self.up, self.down):
+            nn.init.trunc_normal_(layer.weight, std=w**-0.5)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.out.weight.mul_((2 * config.depth) ** -0.5)
+            self.down.weight.mul_((2 * config.depth) ** -0.5)
+        nn.init.normal_(self.age, std=0.3)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(
+        self, x: Tensor, condition: Tensor, past_keys: list[Tensor], past_values: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, S, L, W), condition (B, S, 1, W), past oldest first -> x, keys, values of this frame."""
+        b, s, length, w = x.shape
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
+        y = torch.addcmul(shift1, F.layer_norm(x, (w,)), 1 + scale1)
+        q, k, v = self.qkv(y).view(b, s, length, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+        q = q * q.shape[-1] ** -0.5
+        # A key says how old its frame is by an added vector, so cached keys stay valid while the window slides.
+        frames = [*past_keys, k]
+        keys = [key + self.age[len(frames) - 1 - i] for i, key in enumerate(frames)]
+        mixed = attend(q, keys, [*past_values, v]).transpose(2, 3).reshape(b, s, length, w)
+        x = torch.addcmul(x, self.out(mixed), 1 + gate1)
+        y = torch.addcmul(shift2, F.layer_norm(x, (w,)), 1 + scale2)
+        return torch.addcmul(x, self.down(F.relu(self.up(y))), 1 + gate2), k, v
+
+
+class Predictor(nn.Module):
+    """Next-frame predictor over standardised tokens and proprioception."""
+
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        self.config = config
+        w = config.width
+        self.embed_tokens = nn.Linear(config.token_dim, w)
+        self.embed_positions = nn.Linear(w, w)
+        self.embed_proprio = nn.Linear(config.proprio_dim, w)
+        self.embed_condition = nn.Sequential(
+            nn.Linear(config.action_dim + config.proprio_dim, w), nn.SiLU(), nn.Linear(w, w), nn.SiLU()
+        )
+        self.blocks = nn.ModuleList(ConditionedBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(w)
+        self.token_change = nn.Linear(w, config.token_dim)
+        self.proprio_change = nn.Linear(w, config.proprio_dim)
+        self.register_buffer("positions", sincos_positions(*config.grid, w), persistent=False)
+        for layer in (self.token_change, self.proprio_change):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def positions_of(self, patches: Tensor) -> Tensor:
+        """Embedded coordinates (B, M, W) of patch indices (B, M): computed once for a whole rollout."""
+        return self.embed_positions(self.positions.to(self.embed_positions.weight.dtype))[patches]
+
+    def forward(
+        self, tokens: Tensor, proprio: Tensor, action: Tensor, positions: Tensor, past: list[FrameCache]
+    ) -> tuple[Tensor, Tensor, FrameCache]:
+        """Advance one frame.
+
+        Args:
+            tokens: (B, S, M, D) standardised tokens of the kept patches (float32); S may be 1 while `action`
+                has more candidates, the first imagined step then shares their embedding.
+            proprio: (B, S, P). action: (B, S, C).
+            positions: (B, M, W) from `positions_of`.
+            past: caches of earlier frames, oldest first; only the last `history - 1` are used.
+
+        Returns:
+            tokens and proprio of the next frame (float32), and this frame's cache.
+        """
+        dtype = self.embed_tokens.weight.dtype
+        s = action.shape[1]
+        condition = self.embed_condition(torch.cat([action, proprio.expand(-1, s, -1)], -1).to(dtype))[:, :, None]
+        x = torch.cat(
+            [
+                self.embed_tokens(tokens.to(dtype)) + positions[:, None],
+                self.embed_proprio(proprio.to(dtype))[:, :, None],
+            ],
+            2,
+        )
+        x = x.expand(-1, s, -1, -1)
+        past = past[max(0, len(past) - self.config.history + 1) :]
+        cache = FrameCache()
+        for layer, block in enumerate(self.blocks):
+            keys = [frame.keys[layer] for frame in past]
+            values = [frame.values[layer] for frame in past]
+            x, k, v = block(x, condition, keys, values)
+            cache.keys.append(k)
+            cache.values.append(v)
+        x = self.norm(x)
+        next_tokens = tokens + self.token_change(x[:, :, :-1]).float()
+        next_proprio = proprio + self.proprio_change(x[:, :, -1]).float()
+        return next_tokens, next_proprio, cache

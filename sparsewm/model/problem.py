@@ -1,0 +1,112 @@
+"""What the planners optimise: reaching a goal picture inside the world model, on few tokens.
+
+Implements `planners.PlanningProblem`. The start and the goal are encoded before it is made; between
+iterations only the drawn subset of patches, and what follows from it, changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsewm.errors import UserError
+from sparsewm.model.predictor import FrameCache
+from sparsewm.model.world_model import Latent, WorldModel, gather_patches, random_patches
+
+Selection = Literal["random", "proprio"]
+
+
+def kept_patches(patches: int, drop: float) -> int:
+    """How many of `patches` stay when a fraction `drop` is dropped, at least one.
+
+    Raises:
+        UserError: `drop` outside [0, 1).
+    """
+    if not 0 <= drop < 1:
+        raise UserError(f"--drop must be at least 0 and below 1, got {drop:g}: 0.5 drops half of the tokens")
+    return max(1, round((1 - drop) * patches))
+
+
+class LatentProblem:
+    """Distance to the goal in token space after an imagined action sequence.
+
+    cost = mean squared error of the last imagined frame's kept tokens to the goal's
+           + alpha * mean squared error of its proprioception, both standardised.
+
+    Args:
+        model: the world model.
+        start, goal: present and wanted frame of B episodes.
+        low, high: (A,) bounds of the environment's action.
+        horizon: H, model steps imagined.
+        drop: fraction of patches dropped; redrawn by every `resample`, per episode, shared by its candidates.
+        alpha: weight of the proprioception error.
+        history: earlier (frame, action (B, C)) pairs, oldest first.
+        generator: source of the drop masks.
+        selection: "random", or "proprio" to leave the token error out (a yardstick).
+        chunk: candidates rolled out at once, 0 for all.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        start: Latent,
+        goal: Latent,
+        low: Tensor,
+        high: Tensor,
+        *,
+        horizon: int = 5,
+        drop: float = 0.0,
+        alpha: float = 1.0,
+        history: Sequence[tuple[Latent, Tensor]] = (),
+        generator: torch.Generator | None = None,
+        selection: Selection = "random",
+        chunk: int = 0,
+    ) -> None:
+        if horizon < 1:
+            raise UserError(f"--horizon must be at least 1 model step, got {horizon}")
+        self.model, self.start, self.goal, self.history = model, start, goal, list(history)
+        self.batch, self.horizon, self.action_dim = start.tokens.shape[0], horizon, model.action_dim
+        self.device = model.device
+        repeat = model.action_dim // low.shape[0]
+        self.low, self.high = low.to(self.device).repeat(repeat), high.to(self.device).repeat(repeat)
+        standardizer = model.standardizer
+        self.mean = standardizer.action_mean.repeat(repeat).expand(horizon, -1)
+        self.std = standardizer.action_std.repeat(repeat).expand(horizon, -1)
+        self.kept = kept_patches(model.patches, drop)
+        self.alpha, self.selection, self.chunk = alpha, selection, chunk
+        self.generator = generator or torch.Generator(device=self.device).manual_seed(0)
+        self.patches = torch.empty(0)
+        self.resample(0)
+
+    @torch.inference_mode()
+    def resample(self, iteration: int) -> None:
+        """Draw a new subset of patches for every episode."""
+        if iteration > 0 and self.kept == self.model.patches:
+            return
+        self.patches = random_patches(self.batch, self.model.patches, self.kept, self.generator).to(self.device)
+        self._tokens = gather_patches(self.start.tokens, self.patches)  # (B, M, D)
+        self._goal = gather_patches(self.goal.tokens, self.patches)[:, None]
+        self._past: list[FrameCache] = self.model.remember(self.history, self.patches) if self.history else []
+
+    def cost(self, actions: Tensor) -> Tensor:
+        """(B, S, H, C) in the environment's units -> (B, S)."""
+        if actions.requires_grad:
+            return self._cost(actions)
+        with torch.inference_mode():
+            parts = actions.split(self.chunk or actions.shape[1], 1)
+            return torch.cat([self._cost(part) for part in parts], 1).clone()
+
+    def _cost(self, actions: Tensor) -> Tensor:
+        tokens = proprio = None
+        for tokens, proprio in self.model.imagine(
+            self._tokens, self.start.proprio, actions, self.patches, self._past
+        ):
+            pass
+        assert tokens is not None and proprio is not None
+        cost = self.alpha * (proprio - self.goal.proprio[:, None]).square().mean(-1)
+        if self.selection != "proprio":
+            cost = cost + (tokens - self._goal).square().mean((-1, -2))
+        return cost

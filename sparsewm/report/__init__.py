@@ -1,0 +1,1 @@
+"""Results as pictures: videos of episodes, plots of plans and timings."""

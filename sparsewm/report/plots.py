@@ -1,0 +1,100 @@
+"""Plots of results, written atomically as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from envs import GoalEnv
+from sparsewm.data import Dataset
+from sparsewm.evaluation.closed_loop import Trace
+from sparsewm.files import atomic_path
+from sparsewm.report.video import dim_dropped
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
+    plt.close(figure)
+
+
+def plot_plan(path: str | Path, env: GoalEnv, traces: Sequence[Trace], grid: tuple[int, int], title: str) -> None:
+    """First episodes as start, kept patches, end and goal; beside them the distance to the goal over time."""
+    shown = list(traces[:4])
+    figure, axes = plt.subplots(len(shown), 5, figsize=(13, 2.6 * len(shown)), squeeze=False)
+    for row, trace in zip(axes, shown):
+        side = 224
+        start, end, goal = env.render_states(np.stack([trace.states[0], trace.states[-1], trace.task.goal]), side)
+        kept = trace.plans[0]["kept"] if trace.plans and trace.plans[0]["kept"] is not None else None
+        seen = start if kept is None else dim_dropped(start, kept, grid)
+        count = grid[0] * grid[1] if kept is None else len(kept)
+        labels = ("start", f"{count} tokens kept", "end: reached" if trace.success else "end: missed", "goal")
+        for axis, picture, label in zip(row, (start, seen, end, goal), labels):
+            axis.imshow(picture)
+            axis.set_title(label, fontsize=9)
+            axis.set_axis_off()
+        distance = [env.shortfall(np.stack([state]), trace.task.goal)[0] for state in trace.states]
+        row[4].plot(distance, color="#2b6cb0")
+        for plan in trace.plans:
+            row[4].axvline(plan["step"], color="#999999", linewidth=0.6)
+        row[4].set_ylim(bottom=0)
+        row[4].set_title("distance to goal (in thresholds) by step", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
+    """First episodes as strips of frames, and where the first two state coordinates have been."""
+    count = min(4, dataset.episodes)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 1.2 + 1.5 * count), width_ratios=(3, 1))
+    strips = []
+    for episode in range(count):
+        offset, length = dataset.offsets[episode], dataset.lengths[episode]
+        rows = offset + np.linspace(0, length - 1, 8).astype(int)
+        strips.append(np.concatenate([dataset.pixels[row] for row in rows], 1))
+    axes[0].imshow(np.concatenate(strips))
+    axes[0].set_axis_off()
+    step = max(1, dataset.rows // 5000)
+    axes[1].plot(dataset.state[::step, 0], dataset.state[::step, 1], ".", markersize=1, color="#2b6cb0")
+    axes[1].set(xlabel=env.state_names[0], ylabel=env.state_names[1], aspect="equal")
+    axes[1].invert_yaxis()
+    figure.suptitle(f"{env.name}: {dataset.episodes} episodes, {dataset.rows} frames", fontsize=10)
+    _save(figure, path)
+
+
+def plot_bench(path: str | Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Seconds per planner iteration against the share of tokens kept, with quartiles and the proportional line."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for rollout in sorted({row["rollout"] for row in rows}):
+        points = sorted((1 - row["drop"], row["seconds_per_iteration"]) for row in rows if row["rollout"] == rollout)
+        share = [x for x, _ in points]
+        median = np.array([s["median"] for _, s in points])
+        spread = [median - [s["p25"] for _, s in points], [s["p75"] for _, s in points] - median]
+        axis.errorbar(share, median, yerr=spread, marker="o", capsize=3, label=rollout)
+    full = max(rows, key=lambda row: row["tokens"])["seconds_per_iteration"]["median"]
+    axis.plot([0, 1], [0, full], "--", color="#999999", label="proportional to tokens")
+    axis.set(xlabel="share of tokens kept", ylabel="seconds per planner iteration", title=title, xlim=(0, 1.05), ylim=0)
+    axis.legend()
+    _save(figure, path)
+
+
+def plot_training(path: str | Path, metrics: Sequence[dict[str, Any]], title: str) -> None:
+    """Rollout error as a share of copying the last frame, over training and over the horizon."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for drop, style in (("drop_0", "-"), ("drop_0.5", "--")):
+        for name, colour in (("tokens", "#2b6cb0"), ("proprio", "#c05621")):
+            curve = [np.mean(m["validation"][drop][f"{name}_ratio"]) for m in metrics]
+            left.plot([m["step"] for m in metrics], curve, style, color=colour, label=f"{name}, {drop.replace('_', ' ')}")
+            last = metrics[-1]["validation"][drop][f"{name}_ratio"]
+            right.plot(range(1, len(last) + 1), last, style, color=colour, marker="o")
+    left.set(xlabel="step", ylabel="error / copy-last-frame error", title=title, ylim=0)
+    right.set(xlabel="horizon (model steps)", title="last validation", ylim=0)
+    left.legend()
+    _save(figure, path)

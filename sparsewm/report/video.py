@@ -1,0 +1,65 @@
+"""Videos of episodes: the real scene, the goal, and the patches kept at this moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import imageio.v2 as imageio
+import numpy as np
+
+from envs import GoalEnv
+from sparsewm.evaluation.closed_loop import Trace
+from sparsewm.files import atomic_path
+
+SIDE = 256  # pixels of a panel
+LABEL = 22  # pixels of the line above a panel
+
+
+def panel(picture: np.ndarray, label: str) -> np.ndarray:
+    """A picture (R, R, 3) with a line of text above it, uint8 (SIDE + LABEL, SIDE, 3)."""
+    side = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST if picture.shape[0] < SIDE else cv2.INTER_AREA)
+    head = np.full((LABEL, SIDE, 3), 32, np.uint8)
+    cv2.putText(head, label, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235, 235, 235), 1, cv2.LINE_AA)
+    return np.concatenate([head, side])
+
+
+def dim_dropped(picture: np.ndarray, kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The picture with every patch that is not in `kept` (indices) darkened."""
+    mask = np.zeros(grid[0] * grid[1], np.float32)
+    mask[kept] = 1
+    mask = cv2.resize(mask.reshape(grid), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    return np.rint(picture * (0.18 + 0.82 * mask[..., None])).astype(np.uint8)
+
+
+def episode_frames(env: GoalEnv, trace: Trace, grid: tuple[int, int], resolution: int = SIDE) -> list[np.ndarray]:
+    """One frame per environment step: real scene | goal | kept patches."""
+    real = env.render_states(np.stack(trace.states), resolution)
+    goal = panel(env.render_state(trace.task.goal, resolution)["pixels"], "goal")
+    frames = []
+    for step, picture in enumerate(real):
+        earlier = [plan["kept"] for plan in trace.plans if plan["step"] <= step and plan["kept"] is not None]
+        kept = earlier[-1] if earlier else np.arange(grid[0] * grid[1])
+        state = "reached" if trace.success and step == len(real) - 1 else f"step {step}"
+        frames.append(
+            np.concatenate(
+                [
+                    panel(picture, f"real, {state}"),
+                    goal,
+                    panel(dim_dropped(picture, kept, grid), f"kept {len(kept)} of {grid[0] * grid[1]} tokens"),
+                ],
+                1,
+            )
+        )
+    return frames
+
+
+def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold: int = 8) -> None:
+    """Write frames as MP4 (H.264) or GIF by the suffix; the last one is held for `hold` frames."""
+    frames = [*frames, *[frames[-1]] * hold]
+    even = [frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
+    with atomic_path(path) as temporary:
+        if Path(path).suffix == ".gif":
+            imageio.mimwrite(temporary, even, format="GIF", duration=1000 / fps, loop=0)  # type: ignore[arg-type]
+        else:
+            imageio.mimwrite(temporary, even, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)  # type: ignore[arg-type]

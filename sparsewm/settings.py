@@ -1,0 +1,144 @@
+"""Typed settings, filled from the YAML files in `configs/`; command-line flags override them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import envs
+from sparsewm.errors import UserError, suggest
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How an environment is planned in: all in model steps but `budget` and `goal_offset` (environment steps)."""
+
+    goal_source: str
+    budget: int
+    goal_offset: int = 25
+    horizon: int = 5
+    execute: int = 5
+    alpha: float = 1.0
+    samples: int = 100
+    elites: int = 10
+    iterations: int = 10
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """One file of `configs/environments`."""
+
+    episodes: int
+    steps: int
+    train_steps: int
+    plan: PlanSettings
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One file of `configs/presets`: the encoder and sizes of the predictor and of its training."""
+
+    encoder: str
+    model: dict[str, int]
+    train: dict[str, Any]
+
+
+def config_folder() -> Path:
+    """`configs/` of the checkout, or its installed copy."""
+    for folder in (Path(__file__).parents[1] / "configs", Path(sys.prefix) / "share" / "sparsewm" / "configs"):
+        if folder.is_dir():
+            return folder
+    raise UserError("the folder configs/ is missing: install the project again (pip install -e .)")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not readable YAML ({error}): get it from the repository again") from None
+    return content if isinstance(content, dict) else {}
+
+
+def environment_settings(name: str) -> EnvironmentSettings:
+    """Settings of an environment by its canonical name."""
+    path = config_folder() / "environments" / f"{name}.yaml"
+    content = _read(path)
+    try:
+        return EnvironmentSettings(
+            content["collect"]["episodes"],
+            content["collect"]["steps"],
+            content["train"]["steps"],
+            PlanSettings(**content["plan"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} lacks a setting or has one too many ({error}): get it from the repository again") from None
+
+
+def preset(name: str) -> Preset:
+    """A preset by name, `default` or `paper`.
+
+    Raises:
+        UserError: unknown name.
+    """
+    folder = config_folder() / "presets"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"unknown preset '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
+    return Preset(**_read(folder / f"{name}.yaml"))
+
+
+def make_env(name: str, **options: Any) -> envs.GoalEnv:
+    """`envs.make` for names that come from the command line.
+
+    Raises:
+        UserError: unknown name (the nearest one is suggested), impossible option, no GL.
+    """
+    try:
+        return envs.make(name, **options)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from None
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a `--device` flag, tried with a small product; "auto" takes a GPU when there is one.
+
+    Raises:
+        UserError: torch cannot use it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {name} does not work here ({reason}): choose --device cpu or auto") from None
+    return device
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 (CUDA; AMX or AVX512-BF16 on a CPU)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of a `--dtype` flag: auto, bfloat16 or float32."""
+    known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if name == "auto":
+        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    if name not in known:
+        raise UserError(f"unknown --dtype '{name}'.{suggest(name, [*known, 'auto'])} Known: auto, bfloat16, float32")
+    return known[name]
