@@ -238,7 +238,9 @@ class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
         state = np.array(state, dtype=np.float64)
         if state.shape != (self.state_dim,):
             names = ", ".join(self.state_names)
-            raise ValueError(f"a {self.name} state is ({self.state_dim},): {names}; got {state.shape}.")
+            raise ValueError(
+                f"a {self.name} state has shape ({self.state_dim},), {names}; got shape {state.shape}."
+            )
         if not np.isfinite(state).all():
             raise ValueError(f"a {self.name} state must be finite; got {state.tolist()}.")
         self._check_state(state)

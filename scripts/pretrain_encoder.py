@@ -28,6 +28,10 @@ from sparsewm.files import atomic_path, write_json
 from sparsewm.training.pretrain import DistillationConfig, pretrain
 
 
+NEIGHBOUR = {"pusht": 4, "wall": 6, "pointmaze": 12}
+"""Environment steps, at most, between the two views of a scene."""
+
+
 @dataclass
 class Arguments:
     """Train the embedded encoder."""
@@ -51,22 +55,29 @@ class Arguments:
     recipe: DistillationConfig = field(default_factory=DistillationConfig)
 
 
+def wander(env: envs.GoalEnv, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A state a few steps of one persistent random action later: a neighbour in time."""
+    steps = int(rng.integers(1, NEIGHBOUR[env.name] + 1))
+    action = rng.normal(0, 0.6, (1, 1, env.action_dim)).clip(-1, 1).repeat(steps, 1)
+    return env.rollout_states(state, action)[0, -1]
+
+
 def render_scenes(job: tuple[str, int, int, int]) -> np.ndarray:
-    """Two looks of `count` states of one environment: uint8 (count, 2, R, R, 3)."""
+    """Two looks of `count` states of one environment, a few steps apart: uint8 (count, 2, R, R, 3)."""
     name, count, seed, resolution = job
     env = envs.make(name, resolution=resolution)
     rng = np.random.default_rng(seed)
     env.reset(seed=int(rng.integers(2**31)))
     states = np.stack([env.sample_state() for _ in range(count)])
     for state in states[::2]:  # half of them moved on: contacts, poses after pushes
-        actions = rng.normal(0, 0.6, (1, int(rng.integers(1, 6)), env.action_dim)).clip(-1, 1)
-        state[:] = env.rollout_states(state, actions)[0, -1]
+        state[:] = wander(env, state, rng)
+    later = np.stack([wander(env, state, rng) for state in states])
     pictures = np.empty((count, 2, resolution, resolution, 3), np.uint8)
     env.randomize_appearance(None if rng.random() < 0.65 else rng)
     for view in range(2):
         if view == 1 or rng.random() < 0.6:
             env.randomize_appearance(rng, keep_geometry=True)
-        pictures[:, view] = env.render_states(states, resolution)
+        pictures[:, view] = env.render_states((states, later)[view], resolution)
     env.close()
     return pictures
 

@@ -13,32 +13,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from sparsewm.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn a full disk, a forbidden or a missing folder into a `UserError` that names `path`."""
+    """Turn a full disk, or a place that cannot be written to, into a `UserError` that names `path`."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         if _is_full(error):
             raise UserError(
                 f"the disk is full while writing {path}: free some space or choose another --output"
             ) from None
-        if error.errno in _FORBIDDEN:
-            raise UserError(
-                f"cannot write {path} ({os.strerror(error.errno)}): choose another --output"
-            ) from None
-        raise
+        if isinstance(error, RuntimeError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path} ({reason}): choose another --output") from None
 
 
-def _is_full(error: OSError) -> bool:
-    # HDF5 passes some errors of the system on as text only
-    return error.errno in _FULL or any(f"errno = {number}," in str(error) for number in _FULL)
+def _is_full(error: Exception) -> bool:
+    # HDF5 and safetensors pass errors of the system on as text only
+    said = (text for number in _FULL for text in (f"errno = {number},", f"os error {number})"))
+    return getattr(error, "errno", None) in _FULL or any(text in str(error) for text in said)
 
 
 @contextmanager
@@ -64,14 +65,15 @@ def atomic_path(path: str | Path, temporary: Path | None = None) -> Iterator[Pat
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, 0o666 & ~umask())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process do without."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +89,22 @@ def preset(name: str) -> Preset:
     """
     folder = config_folder() / "presets"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        raise UserError(f"unknown preset '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
+    one_of("preset", name, known)
     return Preset(**_read(folder / f"{name}.yaml"))
+
+
+def one_of(flag: str, name: str, known: Iterable[str]) -> None:
+    """Raise a `UserError`, with the nearest known name, unless `name` is known."""
+    known = list(known)
+    if name not in known:
+        raise UserError(f"unknown {flag} '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
+
+
+def at_least(smallest: float, **flags: float | None) -> None:
+    """Raise a `UserError` unless every flag is left out (None) or a finite number from `smallest` up."""
+    for name, value in flags.items():
+        if value is not None and not smallest <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {smallest:g}, got {value:g}")
 
 
 def make_env(name: str, **options: Any) -> envs.GoalEnv:
@@ -99,7 +114,9 @@ def make_env(name: str, **options: Any) -> envs.GoalEnv:
         UserError: unknown name (the nearest one is suggested), impossible option, no GL.
     """
     try:
-        return envs.make(name, **options)
+        env = envs.make(name, **options)
+        env.reset(seed=0)  # draws a picture, so that a missing GL shows before any work is done
+        return env
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from None
 
@@ -139,6 +156,5 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if name == "auto":
         return torch.bfloat16 if fast_bfloat16(device) else torch.float32
-    if name not in known:
-        raise UserError(f"unknown --dtype '{name}'.{suggest(name, [*known, 'auto'])} Known: auto, bfloat16, float32")
+    one_of("dtype", name, ["auto", *known])
     return known[name]

@@ -10,6 +10,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from tyro.conf import subcommand
 
 from sparsewm.cli.bench import Bench
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = command.run()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        sentence = " ".join(str(error).split())  # what libraries say may run over several lines
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
         code = 2
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; finished parts are kept, run the same command to continue")

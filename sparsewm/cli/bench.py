@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 import sparsewm
-from sparsewm.cli.common import command_line, output_folder, progress_bar
-from sparsewm.errors import UserError
+from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.evaluation.bench import bench_model, measure, paper_model
 from sparsewm.files import write_json
+from sparsewm.model import kept_patches
 from sparsewm.report.plots import plot_bench
-from sparsewm.settings import choose_device, choose_dtype, make_env, preset
+from sparsewm.settings import at_least, choose_device, choose_dtype, make_env, preset
 
 
 @dataclass
@@ -50,15 +50,17 @@ class Bench:
     def run(self) -> int:
         env = make_env(self.env)
         preset(self.preset)
-        for name in ("candidates", "horizon", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        device, folder = choose_device(self.device), output_folder(self.output)
+        at_least(1, candidates=self.candidates, horizon=self.horizon, repeats=self.repeats)
+        check_seed(self.seed)
+        for drop in self.drops:
+            kept_patches(1, drop)
+        device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
         if self.preset == "paper" and self.checkpoint is None:
             model = paper_model(env, device, dtype, self.seed)
         else:
             model = bench_model(env, self.checkpoint, device, dtype)
+        folder = output_folder(self.output)
         with progress_bar("timing") as progress:
             report = measure(
                 model, env, self.drops, self.candidates, self.horizon, self.repeats, self.seed, progress

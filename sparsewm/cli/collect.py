@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import print
-
-from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.data import Dataset, collect
 from sparsewm.files import write_json
 from sparsewm.report.plots import plot_dataset
-from sparsewm.settings import environment_settings, make_env
+from sparsewm.settings import at_least, environment_settings, make_env
 
 
 @dataclass
@@ -37,6 +35,9 @@ class Collect:
     """Folder for E.h5, E.json and E.png."""
 
     def run(self) -> int:
+        at_least(0, episodes=self.episodes, steps=self.steps)
+        at_least(1, workers=self.workers)
+        check_seed(self.seed)
         env = make_env(self.env, resolution=self.resolution)
         usual = environment_settings(env.name)
         folder = output_folder(self.output)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,12 +20,13 @@ from rich.progress import (
 )
 
 from sparsewm.errors import UserError
+from sparsewm.evaluation.closed_loop import HELD_OUT
 from sparsewm.files import disk_errors
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[..., None]]:
-    """A bar with an estimate: the value is called with (done, total, text)."""
+    """A bar with an estimate, on standard error: the value is called with (done, total, text)."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -31,6 +35,7 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
+        console=Console(stderr=True),
     )
     with bar:
         task = bar.add_task(label, total=None, text="")
@@ -42,18 +47,25 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
 
 
 def output_folder(path: Path) -> Path:
-    """Make the folder results go to, or say why that is impossible."""
+    """Make the folder results go to and try to write there, so that an impossible one shows before any work is done."""
     with disk_errors(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise UserError(f"--output {path} is a file: give a folder") from None
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"--output {path} is a file or inside one: give a folder") from None
+        tempfile.TemporaryFile(dir=path).close()
     return path
+
+
+def check_seed(seed: int) -> None:
+    """Raise a `UserError` unless the seed is one whose data no evaluation is held out on."""
+    if not 0 <= seed < HELD_OUT:
+        raise UserError(f"--seed must be at least 0 and below {HELD_OUT}, got {seed}")
 
 
 def command_line() -> str:
     """This command as it was typed."""
-    return " ".join(["sparsewm", *sys.argv[1:]])
+    return shlex.join(["sparsewm", *sys.argv[1:]])
 
 
 def seconds(value: dict[str, float] | None) -> str:

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from rich import print
 
 import sparsewm
 from envs import GoalEnv
-from planners import MPC, PLANNERS
-from sparsewm.cli.common import command_line, output_folder, progress_bar, seconds
-from sparsewm.errors import UserError, suggest
+from planners import MPC, PLANNERS, PlanningError
+from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar, seconds
+from sparsewm.encoders import ENCODERS
+from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import (
     ModelProblems,
     Planned,
@@ -29,10 +29,20 @@ from sparsewm.evaluation.statistics import peak_memory
 from sparsewm.files import write_json
 from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
+from sparsewm.model.problem import Selection
 from sparsewm.report.plots import plot_plan
 from sparsewm.report.video import episode_frames, write_video
-from sparsewm.settings import PlanSettings, choose_device, choose_dtype, environment_settings, make_env
+from sparsewm.settings import (
+    PlanSettings,
+    at_least,
+    choose_device,
+    choose_dtype,
+    environment_settings,
+    make_env,
+    one_of,
+)
 
+PROPOSALS = ("gaussian",)
 SELECTIONS = ("random", "proprio", "oracle", "encoder_oracle", "none", "random_actions")
 
 
@@ -100,11 +110,12 @@ class Plan:
     def run(self) -> int:
         env = make_env(self.env)
         settings = self.settings(env)
-        device, folder = choose_device(self.device), output_folder(self.output)
+        device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
         model = self.load_model(env, device, dtype)
         tasks = make_tasks(env, self.episodes, self.seed, settings.goal_source, settings.goal_offset)
         policy = self.policy(env, model, settings)
+        folder = output_folder(self.output)
         grid = (8, 8) if model is None else model.config.grid
         successes: list[bool] = []
         with progress_bar("planning") as progress:
@@ -121,7 +132,10 @@ class Plan:
                     write_video(folder / f"episode-{episode:03d}.mp4", episode_frames(env, trace, grid))
                 progress(len(successes), len(tasks), f"success {sum(successes)}/{len(successes)}")
 
-            traces = run_episodes(env, tasks, policy, settings.budget, self.batch, on_plan, on_episode)
+            try:
+                traces = run_episodes(env, tasks, policy, settings.budget, self.batch, on_plan, on_episode)
+            except PlanningError as error:
+                raise UserError(str(error)) from None
         total = 64 if model is None else model.patches
         kept = kept_patches(total, self.drop)
         results = {
@@ -132,7 +146,7 @@ class Plan:
             "proposals": self.proposals,
             "selection": self.selection,
             "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
-            "checkpoint": str(self.checkpoint or f"pretrained/{env.name}"),
+            "checkpoint": None if model is None else str(self.checkpoint or f"pretrained/{env.name}"),
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
             "seed": self.seed,
@@ -161,29 +175,32 @@ class Plan:
     def settings(self, env: GoalEnv) -> PlanSettings:
         """The environment's settings under this command's flags, checked."""
         kept_patches(1, self.drop)
-        if self.planner not in PLANNERS:
-            raise UserError(
-                f"unknown planner '{self.planner}'.{suggest(self.planner, PLANNERS)} Known: {', '.join(PLANNERS)}"
-            )
-        if self.proposals != "gaussian":
-            raise UserError(f"unknown proposals '{self.proposals}': this version has gaussian")
-        if self.selection not in SELECTIONS:
-            raise UserError(
-                f"unknown selection '{self.selection}'.{suggest(self.selection, SELECTIONS)} Known: {', '.join(SELECTIONS)}"
-            )
+        one_of("planner", self.planner, PLANNERS)
+        one_of("proposals", self.proposals, PROPOSALS)
+        one_of("selection", self.selection, SELECTIONS)
+        if self.encoder is not None:
+            one_of("encoder", self.encoder, ENCODERS)
+        if self.planner == "gd" and "oracle" in self.selection:
+            raise UserError("gradient descent cannot see through the simulator: choose --planner cem, icem or mppi")
+        check_seed(self.seed)
         names = ("samples", "elites", "iterations", "horizon", "execute", "budget", "goal_source", "goal_offset", "alpha")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         settings = replace(environment_settings(env.name).plan, **given)
-        for name in ("samples", "elites", "iterations", "horizon", "execute", "budget"):
-            if getattr(settings, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(settings, name)}")
-        for name in ("episodes", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if settings.alpha < 0:
-            raise UserError(f"--alpha must not be negative, got {settings.alpha:g}")
+        at_least(1 if self.planner == "gd" else 2, samples=self.samples)
+        at_least(2, elites=self.elites)
+        at_least(1, iterations=self.iterations, horizon=self.horizon, execute=self.execute, budget=self.budget)
+        at_least(1, goal_offset=self.goal_offset, episodes=self.episodes, batch=self.batch)
+        at_least(0, alpha=self.alpha, chunk=self.chunk)
+        if self.elites is None:
+            settings = replace(settings, elites=min(settings.elites, max(2, settings.samples // 2)))
+        if self.elites is not None and self.elites > settings.samples:
+            raise UserError(f"--elites {self.elites} is more than --samples {settings.samples}: lower it")
         if settings.execute > settings.horizon:
             raise UserError(f"--execute {settings.execute} is more than --horizon {settings.horizon}: lower it")
+        if settings.goal_source == "trajectory" and settings.goal_offset > settings.budget:
+            raise UserError(
+                f"--goal-offset {settings.goal_offset} is more than the {settings.budget} steps of --budget: lower it"
+            )
         return settings
 
     def load_model(self, env: GoalEnv, device: torch.device, dtype: torch.dtype) -> WorldModel | None:
@@ -209,10 +226,7 @@ class Plan:
         options = {"samples": settings.samples, "iterations": settings.iterations, "seed": self.seed}
         if self.planner in ("cem", "icem"):
             options["elites"] = settings.elites
-        try:
-            mpc = MPC(PLANNERS[self.planner](**options), settings.execute)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        mpc = MPC(PLANNERS[self.planner](**options), settings.execute)
         generator = torch.Generator().manual_seed(self.seed)
         if self.selection == "oracle":
             return Planned(
@@ -245,7 +259,7 @@ class Plan:
                     settings.horizon,
                 ),
             )
-        selection = "proprio" if self.selection == "proprio" else "random"
+        selection: Selection = "proprio" if self.selection == "proprio" else "random"
         return Planned(
             env,
             mpc,

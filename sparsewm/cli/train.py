@@ -8,17 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import print
 from torch.utils.tensorboard import SummaryWriter
 
 from envs import GoalEnv
-from sparsewm.cli.common import output_folder, progress_bar
-from sparsewm.data import Dataset, TokenCache, Windows, collect
-from sparsewm.encoders import load_encoder
+from sparsewm.cli.common import check_seed, output_folder, progress_bar
+from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows
+from sparsewm.encoders import ENCODERS, PatchEncoder, load_encoder
+from sparsewm.errors import UserError
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.report.plots import plot_training
-from sparsewm.settings import choose_device, choose_dtype, environment_settings, make_env, preset
+from sparsewm.settings import (
+    Preset,
+    at_least,
+    choose_device,
+    choose_dtype,
+    environment_settings,
+    make_env,
+    one_of,
+    preset,
+)
 from sparsewm.training.trainer import TrainConfig, Trainer
 
 
@@ -67,27 +76,21 @@ class Train:
     """Folder for checkpoint/, metrics.json, training.png and the TensorBoard log; runs/ENV when left out."""
 
     def run(self) -> int:
-        env = make_env(self.env)
+        env, sizes = make_env(self.env), preset(self.preset)
+        config = self.config(env, sizes)
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
-        sizes, usual = preset(self.preset), environment_settings(env.name)
-        given = {
-            field.name: getattr(self, field.name)
-            for field in fields(TrainConfig)
-            if getattr(self, field.name, None) is not None
-        }
-        config = replace(
-            TrainConfig(), **({"steps": usual.train_steps} | sizes.train | given | {"seed": self.seed})
-        )
-        encoder = load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
+        encoder = self.load_encoder(sizes, config, device)
         dataset = self.open_dataset(env)
+        frames = sizes.model["history"] + config.horizon
+        train_episodes, held_out = dataset.split()
+        for episodes in (train_episodes, held_out):
+            count_windows(dataset, frames, env.frameskip, episodes)  # before the long encoding
         folder = output_folder(self.output or Path("runs") / env.name)
         encoder.to(dtype)
         with progress_bar("encoding") as progress:
             tokens = TokenCache(dataset, encoder, progress=progress)
         encoder.float()
-        frames = sizes.model["history"] + config.horizon
-        train_episodes, held_out = dataset.split()
         train = Windows(dataset, tokens, frames, env.frameskip, train_episodes)
         validation = Windows(dataset, tokens, frames, env.frameskip, held_out)
         torch.manual_seed(self.seed)
@@ -105,8 +108,9 @@ class Train:
         model.standardizer.fit(tokens.statistics(rows) | column_statistics(dataset, rows))
         model.place(device)
         trainer = Trainer(model, train, validation, folder, config, dtype)
-        if self.resume and trainer.resume():
-            print(f"continuing at step {trainer.step} of {config.steps}")
+        if self.resume:
+            found = trainer.resume()
+            print(f"continuing at step {trainer.step} of {config.steps}" if found else f"no run in {folder}: starting one")
         with SummaryWriter(folder / "tensorboard", purge_step=trainer.step) as board, progress_bar("training") as bar:
             seen = len(trainer.metrics)
 
@@ -136,10 +140,41 @@ class Train:
         print(f"plan with it: sparsewm plan --env {env.name} --checkpoint {folder / 'checkpoint'}")
         return 0
 
+    def config(self, env: GoalEnv, sizes: Preset) -> TrainConfig:
+        """The preset's training under this command's flags, checked."""
+        check_seed(self.seed)
+        at_least(1, steps=self.steps, batch=self.batch, groups=self.groups, horizon=self.horizon)
+        at_least(1, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
+        if self.lr is not None and not 0 < self.lr < 1:
+            raise UserError(f"--lr must lie between 0 and 1, got {self.lr:g}")
+        names = {field.name for field in fields(TrainConfig)}
+        given = {name: value for name, value in vars(self).items() if name in names and value is not None}
+        return replace(TrainConfig(), **({"steps": environment_settings(env.name).train_steps} | sizes.train | given))
+
+    def load_encoder(self, sizes: Preset, config: TrainConfig, device: torch.device) -> PatchEncoder:
+        """The encoder, with patches enough for the groups."""
+        name = self.encoder or sizes.encoder
+        one_of("encoder", name, ENCODERS)
+        encoder = load_encoder(name, self.encoder_weights, self.hub_repo, device)
+        if config.groups * config.smallest_group > encoder.tokens:
+            raise UserError(
+                f"--groups {config.groups} is too many for {encoder.tokens} patches: {name} has room for "
+                f"{encoder.tokens // config.smallest_group}"
+            )
+        return encoder
+
     def open_dataset(self, env: GoalEnv) -> Dataset:
         """The given dataset, or the usual one, recorded first where it is not there."""
         if self.dataset is not None:
-            return Dataset(self.dataset, env.name)
+            dataset = Dataset(self.dataset, env.name)
+            sizes = {"action": env.action_dim, "proprio": env.proprio_dim, "state": env.state_dim}
+            for name, size in sizes.items():
+                if (found := getattr(dataset, name).shape[1]) != size:
+                    raise UserError(
+                        f"column '{name}' of {self.dataset} has {found} numbers a row, {env.name} has {size}: give --env "
+                        "the environment it was recorded in, or another --dataset"
+                    )
+            return dataset
         path, usual = Path("data") / f"{env.name}.h5", environment_settings(env.name)
         if not path.is_file():
             with progress_bar(f"recording {env.name}") as progress:

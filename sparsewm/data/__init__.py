@@ -3,6 +3,6 @@
 from sparsewm.data.collect import collect
 from sparsewm.data.dataset import Dataset, DatasetWriter
 from sparsewm.data.tokens import TokenCache
-from sparsewm.data.windows import Windows
+from sparsewm.data.windows import Windows, count_windows
 
-__all__ = ["Dataset", "DatasetWriter", "TokenCache", "Windows", "collect"]
+__all__ = ["Dataset", "DatasetWriter", "TokenCache", "Windows", "collect", "count_windows"]

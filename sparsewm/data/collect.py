@@ -8,8 +8,13 @@ same command continues. Episode i depends on (seed, i) alone, whatever the numbe
 from __future__ import annotations
 
 import multiprocessing as mp
+import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,7 @@ from envs import GoalEnv
 from envs.policies import exploration_policy
 from sparsewm.data.dataset import COLUMNS, DatasetWriter
 from sparsewm.errors import UserError
-from sparsewm.files import disk_errors
+from sparsewm.files import disk_errors, require_space
 
 PART = 25  # episodes recorded and kept together
 STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100}
@@ -67,8 +72,17 @@ def _record_part(job: tuple[str, int, int, int, int, str, dict[str, Any], int]) 
 
 
 def _quiet_worker() -> None:
-    """Workers share the machine already: no threads inside them."""
+    """Workers share the machine already: no threads inside them; they answer no Ctrl-C and die with their parent."""
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = mp.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def collect(
@@ -90,13 +104,15 @@ def collect(
         progress: called with the episodes done and wanted.
 
     Raises:
-        UserError: a flag is out of range, the disk is full, or the parts belong to other settings.
+        UserError: a flag is out of range, the disk is full, a worker died, or the file has other settings.
     """
     path = Path(path)
     steps = STEPS.get(environment, 100) if steps is None else steps
     for flag, value in (("--episodes", episodes), ("--workers", workers), ("--steps", steps)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}")
+    if seed < 0:
+        raise UserError(f"--seed must be at least 0, got {seed}")
     spec = envs.make(environment, resolution=resolution)
     attributes: dict[str, Any] = {
         "environment": environment,
@@ -128,11 +144,19 @@ def collect(
     if progress is not None:
         progress(done, episodes)
     if waiting:
-        with mp.get_context("spawn").Pool(min(workers, len(waiting)), initializer=_quiet_worker) as pool:
-            for count in pool.imap_unordered(_record_part, waiting):
-                done += count
+        pool = ProcessPoolExecutor(min(workers, len(waiting)), mp.get_context("spawn"), _quiet_worker)
+        try:
+            for part_done in as_completed([pool.submit(_record_part, job) for job in waiting]):
+                done += part_done.result()
                 if progress is not None:
                     progress(done, episodes)
+        except BrokenProcessPool:
+            raise UserError(
+                "a recording process died, perhaps for lack of memory: the same command continues, with fewer "
+                "--workers if need be (a script of your own needs `if __name__ == '__main__':` around it)"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
     _join(jobs, path, attributes)
     shutil.rmtree(parts)
     return path
@@ -140,6 +164,7 @@ def collect(
 
 def _join(parts: list[Path], path: Path, attributes: dict[str, Any]) -> None:
     """One file out of many; it appears only when complete."""
+    require_space(path, sum(part.stat().st_size for part in parts))
     with DatasetWriter(path, attributes) as writer:
         for part in parts:
             with h5py.File(part, "r") as file:

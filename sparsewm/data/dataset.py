@@ -17,6 +17,7 @@ ep_len, ep_offset     int64 (E,)                  rows of each episode, and its 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,27 @@ from sparsewm.files import atomic_path
 
 COLUMNS = {"pixels": (np.uint8, 4), "action": (np.float32, 2), "proprio": (np.float32, 2), "state": (np.float64, 2)}
 """Required columns: dtype and number of dimensions."""
+
+
+class _Disk(io.FileIO):
+    """A file whose first failed write is kept in `error`: HDF5 crashes the process where it meets a full disk."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self.error is None and len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def check(self) -> None:
+        """Raise the error of an earlier write."""
+        if self.error is not None:
+            raise self.error
 
 
 class DatasetWriter:
@@ -50,7 +72,8 @@ class DatasetWriter:
 
     def __enter__(self) -> DatasetWriter:
         self._atomic = atomic_path(self.path)
-        self._file = h5py.File(self._atomic.__enter__(), "w")
+        self._disk = _Disk(self._atomic.__enter__(), "w+")
+        self._file = h5py.File(self._disk, "w")
         self._file.attrs.update(self.attributes)
         return self
 
@@ -64,9 +87,13 @@ class DatasetWriter:
                 self._file["ep_len"] = lengths
                 self._file["ep_offset"] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
             self._file.close()
+            if kind is None:
+                self._disk.check()
         except OSError as failure:
             if kind is None:
                 kind, error, trace = type(failure), failure, failure.__traceback__
+        finally:
+            self._disk.close()
         return self._atomic.__exit__(kind, error, trace)
 
     def append(self, episode: Mapping[str, np.ndarray]) -> None:
@@ -102,6 +129,7 @@ class DatasetWriter:
                 raise ValueError(f"column '{name}' has rows of {column.shape[1:]}, got {values.shape[1:]}")
             column.resize(len(column) + rows, axis=0)
             column[-rows:] = values
+        self._disk.check()
         self.lengths.append(rows)
 
 
@@ -149,6 +177,12 @@ class Dataset:
                 raise UserError(
                     f"{self.path} lacks the column '{name}' (it has {', '.join(sorted(self._file))}): "
                     "add it, or collect the dataset with sparsewm collect"
+                )
+        for name in ("ep_len", "ep_offset"):
+            column = self._file[name]
+            if column.ndim != 1 or column.dtype.kind not in "iu":
+                raise UserError(
+                    f"'{name}' of {self.path} must be int64 (episodes,), is {column.dtype} {column.shape}: convert it"
                 )
         for name, (dtype, ndim) in COLUMNS.items():
             column = self._file[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sparsewm.data.dataset import Dataset
 from sparsewm.encoders import PatchEncoder
-from sparsewm.files import disk_errors, write_json
+from sparsewm.errors import UserError
+from sparsewm.files import disk_errors, read_json, require_space, write_json
 
 CHECK_EVERY = 2048  # rows between two notes of progress
 
@@ -29,7 +30,7 @@ class TokenCache:
         progress: called with the rows done and the number of rows.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or the encoder makes NaN.
     """
 
     def __init__(
@@ -54,24 +55,35 @@ class TokenCache:
         partial, note = self.path.with_suffix(".partial"), self.path.with_suffix(".partial.json")
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            done = 0
-            if partial.is_file() and note.is_file():
-                done = json.loads(note.read_text())["rows"]
-            values = np.memmap(partial, np.uint16, "r+" if done else "w+", shape=self.shape)
-            for start in range(done, dataset.rows, CHECK_EVERY):
-                stop = min(start + CHECK_EVERY, dataset.rows)
-                pixels = dataset.pixels[start:stop]
-                for first in range(0, stop - start, 128):
-                    values[start + first : min(start + first + 128, stop)] = encode_bits(
-                        encoder, pixels[first : first + 128]
-                    )
-                values.flush()
-                write_json(note, {"rows": stop})
-                if progress is not None:
-                    progress(stop, dataset.rows)
-            del values
+            row_bytes = 2 * int(np.prod(self.shape[1:]))
+            done = self._finished_rows(partial, note, row_bytes)
+            require_space(self.path, (dataset.rows - done) * row_bytes)
+            # written as a plain file: writing to a memory map kills the process where the disk is full
+            with open(partial, "r+b" if done else "wb") as file:
+                file.truncate(done * row_bytes)
+                file.seek(done * row_bytes)
+                for start in range(done, dataset.rows, CHECK_EVERY):
+                    stop = min(start + CHECK_EVERY, dataset.rows)
+                    pixels = dataset.pixels[start:stop]
+                    for first in range(0, stop - start, 128):
+                        file.write(encode_bits(encoder, pixels[first : first + 128]).tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+                    write_json(note, {"rows": stop, "shape": self.shape})
+                    if progress is not None:
+                        progress(stop, dataset.rows)
             partial.replace(self.path)
             note.unlink(missing_ok=True)
+
+    def _finished_rows(self, partial: Path, note: Path, row_bytes: int) -> int:
+        """Rows an interrupted build of the same shape has on the disk; 0 where its note does not fit."""
+        try:
+            found = read_json(note)
+            rows = int(found["rows"])
+            fits = found["shape"] == list(self.shape) and 0 <= rows * row_bytes <= partial.stat().st_size
+        except (UserError, OSError, KeyError, TypeError, ValueError):
+            return 0
+        return rows if fits else 0
 
     def rows(self, rows: np.ndarray) -> Tensor:
         """Tokens of rows (any shape): bfloat16 (*rows.shape, N, D)."""
@@ -87,8 +99,10 @@ class TokenCache:
 
 @torch.inference_mode()
 def encode_bits(encoder: PatchEncoder, pixels: np.ndarray) -> np.ndarray:
-    """Tokens of frames (B, R, R, 3) as the bits of bfloat16: uint16 (B, N, D)."""
+    """Tokens of frames (B, R, R, 3) as the bits of bfloat16: uint16 (B, N, D). NaN raises UserError."""
     patches = encoder.encode(pixels).patches
+    if not bool(torch.isfinite(patches).all()):
+        raise UserError(f"encoder '{encoder.name}' makes NaN or infinite tokens: check its weights and --dtype")
     return patches.to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
 
 

@@ -11,6 +11,23 @@ from sparsewm.data.tokens import TokenCache
 from sparsewm.errors import UserError
 
 
+def count_windows(dataset: Dataset, frames: int, frameskip: int, episodes: np.ndarray) -> np.ndarray:
+    """How many windows of `frames` model frames each of the episodes holds, int64 (episodes,).
+
+    Raises:
+        UserError: no episode is long enough.
+    """
+    span, lengths = (frames - 1) * frameskip, dataset.lengths[episodes]
+    counts: np.ndarray = np.maximum(lengths - span, 0)
+    if counts.sum() == 0:
+        raise UserError(
+            f"no episode of {dataset.path} is long enough: {frames} frames {frameskip} steps apart need {span + 1} "
+            f"rows, the longest has {int(lengths.max(initial=0))}; collect longer episodes or lower history, "
+            "horizon or frameskip"
+        )
+    return counts
+
+
 class Windows:
     """All windows of `frames` model frames inside the given episodes.
 
@@ -28,17 +45,9 @@ class Windows:
         self, dataset: Dataset, tokens: TokenCache, frames: int, frameskip: int, episodes: np.ndarray
     ) -> None:
         self.dataset, self.tokens, self.frames, self.frameskip = dataset, tokens, frames, frameskip
-        span = (frames - 1) * frameskip
-        lengths, offsets = dataset.lengths[episodes], dataset.offsets[episodes]
-        counts = np.maximum(lengths - span, 0)
-        if counts.sum() == 0:
-            raise UserError(
-                f"no episode of {dataset.path} is long enough: {frames} frames {frameskip} steps apart need {span + 1} "
-                f"rows, the longest has {int(lengths.max(initial=0))}; collect longer episodes or lower history, "
-                "horizon or frameskip"
-            )
+        counts = count_windows(dataset, frames, frameskip, episodes)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        self.starts = np.repeat(offsets, counts) + within  # first row of each window
+        self.starts = np.repeat(dataset.offsets[episodes], counts) + within  # first row of each window
 
     def __len__(self) -> int:
         return len(self.starts)

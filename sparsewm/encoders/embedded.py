@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash
 from sparsewm.errors import UserError
 
-POOLING = (1.0, 2.5)
+POOLING = (0.8, 2.0)
 """Widths, in patches, of the Gaussian averages joined to every token."""
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "encoder" / "model.safetensors"
@@ -107,7 +107,7 @@ class ViT(PatchEncoder):
         self.register_buffer("positions", sincos_positions(*self.grid, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.mix = nn.Linear((1 + len(POOLING)) * width, width)
+        self.mix = nn.Linear(len(POOLING) * width, width)
         self.project = nn.Linear(width, dim)
         pools = torch.cat([gaussian_pooling(*self.grid, sigma) for sigma in POOLING])
         self.register_buffer("pools", pools, persistent=False)  # (len(POOLING) * N, N)
@@ -140,8 +140,8 @@ class ViT(PatchEncoder):
             x, weights = block(x)
         x = self.norm(x)
         around = (self.pools.to(x.dtype) @ x[:, 1:]).view(b, len(POOLING), n, -1).permute(0, 2, 1, 3).flatten(2)
-        whole = x[:, :1].repeat(1, 1, 1 + len(POOLING))
-        x = torch.cat([whole, torch.cat([x[:, 1:], around], -1)], 1)
+        whole = x[:, :1].repeat(1, 1, len(POOLING))
+        x = torch.cat([whole, around], 1)
         x = self.project(F.gelu(self.mix(x)))
         to_patches = weights.mean(1)[:, 0, 1:] if attention and weights is not None else None
         return x[:, 1:], x[:, 0], to_patches

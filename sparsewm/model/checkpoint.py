@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsewm.encoders import PatchEncoder, load_encoder
 from sparsewm.errors import UserError, suggest
-from sparsewm.files import disk_errors
+from sparsewm.files import disk_errors, umask
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 
@@ -37,6 +37,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        old = path.with_name(f".{path.name}-old")
         try:
             tensors = {f"predictor.{k}": v.bfloat16().contiguous() for k, v in model.predictor.state_dict().items()}
             tensors |= {f"standardizer.{k}": v.float() for k, v in model.standardizer.state_dict().items()}
@@ -50,7 +51,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
             }
             information |= model.metadata | (metadata or {})
             (temporary / FILES[2]).write_text(json.dumps(information, indent=2) + "\n")
-            old = path.with_name(f".{path.name}-old")
+            temporary.chmod(0o777 & ~umask())  # mkdtemp's is for the owner alone
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(path, old)
@@ -58,6 +59,8 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not path.exists():
+                os.rename(old, path)
             raise
     return path
 
@@ -95,7 +98,7 @@ def load(
         tensors = load_file(path / FILES[0])
         config["grid"] = tuple(config["grid"])
         predictor_config = PredictorConfig(**config)
-        recorded = metadata["encoder"]
+        recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
@@ -109,7 +112,10 @@ def load(
     if encoder is None:
         encoder = load_encoder(recorded["name"], encoder_weights, hub_repo, expected_hash=recorded["hash"])
     elif encoder.hash != recorded["hash"]:
-        raise UserError(f"checkpoint {path} was trained on other encoder weights ({recorded['name']})")
+        raise UserError(
+            f"checkpoint {path} was trained on other weights of encoder {recorded['name']} "
+            f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file with --encoder-weights"
+        )
     model = WorldModel(encoder, predictor_config, name, frameskip, metadata)
     try:
         model.load_state_dict({key: value.float() for key, value in tensors.items()})

@@ -81,7 +81,7 @@ class LatentProblem:
         self.patches = torch.empty(0)
         self.resample(0)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: gradient descent differentiates through what is kept here
     def resample(self, iteration: int) -> None:
         """Draw a new subset of patches for every episode."""
         if iteration > 0 and self.kept == self.model.patches:

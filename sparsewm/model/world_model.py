@@ -142,7 +142,7 @@ class WorldModel(nn.Module):
         self.encoder.to(device)
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: gradient descent plans from what comes out
     def encode(self, pixels: Tensor | np.ndarray, proprio: Tensor | np.ndarray, attention: bool = False) -> Latent:
         """Observe: uint8 frames (B, H, W, 3) and raw proprioception (B, P) -> `Latent`.
 

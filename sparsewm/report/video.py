@@ -6,9 +6,11 @@ from pathlib import Path
 
 import cv2
 import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 
 from envs import GoalEnv
+from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import Trace
 from sparsewm.files import atomic_path
 
@@ -55,7 +57,11 @@ def episode_frames(env: GoalEnv, trace: Trace, grid: tuple[int, int], resolution
 
 
 def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold: int = 8) -> None:
-    """Write frames as MP4 (H.264) or GIF by the suffix; the last one is held for `hold` frames."""
+    """Write frames as MP4 (H.264) or GIF by the suffix; the last one is held for `hold` frames.
+
+    Raises:
+        UserError: the file cannot be written, e.g. for lack of space.
+    """
     frames = [*frames, *[frames[-1]] * hold]
     even = [frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
     with atomic_path(path) as temporary:
@@ -63,3 +69,16 @@ def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold:
             imageio.mimwrite(temporary, even, format="GIF", duration=1000 / fps, loop=0)  # type: ignore[arg-type]
         else:
             imageio.mimwrite(temporary, even, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)  # type: ignore[arg-type]
+            if not _holds(temporary, len(even)):
+                raise UserError(
+                    f"the video {path} could not be written: free some disk space, choose another --output, or "
+                    "give --no-video"
+                )
+
+
+def _holds(path: Path, frames: int) -> bool:
+    """Whether a video has all its frames; ffmpeg ends in silence where the disk is full."""
+    try:
+        return imageio_ffmpeg.count_frames_and_secs(str(path))[0] == frames
+    except RuntimeError:
+        return False

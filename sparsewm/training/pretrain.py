@@ -44,12 +44,12 @@ class DistillationConfig:
         momentum: start of the teacher's momentum; it ends at 1.
     """
 
-    steps: int = 2000
+    steps: int = 600
     batch: int = 64
     block: int = 128
     masked: float = 0.2
-    variance: float = 1.5
-    covariance: float = 0.04
+    variance: float = 1.0
+    covariance: float = 0.01
     lr: float = 1.5e-3
     momentum: float = 0.98
     weight_decay: float = 0.05

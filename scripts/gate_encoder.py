@@ -1,0 +1,123 @@
+"""Gate an encoder before any world model is trained on it: cost geometry and encoder oracle, against its random twin.
+
+Example:
+
+    python scripts/gate_encoder.py --encoder-weights runs/encoder/model.safetensors --output results/encoder_gate.json
+
+The encoder oracle plans with the true simulator; only the cost is the encoder's. What it misses, no world model on this
+encoder can reach. Vision-only cells (alpha 0) are the ones that judge the encoder: elsewhere proprioception may decide.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import numpy as np
+import torch
+import tyro
+
+from envs import GoalEnv
+from planners import CEM, MPC
+from sparsewm.encoders import PatchEncoder, random_twin
+from sparsewm.encoders.embedded import load_embedded
+from sparsewm.evaluation.closed_loop import Planned, make_tasks, run_episodes, summarize
+from sparsewm.evaluation.geometry import cost_geometry, encode_states
+from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
+from sparsewm.files import write_json
+from sparsewm.model.world_model import Standardizer
+from sparsewm.settings import PlanSettings, environment_settings, make_env
+
+
+@dataclass
+class Arguments:
+    """Cost geometry and encoder oracle of the embedded encoder and its untrained twin."""
+
+    encoder_weights: Path | None = None
+    """Weights to judge; the shipped ones when left out."""
+    environments: tuple[str, ...] = ("pusht", "wall", "pointmaze")
+    """Environments."""
+    drops: tuple[float, ...] = (0.0, 0.5)
+    """Drop ratios of the oracle."""
+    alphas: tuple[float, ...] = (0.0, 1.0)
+    """Proprioception weights of the oracle."""
+    episodes: int = 20
+    """Episodes per cell; 0 measures the geometry only."""
+    seed: int = 0
+    """Seed of tasks, candidates and masks."""
+    output: Path = Path("results/encoder_gate.json")
+    """JSON file."""
+
+
+def standardizer_for(env: GoalEnv, encoder: PatchEncoder, seed: int) -> Standardizer:
+    """Token and proprioception statistics over random states of the environment."""
+    env.reset(seed=seed + 1)
+    states = np.stack([env.sample_state() for _ in range(1024)])
+    tokens = encode_states(env, encoder, states)
+    proprio = np.stack([env.proprio_of(state) for state in states])
+    statistics = {
+        "token_mean": tokens.mean(0),
+        "token_std": (tokens - tokens.mean(0)).square().mean((0, 1)).sqrt(),
+        "proprio_mean": proprio.mean(0),
+        "proprio_std": np.maximum(proprio.std(0), 1.0),
+    }
+    standardizer = Standardizer(encoder.tokens, encoder.dim, env.proprio_dim, env.action_dim)
+    standardizer.fit(statistics)
+    return standardizer
+
+
+def oracle(
+    env: GoalEnv, settings: PlanSettings, episodes: int, seed: int, encoder: PatchEncoder | None, drop: float, alpha: float
+) -> dict[str, Any]:
+    """Success of CEM on the true simulator, under the encoder's cost or (encoder None) the true distance."""
+    tasks = make_tasks(env, episodes, seed, settings.goal_source, settings.goal_offset)
+    standardizer = None if encoder is None else standardizer_for(env, encoder, seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def problem(traces: Any, active: Any) -> SimulatorProblem:
+        goals = [traces[i].task.goal for i in active]
+        states = [traces[i].states[-1] for i in active]
+        if encoder is None or standardizer is None:
+            cost: Any = TrueDistance(env, goals)
+        else:
+            cost = TokenDistance(env, encoder, standardizer, goals, drop, alpha, generator)
+        return SimulatorProblem(env, states, cost, settings.horizon)
+
+    mpc = MPC(CEM(settings.samples, settings.elites, settings.iterations, seed=seed), settings.execute)
+    summary = summarize(env, run_episodes(env, tasks, Planned(env, mpc, problem), settings.budget))
+    kept = ("success_rate", "success_ci95", "moved")
+    return {name: summary[name] for name in kept if name in summary}
+
+
+def main(arguments: Arguments) -> None:
+    trained = load_embedded(arguments.encoder_weights)
+    twin = random_twin(trained)
+    report: dict[str, Any] = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+    report |= {"encoder": trained.hash, "geometry": {}, "oracle": []}
+    for name in arguments.environments:
+        env = make_env(name)
+        settings = replace(environment_settings(env.name).plan, execute=environment_settings(env.name).plan.horizon)
+        for label, encoder in (("trained", trained), ("random twin", twin)):
+            report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))
+            print(name, label, "geometry", geometry, flush=True)
+        if arguments.episodes == 0:
+            continue
+        cells: list[tuple[str, PatchEncoder | None, float, float]] = [("true distance", None, 0.0, 0.0)]
+        for label, encoder in (("trained", trained), ("random twin", twin)):
+            cells += [(label, encoder, drop, alpha) for alpha in arguments.alphas for drop in arguments.drops]
+        for label, encoder, drop, alpha in cells:
+            row = oracle(env, settings, arguments.episodes, arguments.seed, encoder, drop, alpha)
+            row = {"environment": name, "cost": label, "drop": drop, "alpha": alpha, **row}
+            report["oracle"].append(row)
+            print(row, flush=True)
+            write_json(arguments.output, report)
+    write_json(arguments.output, report)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

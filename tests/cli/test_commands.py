@@ -1,0 +1,280 @@
+"""The real command line end to end, on a small recording: collect, train, kill, resume, plan, bench.
+
+One small trained checkpoint serves all tests, so they stay together in one worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imageio.v2 as imageio
+import pytest
+import tyro
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sparsewm.cli import Command
+from sparsewm.data import Dataset
+from tests.cli.commands import PROGRAM, call, shell
+
+pytestmark = pytest.mark.xdist_group("commands")
+
+COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data".split()
+TRAIN = (
+    "train --env wall --dataset data/wall.h5 --encoder random --steps 8 --batch 4 --horizon 2 "
+    "--validate-every 100 --checkpoint-every 2"
+).split()
+QUICK = ("--env", "wall", "--samples", 8, "--iterations", 2, "--budget", 20, "--no-video")
+
+RESULTS = {
+    "environment": str,
+    "drop": float,
+    "tokens": {"kept": int, "total": int},
+    "planner": str,
+    "proposals": str,
+    "encoder": dict,
+    "checkpoint": str,
+    "device": str,
+    "dtype": str,
+    "seed": int,
+    "episodes": int,
+    "goal": {"source": str, "offset": int, "budget": int},
+    "success_rate": float,
+    "success_ci95": list,
+    "seconds_per_iteration": {"median": float, "p25": float, "p75": float},
+    "seconds_per_plan": {"median": float, "p25": float, "p75": float},
+    "peak_memory_bytes": int,
+    "per_episode": list,
+    "version": str,
+    "command": str,
+}
+ROW = {
+    "rollout": str,
+    "drop": float,
+    "tokens": int,
+    "candidates": int,
+    "horizon": int,
+    "dtype": str,
+    "seconds_per_iteration": {"median": float, "p25": float, "p75": float},
+    "speedup_over_full": float,
+    "speedup_over_dino_wm": type(None),
+    "tokens_per_second": float,
+    "peak_fraction": float,
+    "peak_memory_bytes": int,
+}
+BENCH = {"machine": dict, "matmul_peak_flops": float, "rows": list}
+
+
+def assert_keys(content: dict[str, Any], contract: dict[str, Any]) -> None:
+    """Every key of the contract is there, with a value of its type; more keys are welcome."""
+    for key, kind in contract.items():
+        assert key in content, key
+        if isinstance(kind, dict):
+            assert_keys(content[key], kind)
+        else:
+            assert isinstance(content[key], kind), (key, content[key])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/wall.h5, recorded by two processes."""
+    folder = tmp_path_factory.mktemp("place")
+    done = shell(folder, *COLLECT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    """A run folder of an uninterrupted training."""
+    done = shell(place, *TRAIN, "--output", "run")
+    assert done.returncode == 0, done.stderr
+    return place / "run"
+
+
+@pytest.fixture
+def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder for commands that use the trained checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def results(*arguments: object) -> dict[str, Any]:
+    """results.json of a plan command run in the working folder."""
+    code, _, err = call("plan", *QUICK, *arguments, "--output", "out")
+    assert code == 0, err
+    return json.loads(Path("out/results.json").read_text())
+
+
+def test_collect_records_what_was_asked_for(place: Path) -> None:
+    dataset = Dataset(place / "data" / "wall.h5", "wall")
+    assert dataset.lengths.tolist() == [21] * 30
+    assert dataset.pixels.shape == (630, 32, 32, 3)
+    summary = json.loads((place / "data" / "wall.json").read_text())
+    assert summary["episodes"] == 30 and summary["hash"] == dataset.hash
+    assert summary["command"] == shlex.join(["sparsewm", *COLLECT])
+    assert cv2.imread(str(place / "data" / "wall.png")) is not None
+    assert not list(place.glob("data/*.parts"))
+
+
+def test_collect_keeps_a_finished_recording(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    before = Path("data/wall.h5").stat()
+    code, out, _ = call(*COLLECT)
+    after = Path("data/wall.h5").stat()
+    assert code == 0 and "30 episodes, 630 frames" in out
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    code, _, err = call(*COLLECT, "--seed", 1)  # another recording must not replace this one
+    assert code == 2 and "delete it or give another --output" in err
+
+
+def test_training_writes_checkpoint_log_and_metrics(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
+    assert metrics[-1]["step"] == 8
+    for drop in ("drop_0", "drop_0.5"):
+        assert len(metrics[-1]["validation"][drop]["tokens_ratio"]) == 2
+    metadata = json.loads((trained / "checkpoint" / "metadata.json").read_text())
+    assert metadata["environment"] == "wall" and metadata["encoder"]["name"] == "random"
+    assert metadata["dataset"]["episodes"] == 30
+    assert list((trained / "tensorboard").glob("events.*"))
+    assert cv2.imread(str(trained / "training.png")) is not None
+
+
+def test_killed_training_resumes_to_the_same_weights(trained: Path) -> None:
+    place, run = trained.parent, trained.parent / "killed"
+    tokens = {path: path.stat().st_mtime_ns for path in place.glob("data/*.tokens-*")}
+    assert tokens
+    with subprocess.Popen(
+        [PROGRAM, *TRAIN, "--output", "killed"],
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        state = run / "training_state.safetensors"
+        while process.poll() is None and not state.is_file():
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    with safe_open(state, "pt") as file:
+        assert 0 < json.loads(file.metadata()["run"])["step"] < 8
+    done = shell(place, *TRAIN, "--output", "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "continuing at step" in done.stdout
+    for name in ("checkpoint/model.safetensors", "training_state.safetensors"):
+        expected, found = load_file(trained / name), load_file(run / name)
+        assert expected.keys() == found.keys()
+        assert all(expected[key].equal(found[key]) for key in expected), name
+    before, after = (
+        json.loads((folder / "metrics.json").read_text())["metrics"][-1] for folder in (trained, run)
+    )
+    assert before["validation"] == after["validation"]
+    assert {path: path.stat().st_mtime_ns for path in place.glob("data/*.tokens-*")} == tokens  # reused
+
+
+def test_resume_refuses_other_settings(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained.parent)
+    code, _, err = call(*TRAIN, "--batch", 5, "--output", "run", "--resume")
+    assert code == 2 and "batch" in err and "another --output" in err
+
+
+def test_plan_writes_results_video_and_picture(trained: Path) -> None:
+    place = trained.parent
+    arguments = shlex.split(
+        "plan --env wall --checkpoint run/checkpoint --drop 0.5 --samples 8 --iterations 2 --budget 20 --output planned"
+    )
+    done = shell(place, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "success" in done.stdout and "planned" in done.stdout
+    content = json.loads((place / "planned" / "results.json").read_text())
+    assert_keys(content, RESULTS)
+    assert content["tokens"] == {"kept": 32, "total": 64}
+    assert content["command"] == shlex.join(["sparsewm", *arguments])
+    assert content["checkpoint"] == "run/checkpoint" and content["goal"]["budget"] == 20
+    (episode,) = content["per_episode"]
+    assert 0 < episode["steps"] <= 20 and episode["distance"].keys() == {"position"}
+    assert content["success_rate"] == float(episode["success"])
+    with imageio.get_reader(place / "planned" / "episode-000.mp4") as video:
+        frames = list(video.iter_data())
+    assert len(frames) > episode["steps"]
+    height, width, _ = frames[0].shape
+    assert width == pytest.approx(3 * height, rel=0.15)  # real scene, goal, kept patches
+    picture = cv2.imread(str(place / "planned" / "plan.png"))
+    assert picture is not None and picture.std() > 1
+
+
+def test_bench_times_the_checkpoint(trained: Path) -> None:
+    place = trained.parent
+    done = shell(
+        place,
+        *"bench --env wall --checkpoint run/checkpoint --drops 0 0.5 0.8 --candidates 8 --horizon 2 --repeats 3".split(),
+        *("--output", "timed"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sparse" in done.stdout and "0.8" in done.stdout
+    content = json.loads((place / "timed" / "bench.json").read_text())
+    assert_keys(content, BENCH)
+    for row in content["rows"]:
+        assert_keys(row, ROW)
+    assert [(row["drop"], row["tokens"]) for row in content["rows"]] == [(0.0, 64), (0.5, 32), (0.8, 13)]
+    assert content["rows"][0]["speedup_over_full"] == 1
+    assert cv2.imread(str(place / "timed" / "bench.png")) is not None
+
+
+@pytest.mark.parametrize("planner", ["cem", "icem", "mppi", "gd"])
+def test_every_planner_plans(planner: str, trained: Path, here: Path) -> None:
+    content = results("--planner", planner, "--checkpoint", trained / "checkpoint", "--drop", 0.8)
+    assert content["planner"] == planner and content["tokens"]["kept"] == 13
+    assert content["per_episode"][0]["steps"] == 20  # re-planned with history
+    assert content["seconds_per_iteration"]["median"] > 0
+
+
+@pytest.mark.parametrize("selection", ["proprio", "encoder_oracle"])
+def test_yardsticks_on_the_checkpoint(selection: str, trained: Path, here: Path) -> None:
+    content = results("--selection", selection, "--checkpoint", trained / "checkpoint")
+    assert content["selection"] == selection and content["encoder"]["name"] == "random"
+    assert 0 < content["per_episode"][0]["steps"] <= 20
+
+
+def test_yardsticks_without_a_model_need_no_checkpoint(here: Path) -> None:
+    still = results("--selection", "none", "--episodes", 2)
+    assert still["encoder"] is None and still["checkpoint"] is None
+    for episode in still["per_episode"]:
+        assert episode["distance"] == episode["initial_distance"]
+    moved = results("--selection", "random_actions", "--episodes", 2)
+    for episode in moved["per_episode"]:
+        assert episode["distance"] != episode["initial_distance"]
+    oracle = results("--selection", "oracle", "--samples", 64, "--iterations", 4, "--budget", 100)
+    assert oracle["success_rate"] == 1
+
+
+def test_a_seed_repeats_every_episode(trained: Path, here: Path) -> None:
+    first, second, other = (
+        results("--checkpoint", trained / "checkpoint", "--episodes", 2, "--seed", seed)["per_episode"]
+        for seed in (3, 3, 5)
+    )
+    assert first == second != other
+    assert [episode["seed"] for episode in first] == [3, 4]
+
+
+def test_several_episodes_are_planned_at_once(trained: Path, here: Path) -> None:
+    content = results("--checkpoint", trained / "checkpoint", "--episodes", 3, "--batch", 2, "--chunk", 3)
+    assert [episode["seed"] for episode in content["per_episode"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("command", ["collect", "train", "plan", "bench", "doctor"])
+def test_help_shows_an_example_that_is_a_command(command: str) -> None:
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    lines = [line.strip(" │") for line in out.splitlines()]
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"Example: sparsewm {command}"))
+    example = " ".join(lines[first : lines.index("", first)]).removeprefix("Example: sparsewm ")
+    parsed = tyro.cli(Command, args=shlex.split(example))  # type: ignore[call-overload]
+    assert type(parsed).__name__.lower() == command

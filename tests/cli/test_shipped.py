@@ -1,0 +1,64 @@
+"""What a stranger does first, with the weights the repository ships and nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import envs
+import planners
+import sparsewm
+from tests.cli.commands import call, shell
+
+
+def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    done = shell(tmp_path, "plan", "--env", "pusht", "--drop", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 240  # two minutes on two cores; here the other tests run beside it
+    content = json.loads((tmp_path / "runs" / "plan" / "results.json").read_text())
+    assert content["environment"] == "pusht" and content["drop"] == 0.5
+    assert content["tokens"]["kept"] == content["tokens"]["total"] // 2
+    assert content["encoder"]["name"] == "embedded"
+    assert len(content["per_episode"]) == 1
+    assert (tmp_path / "runs" / "plan" / "episode-000.mp4").stat().st_size > 0
+    assert (tmp_path / "runs" / "plan" / "plan.png").stat().st_size > 0
+
+
+def test_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
+    done = shell(tmp_path, "doctor", "--device", "cpu")
+    assert done.returncode == 0, done.stdout
+    assert "sparsewm plan --env pusht --drop 0.5" in done.stdout
+
+
+@pytest.mark.parametrize("name", envs.names())
+def test_python_plans_with_the_shipped_model(name: str) -> None:
+    env = envs.make(name)
+    model = sparsewm.load_pretrained(name)
+    assert (model.environment, model.frameskip) == (name, env.frameskip)
+    observation, _ = env.reset(seed=0)
+    goal = env.render_state(env.sample_goal())
+    problem = model.planning_problem(observation, goal, drop=0.5)
+    plan = planners.CEM(samples=16, elites=4, iterations=2).plan(problem)
+    assert plan.actions.shape == (1, 5, env.frameskip * env.action_dim)
+    assert bool(torch.isfinite(plan.cost).all())
+
+
+def test_wall_is_solved_at_half_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*"plan --env wall --drop 0.5 --episodes 4 --batch 4 --no-video".split())
+    assert code == 0, err
+    content = json.loads(Path("runs/plan/results.json").read_text())
+    assert content["success_rate"] >= 0.75  # 90% and more over many episodes
+
+
+def test_bench_times_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*"bench --env wall --drops 0 0.8 --candidates 32 --repeats 3".split())
+    assert code == 0, err
+    full, sparse = json.loads(Path("runs/bench/bench.json").read_text())["rows"]
+    assert sparse["tokens"] < full["tokens"] and sparse["speedup_over_full"] > 1.5

@@ -1,0 +1,182 @@
+"""Encoded tokens are computed once, and windows cut them, proprioception and actions out of whole episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sparsewm.data.tokens as tokens_module
+from sparsewm.data import Dataset, TokenCache, Windows
+from sparsewm.encoders import PatchFeatures, ViT
+from sparsewm.errors import UserError
+from tests.data.test_dataset import small_disk
+from tests.data.tiny import write_dataset
+from tests.model.tiny import tiny_encoder
+
+
+class Counting(ViT):
+    """Counts the frames it encodes; breaks down after `patience` of them."""
+
+    def __init__(self, weights_hash: str = "a" * 64, seed: int = 0, patience: float = float("inf")) -> None:
+        super().__init__(resolution=28, patch=14, width=32, depth=1, heads=1, dim=8)
+        self.load_state_dict(tiny_encoder(28, seed=seed).state_dict())
+        self.hash, self.frames, self.patience = weights_hash, 0, patience
+        self.freeze()
+
+    def encode(self, pixels: Any, attention: bool = False) -> PatchFeatures:
+        self.frames += len(pixels)
+        if self.frames > self.patience:
+            raise KeyboardInterrupt
+        return super().encode(pixels, attention)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return Dataset(write_dataset(tmp_path / "d.h5", (9, 5, 12)))
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_cache_holds_the_tokens_of_every_row(dataset: Dataset) -> None:
+    encoder, calls = Counting(), []
+    cache = TokenCache(dataset, encoder, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(26, 26)]
+    expected = encoder.encode(dataset.pixels[:]).patches.bfloat16()
+    assert torch.equal(cache.rows(np.arange(26)), expected)
+    assert torch.equal(cache.rows(np.array([[3, 3], [25, 0]])), expected[torch.tensor([[3, 3], [25, 0]])])
+    statistics = cache.statistics(np.arange(9))
+    sample = expected[:9].float()
+    torch.testing.assert_close(statistics["token_mean"], sample.mean(0))
+    torch.testing.assert_close(statistics["token_std"], (sample - sample.mean(0)).square().mean((0, 1)).sqrt())
+
+
+def test_cache_is_built_once(dataset: Dataset) -> None:
+    first = TokenCache(dataset, Counting())
+    again = Counting()
+    second = TokenCache(dataset, again)
+    assert again.frames == 0 and second.path == first.path
+    assert torch.equal(second.rows(np.arange(26)), first.rows(np.arange(26)))
+    assert files(dataset.path.parent) == {"d.h5", first.path.name}
+
+
+def test_cache_is_rebuilt_for_another_encoder(dataset: Dataset) -> None:
+    first, other = TokenCache(dataset, Counting()), Counting("b" * 64, seed=1)
+    second = TokenCache(dataset, other)
+    assert other.frames == 26 and second.path != first.path
+    assert torch.equal(second.rows(np.arange(26)), other.encode(dataset.pixels[:]).patches.bfloat16())
+
+
+def test_cache_is_rebuilt_for_other_data_under_the_same_name(tmp_path: Path) -> None:
+    first = TokenCache(Dataset(write_dataset(tmp_path / "d.h5")), Counting())
+    changed, encoder = Dataset(write_dataset(tmp_path / "d.h5", seed=3)), Counting()
+    second = TokenCache(changed, encoder)
+    assert encoder.frames == 26 and second.path != first.path
+    assert torch.equal(second.rows(np.arange(26)), encoder.encode(changed.pixels[:]).patches.bfloat16())
+
+
+def test_cache_elsewhere(dataset: Dataset, tmp_path: Path) -> None:
+    cache = TokenCache(dataset, Counting(), tmp_path / "scratch" / "tokens")
+    assert cache.path.parent == tmp_path / "scratch" / "tokens"
+    assert files(tmp_path) == {"d.h5", "scratch"}
+
+
+def test_interrupted_build_goes_on_where_it_stopped(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    whole = TokenCache(dataset, Counting(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        TokenCache(dataset, Counting(patience=20), tmp_path / "resumed")  # in the third piece of eight rows
+    assert not list((tmp_path / "resumed").glob("*.bin"))
+    rest = Counting()
+    resumed = TokenCache(dataset, rest, tmp_path / "resumed")
+    assert rest.frames == 26 - 16
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    assert files(tmp_path / "resumed") == {resumed.path.name}
+
+
+def test_damaged_rest_of_a_build_is_started_anew(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    whole = TokenCache(dataset, Counting(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        TokenCache(dataset, Counting(patience=20), tmp_path / "resumed")
+    (partial,) = (tmp_path / "resumed").glob("*.partial")
+    partial.write_bytes(partial.read_bytes()[:10])
+    assert TokenCache(dataset, Counting(), tmp_path / "resumed").path.read_bytes() == whole.path.read_bytes()
+
+
+def test_cut_cache_is_built_again(dataset: Dataset) -> None:
+    first = TokenCache(dataset, Counting())
+    content = first.path.read_bytes()
+    first.path.write_bytes(content[:-2])
+    assert TokenCache(dataset, Counting()).path.read_bytes() == content
+
+
+def test_full_disk_while_encoding(dataset: Dataset, tmp_path: Path) -> None:
+    with small_disk(500), pytest.raises(UserError, match="disk is full while writing .*: free some space"):
+        TokenCache(dataset, Counting(), tmp_path / "tokens")
+    assert not list((tmp_path / "tokens").glob("*.bin"))
+
+
+def test_windows_are_slices_of_the_dataset(dataset: Dataset) -> None:
+    """Lengths 9, 5 and 12 with windows of 4 frames 2 steps apart (7 rows): 3 + 0 + 6 of them."""
+    cache = TokenCache(dataset, Counting())
+    windows = Windows(dataset, cache, frames=4, frameskip=2, episodes=np.arange(3))
+    starts = [0, 1, 2, 14, 15, 16, 17, 18, 19]
+    assert len(windows) == len(starts)
+    batch = windows.batch(np.arange(len(windows)))
+    everything = cache.rows(np.arange(dataset.rows))
+    for i, start in enumerate(starts):
+        rows = slice(start, start + 7, 2)
+        assert torch.equal(batch["tokens"][i], everything[rows])
+        assert np.array_equal(batch["proprio"][i], dataset.proprio[rows])
+        assert np.array_equal(batch["state"][i], dataset.state[rows])
+        for t in range(3):
+            joined = np.concatenate([dataset.action[start + 2 * t], dataset.action[start + 2 * t + 1]])
+            assert np.array_equal(batch["action"][i, t], joined)
+    assert {name: value.dtype for name, value in batch.items()} == {
+        "tokens": torch.bfloat16,
+        "proprio": torch.float32,
+        "action": torch.float32,
+        "state": torch.float64,
+    }
+
+
+def test_windows_never_leave_their_episodes(dataset: Dataset) -> None:
+    """Actions lead from each frame to the next: across the end of an episode they would not."""
+    cache = TokenCache(dataset, Counting())
+    windows = Windows(dataset, cache, frames=3, frameskip=2, episodes=np.array([2, 0]))
+    batch = windows.batch(np.arange(len(windows)))
+    assert len(windows) == 8 + 5
+    assert not np.isin(windows.starts, np.arange(9, 14)).any()  # the middle episode
+    moves = batch["action"].reshape(len(windows), 2, 2, 2).numpy()
+    position = batch["state"][:, :-1].numpy()
+    for step in range(2):
+        position = np.clip(position + 0.1 * moves[:, :, step], 0, 1)
+    np.testing.assert_allclose(position, batch["state"][:, 1:].numpy(), atol=1e-6)
+
+
+def test_sampled_windows_are_a_function_of_the_generator(dataset: Dataset) -> None:
+    windows = Windows(dataset, TokenCache(dataset, Counting()), 2, 1, np.arange(3))
+    first, same, other = (windows.sample(np.random.default_rng(seed), 6)["proprio"] for seed in (1, 1, 2))
+    assert first.shape == (6, 2, 2) and torch.equal(first, same) and not torch.equal(first, other)
+    seen = {start for seed in range(40) for start in windows.sample(np.random.default_rng(seed), 8)["state"][:, 0, 0]}
+    assert len({float(value) for value in seen}) == len(windows)  # every window gets its turn
+
+
+def test_no_episode_is_long_enough(dataset: Dataset) -> None:
+    cache = TokenCache(dataset, Counting())
+    assert len(Windows(dataset, cache, frames=12, frameskip=1, episodes=np.arange(3))) == 1
+    message = "no episode of .*: 8 frames 2 steps apart need 15 rows, the longest has 12; collect longer episodes"
+    with pytest.raises(UserError, match=message):
+        Windows(dataset, cache, frames=8, frameskip=2, episodes=np.arange(3))
+    with pytest.raises(UserError, match="the longest has 5"):
+        Windows(dataset, cache, frames=4, frameskip=2, episodes=np.array([1]))

@@ -1,0 +1,289 @@
+"""The planning problem of a world model: what the cost depends on, and what it does not."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from planners import CEM, GradientDescent, PlanningProblem
+from sparsewm.errors import UserError
+from sparsewm.evaluation.geometry import spearman
+from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches
+from sparsewm.model.world_model import Standardizer, gather_patches
+from tests.model.tiny import random_actions, random_latent, tiny_model
+
+LOW, HIGH = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])
+
+
+def make_problem(model: WorldModel, episodes: int = 2, seen: int = 0, seed: int = 0, **options: object) -> LatentProblem:
+    generator = torch.Generator().manual_seed(3)
+    start, goal = random_latent(model, episodes, generator), random_latent(model, episodes, generator)
+    history = [
+        (random_latent(model, episodes, generator), random_actions(model, episodes, generator=generator))
+        for _ in range(seen)
+    ]
+    masks = torch.Generator().manual_seed(seed)
+    return LatentProblem(model, start, goal, LOW, HIGH, history=history, generator=masks, **options)  # type: ignore[arg-type]
+
+
+def candidates(model: WorldModel, episodes: int = 2, count: int = 7, horizon: int = 5) -> Tensor:
+    return random_actions(model, episodes, count, horizon, generator=torch.Generator().manual_seed(4))
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_cost_is_the_error_of_the_last_imagined_frame() -> None:
+    model = tiny_model()
+    problem, actions = make_problem(model, drop=0.5, alpha=0.3), candidates(model)
+    tokens, proprio = model.rollout(
+        gather_patches(problem.start.tokens, problem.patches), problem.start.proprio, actions, problem.patches
+    )
+    goal = gather_patches(problem.goal.tokens, problem.patches)
+    expected = torch.empty(2, 7)
+    for b in range(2):
+        for s in range(7):
+            token_error = ((tokens[b, s, -1] - goal[b]) ** 2).mean()
+            expected[b, s] = token_error + 0.3 * ((proprio[b, s, -1] - problem.goal.proprio[b]) ** 2).mean()
+    close(problem.cost(actions), expected)
+    assert isinstance(problem, PlanningProblem)
+
+
+def test_proprio_selection_leaves_the_tokens_out() -> None:
+    model = tiny_model()
+    actions = candidates(model)
+    problem = make_problem(model, selection="proprio", alpha=2.0)
+    *_, (_, proprio) = model.imagine(problem.start.tokens, problem.start.proprio, actions, problem.patches)
+    close(problem.cost(actions), 2.0 * (proprio - problem.goal.proprio[:, None]).square().mean(-1))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_cost_in_chunks_equals_cost_at_once(chunk: int) -> None:
+    model = tiny_model()
+    actions = candidates(model)
+    whole = make_problem(model, seen=2, drop=0.5).cost(actions)
+    close(make_problem(model, seen=2, drop=0.5, chunk=chunk).cost(actions), whole)
+
+
+def test_cost_does_not_depend_on_the_order_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sparsewm.model.problem as module
+
+    model, actions = tiny_model(), candidates(tiny_model())
+    cost = make_problem(model, seen=2, drop=0.5).cost(actions)
+    draw, order = module.random_patches, torch.randperm(8, generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr(module, "random_patches", lambda *arguments: draw(*arguments)[:, order])
+    shuffled = make_problem(model, seen=2, drop=0.5)
+    assert not torch.equal(shuffled.patches, shuffled.patches.sort(1).values)
+    close(shuffled.cost(actions), cost)
+
+
+def test_drop_mask_is_redrawn_by_every_resample_for_each_episode() -> None:
+    problem = make_problem(tiny_model(), episodes=4, drop=0.5)
+    drawn = [problem.patches]
+    for iteration in range(4):
+        problem.resample(iteration)
+        drawn.append(problem.patches)
+    for patches in drawn:
+        assert patches.shape == (4, 8)
+        assert all(len(set(row.tolist())) == 8 for row in patches)
+        assert len({tuple(row.tolist()) for row in patches}) == 4  # episodes differ
+    assert len({tuple(patches.flatten().tolist()) for patches in drawn}) == 5  # iterations differ
+    again = make_problem(tiny_model(), episodes=4, drop=0.5)
+    assert torch.equal(again.patches, drawn[0])  # the seed decides
+    assert not torch.equal(make_problem(tiny_model(), episodes=4, drop=0.5, seed=1).patches, drawn[0])
+
+
+def test_candidates_of_an_episode_see_the_same_tokens() -> None:
+    model = tiny_model()
+    problem = make_problem(model, drop=0.7)
+    same = candidates(model, count=1).expand(-1, 6, -1, -1)
+    first = problem.cost(same)
+    close(first, first[:, :1].expand(-1, 6))
+    close(problem.cost(same), first)  # nothing is drawn in between
+    problem.resample(1)
+    assert not torch.allclose(problem.cost(same), first, atol=1e-3)
+
+
+def test_dropped_patches_have_no_say() -> None:
+    model = tiny_model()
+    actions, problem = candidates(model), make_problem(model, drop=0.5)
+    cost = problem.cost(actions)
+    start, goal = problem.start.tokens.clone(), problem.goal.tokens.clone()
+    for row, patches in enumerate(problem.patches):
+        dropped = torch.ones(16, dtype=torch.bool).index_fill(0, patches, False)
+        start[row, dropped], goal[row, dropped] = 9.0, -9.0
+    changed = LatentProblem(
+        model,
+        Latent(start, problem.start.proprio),
+        Latent(goal, problem.goal.proprio),
+        LOW,
+        HIGH,
+        drop=0.5,
+        generator=torch.Generator().manual_seed(0),
+    )
+    close(changed.cost(actions), cost)
+
+
+def test_history_changes_the_cost() -> None:
+    model = tiny_model()
+    actions = candidates(model)
+    assert not torch.allclose(make_problem(model, seen=2).cost(actions), make_problem(model).cost(actions), atol=1e-3)
+
+
+def test_bfloat16_ranks_candidates_like_float32() -> None:
+    actions = candidates(tiny_model(), count=64)
+    exact = make_problem(tiny_model(), seen=2, drop=0.5).cost(actions)
+    rough = make_problem(tiny_model().place("cpu", torch.bfloat16), seen=2, drop=0.5).cost(actions)
+    assert rough.dtype == torch.float32 and not torch.equal(exact, rough)
+    for a, b in zip(exact.numpy(), rough.numpy(), strict=True):
+        assert spearman(a, b) > 0.97
+
+
+@pytest.mark.parametrize("seen", [0, 2])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_gradient_descent_lowers_the_cost(seen: int, trainable: bool) -> None:
+    model = tiny_model().requires_grad_(trainable)
+    problem = make_problem(model, seen=seen)
+    before = problem.cost(problem.mean[None, None].expand(2, 1, -1, -1))[:, 0]
+    plan = GradientDescent(samples=3, iterations=12).plan(problem)
+    assert bool((plan.cost < 0.95 * before).all())
+    close(problem.cost(plan.actions[:, None])[:, 0], plan.cost)
+
+
+def test_gradient_of_the_cost_equals_finite_differences() -> None:
+    model = tiny_model()
+    problem = make_problem(model, episodes=1, seen=2, drop=0.5, horizon=3)
+    actions = candidates(model, episodes=1, count=2, horizon=3).requires_grad_(True)
+    (slope,) = torch.autograd.grad(problem.cost(actions).sum(), actions)
+    direction = torch.randn(actions.shape, generator=torch.Generator().manual_seed(6))
+    step = 1e-3 * direction  # small: the network has many kinks
+    ahead, behind = problem.cost(actions.detach() + step), problem.cost(actions.detach() - step)
+    torch.testing.assert_close((slope * 2 * step).sum((2, 3)), ahead - behind, atol=1e-5, rtol=5e-2)
+
+
+def observation(seed: int, episodes: int | None = None) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    lead = () if episodes is None else (episodes,)
+    return {
+        "pixels": rng.integers(0, 256, (*lead, 40, 40, 3), dtype=np.uint8),
+        "proprio": rng.uniform(0, 60, (*lead, 2)).astype(np.float32),
+    }
+
+
+def test_planning_problem_of_one_numpy_observation() -> None:
+    model = tiny_model()
+    problem = model.planning_problem(observation(0), observation(1), drop=0.5, horizon=3)
+    assert (problem.batch, problem.horizon, problem.action_dim) == (1, 3, 4)
+    assert problem.low.tolist() == [-1] * 4 and problem.high.tolist() == [1] * 4
+    close(problem.mean, torch.tensor([[0.1, -0.1, 0.1, -0.1]]).expand(3, -1))
+    close(problem.std, torch.tensor([[0.5, 0.6, 0.5, 0.6]]).expand(3, -1))
+    planner = CEM(samples=30, elites=5, iterations=4)
+    plan = planner.plan(problem)
+    assert plan.actions.shape == (1, 3, 4) and bool((plan.actions.abs() <= 1).all())
+    assert plan.cost < problem.cost(problem.mean[None, None])[0]
+    again = CEM(samples=30, elites=5, iterations=4).plan(
+        model.planning_problem(observation(0), observation(1), drop=0.5, horizon=3)
+    )
+    assert torch.equal(again.actions, plan.actions)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_gradient_descent_plans_from_pictures(trainable: bool) -> None:
+    """Also with a model that is still being trained, whose weights ask for gradients."""
+    model = tiny_model().requires_grad_(trainable)
+    problem = model.planning_problem(observation(0), observation(1), horizon=3)
+    before = problem.cost(problem.mean[None, None])[0]
+    assert GradientDescent(samples=2, iterations=10).plan(problem).cost < 0.95 * before
+
+
+def test_planning_problem_of_a_batch_is_its_rows() -> None:
+    model = tiny_model()
+    problem = model.planning_problem(
+        observation(0, 3), observation(1, 3), low=np.array([-2.0, -1.0]), high=[2, 1], horizon=2
+    )
+    assert problem.batch == 3 and problem.low.tolist() == [-2, -1, -2, -1] and problem.high.tolist() == [2, 1, 2, 1]
+    actions = candidates(model, 3, horizon=2)
+    cost = problem.cost(actions)
+    for row in range(3):
+        one = {name: values[row] for name, values in observation(0, 3).items()}
+        target = {name: values[row] for name, values in observation(1, 3).items()}
+        close(model.planning_problem(one, target, horizon=2).cost(actions[row, None])[0], cost[row])
+    assert CEM(samples=8, elites=2, iterations=2).plan(problem).actions.shape == (3, 2, 4)
+
+
+def test_planning_problem_refuses_what_does_not_fit() -> None:
+    model = tiny_model()
+    with pytest.raises(UserError, match="--drop must be at least 0 and below 1"):
+        model.planning_problem(observation(0), observation(1), drop=1.0)
+    with pytest.raises(UserError, match="--horizon must be at least 1"):
+        model.planning_problem(observation(0), observation(1), horizon=0)
+    wrong = observation(0) | {"proprio": np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match=r"proprio must have shape \(B, 2\), got \(1, 3\)"):
+        model.planning_problem(wrong, observation(1))
+    bright = observation(0) | {"pixels": observation(0)["pixels"].astype(np.float32)}
+    with pytest.raises(ValueError, match="uint8 pictures"):
+        model.planning_problem(bright, observation(1))
+
+
+def test_encoded_frames_are_standardised() -> None:
+    model = tiny_model()
+    seen = observation(0, 2)
+    latent = model.encode(seen["pixels"], seen["proprio"], attention=True)
+    raw = model.encoder.encode(seen["pixels"]).patches
+    statistics = model.standardizer
+    close(latent.tokens, (raw - statistics.token_mean) / statistics.token_std)
+    close(latent.proprio, (torch.as_tensor(seen["proprio"]) - torch.tensor([30.0, 20.0])) / torch.tensor([15.0, 10.0]))
+    assert latent.attention is not None and latent.attention.shape == (2, 16)
+    second = latent[1:]
+    assert torch.equal(second.tokens, latent.tokens[1:]) and torch.equal(second.attention, latent.attention[1:])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("patches", "drop", "kept"),
+    [(64, 0.0, 64), (64, 0.5, 32), (64, 0.8, 13), (64, 0.999, 1), (1, 0.5, 1), (3, 0.99, 1), (196, 0.5, 98)],
+)
+def test_kept_patches(patches: int, drop: float, kept: int) -> None:
+    assert kept_patches(patches, drop) == kept
+
+
+@pytest.mark.parametrize("drop", [1.0, 1.5, -0.1, math.nan, math.inf])
+def test_impossible_drop_ratio(drop: float) -> None:
+    with pytest.raises(UserError, match="--drop must be at least 0 and below 1, got .*: 0.5 drops half"):
+        kept_patches(64, drop)
+
+
+def test_standardizer_makes_zero_mean_and_unit_deviation() -> None:
+    generator = torch.Generator().manual_seed(7)
+    tokens = 3 * torch.randn(500, 4, 6, generator=generator) + torch.randn(4, 6, generator=generator)
+    proprio = 5 + 2 * torch.randn(500, 3, generator=generator)
+    action = -1 + 0.1 * torch.randn(500, 2, generator=generator)
+    mean = tokens.mean(0)
+    standardizer = Standardizer(4, 6, 3, 2)
+    standardizer.fit(
+        {
+            "token_mean": mean,
+            "token_std": (tokens - mean).square().mean((0, 1)).sqrt(),
+            "proprio_mean": proprio.mean(0).numpy(),
+            "proprio_std": proprio.std(0).numpy(),
+            "action_mean": action.mean(0),
+            "action_std": action.std(0),
+        }
+    )
+    scaled = standardizer.tokens(tokens.bfloat16())
+    assert scaled.dtype == torch.float32
+    assert scaled.mean(0).abs().max() < 1e-2 and (scaled.square().mean((0, 1)) - 1).abs().max() < 1e-2
+    assert standardizer.proprio(proprio).std(0).sub(1).abs().max() < 1e-3
+    joined = action.reshape(100, 10)  # five environment steps of one model step
+    close(standardizer.actions(joined).reshape(500, 2), (action - action.mean(0)) / action.std(0))
+
+
+def test_standardizer_survives_features_that_never_change() -> None:
+    standardizer = Standardizer(4, 6, 3, 2)
+    standardizer.fit({"proprio_std": np.zeros(3), "token_std": torch.zeros(6)})
+    assert bool(torch.isfinite(standardizer.proprio(torch.ones(1, 3))).all())
+    assert bool(torch.isfinite(standardizer.tokens(torch.ones(1, 4, 6))).all())

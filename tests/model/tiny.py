@@ -1,0 +1,66 @@
+"""A world model small enough to check by hand: random weights everywhere, so that nothing is hidden behind a zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsewm.encoders.embedded import ViT
+from sparsewm.model import Latent, PredictorConfig, WorldModel
+
+HASH = "0123456789abcdef" * 4
+
+
+def tiny_encoder(resolution: int = 56, weights_hash: str = HASH, seed: int = 0) -> ViT:
+    """16 patches of 8 features at 56 pixels, 4 patches at 28."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = ViT(resolution=resolution, patch=14, width=32, depth=1, heads=1, dim=8)
+    encoder.name, encoder.hash = "embedded", weights_hash
+    encoder.freeze()
+    return encoder
+
+
+def tiny_model(
+    history: int = 3,
+    frameskip: int = 2,
+    environment: str = "wall",
+    encoder: ViT | None = None,
+    seed: int = 0,
+    **sizes: Any,
+) -> WorldModel:
+    """A frozen world model of 2-d proprioception and 2-d actions, every parameter moved at random."""
+    encoder = encoder or tiny_encoder()
+    sizes = {"width": 32, "depth": 2, "heads": 2, "mlp": 48} | sizes
+    config = PredictorConfig(encoder.dim, encoder.grid, 2, 2 * frameskip, history, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = WorldModel(encoder, config, environment, frameskip, {"note": "tiny"})
+        with torch.no_grad():
+            for parameter in model.predictor.parameters():
+                parameter.add_(0.15 * torch.randn_like(parameter))
+        model.standardizer.fit(
+            {
+                "token_mean": 0.2 * torch.randn(encoder.tokens, encoder.dim),
+                "token_std": 0.5 + torch.rand(encoder.dim),
+                "proprio_mean": torch.tensor([30.0, 20.0]),
+                "proprio_std": torch.tensor([15.0, 10.0]),
+                "action_mean": torch.tensor([0.1, -0.1]),
+                "action_std": torch.tensor([0.5, 0.6]),
+            }
+        )
+    model.eval().requires_grad_(False)
+    return model
+
+
+def random_latent(model: WorldModel, episodes: int, generator: torch.Generator) -> Latent:
+    """A frame in the model's space, from nowhere."""
+    tokens = torch.randn(episodes, model.patches, model.config.token_dim, generator=generator)
+    return Latent(tokens, torch.randn(episodes, model.config.proprio_dim, generator=generator))
+
+
+def random_actions(model: WorldModel, *shape: int, generator: torch.Generator) -> Tensor:
+    """Actions (*shape, frameskip * A) in [-1, 1]."""
+    return torch.rand(*shape, model.action_dim, generator=generator) * 2 - 1
