@@ -47,6 +47,7 @@ class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
     _geometry: ClassVar[tuple[str, ...]] = ()  # fields of the look that are shapes, not colours
     action_low: ClassVar[tuple[float, ...]] = (-1.0, -1.0)
     action_high: ClassVar[tuple[float, ...]] = (1.0, 1.0)
+    action_space: spaces.Box
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -86,7 +86,7 @@ def oracle(
             cost: Any = TrueDistance(env, goals)
         else:
             cost = TokenDistance(env, encoder, standardizer, goals, drop, alpha, generator)
-        return SimulatorProblem(env, states, cost, settings.horizon)
+        return SimulatorProblem(env, states, cost, settings.horizon, hold=settings.hold)
 
     mpc = MPC(CEM(settings.samples, settings.elites, settings.iterations, seed=seed), settings.execute)
     summary = summarize(env, run_episodes(env, tasks, Planned(env, mpc, problem), settings.budget))

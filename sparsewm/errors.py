@@ -1,4 +1,4 @@
-"""Errors a user can cause: one clear sentence with the remedy; the command line prints it and exits with 2."""
+"""Errors a user can cause: one clear sentence with the remedy; the command line exits with 2."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def require_space(path: str | Path, size: int) -> None:
         free = shutil.disk_usage(folder).free
     if free < size:
         raise UserError(
-            f"the disk is too full for {path}: it needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "free some space or choose another --output"
+            f"the disk is too full for {path}: it needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
+            "free; free some space or choose another --output"
         )
 
 

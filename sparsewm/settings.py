@@ -18,7 +18,7 @@ from sparsewm.errors import UserError, suggest
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """How an environment is planned in: all in model steps but `budget` and `goal_offset` (environment steps)."""
+    """How an environment is planned in: model steps, but environment steps in `budget` and `goal_offset`."""
 
     goal_source: str
     budget: int
@@ -26,6 +26,7 @@ class PlanSettings:
     horizon: int = 5
     execute: int = 5
     alpha: float = 1.0
+    hold: bool = True
     samples: int = 100
     elites: int = 10
     iterations: int = 10
@@ -52,7 +53,10 @@ class Preset:
 
 def config_folder() -> Path:
     """`configs/` of the checkout, or its installed copy."""
-    for folder in (Path(__file__).parents[1] / "configs", Path(sys.prefix) / "share" / "sparsewm" / "configs"):
+    for folder in (
+        Path(__file__).parents[1] / "configs",
+        Path(sys.prefix) / "share" / "sparsewm" / "configs",
+    ):
         if folder.is_dir():
             return folder
     raise UserError("the folder configs/ is missing: install the project again (pip install -e .)")
@@ -78,7 +82,9 @@ def environment_settings(name: str) -> EnvironmentSettings:
             PlanSettings(**content["plan"]),
         )
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} lacks a setting or has one too many ({error}): get it from the repository again") from None
+        raise UserError(
+            f"{path} lacks a setting or has one too many ({error}): get it from the repository again"
+        ) from None
 
 
 def preset(name: str) -> Preset:
@@ -122,7 +128,7 @@ def make_env(name: str, **options: Any) -> envs.GoalEnv:
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of a `--device` flag, tried with a small product; "auto" takes a GPU when there is one.
+    """The torch device of a `--device` flag, tried with a small product; "auto" takes a GPU if there is one.
 
     Raises:
         UserError: torch cannot use it.
@@ -134,12 +140,14 @@ def choose_device(name: str) -> torch.device:
         (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name} does not work here ({reason}): choose --device cpu or auto") from None
+        raise UserError(
+            f"--device {name} does not work here ({reason}): choose --device cpu or auto"
+        ) from None
     return device
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 (CUDA; AMX or AVX512-BF16 on a CPU)."""
+    """Whether bfloat16 matrices multiply faster than float32 ones (CUDA; AMX or AVX512-BF16 on a CPU)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":

@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     command: Command = tyro.cli(  # type: ignore[call-overload]
         Command,
         prog="sparsewm",
-        description="Plan from pixels in a sparse DINO world model. First: sparsewm plan --env pusht --drop 0.5",
+        description="Plan from pixels in a sparse DINO world model. "
+        "First: sparsewm plan --env pusht --drop 0.5",
         args=arguments,
     )
     try:

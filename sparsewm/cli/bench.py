@@ -68,9 +68,11 @@ class Bench:
         report |= {"environment": env.name, "preset": self.preset, "seed": self.seed}
         report |= {"version": sparsewm.__version__, "command": command_line()}
         write_json(folder / "bench.json", report)
-        title = f"{self.candidates} candidates, horizon {self.horizon}, {model.patches} tokens, {self.preset} sizes"
+        title = f"{self.candidates} candidates, horizon {self.horizon}, {model.patches} tokens"
         plot_bench(folder / "bench.png", report["rows"], title)
-        table = Table("rollout", "drop", "tokens", "s / iteration", "quartiles", "of full", "tokens / s", "of peak")
+        table = Table(
+            "rollout", "drop", "tokens", "s / iteration", "quartiles", "of full", "tokens / s", "of peak"
+        )
         for row in report["rows"]:
             time = row["seconds_per_iteration"]
             table.add_row(

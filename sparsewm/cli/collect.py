@@ -67,5 +67,8 @@ class Collect:
             },
         )
         plot_dataset(path.with_suffix(".png"), env, dataset)
-        print(f"{dataset.episodes} episodes, {dataset.rows} frames, {path.stat().st_size / 1e6:.0f} MB in {path}")
+        print(
+            f"{dataset.episodes} episodes, {dataset.rows} frames, {path.stat().st_size / 1e6:.0f} MB in "
+            f"{path}"
+        )
         return 0

@@ -47,7 +47,7 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
 
 
 def output_folder(path: Path) -> Path:
-    """Make the folder results go to and try to write there, so that an impossible one shows before any work is done."""
+    """Make the folder results go to and try to write there, before any work is done in vain."""
     with disk_errors(path):
         try:
             path.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,9 @@ SELECTIONS = ("random", "proprio", "oracle", "encoder_oracle", "none", "random_a
 
 @dataclass
 class Plan:
-    """Reach goals by model-predictive control in the world model; writes results.json, a video per episode, plan.png.
+    """Reach goals by model-predictive control in the world model.
+
+    Writes results.json, a video per episode (real scene, goal, kept patches) and plan.png.
 
     Example: sparsewm plan --env pusht --drop 0.5 --episodes 3
     """
@@ -56,14 +58,14 @@ class Plan:
     env: str
     """Environment: pusht, wall or pointmaze."""
     drop: float = 0.5
-    """Fraction of the patch tokens dropped, at least 0 and below 1; which ones is redrawn at every iteration."""
+    """Fraction of the patch tokens dropped, at least 0 and below 1, drawn anew at every iteration."""
     planner: str = "cem"
     """Planner: cem, icem, mppi or gd."""
     proposals: str = "gaussian"
     """Where candidate action sequences come from: gaussian."""
     selection: str = "random"
-    """random: tokens drawn at random. Yardsticks: proprio (no token error), oracle (true simulator and distance),
-    encoder_oracle (true simulator, token distance), none (does nothing), random_actions."""
+    """random: tokens drawn at random. Yardsticks: proprio (no token error), oracle (true simulator and
+    distance), encoder_oracle (true simulator, token distance), none (does nothing), random_actions."""
     episodes: int = 1
     """Episodes."""
     checkpoint: Path | None = None
@@ -92,6 +94,8 @@ class Plan:
     """Environment steps between start and goal of a trajectory goal."""
     alpha: float | None = None
     """Weight of the proprioception error in the cost; 0 plans by vision alone."""
+    hold: bool | None = None
+    """Plan one action per model step and hold it for its environment steps."""
     batch: int = 1
     """Episodes planned at once."""
     chunk: int = 0
@@ -121,16 +125,19 @@ class Plan:
         with progress_bar("planning") as progress:
             progress(0, len(tasks))
 
+            def score() -> str:
+                return f"success {sum(successes)}/{len(successes)}"
+
             def on_plan(episode: int, decision: int, trace: Trace) -> None:
                 share = min(1.0, trace.steps / settings.budget)
-                text = f"episode {episode + 1}, re-plan {decision + 1}, success {sum(successes)}/{len(successes)}"
+                text = f"episode {episode + 1}, re-plan {decision + 1}, {score()}"
                 progress(len(successes) + 0.99 * share, len(tasks), text)
 
             def on_episode(episode: int, trace: Trace) -> None:
                 successes.append(trace.success)
                 if self.video:
                     write_video(folder / f"episode-{episode:03d}.mp4", episode_frames(env, trace, grid))
-                progress(len(successes), len(tasks), f"success {sum(successes)}/{len(successes)}")
+                progress(len(successes), len(tasks), score())
 
             try:
                 traces = run_episodes(env, tasks, policy, settings.budget, self.batch, on_plan, on_episode)
@@ -151,7 +158,11 @@ class Plan:
             "dtype": str(dtype).removeprefix("torch."),
             "seed": self.seed,
             "episodes": len(traces),
-            "goal": {"source": settings.goal_source, "offset": settings.goal_offset, "budget": settings.budget},
+            "goal": {
+                "source": settings.goal_source,
+                "offset": settings.goal_offset,
+                "budget": settings.budget,
+            },
             "settings": asdict(settings) | {"batch": self.batch},
             **summarize(env, traces),
             "peak_memory_bytes": peak_memory(device),
@@ -165,8 +176,9 @@ class Plan:
         )
         summary = (
             f"{env.name}, {goals}, budget {settings.budget} steps, seed {self.seed}: success "
-            f"{sum(successes)}/{len(traces)} ({100 * low:.0f}-{100 * high:.0f}%, 95% Wilson); {kept} of {total} tokens, "
-            f"{seconds(results['seconds_per_iteration'])} an iteration, {seconds(results['seconds_per_plan'])} a plan"
+            f"{sum(successes)}/{len(traces)} ({100 * low:.0f}-{100 * high:.0f}%, 95% Wilson); {kept} of "
+            f"{total} tokens, {seconds(results['seconds_per_iteration'])} an iteration, "
+            f"{seconds(results['seconds_per_plan'])} a plan"
         )
         plot_plan(folder / "plan.png", env, traces, grid, summary)
         print(f"{summary}\nresults in {folder}/")
@@ -181,14 +193,29 @@ class Plan:
         if self.encoder is not None:
             one_of("encoder", self.encoder, ENCODERS)
         if self.planner == "gd" and "oracle" in self.selection:
-            raise UserError("gradient descent cannot see through the simulator: choose --planner cem, icem or mppi")
+            raise UserError(
+                "gradient descent cannot see through the simulator: choose --planner cem, icem or mppi"
+            )
         check_seed(self.seed)
-        names = ("samples", "elites", "iterations", "horizon", "execute", "budget", "goal_source", "goal_offset", "alpha")
+        names = (
+            "samples",
+            "elites",
+            "iterations",
+            "horizon",
+            "execute",
+            "budget",
+            "goal_source",
+            "goal_offset",
+            "alpha",
+            "hold",
+        )
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         settings = replace(environment_settings(env.name).plan, **given)
         at_least(1 if self.planner == "gd" else 2, samples=self.samples)
         at_least(2, elites=self.elites)
-        at_least(1, iterations=self.iterations, horizon=self.horizon, execute=self.execute, budget=self.budget)
+        at_least(
+            1, iterations=self.iterations, horizon=self.horizon, execute=self.execute, budget=self.budget
+        )
         at_least(1, goal_offset=self.goal_offset, episodes=self.episodes, batch=self.batch)
         at_least(0, alpha=self.alpha, chunk=self.chunk)
         if self.elites is None:
@@ -196,10 +223,13 @@ class Plan:
         if self.elites is not None and self.elites > settings.samples:
             raise UserError(f"--elites {self.elites} is more than --samples {settings.samples}: lower it")
         if settings.execute > settings.horizon:
-            raise UserError(f"--execute {settings.execute} is more than --horizon {settings.horizon}: lower it")
+            raise UserError(
+                f"--execute {settings.execute} is more than --horizon {settings.horizon}: lower it"
+            )
         if settings.goal_source == "trajectory" and settings.goal_offset > settings.budget:
             raise UserError(
-                f"--goal-offset {settings.goal_offset} is more than the {settings.budget} steps of --budget: lower it"
+                f"--goal-offset {settings.goal_offset} is more than the {settings.budget} steps of --budget: "
+                "lower it"
             )
         return settings
 
@@ -237,6 +267,7 @@ class Plan:
                     [traces[i].states[-1] for i in active],
                     TrueDistance(env, [traces[i].task.goal for i in active]),
                     settings.horizon,
+                    hold=settings.hold,
                 ),
             )
         assert model is not None
@@ -257,11 +288,22 @@ class Plan:
                         generator,
                     ),
                     settings.horizon,
+                    hold=settings.hold,
                 ),
             )
         selection: Selection = "proprio" if self.selection == "proprio" else "random"
         return Planned(
             env,
             mpc,
-            ModelProblems(model, env, settings.horizon, self.drop, settings.alpha, self.seed, selection, self.chunk),
+            ModelProblems(
+                model,
+                env,
+                settings.horizon,
+                self.drop,
+                settings.alpha,
+                self.seed,
+                selection,
+                self.chunk,
+                settings.hold,
+            ),
         )

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from envs import GoalEnv
 from sparsewm.cli.common import check_seed, output_folder, progress_bar
 from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows
-from sparsewm.encoders import ENCODERS, PatchEncoder, load_encoder
+from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
@@ -25,7 +25,6 @@ from sparsewm.settings import (
     choose_dtype,
     environment_settings,
     make_env,
-    one_of,
     preset,
 )
 from sparsewm.training.trainer import TrainConfig, Trainer
@@ -33,7 +32,9 @@ from sparsewm.training.trainer import TrainConfig, Trainer
 
 @dataclass
 class Train:
-    """Train a world model on an offline dataset: encode once, train, validate; --resume continues after any interruption.
+    """Train a world model on an offline dataset: encode once, train, validate.
+
+    --resume continues after any interruption.
 
     Example: sparsewm train --env wall --dataset data/wall.h5 --output runs/wall
     """
@@ -80,7 +81,7 @@ class Train:
         config = self.config(env, sizes)
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
-        encoder = self.load_encoder(sizes, config, device)
+        encoder = load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
         dataset = self.open_dataset(env)
         frames = sizes.model["history"] + config.horizon
         train_episodes, held_out = dataset.split()
@@ -102,16 +103,26 @@ class Train:
             ),
             env.name,
             env.frameskip,
-            {"dataset": {"hash": dataset.hash, "episodes": dataset.episodes, "rows": dataset.rows}, "preset": self.preset},
+            {
+                "dataset": {"hash": dataset.hash, "episodes": dataset.episodes, "rows": dataset.rows},
+                "preset": self.preset,
+            },
         )
-        rows = np.concatenate([np.arange(o, o + n) for o, n in zip(dataset.offsets, dataset.lengths)][: len(train_episodes)])
+        rows = np.arange(dataset.offsets[held_out[0]])  # of the training episodes, which come first
         model.standardizer.fit(tokens.statistics(rows) | column_statistics(dataset, rows))
         model.place(device)
         trainer = Trainer(model, train, validation, folder, config, dtype)
         if self.resume:
             found = trainer.resume()
-            print(f"continuing at step {trainer.step} of {config.steps}" if found else f"no run in {folder}: starting one")
-        with SummaryWriter(folder / "tensorboard", purge_step=trainer.step) as board, progress_bar("training") as bar:
+            print(
+                f"continuing at step {trainer.step} of {config.steps}"
+                if found
+                else f"no run in {folder}: starting one"
+            )
+        with (
+            SummaryWriter(folder / "tensorboard", purge_step=trainer.step) as board,
+            progress_bar("training") as bar,
+        ):
             seen = len(trainer.metrics)
 
             def on_step(run: Trainer, values: dict[str, float]) -> None:
@@ -125,7 +136,9 @@ class Train:
                     for drop, result in run.metrics[-1]["validation"].items():
                         board.add_scalar(f"validation/{drop}/tokens_ratio", result["ratio"], run.step)
                         board.add_scalar(
-                            f"validation/{drop}/proprio_ratio", float(np.mean(result["proprio_ratio"])), run.step
+                            f"validation/{drop}/proprio_ratio",
+                            float(np.mean(result["proprio_ratio"])),
+                            run.step,
                         )
 
             trainer.run(on_step)
@@ -136,7 +149,9 @@ class Train:
                 f"rollout error over {config.horizon} steps, as a share of copying the last frame: "
                 + ", ".join(f"{name.replace('_', ' ')} {value['ratio']:.3f}" for name, value in last.items())
             )
-        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} min; checkpoint in {folder / 'checkpoint'}")
+        print(
+            f"{trainer.step} steps in {trainer.seconds / 60:.1f} min; checkpoint in {folder / 'checkpoint'}"
+        )
         print(f"plan with it: sparsewm plan --env {env.name} --checkpoint {folder / 'checkpoint'}")
         return 0
 
@@ -145,23 +160,11 @@ class Train:
         check_seed(self.seed)
         at_least(1, steps=self.steps, batch=self.batch, groups=self.groups, horizon=self.horizon)
         at_least(1, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
-        if self.lr is not None and not 0 < self.lr < 1:
-            raise UserError(f"--lr must lie between 0 and 1, got {self.lr:g}")
         names = {field.name for field in fields(TrainConfig)}
         given = {name: value for name, value in vars(self).items() if name in names and value is not None}
-        return replace(TrainConfig(), **({"steps": environment_settings(env.name).train_steps} | sizes.train | given))
-
-    def load_encoder(self, sizes: Preset, config: TrainConfig, device: torch.device) -> PatchEncoder:
-        """The encoder, with patches enough for the groups."""
-        name = self.encoder or sizes.encoder
-        one_of("encoder", name, ENCODERS)
-        encoder = load_encoder(name, self.encoder_weights, self.hub_repo, device)
-        if config.groups * config.smallest_group > encoder.tokens:
-            raise UserError(
-                f"--groups {config.groups} is too many for {encoder.tokens} patches: {name} has room for "
-                f"{encoder.tokens // config.smallest_group}"
-            )
-        return encoder
+        return replace(
+            TrainConfig(), **({"steps": environment_settings(env.name).train_steps} | sizes.train | given)
+        )
 
     def open_dataset(self, env: GoalEnv) -> Dataset:
         """The given dataset, or the usual one, recorded first where it is not there."""
@@ -171,8 +174,8 @@ class Train:
             for name, size in sizes.items():
                 if (found := getattr(dataset, name).shape[1]) != size:
                     raise UserError(
-                        f"column '{name}' of {self.dataset} has {found} numbers a row, {env.name} has {size}: give --env "
-                        "the environment it was recorded in, or another --dataset"
+                        f"column '{name}' of {self.dataset} has {found} numbers a row, {env.name} has "
+                        f"{size}: give --env the environment it was recorded in, or another --dataset"
                     )
             return dataset
         path, usual = Path("data") / f"{env.name}.h5", environment_settings(env.name)

@@ -1,8 +1,8 @@
 """Scripted exploratory data, recorded by parallel processes.
 
-Episodes are recorded in parts of a few dozen, each a small complete dataset of its own in `E.h5.parts/`; when all are there
-they are joined into `E.h5`. An interruption at any moment costs at most the parts in progress, and the
-same command continues. Episode i depends on (seed, i) alone, whatever the number of workers.
+Episodes are recorded in parts of a few dozen, each a small complete dataset of its own in `E.h5.parts/`; when
+all are there they are joined into `E.h5`. An interruption at any moment costs at most the parts in progress,
+and the same command continues. Episode i depends on (seed, i) alone, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100}
 
 
 def explore(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """States (steps + 1, D) and actions (steps, A) of one exploratory episode, a pure function of (seed, episode)."""
+    """States (steps + 1, D) and actions (steps, A) of an episode, a pure function of (seed, episode)."""
     rng = np.random.default_rng([seed, episode])
     env.reset(seed=int(rng.integers(2**31)))
     policy = exploration_policy(env, rng)
@@ -72,7 +72,7 @@ def _record_part(job: tuple[str, int, int, int, int, str, dict[str, Any], int]) 
 
 
 def _quiet_worker() -> None:
-    """Workers share the machine already: no threads inside them; they answer no Ctrl-C and die with their parent."""
+    """A worker has no threads of its own, leaves Ctrl-C to its parent and dies with it."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = mp.parent_process()
@@ -129,7 +129,9 @@ def collect(
     if path.is_file():
         if _same_recording(path, attributes, episodes):
             return path
-        raise UserError(f"{path} exists and was recorded with other settings: delete it or give another --output")
+        raise UserError(
+            f"{path} exists and was recorded with other settings: delete it or give another --output"
+        )
     parts = path.with_name(path.name + ".parts")
     jobs, waiting = [], []
     for first in range(0, episodes, PART):
@@ -152,7 +154,8 @@ def collect(
                     progress(done, episodes)
         except BrokenProcessPool:
             raise UserError(
-                "a recording process died, perhaps for lack of memory: the same command continues, with fewer "
+                "a recording process died, perhaps for lack of memory: the same command continues, with "
+                "fewer "
                 "--workers if need be (a script of your own needs `if __name__ == '__main__':` around it)"
             ) from None
         finally:
@@ -165,12 +168,14 @@ def collect(
 def _join(parts: list[Path], path: Path, attributes: dict[str, Any]) -> None:
     """One file out of many; it appears only when complete."""
     require_space(path, sum(part.stat().st_size for part in parts))
-    with DatasetWriter(path, attributes) as writer:
+    with DatasetWriter(path, attributes, parts[0].with_name("joined.h5")) as writer:
         for part in parts:
             with h5py.File(part, "r") as file:
                 columns = {name: file[name][:] for name in COLUMNS}
-                for offset, length in zip(file["ep_offset"][:], file["ep_len"][:]):
-                    writer.append({name: values[offset : offset + length] for name, values in columns.items()})
+                for offset, length in zip(file["ep_offset"][:], file["ep_len"][:], strict=True):
+                    writer.append(
+                        {name: values[offset : offset + length] for name, values in columns.items()}
+                    )
 
 
 def _same_recording(path: Path, attributes: dict[str, Any], episodes: int) -> bool:

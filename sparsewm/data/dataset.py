@@ -1,7 +1,7 @@
 """Offline datasets: one HDF5 file, a column per field, the rows of all episodes one after another.
 
-The layout is stable-worldmodel's, so files pass both ways. Row t of an episode holds the observation at t and the action
-taken there; the last row of an episode has a zero action, since none was taken.
+The layout is stable-worldmodel's, so files pass both ways. Row t of an episode holds the observation at t and
+the action taken there; the last row of an episode has a zero action, since none was taken.
 
 ====================  ==========================  ==========================================================
 column                dtype, shape                what
@@ -30,12 +30,17 @@ import numpy as np
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path
 
-COLUMNS = {"pixels": (np.uint8, 4), "action": (np.float32, 2), "proprio": (np.float32, 2), "state": (np.float64, 2)}
+COLUMNS = {
+    "pixels": (np.uint8, 4),
+    "action": (np.float32, 2),
+    "proprio": (np.float32, 2),
+    "state": (np.float64, 2),
+}
 """Required columns: dtype and number of dimensions."""
 
 
 class _Disk(io.FileIO):
-    """A file whose first failed write is kept in `error`: HDF5 crashes the process where it meets a full disk."""
+    """A file that keeps its first failed write in `error`: HDF5 crashes where it meets a full disk."""
 
     error: OSError | None = None
 
@@ -63,15 +68,18 @@ class DatasetWriter:
     Args:
         path: the `.h5` file.
         attributes: what the file says of itself: `environment`, `frameskip`, `seed`, ...
+        temporary: name until then, on the same disk (see `atomic_path`).
     """
 
-    def __init__(self, path: str | Path, attributes: Mapping[str, Any]) -> None:
-        self.path, self.attributes = Path(path), dict(attributes)
+    def __init__(
+        self, path: str | Path, attributes: Mapping[str, Any], temporary: Path | None = None
+    ) -> None:
+        self.path, self.attributes, self.temporary = Path(path), dict(attributes), temporary
         self.lengths: list[int] = []
         self._file: h5py.File | None = None
 
     def __enter__(self) -> DatasetWriter:
-        self._atomic = atomic_path(self.path)
+        self._atomic = atomic_path(self.path, self.temporary)
         self._disk = _Disk(self._atomic.__enter__(), "w+")
         self._file = h5py.File(self._disk, "w")
         self._file.attrs.update(self.attributes)
@@ -145,14 +153,16 @@ class Dataset:
         action, proprio, state: whole columns in memory.
 
     Raises:
-        UserError: no such file, truncated, a column missing or of wrong shape or dtype, numbers that are not finite, or
-            another environment.
+        UserError: no such file, truncated, a column missing or of wrong shape or dtype, numbers that are not
+            finite, or another environment.
     """
 
     def __init__(self, path: str | Path, environment: str | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise UserError(f"no dataset at {self.path}: record one with sparsewm collect, or give --dataset its path")
+            raise UserError(
+                f"no dataset at {self.path}: record one with sparsewm collect, or give --dataset its path"
+            )
         try:
             self._file = h5py.File(self.path, "r")
             self._check_columns()
@@ -160,16 +170,22 @@ class Dataset:
             self.proprio = self._file["proprio"][:]
             self.state = self._file["state"][:]
         except OSError as error:
-            raise UserError(f"{self.path} is truncated or no HDF5 file ({error}): copy or collect it again") from None
+            raise UserError(
+                f"{self.path} is truncated or no HDF5 file ({error}): copy or collect it again"
+            ) from None
         self.attributes = {
-            key: value.item() if isinstance(value, np.generic) else value for key, value in self._file.attrs.items()
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in self._file.attrs.items()
         }
         self.lengths = self._file["ep_len"][:].astype(np.int64)
         self.offsets = self._file["ep_offset"][:].astype(np.int64)
         self._check_rows()
         found = self.attributes.get("environment")
         if environment is not None and found not in (None, environment):
-            raise UserError(f"{self.path} was recorded in {found}, not {environment}: give --env {found} or another --dataset")
+            raise UserError(
+                f"{self.path} was recorded in {found}, not {environment}: give --env {found} or another "
+                "--dataset"
+            )
 
     def _check_columns(self) -> None:
         for name in (*COLUMNS, "ep_len", "ep_offset"):
@@ -182,7 +198,8 @@ class Dataset:
             column = self._file[name]
             if column.ndim != 1 or column.dtype.kind not in "iu":
                 raise UserError(
-                    f"'{name}' of {self.path} must be int64 (episodes,), is {column.dtype} {column.shape}: convert it"
+                    f"'{name}' of {self.path} must be int64 (episodes,), is {column.dtype} {column.shape}: "
+                    "convert it"
                 )
         for name, (dtype, ndim) in COLUMNS.items():
             column = self._file[name]
@@ -199,11 +216,16 @@ class Dataset:
         for name in COLUMNS:
             if len(self._file[name]) != total:
                 raise UserError(
-                    f"column '{name}' of {self.path} has {len(self._file[name])} rows, the episodes need {total}: "
-                    "the file is incomplete, collect or copy it again"
+                    f"column '{name}' of {self.path} has {len(self._file[name])} rows, the episodes need "
+                    f"{total}: the file is incomplete, collect or copy it again"
                 )
-        if not np.array_equal(self.offsets, np.concatenate([[0], np.cumsum(self.lengths)[:-1]])) or total == 0:
-            raise UserError(f"ep_offset and ep_len of {self.path} do not fit together: collect or convert it again")
+        if (
+            not np.array_equal(self.offsets, np.concatenate([[0], np.cumsum(self.lengths)[:-1]]))
+            or total == 0
+        ):
+            raise UserError(
+                f"ep_offset and ep_len of {self.path} do not fit together: collect or convert it again"
+            )
         for name in ("action", "proprio", "state"):
             bad = np.argwhere(~np.isfinite(getattr(self, name)))
             if len(bad):
@@ -237,15 +259,15 @@ class Dataset:
         return digest.hexdigest()
 
     def split(self, held_out: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-        """Episode numbers for training and for validation: always the same, the last `held_out` of the file."""
+        """Episode numbers for training and for validation, which is the last `held_out` of the file."""
         count = max(1, round(held_out * self.episodes))
         if count >= self.episodes:
-            raise UserError(f"{self.path} has {self.episodes} episode(s), too few to hold some out: collect more")
+            raise UserError(
+                f"{self.path} has {self.episodes} episode(s), too few to hold some out: collect more"
+            )
         order = np.arange(self.episodes)
         return order[:-count], order[-count:]
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
-
-

@@ -102,7 +102,7 @@ def encode_bits(encoder: PatchEncoder, pixels: np.ndarray) -> np.ndarray:
     """Tokens of frames (B, R, R, 3) as the bits of bfloat16: uint16 (B, N, D). NaN raises UserError."""
     patches = encoder.encode(pixels).patches
     if not bool(torch.isfinite(patches).all()):
-        raise UserError(f"encoder '{encoder.name}' makes NaN or infinite tokens: check its weights and --dtype")
+        raise UserError(
+            f"encoder '{encoder.name}' makes NaN or infinite tokens: check its weights and --dtype"
+        )
     return patches.to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
-
-

@@ -21,7 +21,8 @@ def count_windows(dataset: Dataset, frames: int, frameskip: int, episodes: np.nd
     counts: np.ndarray = np.maximum(lengths - span, 0)
     if counts.sum() == 0:
         raise UserError(
-            f"no episode of {dataset.path} is long enough: {frames} frames {frameskip} steps apart need {span + 1} "
+            f"no episode of {dataset.path} is long enough: {frames} frames {frameskip} steps apart need "
+            f"{span + 1} "
             f"rows, the longest has {int(lengths.max(initial=0))}; collect longer episodes or lower history, "
             "horizon or frameskip"
         )

@@ -46,6 +46,7 @@ def load_encoder(
     if expected_hash is not None and encoder.hash != expected_hash:
         raise UserError(
             f"the weights of encoder '{name}' differ from those this checkpoint was trained with "
-            f"({encoder.hash[:12]} instead of {expected_hash[:12]}): give the original file with --encoder-weights"
+            f"({encoder.hash[:12]} instead of {expected_hash[:12]}): give the original file with "
+            "--encoder-weights"
         )
     return encoder.to(device)

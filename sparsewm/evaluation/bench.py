@@ -1,4 +1,4 @@
-"""Timing of planner iterations. The comparison with the DINO-WM rollout belongs here as a second `rollout` row."""
+"""Timing of planner iterations; the comparison with the DINO-WM rollout belongs here too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.settings import preset
 
 
-def bench_model(env: GoalEnv, checkpoint: Path | None, device: torch.device, dtype: torch.dtype) -> WorldModel:
+def bench_model(
+    env: GoalEnv, checkpoint: Path | None, device: torch.device, dtype: torch.dtype
+) -> WorldModel:
     """The model to time: a checkpoint, or the shipped one."""
     return load(checkpoint or pretrained_path(env.name), device, dtype, environment=env.name)
 
@@ -53,7 +55,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, repe
 
 
 def rollout_operations(model: WorldModel, kept: int, candidates: int, horizon: int) -> float:
-    """Floating-point operations of one iteration: products of the blocks, attention over the cached window."""
+    """Floating-point operations of an iteration: products of the blocks, attention over cached frames."""
     config, length = model.config, kept + 1
     width, total = config.width, 0.0
     for step in range(horizon):
@@ -78,7 +80,7 @@ def measure(
     seed: int = 0,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
-    """Seconds per iteration (new mask, kept tokens, rollout, cost) at each drop ratio; repeats are interleaved.
+    """Seconds per iteration (new mask, kept tokens, rollout, cost) per drop ratio; repeats are interleaved.
 
     Returns:
         the `machine`, `matmul_peak_flops` and `rows` of `bench.json`.
@@ -91,7 +93,9 @@ def measure(
     target = model.encode(goal["pixels"][None], goal["proprio"][None])
     low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
     generator = torch.Generator().manual_seed(seed)
-    actions = torch.randn(1, candidates, horizon, model.action_dim, generator=generator).clamp(-1, 1).to(device)
+    actions = (
+        torch.randn(1, candidates, horizon, model.action_dim, generator=generator).clamp(-1, 1).to(device)
+    )
     ratios = sorted({0.0, *drops})
     problems = [
         LatentProblem(model, start, target, low, high, horizon=horizon, drop=drop, generator=generator)

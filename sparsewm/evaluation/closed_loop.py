@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: plan, execute, look, plan again, until the goal is reached or the budget is spent."""
+"""Closed-loop evaluation: plan, execute, look, plan again, until the goal or the end of the budget."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from envs import GoalEnv
 from planners import MPC, Plan, PlanningProblem
@@ -37,10 +38,12 @@ def make_tasks(
     """Starts and goals of an evaluation; task i is a function of (seed + i).
 
     Args:
-        source: "random": start and goal as `env.reset` draws them; "trajectory": two states `offset` environment steps
-            apart in a scripted trajectory that no dataset contains. None: the environment's own.
+        source: "random": start and goal as `env.reset` draws them; "trajectory": two states `offset`
+            environment steps apart in a scripted trajectory that no dataset contains. None: the environment's
+            own.
     """
-    source, offset = source or env.goal_source, offset or env.goal_offset
+    source = source or env.goal_source
+    offset = env.goal_offset if offset is None else offset
     if source not in ("random", "trajectory"):
         raise UserError(f"--goal-source must be random or trajectory, not '{source}'")
     if offset < 1:
@@ -62,8 +65,10 @@ class Trace:
     """What happened in one episode.
 
     Attributes:
-        states: every environment step, (steps + 1) x (D,). actions: those between, steps x (A,). success: whether the goal was reached.
-        plans: per re-plan: the step it was made at, the patches kept in its last iteration (M,) or None, its cost.
+        states: every environment step, (steps + 1) x (D,). actions: those between, steps x (A,). success:
+            whether the goal was reached.
+        plans: per re-plan: the step it was made at, the patches kept in its last iteration (M,) or None, its
+            cost.
         seconds_per_iteration, seconds_per_plan: one entry each, per episode of the batch.
     """
 
@@ -88,7 +93,7 @@ class Policy(Protocol):
         """New episodes; their tasks say start and goal."""
 
     def act(self, active: np.ndarray) -> np.ndarray:
-        """Actions (active episodes, n, A) to execute now, `active` being their numbers; may note plans in the traces."""
+        """Actions (active episodes, n, A) to execute now, `active` being their numbers; may note plans."""
 
 
 class Still:
@@ -118,7 +123,15 @@ class RandomActions:
         return np.stack([self._rngs[i].uniform(space.low, space.high, shape) for i in active])
 
 
-ProblemMaker = Callable[[Sequence[Trace], np.ndarray], PlanningProblem]
+class ExecutableProblem(PlanningProblem, Protocol):
+    """A planning problem that knows what the environment executes for a planned action."""
+
+    def executed(self, actions: Tensor) -> Tensor:
+        """Planned actions (..., H, action_dim) as environment actions (..., H, frameskip * A)."""
+        ...
+
+
+ProblemMaker = Callable[[Sequence[Trace], np.ndarray], ExecutableProblem]
 
 
 class Planned:
@@ -155,7 +168,7 @@ class Planned:
                     "cost": float(plan.cost[row]),
                 }
             )
-        actions = plan.actions[:, : self.mpc.execute].cpu().numpy()
+        actions = problem.executed(plan.actions[:, : self.mpc.execute]).cpu().numpy()
         return actions.reshape(len(active), -1, self.env.action_dim)
 
 
@@ -164,7 +177,7 @@ class ModelProblems:
 
     Args:
         model: the world model. env: renders what the camera sees.
-        horizon, drop, alpha, selection: see `LatentProblem`. seed: of the drop masks.
+        horizon, drop, alpha, selection, chunk, hold: see `LatentProblem`. seed: of the drop masks.
     """
 
     def __init__(
@@ -177,9 +190,10 @@ class ModelProblems:
         seed: int,
         selection: Selection = "random",
         chunk: int = 0,
+        hold: bool = False,
     ) -> None:
         self.model, self.env, self.horizon, self.drop, self.alpha = model, env, horizon, drop, alpha
-        self.selection, self.chunk = selection, chunk
+        self.selection, self.chunk, self.hold = selection, chunk, hold
         self.generator = torch.Generator(device="cpu").manual_seed(seed)
         self.low, self.high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
 
@@ -195,8 +209,12 @@ class ModelProblems:
         history = []
         for back in range(depth, 0, -1):  # oldest first
             frame = self.observe([trace.states[-1 - back * skip] for trace in rows])
-            done = np.stack([np.stack(trace.actions[len(trace.actions) - back * skip :][:skip]) for trace in rows])
-            history.append((frame, torch.as_tensor(done, dtype=torch.float32).flatten(1).to(self.model.device)))
+            done = np.stack(
+                [np.stack(trace.actions[len(trace.actions) - back * skip :][:skip]) for trace in rows]
+            )
+            history.append(
+                (frame, torch.as_tensor(done, dtype=torch.float32).flatten(1).to(self.model.device))
+            )
         return LatentProblem(
             self.model,
             self.observe([trace.states[-1] for trace in rows]),
@@ -210,6 +228,7 @@ class ModelProblems:
             generator=self.generator,
             selection=self.selection,
             chunk=self.chunk,
+            hold=self.hold,
         )
 
 
@@ -227,7 +246,8 @@ def run_episodes(
     Args:
         budget: environment steps an episode may take. An episode succeeds at the first state that counts as
             success, at every environment step.
-        on_plan: called with (episode, re-plan, trace) after every decision; on_episode: with (episode, trace) at the end.
+        on_plan: called with (episode, re-plan, trace) after every decision; on_episode: with (episode, trace)
+            at the end.
     """
     traces: list[Trace] = []
     for first in range(0, len(tasks), batch):
@@ -237,7 +257,9 @@ def run_episodes(
         policy.begin(group)
         decision = 0
         while True:
-            active = np.array([i for i, t in enumerate(group) if not t.success and t.steps < budget], dtype=int)
+            active = np.array(
+                [i for i, t in enumerate(group) if not t.success and t.steps < budget], dtype=int
+            )
             if not len(active):
                 break
             actions = policy.act(active)
@@ -291,4 +313,3 @@ def summarize(env: GoalEnv, traces: Sequence[Trace]) -> dict[str, Any]:
 def object_moves(env: GoalEnv, distance: dict[str, float]) -> bool:
     """Whether a goal asks for more than moving the agent: on PushT, the T by over 20 px or 20 degrees."""
     return env.name == "pusht" and (distance["block"] > 20 or distance["angle"] > np.pi / 9)
-

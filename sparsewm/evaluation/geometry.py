@@ -1,4 +1,4 @@
-"""Cost geometry: does token error keep rising with the distance of states, over the range of goals, per drop ratio?"""
+"""Cost geometry: does token error keep rising with the distance of states, at each drop ratio?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from sparsewm.model.problem import kept_patches
 def encode_states(env: GoalEnv, encoder: PatchEncoder, states: np.ndarray) -> Tensor:
     """Raw patch tokens float32 (K, N, D) of rendered states (K, state_dim)."""
     parts = [
-        encoder.encode(env.render_states(states[i : i + 128])).patches.float() for i in range(0, len(states), 128)
+        encoder.encode(env.render_states(states[i : i + 128])).patches.float()
+        for i in range(0, len(states), 128)
     ]
     return torch.cat(parts)
 
@@ -34,12 +35,17 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def cost_geometry(
-    env: GoalEnv, encoder: PatchEncoder, drops: tuple[float, ...] = (0.0, 0.5, 0.8), states: int = 512, seed: int = 0
+    env: GoalEnv,
+    encoder: PatchEncoder,
+    drops: tuple[float, ...] = (0.0, 0.5, 0.8),
+    states: int = 512,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Token error against true distance to goals, tokens standardised as a world model does.
 
     For 16 random goals, all states are ranked by token error on one random subset and by true distance
-    (`GoalEnv.shortfall`); the result is the mean rank correlation, over all states and over the nearer and the farther half.
+    (`GoalEnv.shortfall`); the result is the mean rank correlation, over all states and over the nearer and
+    the farther half.
 
     Returns:
         ``{"drop_0": {"all": r, "near": r, "far": r}, ...}``.

@@ -1,7 +1,7 @@
 """The simulator as a planning problem: the oracle of every success table and the gate of every encoder.
 
-Both plan with the true dynamics. The *oracle* scores states by their true distance to the goal: what it misses,
-the planner misses. The *encoder oracle* scores the picture of the last state by token distance, on
+Both plan with the true dynamics. The *oracle* scores states by their true distance to the goal: what it
+misses, the planner misses. The *encoder oracle* scores the picture of the last state by token distance, on
 a random subset of tokens: what it misses beyond the oracle, no world model on that encoder can reach.
 """
 
@@ -43,7 +43,7 @@ class TrueDistance:
 
 
 class TokenDistance:
-    """Mean squared token error of rendered states to the goal picture, plus alpha times the proprioception error.
+    """Mean squared error of rendered states to the goal: of tokens, plus alpha times that of proprioception.
 
     Args:
         env: renders states. encoder: frozen. standardizer: as in a world model.
@@ -74,7 +74,10 @@ class TokenDistance:
     def _observe(self, states: np.ndarray) -> tuple[Tensor, Tensor]:
         pixels = self.env.render_states(states)
         dtype = next(self.encoder.parameters()).dtype
-        parts = [self.encoder.encode(part).patches.to(dtype) for part in np.array_split(pixels, -(-len(pixels) // 128))]
+        parts = [
+            self.encoder.encode(part).patches.to(dtype)
+            for part in np.array_split(pixels, -(-len(pixels) // 128))
+        ]
         proprio = np.stack([self.env.proprio_of(state) for state in states])
         return self.standardizer.tokens(torch.cat(parts)), self.standardizer.proprio(torch.as_tensor(proprio))
 
@@ -86,7 +89,9 @@ class TokenDistance:
         goal = gather_patches(self.goal_tokens, self.patches)[:, None]
         cost = (kept - goal).square().mean((-1, -2))
         if self.alpha:
-            cost = cost + self.alpha * (proprio.unflatten(0, (b, s)) - self.goal_proprio[:, None]).square().mean(-1)
+            cost = cost + self.alpha * (
+                proprio.unflatten(0, (b, s)) - self.goal_proprio[:, None]
+            ).square().mean(-1)
         return cost.clone()
 
 
@@ -98,18 +103,26 @@ class SimulatorProblem:
         states: present states of B episodes.
         cost: scores final states.
         horizon: H, model steps (each `env.frameskip` environment steps).
-        std: standard deviation of the first candidates, in action units (the world model's problem takes that of
-            the data).
+        std: standard deviation of the first candidates, in action units (the world model's problem takes that
+            of the data).
+        hold: plan one environment action per model step, as in `LatentProblem`.
     """
 
     def __init__(
-        self, env: GoalEnv, states: Sequence[np.ndarray], cost: StateCost, horizon: int = 5, std: float = 0.5
+        self,
+        env: GoalEnv,
+        states: Sequence[np.ndarray],
+        cost: StateCost,
+        horizon: int = 5,
+        std: float = 0.5,
+        hold: bool = False,
     ) -> None:
         self.env, self.states, self._cost = env, list(states), cost
         self.batch, self.horizon = len(self.states), horizon
         low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
-        self.action_dim = env.frameskip * low.shape[0]
-        self.low, self.high = low.repeat(env.frameskip), high.repeat(env.frameskip)
+        repeat, self.repeats = (1, env.frameskip) if hold else (env.frameskip, 1)
+        self.action_dim = repeat * low.shape[0]
+        self.low, self.high = low.repeat(repeat), high.repeat(repeat)
         self.mean = torch.zeros(horizon, self.action_dim)
         self.std = torch.full((horizon, self.action_dim), std)
         self.device = torch.device("cpu")
@@ -117,8 +130,13 @@ class SimulatorProblem:
     def resample(self, iteration: int) -> None:
         self._cost.resample()
 
+    def executed(self, actions: Tensor) -> Tensor:
+        """Planned actions (..., H, action_dim) as what the environment executes (..., H, frameskip * A)."""
+        return actions.repeat(*[1] * (actions.ndim - 1), self.repeats)
+
     def cost(self, actions: Tensor) -> Tensor:
-        """(B, S, H, frameskip * A) -> (B, S)."""
+        """(B, S, H, action_dim) -> (B, S)."""
+        actions = self.executed(actions)
         b, s, h, _ = actions.shape
         sequences = actions.numpy().reshape(b, s, h * self.env.frameskip, -1)
         finals = [self.env.rollout_states(x, a)[:, -1] for x, a in zip(self.states, sequences, strict=True)]

@@ -5,4 +5,13 @@ from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.problem import LatentProblem, kept_patches
 from sparsewm.model.world_model import Latent, WorldModel
 
-__all__ = ["Latent", "LatentProblem", "PredictorConfig", "WorldModel", "kept_patches", "load", "load_pretrained", "save"]
+__all__ = [
+    "Latent",
+    "LatentProblem",
+    "PredictorConfig",
+    "WorldModel",
+    "kept_patches",
+    "load",
+    "load_pretrained",
+    "save",
+]

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of `model.safetensors`, `config.yaml`, `metadata.json`; written atomically, read without pickle."""
+"""Checkpoints: `model.safetensors`, `config.yaml`, `metadata.json`, written atomically and never pickled."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         old = path.with_name(f".{path.name}-old")
         try:
-            tensors = {f"predictor.{k}": v.bfloat16().contiguous() for k, v in model.predictor.state_dict().items()}
+            tensors = {
+                f"predictor.{k}": v.bfloat16().contiguous() for k, v in model.predictor.state_dict().items()
+            }
             tensors |= {f"standardizer.{k}": v.float() for k, v in model.standardizer.state_dict().items()}
             save_file({k: v.cpu() for k, v in tensors.items()}, temporary / FILES[0])
             config = dataclasses.asdict(model.config) | {"grid": list(model.config.grid)}
@@ -91,7 +93,9 @@ def load(
     path = Path(path)
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
-        raise UserError(f"{path} is no checkpoint folder ({missing[0]} is missing): give the folder that `train` wrote")
+        raise UserError(
+            f"{path} is no checkpoint folder ({missing[0]} is missing): give the folder that `train` wrote"
+        )
     try:
         config = yaml.safe_load((path / FILES[1]).read_text())
         metadata = json.loads((path / FILES[2]).read_text())
@@ -103,24 +107,29 @@ def load(
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
     if environment is not None and name != environment:
-        raise UserError(f"checkpoint {path} was trained for {name}, not {environment}: give --env {name} or another one")
+        raise UserError(
+            f"checkpoint {path} was trained for {name}, not {environment}: give --env {name} or another one"
+        )
     if encoder_name is not None and recorded["name"] != encoder_name:
         raise UserError(
-            f"checkpoint {path} was trained on encoder {recorded['name']}, not {encoder_name}: leave --encoder out, "
-            f"or train with --encoder {encoder_name}"
+            f"checkpoint {path} was trained on encoder {recorded['name']}, not {encoder_name}: leave "
+            f"--encoder out, or train with --encoder {encoder_name}"
         )
     if encoder is None:
         encoder = load_encoder(recorded["name"], encoder_weights, hub_repo, expected_hash=recorded["hash"])
     elif encoder.hash != recorded["hash"]:
         raise UserError(
             f"checkpoint {path} was trained on other weights of encoder {recorded['name']} "
-            f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file with --encoder-weights"
+            f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file with "
+            "--encoder-weights"
         )
     model = WorldModel(encoder, predictor_config, name, frameskip, metadata)
     try:
         model.load_state_dict({key: value.float() for key, value in tensors.items()})
     except RuntimeError as error:
-        raise UserError(f"checkpoint {path} does not fit its own config.yaml ({str(error)[:80]}...): train anew") from None
+        raise UserError(
+            f"checkpoint {path} does not fit its own config.yaml ({str(error)[:80]}...): train anew"
+        ) from None
     if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise UserError(f"checkpoint {path} holds numbers that are not finite: train anew")
     model.eval().requires_grad_(False)
@@ -143,6 +152,8 @@ def pretrained_path(environment: str) -> Path:
     return path
 
 
-def load_pretrained(environment: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> WorldModel:
+def load_pretrained(
+    environment: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> WorldModel:
     """The shipped world model of an environment, e.g. ``load_pretrained("pusht")``."""
     return load(pretrained_path(environment), device, dtype, environment=environment)

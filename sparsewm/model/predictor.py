@@ -2,8 +2,8 @@
 
 One call advances one frame: the tokens of the present frame attend to each other and to the cached keys
 and values of up to `history - 1` earlier frames, and come out as the tokens of the next frame. Training
-and planning run this same code: training differentiates through a sequence of such calls, planning runs them for many
-candidates that share one history.
+and planning run this same code: training differentiates through a sequence of such calls, planning runs them
+for many candidates that share one history.
 
 Shapes: B episodes, S candidates, M kept patches, L = M + 1 (the proprioception token comes last),
 D token features, P proprioception features, C action features of a model step, W width, H heads.
@@ -70,8 +70,8 @@ def attend(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
     if q.is_cuda:
         wide_k = torch.cat([k if k.ndim == 5 else k[:, None].expand(-1, s, -1, -1, -1) for k in keys], 3)
         wide_v = torch.cat([v if v.ndim == 5 else v[:, None].expand(-1, s, -1, -1, -1) for v in values], 3)
-        out = F.scaled_dot_product_attention(q.flatten(0, 1), wide_k.flatten(0, 1), wide_v.flatten(0, 1), scale=1.0)
-        return out.view(b, s, h, length, d)
+        flat = (q.flatten(0, 1), wide_k.flatten(0, 1), wide_v.flatten(0, 1))
+        return F.scaled_dot_product_attention(*flat, scale=1.0).view(b, s, h, length, d)
     across = q.transpose(1, 2).reshape(b, h, s * length, d) if any(k.ndim == 4 for k in keys) else q
     logits = []
     for k in keys:
@@ -125,7 +125,7 @@ class ConditionedBlock(nn.Module):
         y = torch.addcmul(shift1, F.layer_norm(x, (w,)), 1 + scale1)
         q, k, v = self.qkv(y).view(b, s, length, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
         q = q * q.shape[-1] ** -0.5
-        # A key says how old its frame is by an added vector, so cached keys stay valid while the window slides.
+        # An added vector says how old a key's frame is, so cached keys stay valid while the window slides.
         frames = [*past_keys, k]
         keys = [key + self.age[len(frames) - 1 - i] for i, key in enumerate(frames)]
         mixed = attend(q, keys, [*past_values, v]).transpose(2, 3).reshape(b, s, length, w)
@@ -177,7 +177,9 @@ class Predictor(nn.Module):
         """
         dtype = self.embed_tokens.weight.dtype
         s = action.shape[1]
-        condition = self.embed_condition(torch.cat([action, proprio.expand(-1, s, -1)], -1).to(dtype))[:, :, None]
+        condition = self.embed_condition(torch.cat([action, proprio.expand(-1, s, -1)], -1).to(dtype))[
+            :, :, None
+        ]
         x = torch.cat(
             [
                 self.embed_tokens(tokens.to(dtype)) + positions[:, None],

@@ -6,6 +6,7 @@ iterations only the drawn subset of patches, and what follows from it, changes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
@@ -47,6 +48,8 @@ class LatentProblem:
         generator: source of the drop masks.
         selection: "random", or "proprio" to leave the token error out (a yardstick).
         chunk: candidates rolled out at once, 0 for all.
+        hold: plan one environment action per model step and hold it for all of its environment steps. The
+            search is smaller by the factor frameskip, and its noise lasts long enough to get round obstacles.
     """
 
     def __init__(
@@ -64,13 +67,15 @@ class LatentProblem:
         generator: torch.Generator | None = None,
         selection: Selection = "random",
         chunk: int = 0,
+        hold: bool = False,
     ) -> None:
         if horizon < 1:
             raise UserError(f"--horizon must be at least 1 model step, got {horizon}")
         self.model, self.start, self.goal, self.history = model, start, goal, list(history)
-        self.batch, self.horizon, self.action_dim = start.tokens.shape[0], horizon, model.action_dim
-        self.device = model.device
-        repeat = model.action_dim // low.shape[0]
+        self.batch, self.horizon, self.device = start.tokens.shape[0], horizon, model.device
+        self.repeats = model.action_dim // low.shape[0] if hold else 1
+        repeat = 1 if hold else model.action_dim // low.shape[0]
+        self.action_dim = repeat * low.shape[0]
         self.low, self.high = low.to(self.device).repeat(repeat), high.to(self.device).repeat(repeat)
         standardizer = model.standardizer
         self.mean = standardizer.action_mean.repeat(repeat).expand(horizon, -1)
@@ -86,13 +91,20 @@ class LatentProblem:
         """Draw a new subset of patches for every episode."""
         if iteration > 0 and self.kept == self.model.patches:
             return
-        self.patches = random_patches(self.batch, self.model.patches, self.kept, self.generator).to(self.device)
+        self.patches = random_patches(self.batch, self.model.patches, self.kept, self.generator).to(
+            self.device
+        )
         self._tokens = gather_patches(self.start.tokens, self.patches)  # (B, M, D)
         self._goal = gather_patches(self.goal.tokens, self.patches)[:, None]
         self._past: list[FrameCache] = self.model.remember(self.history, self.patches) if self.history else []
 
+    def executed(self, actions: Tensor) -> Tensor:
+        """Planned actions (..., H, action_dim) as the model and the environment take them (..., H, C)."""
+        return actions.repeat(*[1] * (actions.ndim - 1), self.repeats)
+
     def cost(self, actions: Tensor) -> Tensor:
-        """(B, S, H, C) in the environment's units -> (B, S)."""
+        """(B, S, H, action_dim) in the environment's units -> (B, S)."""
+        actions = self.executed(actions)
         if actions.requires_grad:
             return self._cost(actions)
         with torch.inference_mode():
@@ -100,12 +112,8 @@ class LatentProblem:
             return torch.cat([self._cost(part) for part in parts], 1).clone()
 
     def _cost(self, actions: Tensor) -> Tensor:
-        tokens = proprio = None
-        for tokens, proprio in self.model.imagine(
-            self._tokens, self.start.proprio, actions, self.patches, self._past
-        ):
-            pass
-        assert tokens is not None and proprio is not None
+        frames = self.model.imagine(self._tokens, self.start.proprio, actions, self.patches, self._past)
+        ((tokens, proprio),) = deque(frames, maxlen=1)  # the last one
         cost = self.alpha * (proprio - self.goal.proprio[:, None]).square().mean(-1)
         if self.selection != "proprio":
             cost = cost + (tokens - self._goal).square().mean((-1, -2))

@@ -41,8 +41,8 @@ class Latent:
 class Standardizer(nn.Module):
     """Statistics of the training data, part of every checkpoint.
 
-    Tokens lose their mean *per patch* (what a fixed camera always sees is no information) and are divided by the
-    per-feature deviation that is left, so that an error of one means the same in every environment and
+    Tokens lose their mean *per patch* (what a fixed camera always sees is no information) and are divided by
+    the per-feature deviation that is left, so that an error of one means the same in every environment and
     for every encoder.
     """
 
@@ -143,7 +143,9 @@ class WorldModel(nn.Module):
         return self
 
     @torch.no_grad()  # not inference mode: gradient descent plans from what comes out
-    def encode(self, pixels: Tensor | np.ndarray, proprio: Tensor | np.ndarray, attention: bool = False) -> Latent:
+    def encode(
+        self, pixels: Tensor | np.ndarray, proprio: Tensor | np.ndarray, attention: bool = False
+    ) -> Latent:
         """Observe: uint8 frames (B, H, W, 3) and raw proprioception (B, P) -> `Latent`.
 
         Raises:
@@ -164,7 +166,12 @@ class WorldModel(nn.Module):
         )
 
     def predict(
-        self, tokens: Tensor, proprio: Tensor, action: Tensor, patches: Tensor, past: Sequence[FrameCache] = ()
+        self,
+        tokens: Tensor,
+        proprio: Tensor,
+        action: Tensor,
+        patches: Tensor,
+        past: Sequence[FrameCache] = (),
     ) -> tuple[Tensor, Tensor, FrameCache]:
         """One model step for one sequence per episode.
 
@@ -206,7 +213,12 @@ class WorldModel(nn.Module):
         return torch.stack(all_tokens, 2), torch.stack(all_proprio, 2)
 
     def imagine(
-        self, tokens: Tensor, proprio: Tensor, actions: Tensor, patches: Tensor, past: Sequence[FrameCache] = ()
+        self,
+        tokens: Tensor,
+        proprio: Tensor,
+        actions: Tensor,
+        patches: Tensor,
+        past: Sequence[FrameCache] = (),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Generator behind `rollout`: yields (tokens (B, S, M, D), proprio (B, S, P)) frame by frame."""
         positions = self.predictor.positions_of(patches)
@@ -220,9 +232,7 @@ class WorldModel(nn.Module):
             yield now_tokens, now_proprio
             frames = [*frames, cache][-self.history + 1 :] if self.history > 1 else []
 
-    def remember(
-        self, history: Sequence[tuple[Latent, Tensor]], patches: Tensor
-    ) -> list[FrameCache]:
+    def remember(self, history: Sequence[tuple[Latent, Tensor]], patches: Tensor) -> list[FrameCache]:
         """Keys and values of real past frames, for a subset of patches.
 
         Args:
@@ -237,7 +247,11 @@ class WorldModel(nn.Module):
         for latent, action in list(history)[max(0, len(history) - self.history + 1) :]:
             kept = gather_patches(latent.tokens, patches)
             *_, cache = self.predictor(
-                kept[:, None], latent.proprio[:, None], self.standardizer.actions(action)[:, None], positions, caches
+                kept[:, None],
+                latent.proprio[:, None],
+                self.standardizer.actions(action)[:, None],
+                positions,
+                caches,
             )
             caches = [*caches, FrameCache([k[:, 0] for k in cache.keys], [v[:, 0] for v in cache.values])]
         return caches
@@ -268,11 +282,14 @@ class WorldModel(nn.Module):
         for frame in (observation, goal):
             pixels, proprio = np.asarray(frame["pixels"]), np.asarray(frame["proprio"])
             single = pixels.ndim == 3
-            frames.append(self.encode(pixels[None] if single else pixels, proprio[None] if single else proprio))
+            frames.append(
+                self.encode(pixels[None] if single else pixels, proprio[None] if single else proprio)
+            )
         size = self.action_dim // self.frameskip
         return LatentProblem(
             self,
-            *frames,
+            frames[0],
+            frames[1],
             torch.as_tensor(low if low is not None else [-1.0] * size),
             torch.as_tensor(high if high is not None else [1.0] * size),
             horizon=horizon,
@@ -315,7 +332,8 @@ class WorldModel(nn.Module):
                 past = [*past, cache]
                 token_error = token_error + share * (tokens[:, 0] - truth[:, t + 1]).square().mean() / frames
                 proprio_error = (
-                    proprio_error + share * (proprio[:, 0] - batch["proprio"][:, t + 1]).square().mean() / frames
+                    proprio_error
+                    + share * (proprio[:, 0] - batch["proprio"][:, t + 1]).square().mean() / frames
                 )
         return {"loss": token_error + proprio_error, "tokens": token_error, "proprio": proprio_error}
 

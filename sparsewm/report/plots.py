@@ -25,18 +25,22 @@ def _save(figure: Any, path: str | Path) -> None:
     plt.close(figure)
 
 
-def plot_plan(path: str | Path, env: GoalEnv, traces: Sequence[Trace], grid: tuple[int, int], title: str) -> None:
+def plot_plan(
+    path: str | Path, env: GoalEnv, traces: Sequence[Trace], grid: tuple[int, int], title: str
+) -> None:
     """First episodes as start, kept patches, end and goal; beside them the distance to the goal over time."""
     shown = list(traces[:4])
     figure, axes = plt.subplots(len(shown), 5, figsize=(13, 2.6 * len(shown)), squeeze=False)
-    for row, trace in zip(axes, shown):
+    for row, trace in zip(axes, shown, strict=True):
         side = 224
-        start, end, goal = env.render_states(np.stack([trace.states[0], trace.states[-1], trace.task.goal]), side)
+        start, end, goal = env.render_states(
+            np.stack([trace.states[0], trace.states[-1], trace.task.goal]), side
+        )
         kept = trace.plans[0]["kept"] if trace.plans and trace.plans[0]["kept"] is not None else None
         seen = start if kept is None else dim_dropped(start, kept, grid)
         count = grid[0] * grid[1] if kept is None else len(kept)
         labels = ("start", f"{count} tokens kept", "end: reached" if trace.success else "end: missed", "goal")
-        for axis, picture, label in zip(row, (start, seen, end, goal), labels):
+        for axis, picture, label in zip(row, (start, seen, end, goal), labels, strict=False):
             axis.imshow(picture)
             axis.set_title(label, fontsize=9)
             axis.set_axis_off()
@@ -70,17 +74,25 @@ def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
 
 
 def plot_bench(path: str | Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Seconds per planner iteration against the share of tokens kept, with quartiles and the proportional line."""
+    """Seconds per planner iteration over the share of tokens kept, with quartiles and a proportional line."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for rollout in sorted({row["rollout"] for row in rows}):
-        points = sorted((1 - row["drop"], row["seconds_per_iteration"]) for row in rows if row["rollout"] == rollout)
+        points = sorted(
+            (1 - row["drop"], row["seconds_per_iteration"]) for row in rows if row["rollout"] == rollout
+        )
         share = [x for x, _ in points]
         median = np.array([s["median"] for _, s in points])
         spread = [median - [s["p25"] for _, s in points], [s["p75"] for _, s in points] - median]
         axis.errorbar(share, median, yerr=spread, marker="o", capsize=3, label=rollout)
     full = max(rows, key=lambda row: row["tokens"])["seconds_per_iteration"]["median"]
     axis.plot([0, 1], [0, full], "--", color="#999999", label="proportional to tokens")
-    axis.set(xlabel="share of tokens kept", ylabel="seconds per planner iteration", title=title, xlim=(0, 1.05), ylim=0)
+    axis.set(
+        xlabel="share of tokens kept",
+        ylabel="seconds per planner iteration",
+        title=title,
+        xlim=(0, 1.05),
+        ylim=0,
+    )
     axis.legend()
     _save(figure, path)
 
@@ -91,7 +103,13 @@ def plot_training(path: str | Path, metrics: Sequence[dict[str, Any]], title: st
     for drop, style in (("drop_0", "-"), ("drop_0.5", "--")):
         for name, colour in (("tokens", "#2b6cb0"), ("proprio", "#c05621")):
             curve = [np.mean(m["validation"][drop][f"{name}_ratio"]) for m in metrics]
-            left.plot([m["step"] for m in metrics], curve, style, color=colour, label=f"{name}, {drop.replace('_', ' ')}")
+            left.plot(
+                [m["step"] for m in metrics],
+                curve,
+                style,
+                color=colour,
+                label=f"{name}, {drop.replace('_', ' ')}",
+            )
             last = metrics[-1]["validation"][drop][f"{name}_ratio"]
             right.plot(range(1, len(last) + 1), last, style, color=colour, marker="o")
     left.set(xlabel="step", ylabel="error / copy-last-frame error", title=title, ylim=0)

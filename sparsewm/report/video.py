@@ -20,7 +20,9 @@ LABEL = 22  # pixels of the line above a panel
 
 def panel(picture: np.ndarray, label: str) -> np.ndarray:
     """A picture (R, R, 3) with a line of text above it, uint8 (SIDE + LABEL, SIDE, 3)."""
-    side = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST if picture.shape[0] < SIDE else cv2.INTER_AREA)
+    side = cv2.resize(
+        picture, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST if picture.shape[0] < SIDE else cv2.INTER_AREA
+    )
     head = np.full((LABEL, SIDE, 3), 32, np.uint8)
     cv2.putText(head, label, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235, 235, 235), 1, cv2.LINE_AA)
     return np.concatenate([head, side])
@@ -28,13 +30,15 @@ def panel(picture: np.ndarray, label: str) -> np.ndarray:
 
 def dim_dropped(picture: np.ndarray, kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """The picture with every patch that is not in `kept` (indices) darkened."""
-    mask = np.zeros(grid[0] * grid[1], np.float32)
-    mask[kept] = 1
-    mask = cv2.resize(mask.reshape(grid), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    seen = np.zeros(grid[0] * grid[1], np.float32)
+    seen[kept] = 1
+    mask = cv2.resize(seen.reshape(grid), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     return np.rint(picture * (0.18 + 0.82 * mask[..., None])).astype(np.uint8)
 
 
-def episode_frames(env: GoalEnv, trace: Trace, grid: tuple[int, int], resolution: int = SIDE) -> list[np.ndarray]:
+def episode_frames(
+    env: GoalEnv, trace: Trace, grid: tuple[int, int], resolution: int = SIDE
+) -> list[np.ndarray]:
     """One frame per environment step: real scene | goal | kept patches."""
     real = env.render_states(np.stack(trace.states), resolution)
     goal = panel(env.render_state(trace.task.goal, resolution)["pixels"], "goal")
@@ -48,7 +52,9 @@ def episode_frames(env: GoalEnv, trace: Trace, grid: tuple[int, int], resolution
                 [
                     panel(picture, f"real, {state}"),
                     goal,
-                    panel(dim_dropped(picture, kept, grid), f"kept {len(kept)} of {grid[0] * grid[1]} tokens"),
+                    panel(
+                        dim_dropped(picture, kept, grid), f"kept {len(kept)} of {grid[0] * grid[1]} tokens"
+                    ),
                 ],
                 1,
             )
@@ -71,8 +77,8 @@ def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold:
             imageio.mimwrite(temporary, even, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)  # type: ignore[arg-type]
             if not _holds(temporary, len(even)):
                 raise UserError(
-                    f"the video {path} could not be written: free some disk space, choose another --output, or "
-                    "give --no-video"
+                    f"the video {path} could not be written: free some disk space, choose another --output, "
+                    "or give --no-video"
                 )
 
 

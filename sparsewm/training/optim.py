@@ -37,7 +37,7 @@ class MasterAdamW:
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
         self.lr, self.steps, self.warmup, self.clip, self.final = lr, steps, warmup, clip, final_lr_ratio
-        self.live = [p for p in module.parameters() if p.requires_grad]
+        self.live: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self.masters = [p.detach().float().clone() for p in self.live]
         decay = [m for m in self.masters if m.ndim >= 2]
         plain = [m for m in self.masters if m.ndim < 2]

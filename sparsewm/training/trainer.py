@@ -65,6 +65,8 @@ class TrainConfig:
         for name in ("steps", "batch", "horizon", "groups", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training setting {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"training setting lr must be a number above 0, got {self.lr}")
 
 
 def rollout_length(config: TrainConfig, step: int) -> int:
@@ -76,7 +78,11 @@ def rollout_length(config: TrainConfig, step: int) -> int:
 
 @torch.inference_mode()
 def validate(
-    model: WorldModel, windows: Windows, horizon: int, drops: tuple[float, ...] = (0.0, 0.5), samples: int = 256
+    model: WorldModel,
+    windows: Windows,
+    horizon: int,
+    drops: tuple[float, ...] = (0.0, 0.5),
+    samples: int = 256,
 ) -> dict[str, Any]:
     """Rollout error from one recorded frame, against copying that frame, per horizon and drop ratio.
 
@@ -102,10 +108,14 @@ def validate(
                 sums["tokens"][t] += (tokens[:, 0, t] - truth[:, t + 1]).square().mean().cpu()
                 sums["tokens_copy"][t] += (truth[:, 0] - truth[:, t + 1]).square().mean().cpu()
                 sums["proprio"][t] += (proprio[:, 0, t] - truth_proprio[:, t + 1]).square().mean().cpu()
-                sums["proprio_copy"][t] += (truth_proprio[:, 0] - truth_proprio[:, t + 1]).square().mean().cpu()
+                sums["proprio_copy"][t] += (
+                    (truth_proprio[:, 0] - truth_proprio[:, t + 1]).square().mean().cpu()
+                )
         means = {name: (value / len(batches)).tolist() for name, value in sums.items()}
         means["tokens_ratio"] = [a / b for a, b in zip(means["tokens"], means["tokens_copy"], strict=True)]
-        means["proprio_ratio"] = [a / max(b, 1e-9) for a, b in zip(means["proprio"], means["proprio_copy"], strict=True)]
+        means["proprio_ratio"] = [
+            a / max(b, 1e-9) for a, b in zip(means["proprio"], means["proprio_copy"], strict=True)
+        ]
         total[f"drop_{drop:g}"] = means | {"ratio": float(np.mean(means["tokens_ratio"]))}
     return total
 
@@ -141,6 +151,11 @@ class Trainer:
     ) -> None:
         self.model, self.train, self.validation = model, train, validation
         self.folder, self.config, self.dtype = Path(folder), config, dtype
+        if config.groups > 1 and config.groups * config.smallest_group > model.patches:
+            raise UserError(
+                f"{config.groups} groups of at least {config.smallest_group} patches do not fit into "
+                f"{model.patches} patches: lower --groups"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.average = [p.detach().float().clone() for p in model.predictor.parameters()]
         model.predictor.to(dtype).train().requires_grad_(True)
@@ -171,7 +186,9 @@ class Trainer:
             groups = [groups[i] for i in rng.permutation(len(groups))[: config.trained_groups]]
         return model.loss(batch, real, [group.to(model.device) for group in groups])
 
-    def run(self, on_step: Callable[[Trainer, dict[str, float]], None] | None = None, until: int | None = None) -> None:
+    def run(
+        self, on_step: Callable[[Trainer, dict[str, float]], None] | None = None, until: int | None = None
+    ) -> None:
         """Train to the last step (or to `until`), validating and saving on the way."""
         config = self.config
         stop = min(until or config.steps, config.steps)
@@ -186,8 +203,8 @@ class Trainer:
             values = {name: float(value.detach()) for name, value in losses.items()}
             if not math.isfinite(values["loss"]):
                 raise UserError(
-                    f"training diverged at step {self.step} (loss {values['loss']}): lower --lr, then --resume "
-                    "continues from the last checkpoint"
+                    f"training diverged at step {self.step} (loss {values['loss']}): train anew with a lower "
+                    "--lr and another --output"
                 )
             self.step += 1
             self.seconds += time.perf_counter() - started
@@ -197,11 +214,13 @@ class Trainer:
             if self.step % config.checkpoint_every == 0 or last:
                 self.save()
             if on_step is not None:
-                on_step(self, values | {"gradient_norm": norm, "lr": self.optimizer.learning_rate(self.step - 1)})
+                on_step(
+                    self, values | {"gradient_norm": norm, "lr": self.optimizer.learning_rate(self.step - 1)}
+                )
 
     def with_average(self, work: Callable[[], Any]) -> Any:
         """Call `work` while the predictor holds the averaged weights."""
-        live = list(self.model.predictor.parameters())
+        live: list[Tensor] = list(self.model.predictor.parameters())
         with torch.no_grad():
             torch._foreach_copy_(live, self.average)
         self.model.eval()
@@ -216,7 +235,9 @@ class Trainer:
         """Validate the averaged weights; appended to `metrics`."""
         horizon = min(self.config.horizon, self.validation.frames - 1)
         result = self.with_average(lambda: validate(self.model, self.validation, horizon))
-        self.metrics.append({"step": self.step, "seconds": round(self.seconds, 1), "train": values, "validation": result})
+        self.metrics.append(
+            {"step": self.step, "seconds": round(self.seconds, 1), "train": values, "validation": result}
+        )
         return result
 
     def save(self) -> None:
@@ -232,11 +253,15 @@ class Trainer:
             "config": asdict(self.config),
             "metrics": self.metrics,
         }
-        with atomic_path(self.folder / STATE_FILE) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"run": json.dumps(information)})
+        with atomic_path(self.folder / STATE_FILE, self.folder / f".{STATE_FILE}") as temporary:
+            save_file(
+                {k: v.contiguous() for k, v in tensors.items()}, temporary, {"run": json.dumps(information)}
+            )
         validation = self.metrics[-1]["validation"] if self.metrics else None
         training = {"training": asdict(self.config) | {"step": self.step, "seconds": round(self.seconds, 1)}}
-        self.with_average(lambda: save(self.model, self.folder / "checkpoint", training | {"validation": validation}))
+        self.with_average(
+            lambda: save(self.model, self.folder / "checkpoint", training | {"validation": validation})
+        )
         write_json(self.folder / "metrics.json", {"metrics": self.metrics, **training})
 
     def resume(self) -> bool:
@@ -259,8 +284,8 @@ class Trainer:
         if information["config"] != asdict(self.config):
             changed = [k for k, v in asdict(self.config).items() if information["config"].get(k) != v]
             raise UserError(
-                f"{self.folder} holds a run with other settings ({', '.join(changed)}): give the same flags to "
-                "--resume it, or another --output"
+                f"{self.folder} holds a run with other settings ({', '.join(changed)}): give the same flags "
+                "to --resume it, or another --output"
             )
         count = len(self.average)
         state: dict[int, dict[str, Tensor]] = {}
@@ -280,7 +305,9 @@ class Trainer:
                 for i, average in enumerate(self.average):
                     average.copy_(tensors[f"average.{i}"])
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"{path} does not fit this model ({error}): delete it to start this run anew") from None
+            raise UserError(
+                f"{path} does not fit this model ({error}): delete it to start this run anew"
+            ) from None
         self.step, self.seconds = information["step"], information["seconds"]
         self.metrics = information["metrics"]
         return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shlex
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -15,10 +17,16 @@ from sparsewm.cli import main
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "sparsewm")
 
 
-def shell(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run the installed program in a folder; the exit code is the caller's business."""
-    command = [PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
+def words(arguments: tuple[object, ...]) -> list[str]:
+    """Arguments as a shell passes them: strings are split into words, a path or a number is one word."""
+    lists = (shlex.split(item) if isinstance(item, str) else [str(item)] for item in arguments)
+    return [word for part in lists for word in part]
+
+
+def shell(folder: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed program in a folder, with environment variables; any exit code will do."""
+    command = [PROGRAM, *words(arguments)]
+    return subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -29,6 +37,6 @@ def call(*arguments: object) -> tuple[int, str, str]:
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as exit,
     ):
-        main([str(argument) for argument in arguments])
+        main(words(arguments))
     code = exit.value.code
     return int(code or 0), out.getvalue(), err.getvalue()

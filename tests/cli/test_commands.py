@@ -23,16 +23,16 @@ from safetensors.torch import load_file
 
 from sparsewm.cli import Command
 from sparsewm.data import Dataset
-from tests.cli.commands import PROGRAM, call, shell
+from tests.cli.commands import PROGRAM, call, shell, words
 
 pytestmark = pytest.mark.xdist_group("commands")
 
-COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data".split()
+COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data"
 TRAIN = (
     "train --env wall --dataset data/wall.h5 --encoder random --steps 8 --batch 4 --horizon 2 "
     "--validate-every 100 --checkpoint-every 2"
-).split()
-QUICK = ("--env", "wall", "--samples", 8, "--iterations", 2, "--budget", 20, "--no-video")
+)
+QUICK = "--env wall --samples 8 --iterations 2 --budget 20 --no-video"
 
 RESULTS = {
     "environment": str,
@@ -87,7 +87,7 @@ def assert_keys(content: dict[str, Any], contract: dict[str, Any]) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/wall.h5, recorded by two processes."""
     folder = tmp_path_factory.mktemp("place")
-    done = shell(folder, *COLLECT)
+    done = shell(folder, COLLECT)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -95,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(place: Path) -> Path:
     """A run folder of an uninterrupted training."""
-    done = shell(place, *TRAIN, "--output", "run")
+    done = shell(place, TRAIN, "--output run")
     assert done.returncode == 0, done.stderr
     return place / "run"
 
@@ -109,7 +109,7 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def results(*arguments: object) -> dict[str, Any]:
     """results.json of a plan command run in the working folder."""
-    code, _, err = call("plan", *QUICK, *arguments, "--output", "out")
+    code, _, err = call("plan", QUICK, *arguments, "--output out")
     assert code == 0, err
     return json.loads(Path("out/results.json").read_text())
 
@@ -120,7 +120,7 @@ def test_collect_records_what_was_asked_for(place: Path) -> None:
     assert dataset.pixels.shape == (630, 32, 32, 3)
     summary = json.loads((place / "data" / "wall.json").read_text())
     assert summary["episodes"] == 30 and summary["hash"] == dataset.hash
-    assert summary["command"] == shlex.join(["sparsewm", *COLLECT])
+    assert summary["command"] == f"sparsewm {COLLECT}"
     assert cv2.imread(str(place / "data" / "wall.png")) is not None
     assert not list(place.glob("data/*.parts"))
 
@@ -128,11 +128,11 @@ def test_collect_records_what_was_asked_for(place: Path) -> None:
 def test_collect_keeps_a_finished_recording(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     before = Path("data/wall.h5").stat()
-    code, out, _ = call(*COLLECT)
+    code, out, _ = call(COLLECT)
     after = Path("data/wall.h5").stat()
     assert code == 0 and "30 episodes, 630 frames" in out
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    code, _, err = call(*COLLECT, "--seed", 1)  # another recording must not replace this one
+    code, _, err = call(COLLECT, "--seed", 1)  # another recording must not replace this one
     assert code == 2 and "delete it or give another --output" in err
 
 
@@ -153,7 +153,7 @@ def test_killed_training_resumes_to_the_same_weights(trained: Path) -> None:
     tokens = {path: path.stat().st_mtime_ns for path in place.glob("data/*.tokens-*")}
     assert tokens
     with subprocess.Popen(
-        [PROGRAM, *TRAIN, "--output", "killed"],
+        [PROGRAM, *words((TRAIN, "--output killed"))],
         cwd=place,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -165,7 +165,7 @@ def test_killed_training_resumes_to_the_same_weights(trained: Path) -> None:
     assert process.returncode == -signal.SIGKILL
     with safe_open(state, "pt") as file:
         assert 0 < json.loads(file.metadata()["run"])["step"] < 8
-    done = shell(place, *TRAIN, "--output", "killed", "--resume")
+    done = shell(place, TRAIN, "--output killed --resume")
     assert done.returncode == 0, done.stderr
     assert "continuing at step" in done.stdout
     for name in ("checkpoint/model.safetensors", "training_state.safetensors"):
@@ -181,22 +181,22 @@ def test_killed_training_resumes_to_the_same_weights(trained: Path) -> None:
 
 def test_resume_refuses_other_settings(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.parent)
-    code, _, err = call(*TRAIN, "--batch", 5, "--output", "run", "--resume")
+    code, _, err = call(TRAIN, "--batch 5 --output run --resume")
     assert code == 2 and "batch" in err and "another --output" in err
 
 
 def test_plan_writes_results_video_and_picture(trained: Path) -> None:
     place = trained.parent
-    arguments = shlex.split(
-        "plan --env wall --checkpoint run/checkpoint --drop 0.5 --samples 8 --iterations 2 --budget 20 --output planned"
+    arguments = (
+        "plan --env wall --checkpoint run/checkpoint --samples 8 --iterations 2 --budget 20 --output planned"
     )
-    done = shell(place, *arguments)
+    done = shell(place, arguments)
     assert done.returncode == 0, done.stderr
     assert "success" in done.stdout and "planned" in done.stdout
     content = json.loads((place / "planned" / "results.json").read_text())
     assert_keys(content, RESULTS)
     assert content["tokens"] == {"kept": 32, "total": 64}
-    assert content["command"] == shlex.join(["sparsewm", *arguments])
+    assert content["command"] == f"sparsewm {arguments}"
     assert content["checkpoint"] == "run/checkpoint" and content["goal"]["budget"] == 20
     (episode,) = content["per_episode"]
     assert 0 < episode["steps"] <= 20 and episode["distance"].keys() == {"position"}
@@ -214,8 +214,8 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
     place = trained.parent
     done = shell(
         place,
-        *"bench --env wall --checkpoint run/checkpoint --drops 0 0.5 0.8 --candidates 8 --horizon 2 --repeats 3".split(),
-        *("--output", "timed"),
+        "bench --env wall --checkpoint run/checkpoint --drops 0 0.5 0.8",
+        "--candidates 8 --horizon 2 --repeats 3 --output timed",
     )
     assert done.returncode == 0, done.stderr
     assert "sparse" in done.stdout and "0.8" in done.stdout
@@ -230,7 +230,7 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
 
 @pytest.mark.parametrize("planner", ["cem", "icem", "mppi", "gd"])
 def test_every_planner_plans(planner: str, trained: Path, here: Path) -> None:
-    content = results("--planner", planner, "--checkpoint", trained / "checkpoint", "--drop", 0.8)
+    content = results("--planner", planner, "--checkpoint", trained / "checkpoint", "--drop 0.8")
     assert content["planner"] == planner and content["tokens"]["kept"] == 13
     assert content["per_episode"][0]["steps"] == 20  # re-planned with history
     assert content["seconds_per_iteration"]["median"] > 0
@@ -244,20 +244,20 @@ def test_yardsticks_on_the_checkpoint(selection: str, trained: Path, here: Path)
 
 
 def test_yardsticks_without_a_model_need_no_checkpoint(here: Path) -> None:
-    still = results("--selection", "none", "--episodes", 2)
+    still = results("--selection none --episodes 2")
     assert still["encoder"] is None and still["checkpoint"] is None
     for episode in still["per_episode"]:
         assert episode["distance"] == episode["initial_distance"]
-    moved = results("--selection", "random_actions", "--episodes", 2)
+    moved = results("--selection random_actions --episodes 2")
     for episode in moved["per_episode"]:
         assert episode["distance"] != episode["initial_distance"]
-    oracle = results("--selection", "oracle", "--samples", 64, "--iterations", 4, "--budget", 100)
+    oracle = results("--selection oracle --samples 64 --iterations 4 --budget 100")
     assert oracle["success_rate"] == 1
 
 
 def test_a_seed_repeats_every_episode(trained: Path, here: Path) -> None:
     first, second, other = (
-        results("--checkpoint", trained / "checkpoint", "--episodes", 2, "--seed", seed)["per_episode"]
+        results("--checkpoint", trained / "checkpoint", "--episodes 2 --seed", seed)["per_episode"]
         for seed in (3, 3, 5)
     )
     assert first == second != other
@@ -265,7 +265,7 @@ def test_a_seed_repeats_every_episode(trained: Path, here: Path) -> None:
 
 
 def test_several_episodes_are_planned_at_once(trained: Path, here: Path) -> None:
-    content = results("--checkpoint", trained / "checkpoint", "--episodes", 3, "--batch", 2, "--chunk", 3)
+    content = results("--checkpoint", trained / "checkpoint", "--episodes 3 --batch 2 --chunk 3")
     assert [episode["seed"] for episode in content["per_episode"]] == [0, 1, 2]
 
 

@@ -17,7 +17,7 @@ from tests.cli.commands import call, shell
 
 def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
     started = time.perf_counter()
-    done = shell(tmp_path, "plan", "--env", "pusht", "--drop", 0.5)
+    done = shell(tmp_path, "plan --env pusht --drop 0.5")
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - started < 240  # two minutes on two cores; here the other tests run beside it
     content = json.loads((tmp_path / "runs" / "plan" / "results.json").read_text())
@@ -30,7 +30,7 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
 
 
 def test_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
-    done = shell(tmp_path, "doctor", "--device", "cpu")
+    done = shell(tmp_path, "doctor --device cpu")
     assert done.returncode == 0, done.stdout
     assert "sparsewm plan --env pusht --drop 0.5" in done.stdout
 
@@ -50,7 +50,7 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
 
 def test_wall_is_solved_at_half_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = call(*"plan --env wall --drop 0.5 --episodes 4 --batch 4 --no-video".split())
+    code, _, err = call("plan --env wall --drop 0.5 --episodes 4 --batch 4 --no-video")
     assert code == 0, err
     content = json.loads(Path("runs/plan/results.json").read_text())
     assert content["success_rate"] >= 0.75  # 90% and more over many episodes
@@ -58,7 +58,7 @@ def test_wall_is_solved_at_half_of_the_tokens(tmp_path: Path, monkeypatch: pytes
 
 def test_bench_times_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = call(*"bench --env wall --drops 0 0.8 --candidates 32 --repeats 3".split())
+    code, _, err = call("bench --env wall --drops 0 0.8 --candidates 32 --repeats 3")
     assert code == 0, err
     full, sparse = json.loads(Path("runs/bench/bench.json").read_text())["rows"]
     assert sparse["tokens"] < full["tokens"] and sparse["speedup_over_full"] > 1.5

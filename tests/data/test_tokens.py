@@ -1,4 +1,4 @@
-"""Encoded tokens are computed once, and windows cut them, proprioception and actions out of whole episodes."""
+"""Tokens are encoded once; windows cut them, proprioception and actions out of whole episodes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def test_cache_holds_the_tokens_of_every_row(dataset: Dataset) -> None:
     statistics = cache.statistics(np.arange(9))
     sample = expected[:9].float()
     torch.testing.assert_close(statistics["token_mean"], sample.mean(0))
-    torch.testing.assert_close(statistics["token_std"], (sample - sample.mean(0)).square().mean((0, 1)).sqrt())
+    torch.testing.assert_close(
+        statistics["token_std"], (sample - sample.mean(0)).square().mean((0, 1)).sqrt()
+    )
 
 
 def test_cache_is_built_once(dataset: Dataset) -> None:
@@ -121,7 +123,7 @@ def test_cut_cache_is_built_again(dataset: Dataset) -> None:
 
 
 def test_full_disk_while_encoding(dataset: Dataset, tmp_path: Path) -> None:
-    with small_disk(500), pytest.raises(UserError, match="disk is full while writing .*: free some space"):
+    with small_disk(500), pytest.raises(UserError, match=r"disk is full while writing .*: free some space"):
         TokenCache(dataset, Counting(), tmp_path / "tokens")
     assert not list((tmp_path / "tokens").glob("*.bin"))
 
@@ -168,15 +170,21 @@ def test_sampled_windows_are_a_function_of_the_generator(dataset: Dataset) -> No
     windows = Windows(dataset, TokenCache(dataset, Counting()), 2, 1, np.arange(3))
     first, same, other = (windows.sample(np.random.default_rng(seed), 6)["proprio"] for seed in (1, 1, 2))
     assert first.shape == (6, 2, 2) and torch.equal(first, same) and not torch.equal(first, other)
-    seen = {start for seed in range(40) for start in windows.sample(np.random.default_rng(seed), 8)["state"][:, 0, 0]}
+    seen = {
+        start
+        for seed in range(40)
+        for start in windows.sample(np.random.default_rng(seed), 8)["state"][:, 0, 0]
+    }
     assert len({float(value) for value in seen}) == len(windows)  # every window gets its turn
 
 
 def test_no_episode_is_long_enough(dataset: Dataset) -> None:
     cache = TokenCache(dataset, Counting())
     assert len(Windows(dataset, cache, frames=12, frameskip=1, episodes=np.arange(3))) == 1
-    message = "no episode of .*: 8 frames 2 steps apart need 15 rows, the longest has 12; collect longer episodes"
+    message = (
+        "no episode of .*: 8 frames 2 steps apart need 15 rows, the longest has 12; collect longer episodes"
+    )
     with pytest.raises(UserError, match=message):
         Windows(dataset, cache, frames=8, frameskip=2, episodes=np.arange(3))
-    with pytest.raises(UserError, match="the longest has 5"):
+    with pytest.raises(UserError, match=r"the longest has 5"):
         Windows(dataset, cache, frames=4, frameskip=2, episodes=np.array([1]))

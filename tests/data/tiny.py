@@ -28,7 +28,9 @@ def episode(length: int, seed: int = 0, resolution: int = 28) -> dict[str, np.nd
     return {"pixels": pixels, "action": action, "proprio": (60 * state).astype(np.float32), "state": state}
 
 
-def write_dataset(path: Path, lengths: Sequence[int] = (9, 5, 12), seed: int = 0, resolution: int = 28) -> Path:
+def write_dataset(
+    path: Path, lengths: Sequence[int] = (9, 5, 12), seed: int = 0, resolution: int = 28
+) -> Path:
     """A dataset file of episodes of these lengths."""
     with DatasetWriter(path, ATTRIBUTES) as writer:
         for i, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""The predictor written a second time, as one masked attention over all tokens of all frames: no cache, no groups."""
+"""The predictor a second time, as masked attention over all tokens of all frames: no cache, no groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def dense_step(
         tokens (B, Z, D) and proprio (B, G, P).
     """
     sizes = [group.shape[1] for group in groups]
-    owner = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes))  # group of each patch token
+    owner = torch.repeat_interleave(
+        torch.arange(len(groups)), torch.tensor(sizes)
+    )  # group of each patch token
     places = predictor.embed_positions(predictor.positions)[torch.cat(groups, 1)]
     sequence, conditions, group_of, frame_of = [], [], [], []
     for frame, (patch_tokens, own) in enumerate(zip(tokens, proprio, strict=True)):

@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were written; damaged or foreign ones are refused with what to do about it."""
+"""Checkpoints come back as written; damaged or foreign ones are refused with what to do about it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_precision_is_chosen_when_loading(folder: Path) -> None:
 def test_weights_are_stored_in_bfloat16_without_the_encoder(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     assert {name.split(".")[0] for name in tensors} == {"predictor", "standardizer"}
-    assert {value.dtype for name, value in tensors.items() if name.startswith("predictor")} == {torch.bfloat16}
+    assert {value.dtype for name, value in tensors.items() if name.startswith("predictor")} == {
+        torch.bfloat16
+    }
 
 
 def test_checkpoint_can_be_read_by_everybody(folder: Path) -> None:
@@ -155,7 +157,10 @@ def edit_tensors(folder: Path, name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_missing, "is no checkpoint folder .metadata.json is missing.: give the folder that `train` wrote"),
+        (
+            break_missing,
+            "is no checkpoint folder .metadata.json is missing.: give the folder that `train` wrote",
+        ),
         (break_truncated, "is damaged .*: copy it again or train anew"),
         (break_empty, "is damaged .*: copy it again or train anew"),
         (break_yaml, "is damaged .*: copy it again or train anew"),
@@ -180,33 +185,42 @@ def test_damaged_checkpoint(folder: Path, damage: Any, message: str) -> None:
 
 
 def test_no_checkpoint_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no checkpoint folder .*give the folder that `train` wrote"):
+    with pytest.raises(UserError, match=r"is no checkpoint folder .*give the folder that `train` wrote"):
         reload(tmp_path / "nowhere")
 
 
 def test_checkpoint_of_another_environment(folder: Path) -> None:
-    with pytest.raises(UserError, match="trained for wall, not pusht: give --env wall"):
+    with pytest.raises(UserError, match=r"trained for wall, not pusht: give --env wall"):
         reload(folder, environment="pusht")
     assert reload(folder, environment="wall").environment == "wall"
 
 
 def test_checkpoint_of_another_encoder(folder: Path) -> None:
-    with pytest.raises(UserError, match="trained on encoder embedded, not dinov2_vits14: leave --encoder out"):
+    with pytest.raises(
+        UserError, match=r"trained on encoder embedded, not dinov2_vits14: leave --encoder out"
+    ):
         reload(folder, encoder_name="dinov2_vits14")
-    with pytest.raises(UserError, match="trained on other weights .*: give the original file with --encoder-weights"):
+    with pytest.raises(
+        UserError, match=r"trained on other weights .*: give the original file with --encoder-weights"
+    ):
         reload(folder, encoder=tiny_encoder(weights_hash="f" * 64))
 
 
 def test_encoder_weights_are_checked_against_the_recorded_hash(folder: Path, tmp_path: Path) -> None:
     """The recorded encoder is loaded from --encoder-weights, and must be the one trained on."""
     encoder = tiny_encoder(resolution=112)  # what `load_embedded` builds
-    save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="give the original file with --encoder-weights"):
+    save_file(
+        {name: value.contiguous() for name, value in encoder.state_dict().items()},
+        tmp_path / "other.safetensors",
+    )
+    with pytest.raises(UserError, match=r"give the original file with --encoder-weights"):
         load(folder, encoder_weights=tmp_path / "other.safetensors")
 
 
 def test_no_world_model_is_shipped_for_an_unknown_environment() -> None:
-    with pytest.raises(UserError, match="sparsewm train --env walls, then give its folder with --checkpoint"):
+    with pytest.raises(
+        UserError, match=r"sparsewm train --env walls, then give its folder with --checkpoint"
+    ):
         load_pretrained("walls")
 
 
@@ -221,14 +235,16 @@ def test_saving_replaces_the_old_checkpoint(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
-def test_disk_full_while_saving_leaves_the_old_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_full_while_saving_leaves_the_old_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = weights(folder)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint.yaml, "safe_dump", full)  # the weights are written already
-    with pytest.raises(UserError, match="disk is full while writing .*checkpoint: free some space"):
+    with pytest.raises(UserError, match=r"disk is full while writing .*checkpoint: free some space"):
         save(tiny_model(seed=9), folder)
     assert weights(folder) == before and reload(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
@@ -256,5 +272,5 @@ def test_failure_while_renaming_leaves_the_old_checkpoint(
 
 def test_checkpoint_cannot_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write .*: choose another --output"):
+    with pytest.raises(UserError, match=r"cannot write .*: choose another --output"):
         save(tiny_model(), tmp_path / "file" / "checkpoint")

@@ -1,4 +1,4 @@
-"""The predictor's two short cuts, groups and caches, change nothing: both equal a masked dense transformer."""
+"""The predictor's short cuts, groups and caches, change nothing: both equal a masked dense transformer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def training_batch(model: WorldModel, episodes: int, frames: int) -> dict[str, T
     }
 
 
-def dense_loss(model: WorldModel, batch: dict[str, Tensor], real: int, groups: list[Tensor]) -> dict[str, Tensor]:
+def dense_loss(
+    model: WorldModel, batch: dict[str, Tensor], real: int, groups: list[Tensor]
+) -> dict[str, Tensor]:
     """`WorldModel.loss` from its description, over all tokens at once with a block mask."""
     patches = torch.cat(groups, 1)
     truth, proprio_truth = gather_patches(batch["tokens"], patches), batch["proprio"]
@@ -79,7 +81,9 @@ def test_groups_do_not_see_each_other() -> None:
     ))  # fmt: skip
     assert torch.equal(model.loss(batch, 2, [first])["loss"], model.loss(changed, 2, [first])["loss"])
     everything = [torch.arange(model.patches).expand(2, -1)]
-    assert not torch.allclose(model.loss(batch, 2, everything)["loss"], model.loss(changed, 2, everything)["loss"])
+    assert not torch.allclose(
+        model.loss(batch, 2, everything)["loss"], model.loss(changed, 2, everything)["loss"]
+    )
 
 
 def test_random_groups_share_out_all_patches() -> None:
@@ -92,7 +96,7 @@ def test_random_groups_share_out_all_patches() -> None:
         assert not torch.equal(groups[0][0], groups[0][1])  # another split for every episode
     assert len(sizes) > 3
     assert torch.equal(random_groups(2, 16, 1, 4, seeded())[0], torch.arange(16).expand(2, -1))
-    with pytest.raises(ValueError, match="5 groups of at least 4 patches do not fit into 16"):
+    with pytest.raises(ValueError, match=r"5 groups of at least 4 patches do not fit into 16"):
         random_groups(1, 16, 5, 4, seeded())
 
 
@@ -125,11 +129,12 @@ def recomputed(
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("history", "seen"), [(1, 2), (2, 1), (3, 0), (3, 1), (3, 4)])
 def test_cached_rollout_equals_recomputing_every_frame(history: int, seen: int, device: str) -> None:
-    """`seen` recorded frames before the present one, an attention window of `history`, five imagined steps."""
+    """`seen` recorded frames before the present one, a window of `history` frames, five imagined steps."""
     model, generator = tiny_model(history=history), seeded(4)
     start = random_latent(model, 2, generator)
     past = [
-        (random_latent(model, 2, generator), random_actions(model, 2, generator=generator)) for _ in range(seen)
+        (random_latent(model, 2, generator), random_actions(model, 2, generator=generator))
+        for _ in range(seen)
     ]
     actions = random_actions(model, 2, 3, 5, generator=generator)
     patches = random_patches(2, model.patches, 6, generator)
@@ -178,7 +183,9 @@ def test_predict_is_the_first_imagined_frame_of_one_candidate() -> None:
     patches = random_patches(2, model.patches, 5, generator)
     kept = gather_patches(start.tokens, patches)
     tokens, proprio, _ = model.predict(kept, start.proprio, action, patches)
-    (imagined_tokens, imagined_proprio), *_ = model.imagine(kept, start.proprio, action[:, None, None], patches)
+    (imagined_tokens, imagined_proprio), *_ = model.imagine(
+        kept, start.proprio, action[:, None, None], patches
+    )
     close(tokens, imagined_tokens[:, 0])
     close(proprio, imagined_proprio[:, 0])
 
@@ -230,7 +237,11 @@ def test_random_patches_are_distinct_and_every_patch_gets_its_turn() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"width": 30, "heads": 3}, "multiple of 4"), ({"width": 32, "heads": 3}, "heads 3"), ({"history": 0}, "history")],
+    [
+        ({"width": 30, "heads": 3}, "multiple of 4"),
+        ({"width": 32, "heads": 3}, "heads 3"),
+        ({"history": 0}, "history"),
+    ],
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -19,7 +19,9 @@ from tests.model.tiny import random_actions, random_latent, tiny_model
 LOW, HIGH = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])
 
 
-def make_problem(model: WorldModel, episodes: int = 2, seen: int = 0, seed: int = 0, **options: object) -> LatentProblem:
+def make_problem(
+    model: WorldModel, episodes: int = 2, seen: int = 0, seed: int = 0, **options: object
+) -> LatentProblem:
     generator = torch.Generator().manual_seed(3)
     start, goal = random_latent(model, episodes, generator), random_latent(model, episodes, generator)
     history = [
@@ -129,10 +131,27 @@ def test_dropped_patches_have_no_say() -> None:
     close(changed.cost(actions), cost)
 
 
+def test_held_actions_cost_what_their_repetition_costs() -> None:
+    model = tiny_model(frameskip=3)
+    held = make_problem(model, drop=0.5, hold=True)
+    assert (held.action_dim, held.low.shape, held.mean.shape, held.std.shape) == (2, (2,), (5, 2), (5, 2))
+    actions = torch.rand(2, 4, 5, 2, generator=torch.Generator().manual_seed(8)) * 2 - 1
+    repeated = torch.cat([actions] * 3, -1)
+    assert torch.equal(held.executed(actions), repeated)
+    close(held.cost(actions), make_problem(model, drop=0.5).cost(repeated))
+    plan = GradientDescent(samples=2, iterations=8).plan(held)
+    assert plan.actions.shape == (2, 5, 2)
+    assert bool((plan.cost < held.cost(held.mean[None, None].expand(2, 1, -1, -1))[:, 0]).all())
+    free = make_problem(model)
+    assert torch.equal(free.executed(repeated), repeated)
+
+
 def test_history_changes_the_cost() -> None:
     model = tiny_model()
     actions = candidates(model)
-    assert not torch.allclose(make_problem(model, seen=2).cost(actions), make_problem(model).cost(actions), atol=1e-3)
+    assert not torch.allclose(
+        make_problem(model, seen=2).cost(actions), make_problem(model).cost(actions), atol=1e-3
+    )
 
 
 def test_bfloat16_ranks_candidates_like_float32() -> None:
@@ -206,7 +225,11 @@ def test_planning_problem_of_a_batch_is_its_rows() -> None:
     problem = model.planning_problem(
         observation(0, 3), observation(1, 3), low=np.array([-2.0, -1.0]), high=[2, 1], horizon=2
     )
-    assert problem.batch == 3 and problem.low.tolist() == [-2, -1, -2, -1] and problem.high.tolist() == [2, 1, 2, 1]
+    assert (
+        problem.batch == 3
+        and problem.low.tolist() == [-2, -1, -2, -1]
+        and problem.high.tolist() == [2, 1, 2, 1]
+    )
     actions = candidates(model, 3, horizon=2)
     cost = problem.cost(actions)
     for row in range(3):
@@ -218,15 +241,15 @@ def test_planning_problem_of_a_batch_is_its_rows() -> None:
 
 def test_planning_problem_refuses_what_does_not_fit() -> None:
     model = tiny_model()
-    with pytest.raises(UserError, match="--drop must be at least 0 and below 1"):
+    with pytest.raises(UserError, match=r"--drop must be at least 0 and below 1"):
         model.planning_problem(observation(0), observation(1), drop=1.0)
-    with pytest.raises(UserError, match="--horizon must be at least 1"):
+    with pytest.raises(UserError, match=r"--horizon must be at least 1"):
         model.planning_problem(observation(0), observation(1), horizon=0)
     wrong = observation(0) | {"proprio": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match=r"proprio must have shape \(B, 2\), got \(1, 3\)"):
         model.planning_problem(wrong, observation(1))
     bright = observation(0) | {"pixels": observation(0)["pixels"].astype(np.float32)}
-    with pytest.raises(ValueError, match="uint8 pictures"):
+    with pytest.raises(ValueError, match=r"uint8 pictures"):
         model.planning_problem(bright, observation(1))
 
 
@@ -237,10 +260,15 @@ def test_encoded_frames_are_standardised() -> None:
     raw = model.encoder.encode(seen["pixels"]).patches
     statistics = model.standardizer
     close(latent.tokens, (raw - statistics.token_mean) / statistics.token_std)
-    close(latent.proprio, (torch.as_tensor(seen["proprio"]) - torch.tensor([30.0, 20.0])) / torch.tensor([15.0, 10.0]))
+    close(
+        latent.proprio,
+        (torch.as_tensor(seen["proprio"]) - torch.tensor([30.0, 20.0])) / torch.tensor([15.0, 10.0]),
+    )
     assert latent.attention is not None and latent.attention.shape == (2, 16)
     second = latent[1:]
-    assert torch.equal(second.tokens, latent.tokens[1:]) and torch.equal(second.attention, latent.attention[1:])  # type: ignore[arg-type]
+    assert torch.equal(second.tokens, latent.tokens[1:]) and torch.equal(
+        second.attention, latent.attention[1:]
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +281,7 @@ def test_kept_patches(patches: int, drop: float, kept: int) -> None:
 
 @pytest.mark.parametrize("drop", [1.0, 1.5, -0.1, math.nan, math.inf])
 def test_impossible_drop_ratio(drop: float) -> None:
-    with pytest.raises(UserError, match="--drop must be at least 0 and below 1, got .*: 0.5 drops half"):
+    with pytest.raises(UserError, match=r"--drop must be at least 0 and below 1, got .*: 0.5 drops half"):
         kept_patches(64, drop)
 
 

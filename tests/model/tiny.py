@@ -1,4 +1,4 @@
-"""A world model small enough to check by hand: random weights everywhere, so that nothing is hidden behind a zero."""
+"""A small world model with random weights everywhere, so that nothing is hidden behind a zero."""
 
 from __future__ import annotations
 

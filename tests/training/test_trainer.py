@@ -32,7 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(trainer: Trainer) -> list[Tensor]:
     """Everything that training changes: live weights, masters, average, moments."""
     live = [p.detach() for p in trainer.model.predictor.parameters()]
-    moments = [t for state in trainer.optimizer.adamw.state.values() for t in state.values()]
+    states = [trainer.optimizer.adamw.state[master] for master in trainer.optimizer.masters]
+    moments = [state[name] for state in states for name in ("step", "exp_avg", "exp_avg_sq")]
     return [t.clone() for t in (*live, *trainer.optimizer.masters, *trainer.average, *moments)]
 
 
@@ -73,7 +74,9 @@ def test_loss_falls_and_beats_copying_the_last_frame(data: Path, tmp_path: Path,
     assert model.metadata["validation"] == entry["validation"]
 
 
-def test_ungrouped_training_sees_all_patches_together(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ungrouped_training_sees_all_patches_together(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[int, list[int]] = {}
 
     def watch(trainer: Trainer, name: int) -> None:
@@ -91,7 +94,10 @@ def test_ungrouped_training_sees_all_patches_together(data: Path, tmp_path: Path
         for step in range(8):
             trainer.losses(step)
     assert seen[1] == [16] * 8
-    assert [step for step, patches in enumerate(seen[2]) if patches == 16] == [0, 4]  # every fourth step is whole
+    assert [step for step, patches in enumerate(seen[2]) if patches == 16] == [
+        0,
+        4,
+    ]  # every fourth step is whole
     assert all(3 <= patches <= 13 for step, patches in enumerate(seen[2]) if step % 4)
 
 
@@ -109,7 +115,7 @@ def test_killed_run_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
 
     command = [sys.executable, "-m", "tests.training.tiny", str(data), str(tmp_path / "killed"), "7"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, timeout=120)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment)
     assert done.returncode == -signal.SIGKILL
 
     resumed = make_trainer(data, tmp_path / "killed")
@@ -132,15 +138,13 @@ def test_stopped_run_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     whole = make_trainer(data, tmp_path / "whole", torch.float32)
     whole.run()
     make_trainer(data, tmp_path / "parts", torch.float32).run(until=6)
+    (tmp_path / "parts" / f".{STATE_FILE}").write_bytes(b"half a state")  # from a kill while saving
     resumed = make_trainer(data, tmp_path / "parts", torch.float32)
     assert resumed.resume() and resumed.step == 4
     resumed.run()
     assert same(weights(resumed), weights(whole))
-    assert not resumed.step < 12 and sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
-        "checkpoint",
-        "metrics.json",
-        STATE_FILE,
-    ]
+    left = {path.name for path in (tmp_path / "parts").iterdir()}
+    assert left == {"checkpoint", "metrics.json", STATE_FILE}
 
 
 def test_finished_run_has_nothing_left_to_do(data: Path, tmp_path: Path) -> None:
@@ -159,13 +163,15 @@ def test_nothing_to_resume(data: Path, tmp_path: Path) -> None:
 
 def test_resume_with_other_settings(data: Path, tmp_path: Path) -> None:
     make_trainer(data, tmp_path, steps=4).run()
-    with pytest.raises(UserError, match=r"other settings \(batch, lr\): give the same flags to --resume it, or another"):
+    with pytest.raises(
+        UserError, match=r"other settings \(batch, lr\): give the same flags to --resume it, or another"
+    ):
         make_trainer(data, tmp_path, steps=4, batch=5, lr=1e-4).resume()
 
 
 def test_resume_with_another_model(data: Path, tmp_path: Path) -> None:
     make_trainer(data, tmp_path, steps=4).run()
-    with pytest.raises(UserError, match="does not fit this model .*: delete it to start this run anew"):
+    with pytest.raises(UserError, match=r"does not fit this model .*: delete it to start this run anew"):
         make_trainer(data, tmp_path, steps=4, history=3).resume()
 
 
@@ -174,7 +180,7 @@ def test_resume_from_a_truncated_state(data: Path, tmp_path: Path, kept: float) 
     make_trainer(data, tmp_path, steps=4).run()
     content = (tmp_path / STATE_FILE).read_bytes()
     (tmp_path / STATE_FILE).write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(UserError, match="is damaged .*: delete it to start this run anew"):
+    with pytest.raises(UserError, match=r"is damaged .*: delete it to start this run anew"):
         make_trainer(data, tmp_path, steps=4).resume()
 
 
@@ -185,7 +191,9 @@ def test_diverged_training_says_so_and_keeps_the_last_checkpoint(data: Path, tmp
     with torch.no_grad():
         trainer.optimizer.masters[0].fill_(1e38)
         trainer.model.predictor.embed_tokens.weight.fill_(1e38)
-    with pytest.raises(UserError, match=r"training diverged at step 4 \(loss (nan|inf)\): lower --lr"):
+    with pytest.raises(
+        UserError, match=r"training diverged at step 4 \(loss (nan|inf)\): train anew with a lower --lr"
+    ):
         trainer.run()
     assert (tmp_path / STATE_FILE).read_bytes() == before
     assert load(tmp_path / "checkpoint", encoder=tiny_encoder())
@@ -201,7 +209,7 @@ def test_full_disk_while_saving_keeps_the_last_state(
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="disk is full while writing"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"disk is full while writing"):
         patch.setattr(os, "fsync", full)
         trainer.run()
     assert (tmp_path / STATE_FILE).read_bytes() == before
@@ -229,7 +237,9 @@ def test_validation_reports_both_drop_ratios_against_copying(data: Path, tmp_pat
         assert values.keys() == {*lists, "ratio"}
         assert all(len(values[name]) == 3 for name in lists)
         # an untrained predictor changes nothing: it is the copy
-        assert values["tokens"] == pytest.approx(values["tokens_copy"]) and values["ratio"] == pytest.approx(1)
+        assert values["tokens"] == pytest.approx(values["tokens_copy"]) and values["ratio"] == pytest.approx(
+            1
+        )
         assert values["tokens_copy"][2] > values["tokens_copy"][0] > 0  # things move on
     assert validate(trainer.model, trainer.validation, 3, samples=64) == result
 
@@ -255,7 +265,15 @@ def test_rollouts_grow_during_training() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("steps", 0), ("batch", 0), ("horizon", 0), ("groups", 0), ("checkpoint_every", 0), ("lr", 0.0), ("lr", math.nan)],
+    [
+        ("steps", 0),
+        ("batch", 0),
+        ("horizon", 0),
+        ("groups", 0),
+        ("checkpoint_every", 0),
+        ("lr", 0.0),
+        ("lr", math.nan),
+    ],
 )
 def test_impossible_settings(setting: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{setting} must be .*, got {value}"):
@@ -263,12 +281,14 @@ def test_impossible_settings(setting: str, value: float) -> None:
 
 
 def test_more_groups_than_patches(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="6 groups of at least 3 patches do not fit into 16 patches: lower --groups"):
+    with pytest.raises(
+        UserError, match=r"6 groups of at least 3 patches do not fit into 16 patches: lower --groups"
+    ):
         make_trainer(data, tmp_path, groups=6)
 
 
 def test_optimizer_takes_the_steps_of_adamw() -> None:
-    """In float32, masters are the parameters: the result is torch's AdamW with the same schedule and clipping."""
+    """In float32, masters are the parameters: the result is torch's AdamW, same schedule and clipping."""
     torch.manual_seed(0)
     module, twin = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
     twin.load_state_dict(module.state_dict())

@@ -1,4 +1,4 @@
-"""A training run of seconds; as a script, one that is killed: `python -m tests.training.tiny DATASET FOLDER STEP`."""
+"""A training run of seconds; one that is killed: `python -m tests.training.tiny DATASET FOLDER STEP`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def make_trainer(
     tokens = TokenCache(dataset, tiny_encoder())
     train, held_out = dataset.split(0.1)
     model = make_model(dataset, tokens, history)
-    windows = [Windows(dataset, tokens, history + config.horizon, 2, episodes) for episodes in (train, held_out)]
+    windows = [
+        Windows(dataset, tokens, history + config.horizon, 2, episodes) for episodes in (train, held_out)
+    ]
     return Trainer(model, windows[0], windows[1], folder, config, dtype)
 
 

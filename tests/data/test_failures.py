@@ -1,0 +1,101 @@
+"""What goes wrong while recording and encoding ends in a sentence, never in a hang or in wrong tokens."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sparsewm.data.tokens as tokens_module
+from sparsewm.data import Dataset, TokenCache, collect
+from sparsewm.encoders import PatchFeatures
+from sparsewm.errors import UserError
+from tests.data.tiny import write_dataset
+
+collecting = importlib.import_module("sparsewm.data.collect")
+
+
+class Stub:
+    """Tokens are a frame's mean brightness; stops after `patience` frames, spoils the rest after `sane`."""
+
+    name, hash, dim = "stub", "a" * 64, 8
+
+    def __init__(self, side: int, patience: float = float("inf"), sane: float = float("inf")) -> None:
+        self.grid, self.tokens = (side, side), side * side
+        self.frames, self.patience, self.sane = 0, patience, sane
+
+    def encode(self, pixels: np.ndarray) -> PatchFeatures:
+        self.frames += len(pixels)
+        if self.frames > self.patience:
+            raise KeyboardInterrupt
+        brightness = torch.as_tensor(pixels).float().mean((1, 2, 3)) / 255  # (B,)
+        if self.frames > self.sane:
+            brightness[-1] = torch.nan
+        patches = brightness[:, None, None].expand(-1, self.tokens, self.dim)
+        return PatchFeatures(patches, patches[:, 0], self.grid)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return Dataset(write_dataset(tmp_path / "d.h5", (9, 5, 12)))
+
+
+def cache(dataset: Dataset, encoder: Any, folder: Path) -> TokenCache:
+    return TokenCache(dataset, encoder, folder)
+
+
+def die(job: object) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def test_death_of_a_worker_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "_record_part", die)  # pickled by name, so the worker runs it
+    with pytest.raises(UserError, match=r"process died, .*the same command continues, with fewer --workers"):
+        collect("wall", 2, tmp_path / "d.h5", workers=1, steps=4, resolution=16)
+    assert not (tmp_path / "d.h5").exists()
+
+
+def test_negative_seed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--seed must be at least 0, got -1"):
+        collect("wall", 2, tmp_path / "d.h5", seed=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rest_of_a_build_at_another_resolution_is_not_used(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights at another resolution make another number of tokens under the same hash."""
+    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    with pytest.raises(KeyboardInterrupt):
+        cache(dataset, Stub(4, patience=20), tmp_path / "tokens")
+    encoder = Stub(2)
+    tokens = cache(dataset, encoder, tmp_path / "tokens").rows(np.arange(26))
+    assert encoder.frames == 26
+    assert torch.equal(tokens, Stub(2).encode(dataset.pixels[:]).patches.bfloat16())
+
+
+def test_tokens_that_are_no_numbers_are_refused(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    with pytest.raises(UserError, match=r"encoder 'stub' makes NaN or infinite tokens: check its weights"):
+        cache(dataset, Stub(2, sane=20), tmp_path / "tokens")
+    assert not list((tmp_path / "tokens").glob("*.bin"))
+
+
+def test_encoding_does_not_start_where_there_is_no_room(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = collecting.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("sparsewm.files.shutil.disk_usage", lambda _: usage._replace(free=100))
+    encoder = Stub(2)
+    with pytest.raises(UserError, match=r"the disk is too full for .* GB are free; free some space"):
+        cache(dataset, encoder, tmp_path / "tokens")
+    assert encoder.frames == 0

@@ -1,0 +1,118 @@
+"""The simulator as a planning problem: what an oracle must reach, and that looking ahead changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import envs
+from envs import GoalEnv
+from planners import CEM, PlanningProblem
+from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
+from sparsewm.model.world_model import Standardizer
+from tests.model.tiny import tiny_encoder
+
+STARTS = [np.array([24.0, 30.0]), np.array([10.0, 50.0]), np.array([50.0, 12.0])]
+GOALS = [np.array([44.0, 31.0]), np.array([22.0, 12.0]), np.array([44.0, 45.0])]  # the first through the door
+
+
+@pytest.fixture
+def env() -> GoalEnv:
+    env = envs.make("wall", resolution=56)
+    env.reset(seed=0, options={"state": np.array([12.0, 13.0]), "goal": np.array([50.0, 51.0])})
+    return env
+
+
+def token_distance(env: GoalEnv, drop: float = 0.0, alpha: float = 0.0, seed: int = 0) -> TokenDistance:
+    encoder = tiny_encoder()
+    standardizer = Standardizer(encoder.tokens, encoder.dim, 2, 2)
+    standardizer.fit({"proprio_mean": np.full(2, 32.0), "proprio_std": np.full(2, 16.0)})
+    generator = torch.Generator().manual_seed(seed)
+    return TokenDistance(env, encoder, standardizer, GOALS[:2], drop, alpha, generator)
+
+
+def test_oracle_reaches_goals_with_cem(env: GoalEnv) -> None:
+    problem = SimulatorProblem(env, STARTS, TrueDistance(env, GOALS), horizon=5)
+    assert isinstance(problem, PlanningProblem)
+    plan = CEM(samples=80, elites=10, iterations=10).plan(problem)
+    assert plan.actions.shape == (3, 5, 10)
+    for start, goal, actions, cost in zip(STARTS, GOALS, plan.actions, plan.cost, strict=True):
+        final = env.rollout_states(start, actions.reshape(1, 25, 2).numpy())[0, -1]
+        assert env.is_success(final, goal) and not env.is_success(start, goal)
+        assert cost == pytest.approx(env.distance(final, goal)["position"] / 4.5, abs=1e-4)
+
+
+def test_cost_is_that_of_stepping_the_environment(env: GoalEnv) -> None:
+    problem = SimulatorProblem(env, STARTS[:2], TrueDistance(env, GOALS[:2]), horizon=2)
+    actions = torch.rand(2, 3, 2, 10, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    cost = problem.cost(actions)
+    assert cost.shape == (2, 3) and cost.dtype == torch.float32
+    for b in range(2):
+        for s in range(3):
+            env.set_state(STARTS[b])
+            for action in actions[b, s].reshape(10, 2).numpy():
+                env.step(action)
+            assert float(cost[b, s]) == pytest.approx(
+                env.distance(env.state, GOALS[b])["position"] / 4.5, abs=1e-4
+            )
+
+
+def test_bounds_and_prior_are_those_of_the_environment(env: GoalEnv) -> None:
+    problem = SimulatorProblem(env, STARTS, TrueDistance(env, GOALS), horizon=3, std=0.4)
+    assert (problem.batch, problem.horizon, problem.action_dim) == (3, 3, 10)
+    assert problem.low.tolist() == [-1] * 10 and problem.high.tolist() == [1] * 10
+    assert problem.mean.shape == problem.std.shape == (3, 10) and bool((problem.std == 0.4).all())
+
+
+def test_held_actions_cost_what_their_repetition_costs(env: GoalEnv) -> None:
+    free, held = (
+        SimulatorProblem(env, STARTS, TrueDistance(env, GOALS), horizon=2, hold=hold)
+        for hold in (False, True)
+    )
+    assert (held.action_dim, held.low.tolist(), held.std.shape) == (2, [-1, -1], (2, 2))
+    actions = torch.rand(3, 4, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    repeated = torch.cat([actions] * 5, -1)
+    assert torch.equal(held.executed(actions), repeated) and torch.equal(free.executed(repeated), repeated)
+    assert torch.equal(held.cost(actions), free.cost(repeated))
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_planning_leaves_the_environment_as_it_is(env: GoalEnv, pictures: bool) -> None:
+    state, goal, picture = env.state, env.goal.copy(), env.render()
+    cost = token_distance(env, drop=0.5, alpha=1.0) if pictures else TrueDistance(env, GOALS[:2])
+    CEM(samples=6, elites=2, iterations=2).plan(SimulatorProblem(env, STARTS[:2], cost, horizon=2))
+    assert np.array_equal(env.state, state) and np.array_equal(env.goal, goal)
+    assert np.array_equal(env.render(), picture)
+
+
+def test_token_distance_is_zero_at_the_goal_only(env: GoalEnv) -> None:
+    cost = token_distance(env, alpha=1.0)
+    states = np.stack([np.stack([goal, STARTS[0], STARTS[1]]) for goal in GOALS[:2]])
+    values = cost(states)
+    assert values.shape == (2, 3)
+    assert float(values[:, 0].abs().max()) < 1e-6 and float(values[:, 1:].min()) > 1e-3
+
+
+def test_alpha_adds_the_standardised_proprioception_error(env: GoalEnv) -> None:
+    states = np.stack([STARTS, STARTS])
+    added = token_distance(env, alpha=2.0)(states) - token_distance(env)(states)
+    for b in range(2):
+        for s in range(3):
+            expected = 2 * (((STARTS[s] - GOALS[b]) / 16) ** 2).mean()
+            assert float(added[b, s]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dropped_tokens_are_redrawn_per_episode_at_every_resample(env: GoalEnv) -> None:
+    cost = token_distance(env, drop=0.5)
+    states = np.stack([STARTS, STARTS])
+    drawn, values = [cost.patches], [cost(states)]
+    assert torch.equal(cost(states), values[0])
+    for _ in range(3):
+        cost.resample()
+        drawn.append(cost.patches)
+        values.append(cost(states))
+    assert {tuple(patches.shape) for patches in drawn} == {(2, 8)}
+    assert len({tuple(row.tolist()) for patches in drawn for row in patches}) == 8
+    assert not torch.allclose(values[0], values[1])
+    assert torch.equal(token_distance(env, drop=0.5)(states), values[0])  # the seed decides
