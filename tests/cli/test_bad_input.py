@@ -158,7 +158,7 @@ def test_drop_outside_its_range(drop: str) -> None:
         (f"{PLAN} --alpha inf", "--alpha must be at least 0, got inf"),
         (f"{PLAN} --chunk -1", "--chunk must be at least 0"),
         (f"{PLAN} --goal-offset 0", "--goal-offset must be at least 1"),
-        ("plan --env pusht --goal-offset 51", "more than the 50 steps of --budget"),
+        ("plan --env pusht --goal-offset 61 --budget 60", "more than the 60 steps of --budget"),
         (f"{PLAN} --seed -1", "--seed must be at least 0"),
         (f"{PLAN} --seed 977000000", "--seed must be at least 0 and below 977000000, got 977000000"),
         (f"{TRAIN} --steps 0", "--steps must be at least 1"),
@@ -282,7 +282,7 @@ def forget_hash(path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "damage", "parts"),
     [
-        ("--env pusht", None, ["trained for wall, not pusht", "--env wall"]),
+        ("--env pusht --budget 50", None, ["trained for wall, not pusht", "--env wall"]),
         ("--encoder dinov2_vits14", None, ["on encoder random, not dinov2_vits14", "leave --encoder out"]),
         ("", forget_hash, ["differ from those", "--encoder-weights"]),
         ("", lambda path: truncate(path / "model.safetensors"), ["is damaged", "copy it again"]),
@@ -328,7 +328,7 @@ def test_no_network_for_a_hub_encoder(dataset: Path, tmp_path: Path, monkeypatch
     def offline(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("name resolution failed")
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setattr("torch.hub.urlopen", offline)
     said = refused(TRAIN, "--encoder dinov2_vits14 --dataset", dataset)
     for part in ("cannot download dinov2_vits14", "--hub-repo", "--encoder-weights", "--encoder embedded"):
