@@ -27,7 +27,6 @@ from sparsewm.encoders import ViT, weights_hash
 from sparsewm.files import atomic_path, write_json
 from sparsewm.training.pretrain import DistillationConfig, pretrain
 
-
 NEIGHBOUR = {"pusht": 4, "wall": 6, "pointmaze": 12}
 """Environment steps, at most, between the two views of a scene."""
 

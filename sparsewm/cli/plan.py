@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -197,18 +197,7 @@ class Plan:
                 "gradient descent cannot see through the simulator: choose --planner cem, icem or mppi"
             )
         check_seed(self.seed)
-        names = (
-            "samples",
-            "elites",
-            "iterations",
-            "horizon",
-            "execute",
-            "budget",
-            "goal_source",
-            "goal_offset",
-            "alpha",
-            "hold",
-        )
+        names = [field.name for field in fields(PlanSettings)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         settings = replace(environment_settings(env.name).plan, **given)
         at_least(1 if self.planner == "gd" else 2, samples=self.samples)
@@ -220,12 +209,12 @@ class Plan:
         at_least(0, alpha=self.alpha, chunk=self.chunk)
         if self.elites is None:
             settings = replace(settings, elites=min(settings.elites, max(2, settings.samples // 2)))
-        if self.elites is not None and self.elites > settings.samples:
+        elif self.elites > settings.samples:
             raise UserError(f"--elites {self.elites} is more than --samples {settings.samples}: lower it")
-        if settings.execute > settings.horizon:
-            raise UserError(
-                f"--execute {settings.execute} is more than --horizon {settings.horizon}: lower it"
-            )
+        if self.execute is None:
+            settings = replace(settings, execute=min(settings.execute, settings.horizon))
+        elif self.execute > settings.horizon:
+            raise UserError(f"--execute {self.execute} is more than --horizon {settings.horizon}: lower it")
         if settings.goal_source == "trajectory" and settings.goal_offset > settings.budget:
             raise UserError(
                 f"--goal-offset {settings.goal_offset} is more than the {settings.budget} steps of --budget: "

@@ -54,6 +54,16 @@ class _Disk(io.FileIO):
             self.error = error
         return size
 
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
     def check(self) -> None:
         """Raise the error of an earlier write."""
         if self.error is not None:

@@ -324,7 +324,9 @@ def test_paths_in_brackets_are_printed_as_they_are() -> None:
 # -------------------------------------------------------------------------------------------- machine
 
 
-def test_no_network_for_a_hub_encoder(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_for_a_hub_encoder(
+    dataset: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("name resolution failed")
 

@@ -32,7 +32,7 @@ TRAIN = (
     "train --env wall --dataset data/wall.h5 --encoder random --steps 8 --batch 4 --horizon 2 "
     "--validate-every 100 --checkpoint-every 2"
 )
-QUICK = "--env wall --samples 8 --iterations 2 --budget 20 --no-video"
+QUICK = "--env wall --samples 8 --iterations 2 --horizon 3 --execute 2 --budget 20 --no-video"
 
 RESULTS = {
     "environment": str,
@@ -251,7 +251,7 @@ def test_yardsticks_without_a_model_need_no_checkpoint(here: Path) -> None:
     moved = results("--selection random_actions --episodes 2")
     for episode in moved["per_episode"]:
         assert episode["distance"] != episode["initial_distance"]
-    oracle = results("--selection oracle --samples 64 --iterations 4 --budget 100")
+    oracle = results("--selection oracle --samples 64 --iterations 4 --horizon 8 --execute 8 --budget 100")
     assert oracle["success_rate"] == 1
 
 
