@@ -28,8 +28,14 @@ class Arguments:
     environments: tuple[str, ...] = ("wall", "pointmaze", "pusht")
     """Environments."""
     cells: tuple[str, ...] = (
-        "none", "random_actions", "drop=0.5", "drop=0", "oracle", "drop=0.5,selection=proprio", "drop=0.5,alpha=0",
-    )  # fmt: skip
+        "none",
+        "random_actions",
+        "drop=0.5",
+        "drop=0",
+        "oracle",
+        "drop=0.5,selection=proprio",
+        "drop=0.5,alpha=0",
+    )
     """Cells: a yardstick's name, or flags of `sparsewm plan`."""
     episodes: int = 60
     """Episodes per cell."""

@@ -1,11 +1,13 @@
-"""Gate an encoder before any world model is trained on it: cost geometry and encoder oracle, against its random twin.
+"""Gate an encoder, against its random twin, before any world model: cost geometry and encoder oracle.
 
 Example:
 
-    python scripts/gate_encoder.py --encoder-weights runs/encoder/model.safetensors --output results/encoder_gate.json
+    python scripts/gate_encoder.py --encoder-weights runs/encoder/model.safetensors \\
+        --output results/encoder_gate.json
 
-The encoder oracle plans with the true simulator; only the cost is the encoder's. What it misses, no world model on this
-encoder can reach. Vision-only cells (alpha 0) are the ones that judge the encoder: elsewhere proprioception may decide.
+The encoder oracle plans with the true simulator; only the cost is the encoder's. What it misses, no world
+model on this encoder can reach. Vision-only cells (alpha 0) are the ones that judge the encoder: elsewhere
+proprioception may decide.
 """
 
 from __future__ import annotations
@@ -72,7 +74,13 @@ def standardizer_for(env: GoalEnv, encoder: PatchEncoder, seed: int) -> Standard
 
 
 def oracle(
-    env: GoalEnv, settings: PlanSettings, episodes: int, seed: int, encoder: PatchEncoder | None, drop: float, alpha: float
+    env: GoalEnv,
+    settings: PlanSettings,
+    episodes: int,
+    seed: int,
+    encoder: PatchEncoder | None,
+    drop: float,
+    alpha: float,
 ) -> dict[str, Any]:
     """Success of CEM on the true simulator, under the encoder's cost or (encoder None) the true distance."""
     tasks = make_tasks(env, episodes, seed, settings.goal_source, settings.goal_offset)
@@ -97,11 +105,17 @@ def oracle(
 def main(arguments: Arguments) -> None:
     trained = load_embedded(arguments.encoder_weights)
     twin = random_twin(trained)
-    report: dict[str, Any] = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+    report: dict[str, Any] = {
+        "command": " ".join(sys.argv),
+        "episodes": arguments.episodes,
+        "seed": arguments.seed,
+    }
     report |= {"encoder": trained.hash, "geometry": {}, "oracle": []}
     for name in arguments.environments:
         env = make_env(name)
-        settings = replace(environment_settings(env.name).plan, execute=environment_settings(env.name).plan.horizon)
+        settings = replace(
+            environment_settings(env.name).plan, execute=environment_settings(env.name).plan.horizon
+        )
         for label, encoder in (("trained", trained), ("random twin", twin)):
             report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))
             print(name, label, "geometry", geometry, flush=True)

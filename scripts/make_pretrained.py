@@ -1,4 +1,4 @@
-"""Make a shipped world model: record data, train, put the checkpoint and its card under `sparsewm/pretrained/`.
+"""Make a shipped world model: record data, train, put checkpoint and card under `sparsewm/pretrained/`.
 
 Example:
 
@@ -37,17 +37,19 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
     lines = [
         f"# World model: {name}",
         "",
-        f"Predicts the tokens of the shipped encoder (`{metadata['encoder']['hash'][:12]}`) five environment steps ahead. "
-        f"Weights in bfloat16, {size / 1e6:.1f} MB. Sizes in `config.yaml`.",
+        f"Predicts the tokens of the shipped encoder (`{metadata['encoder']['hash'][:12]}`) five environment "
+        f"steps ahead. Weights in bfloat16, {size / 1e6:.1f} MB. Sizes in `config.yaml`.",
         "",
-        f"- Data: {data['episodes']} exploratory episodes, {data['rows']} frames (`sparsewm collect --env {name}`), dataset "
-        f"hash `{data['hash'][:12]}`; the last 5% held out.",
-        f"- Training: {training['step']} steps of {training['batch']} windows, {training['seconds'] / 60:.0f} minutes on two CPU "
-        f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random groups.",
+        f"- Data: {data['episodes']} exploratory episodes, {data['rows']} frames (`sparsewm collect --env "
+        f"{name}`), dataset hash `{data['hash'][:12]}`; the last 5% held out.",
+        f"- Training: {training['step']} steps of {training['batch']} windows, "
+        f"{training['seconds'] / 60:.0f} minutes on two CPU "
+        f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
+        "groups.",
         "- Made by: `python scripts/make_pretrained.py`.",
         "",
-        "Rollout error on held-out windows from one recorded frame, as a share of copying that frame, at horizons 1 to "
-        f"{training['horizon']}:",
+        "Rollout error on held-out windows from one recorded frame, as a share of copying that frame, at "
+        f"horizons 1 to {training['horizon']}:",
         "",
         "| drop | tokens | proprioception |",
         "|---|---|---|",

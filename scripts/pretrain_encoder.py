@@ -90,7 +90,12 @@ def make_scenes(arguments: Arguments, resolution: int) -> dict[str, np.ndarray]:
         if not path.exists():
             part = arguments.recipe.block
             jobs = [
-                (name, min(part, arguments.scenes - i), 1000003 * (arguments.seed + 1) + 10007 * number + i, resolution)
+                (
+                    name,
+                    min(part, arguments.scenes - i),
+                    1000003 * (arguments.seed + 1) + 10007 * number + i,
+                    resolution,
+                )
                 for i in range(0, arguments.scenes, part)
             ]
             started = time.time()
@@ -117,7 +122,10 @@ def main(arguments: Arguments) -> None:
     scenes = make_scenes(arguments, encoder.resolution)
     started, log = time.time(), []
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     task = bar.add_task("pretraining", total=arguments.recipe.steps, loss="")
@@ -140,7 +148,13 @@ def main(arguments: Arguments) -> None:
     card = {
         "hash": weights_hash(result),
         "data": {"environments": list(arguments.environments), "scenes": arguments.scenes, "looks": 2},
-        "architecture": {"depth": arguments.depth, "dim": result.dim, "width": result.width, "patch": result.patch, "resolution": 112},
+        "architecture": {
+            "depth": arguments.depth,
+            "dim": result.dim,
+            "width": result.width,
+            "patch": result.patch,
+            "resolution": 112,
+        },
         "recipe": recipe | {"seed": arguments.seed},
         "steps": log[-1]["step"] if log else 0,
         "minutes": round((time.time() - started) / 60, 1),

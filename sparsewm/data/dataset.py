@@ -105,13 +105,13 @@ class DatasetWriter:
                 self._file["ep_len"] = lengths
                 self._file["ep_offset"] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
             self._file.close()
-            if kind is None:
-                self._disk.check()
-        except OSError as failure:
+        except Exception as failure:  # once a write has failed, HDF5 fails in all kinds of ways
             if kind is None:
                 kind, error, trace = type(failure), failure, failure.__traceback__
         finally:
             self._disk.close()
+        if (failed := self._disk.error) is not None:  # the cause of whatever followed
+            kind, error, trace = type(failed), failed, failed.__traceback__
         return self._atomic.__exit__(kind, error, trace)
 
     def append(self, episode: Mapping[str, np.ndarray]) -> None:

@@ -46,7 +46,7 @@ def sincos_positions(rows: int, cols: int, dim: int) -> Tensor:
 
 
 def gaussian_pooling(rows: int, cols: int, sigma: float) -> Tensor:
-    """Matrix (N, N) that replaces every patch by a Gaussian average of its surroundings, `sigma` in patches."""
+    """Matrix (N, N) that makes every patch a Gaussian average of its surroundings, `sigma` in patches."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
     place = torch.stack([y.flatten(), x.flatten()], -1).float()
     weights = torch.exp(-torch.cdist(place, place).square() / (2 * sigma**2))
@@ -88,6 +88,9 @@ class ViT(PatchEncoder):
         width, depth, heads: transformer width, blocks, attention heads.
         dim: size D of the tokens that come out.
     """
+
+    positions: Tensor
+    pools: Tensor
 
     def __init__(
         self,
@@ -139,7 +142,8 @@ class ViT(PatchEncoder):
         for block in self.blocks:
             x, weights = block(x)
         x = self.norm(x)
-        around = (self.pools.to(x.dtype) @ x[:, 1:]).view(b, len(POOLING), n, -1).permute(0, 2, 1, 3).flatten(2)
+        around = (self.pools.to(x.dtype) @ x[:, 1:]).view(b, len(POOLING), n, -1)
+        around = around.permute(0, 2, 1, 3).flatten(2)
         whole = x[:, :1].repeat(1, 1, len(POOLING))
         x = torch.cat([whole, around], 1)
         x = self.project(F.gelu(self.mix(x)))
@@ -159,11 +163,15 @@ def load_embedded(weights: str | Path | None = None) -> ViT:
     """
     path = Path(weights) if weights is not None else EMBEDDED_WEIGHTS
     if not path.is_file():
-        raise UserError(f"no encoder weights at {path}: give --encoder-weights the path of a .safetensors file")
+        raise UserError(
+            f"no encoder weights at {path}: give --encoder-weights the path of a .safetensors file"
+        )
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}): fetch or copy it again") from None
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}): fetch or copy it again"
+        ) from None
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     if "embed.weight" not in state or "project.weight" not in state or depth == 0:
         raise UserError(f"{path} holds no embedded encoder: train one with scripts/pretrain_encoder.py")
@@ -174,7 +182,8 @@ def load_embedded(weights: str | Path | None = None) -> ViT:
         encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except RuntimeError:
         raise UserError(
-            f"{path} has tensors that do not fit the embedded encoder: train one with scripts/pretrain_encoder.py"
+            f"{path} has tensors that do not fit the embedded encoder: train one with "
+            "scripts/pretrain_encoder.py"
         ) from None
     encoder.hash = weights_hash(encoder)
     encoder.freeze()

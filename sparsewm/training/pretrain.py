@@ -1,19 +1,19 @@
 """Self-distillation of the embedded encoder: a student predicts the tokens of its own moving average.
 
-The frame is DINO's (Caron et al. 2021; masked patches as in iBOT, Zhou et al. 2022): student and teacher of one
-architecture, the teacher an exponential average, two views of a scene, CLS and patch tokens, masked patches for the
-student, centred targets. Four choices are made for planning:
+The frame is DINO's (Caron et al. 2021; masked patches as in iBOT, Zhou et al. 2022): student and teacher of
+one architecture, the teacher an exponential average, two views of a scene, CLS and patch tokens, masked
+patches for the student, centred targets. Four choices are made for planning:
 
 * The two views of a scene are two *renderings* of the same simulator state with other colours and
   textures under the same camera. What both views share is where things are, so that is what tokens learn.
   A batch shares one pair of looks: within it scenes differ by their state alone, not by their colours.
-* Targets are centred *at every patch position over the batch*. A constant background token earns nothing: every
-  token has to tell the scenes of the batch apart, that is, to know the state through attention. This
+* Targets are centred *at every patch position over the batch*. A constant background token earns nothing:
+  every token has to tell the scenes of the batch apart, that is, to know the state through attention. This
   is what makes token error grow beyond one patch, and what lets half of the tokens stand for all.
 * Targets are the teacher's centred tokens themselves, not prototypes. With 128 or 256 prototypes and
-  Sinkhorn-Knopp assignments, as in DINOv2, the loss stayed at the uniform solution for as long as a CPU can afford:
-  a few moving pixels hardly change a cosine. Collapse is prevented by the variance and covariance terms of VICReg
-  (Bardes et al. 2022), over the batch, at every position.
+  Sinkhorn-Knopp assignments, as in DINOv2, the loss stayed at the uniform solution for as long as a CPU can
+  afford: a few moving pixels hardly change a cosine. Collapse is prevented by the variance and covariance
+  terms of VICReg (Bardes et al. 2022), over the batch, at every position.
 * Tokens are few numbers (64): with more, decorrelated features become ever finer functions of the state, and
   distance saturates early.
 """
@@ -38,7 +38,8 @@ class DistillationConfig:
     """Recipe of the embedded encoder.
 
     Attributes:
-        steps: optimiser steps. batch: scenes a step, two views each. block: scenes that share their two looks.
+        steps: optimiser steps. batch: scenes a step, two views each. block: scenes that share their two
+            looks.
         masked: fraction of the student's patches replaced by the mask token.
         variance, covariance: weights of the terms against collapse, the prediction error having weight one.
         momentum: start of the teacher's momentum; it ends at 1.
@@ -67,7 +68,7 @@ def centred(tokens: Tensor) -> Tensor:
 
 
 def variance_loss(tokens: Tensor) -> Tensor:
-    """How far each feature's deviation over the batch falls short of one, per look and position (VICReg, eq. 1)."""
+    """How far features' deviations over the batch fall short of one, per look and position (VICReg, eq 1)."""
     return F.relu(1 - (tokens.var(1) + 1e-4).sqrt()).mean()
 
 
@@ -131,7 +132,9 @@ def pretrain(
         losses = distillation_losses(student, teacher, images.unflatten(0, (2, -1)), config, generator)
         optimizer.zero_grad()
         (
-            losses["own"] + losses["other"] + config.variance * losses["variance"]
+            losses["own"]
+            + losses["other"]
+            + config.variance * losses["variance"]
             + config.covariance * losses["covariance"]
         ).backward()
         optimizer.step(step)

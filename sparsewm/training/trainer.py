@@ -38,7 +38,7 @@ class TrainConfig:
         horizon: imagined frames of a training rollout. ramp: fraction of training over which it grows from 1.
         groups: random groups the patches are split into (1: none, the ablation). smallest_group: patches.
         trained_groups: how many of the groups, drawn at random, are computed (0: all). Leaving some out
-            saves their time; the expected gradient is the same.
+            saves their time.
         full_every: every so many steps the patches stay together, as when nothing is dropped (0: never).
         ema: decay of the averaged weights that are saved and validated.
         validate_every, checkpoint_every: steps.
