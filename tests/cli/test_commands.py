@@ -1,6 +1,6 @@
 """The real command line end to end, on a small recording: collect, train, kill, resume, plan, bench.
 
-One small trained checkpoint serves all tests, so they stay together in one worker.
+One small trained checkpoint serves all tests of this file; a file stays in one worker (`--dist loadfile`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from safetensors.torch import load_file
 from sparsewm.cli import Command
 from sparsewm.data import Dataset
 from tests.cli.commands import PROGRAM, call, shell, words
-
-pytestmark = pytest.mark.xdist_group("commands")
 
 COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data"
 TRAIN = (
