@@ -25,8 +25,10 @@ class PlanSettings:
     goal_offset: int = 25
     horizon: int = 5
     execute: int = 5
+    cost: str = "mse"
     alpha: float = 1.0
     hold: bool = True
+    spread: float = 1.0
     samples: int = 100
     elites: int = 10
     iterations: int = 10

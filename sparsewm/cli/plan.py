@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -29,7 +30,7 @@ from sparsewm.evaluation.statistics import peak_memory
 from sparsewm.files import write_json
 from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
-from sparsewm.model.problem import Selection
+from sparsewm.model.problem import Measure, Selection
 from sparsewm.report.plots import plot_plan
 from sparsewm.report.video import episode_frames, write_video
 from sparsewm.settings import (
@@ -92,10 +93,14 @@ class Plan:
     """random, or trajectory: the state some steps ahead in a held-out trajectory."""
     goal_offset: int | None = None
     """Environment steps between start and goal of a trajectory goal."""
+    cost: str | None = None
+    """mse: squared error of tokens and proprioception. temporal: learned number of steps to the goal."""
     alpha: float | None = None
     """Weight of the proprioception error in the cost; 0 plans by vision alone."""
     hold: bool | None = None
     """Plan one action per model step and hold it for its environment steps."""
+    spread: float | None = None
+    """Deviation of the first candidates, in deviations of the recorded actions."""
     batch: int = 1
     """Episodes planned at once."""
     chunk: int = 0
@@ -116,7 +121,7 @@ class Plan:
         settings = self.settings(env)
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
-        model = self.load_model(env, device, dtype)
+        model = self.load_model(env, settings, device, dtype)
         tasks = make_tasks(env, self.episodes, self.seed, settings.goal_source, settings.goal_offset)
         policy = self.policy(env, model, settings)
         folder = output_folder(self.output)
@@ -190,6 +195,8 @@ class Plan:
         one_of("planner", self.planner, PLANNERS)
         one_of("proposals", self.proposals, PROPOSALS)
         one_of("selection", self.selection, SELECTIONS)
+        if self.cost is not None:
+            one_of("cost", self.cost, get_args(Measure))
         if self.encoder is not None:
             one_of("encoder", self.encoder, ENCODERS)
         if self.planner == "gd" and "oracle" in self.selection:
@@ -207,6 +214,11 @@ class Plan:
         )
         at_least(1, goal_offset=self.goal_offset, episodes=self.episodes, batch=self.batch)
         at_least(0, alpha=self.alpha, chunk=self.chunk)
+        at_least(1e-3, spread=self.spread)
+        if self.selection == "proprio":
+            if self.cost == "temporal":
+                raise UserError("--cost temporal reads tokens: give --cost mse with --selection proprio")
+            settings = replace(settings, cost="mse")
         if self.elites is None:
             settings = replace(settings, elites=min(settings.elites, max(2, settings.samples // 2)))
         elif self.elites > settings.samples:
@@ -222,11 +234,13 @@ class Plan:
             )
         return settings
 
-    def load_model(self, env: GoalEnv, device: torch.device, dtype: torch.dtype) -> WorldModel | None:
+    def load_model(
+        self, env: GoalEnv, settings: PlanSettings, device: torch.device, dtype: torch.dtype
+    ) -> WorldModel | None:
         """The world model, None for yardsticks that need none."""
         if self.selection in ("oracle", "none", "random_actions"):
             return None
-        return load(
+        model = load(
             self.checkpoint or pretrained_path(env.name),
             device,
             dtype,
@@ -235,6 +249,12 @@ class Plan:
             encoder_weights=self.encoder_weights,
             hub_repo=self.hub_repo,
         )
+        if settings.cost == "temporal" and model.distance is None:
+            raise UserError(
+                f"checkpoint {self.checkpoint} has no temporal distance: plan with --cost mse, or add one with "
+                f"sparsewm train --env {env.name} --distance-for {self.checkpoint} --output FOLDER"
+            )
+        return model
 
     def policy(self, env: GoalEnv, model: WorldModel | None, settings: PlanSettings) -> Policy:
         """What acts in the environment."""
@@ -280,6 +300,7 @@ class Plan:
                     hold=settings.hold,
                 ),
             )
+        measure: Measure = "temporal" if settings.cost == "temporal" else "mse"
         selection: Selection = "proprio" if self.selection == "proprio" else "random"
         return Planned(
             env,
@@ -294,5 +315,7 @@ class Plan:
                 selection,
                 self.chunk,
                 settings.hold,
+                measure,
+                settings.spread,
             ),
         )

@@ -13,8 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 from envs import GoalEnv
 from sparsewm.cli.common import check_seed, output_folder, progress_bar
 from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows
-from sparsewm.encoders import load_encoder
+from sparsewm.encoders import PatchEncoder, load_encoder
 from sparsewm.errors import UserError
+from sparsewm.model.checkpoint import load, save
+from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.report.plots import plot_training
@@ -27,7 +29,8 @@ from sparsewm.settings import (
     make_env,
     preset,
 )
-from sparsewm.training.trainer import TrainConfig, Trainer
+from sparsewm.training.distance import DISTANCE_FRAMES, DistanceTrainConfig, train_distance
+from sparsewm.training.trainer import STATE_FILE, TrainConfig, Trainer, check_groups
 
 
 @dataclass
@@ -65,6 +68,10 @@ class Train:
     """Steps between validations."""
     checkpoint_every: int | None = None
     """Steps between checkpoints."""
+    distance_steps: int = 400
+    """Optimiser steps of the temporal distance (`plan --cost temporal`), trained last; 0: none."""
+    distance_for: Path | None = None
+    """Checkpoint whose predictor is kept: only a temporal distance is trained for it."""
     resume: bool = False
     """Continue the run in --output bit for bit from its last checkpoint."""
     device: str = "auto"
@@ -81,17 +88,62 @@ class Train:
         config = self.config(env, sizes)
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
-        encoder = load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
+        finished = None
+        if self.distance_for is not None:
+            finished = load(
+                self.distance_for, device, environment=env.name, encoder_weights=self.encoder_weights
+            )
+        encoder = (
+            finished.encoder
+            if finished is not None
+            else load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
+        )
+        check_groups(config, encoder.tokens)
         dataset = self.open_dataset(env)
         frames = sizes.model["history"] + config.horizon
         train_episodes, held_out = dataset.split()
         for episodes in (train_episodes, held_out):
             count_windows(dataset, frames, env.frameskip, episodes)  # before the long encoding
         folder = output_folder(self.output or Path("runs") / env.name)
+        if finished is None and not self.resume and (folder / STATE_FILE).is_file():
+            raise UserError(
+                f"{folder} holds a run already: continue it with --resume, or give another --output"
+            )
         encoder.to(dtype)
         with progress_bar("encoding") as progress:
             tokens = TokenCache(dataset, encoder, progress=progress)
         encoder.float()
+        if finished is not None:
+            finished.distance = self.train_distance(finished, dataset, tokens, train_episodes, dtype)
+            save(finished, folder / "checkpoint")
+            print(f"temporal distance added; checkpoint in {folder / 'checkpoint'}")
+            return 0
+        trainer = self.train_predictor(env, encoder, dataset, tokens, folder, config, sizes, device, dtype)
+        if self.distance_steps:
+            model = trainer.model
+            model.distance = self.train_distance(model, dataset, tokens, train_episodes, dtype)
+            trainer.save()
+        print(
+            f"{trainer.step} steps in {trainer.seconds / 60:.1f} min; checkpoint in {folder / 'checkpoint'}"
+        )
+        print(f"plan with it: sparsewm plan --env {env.name} --checkpoint {folder / 'checkpoint'}")
+        return 0
+
+    def train_predictor(
+        self,
+        env: GoalEnv,
+        encoder: PatchEncoder,
+        dataset: Dataset,
+        tokens: TokenCache,
+        folder: Path,
+        config: TrainConfig,
+        sizes: Preset,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Trainer:
+        """Train the predictor to its last step; the trainer has saved it then."""
+        train_episodes, held_out = dataset.split()
+        frames = sizes.model["history"] + config.horizon
         train = Windows(dataset, tokens, frames, env.frameskip, train_episodes)
         validation = Windows(dataset, tokens, frames, env.frameskip, held_out)
         torch.manual_seed(self.seed)
@@ -149,16 +201,36 @@ class Train:
                 f"rollout error over {config.horizon} steps, as a share of copying the last frame: "
                 + ", ".join(f"{name.replace('_', ' ')} {value['ratio']:.3f}" for name, value in last.items())
             )
-        print(
-            f"{trainer.step} steps in {trainer.seconds / 60:.1f} min; checkpoint in {folder / 'checkpoint'}"
-        )
-        print(f"plan with it: sparsewm plan --env {env.name} --checkpoint {folder / 'checkpoint'}")
-        return 0
+        return trainer
+
+    def train_distance(
+        self,
+        model: WorldModel,
+        dataset: Dataset,
+        tokens: TokenCache,
+        episodes: np.ndarray,
+        dtype: torch.dtype,
+    ) -> TemporalDistance:
+        """A trained temporal distance for a model with statistics."""
+        sizes, config = model.config, DistanceTrainConfig(steps=self.distance_steps, seed=self.seed)
+        torch.manual_seed(self.seed)
+        distance = TemporalDistance(sizes.token_dim, sizes.grid, sizes.proprio_dim, DistanceConfig())
+        distance.to(model.device)
+        windows = Windows(dataset, tokens, DISTANCE_FRAMES, model.frameskip, episodes)
+        with progress_bar("temporal distance") as bar:
+
+            def on_step(step: int, values: dict[str, float]) -> None:
+                bar(step, config.steps, f"loss {values['loss']:.2f}")
+
+            metadata = train_distance(model, distance, windows, config, dtype, on_step)
+        model.metadata["distance"] = metadata
+        return distance
 
     def config(self, env: GoalEnv, sizes: Preset) -> TrainConfig:
         """The preset's training under this command's flags, checked."""
         check_seed(self.seed)
         at_least(1, steps=self.steps, batch=self.batch, groups=self.groups, horizon=self.horizon)
+        at_least(1 if self.distance_for else 0, distance_steps=self.distance_steps)
         at_least(1, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         names = {field.name for field in fields(TrainConfig)}
         given = {name: value for name, value in vars(self).items() if name in names and value is not None}

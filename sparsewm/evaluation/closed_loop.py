@@ -16,7 +16,7 @@ from planners import MPC, Plan, PlanningProblem
 from sparsewm.data.collect import explore
 from sparsewm.errors import UserError
 from sparsewm.evaluation.statistics import quartiles, wilson
-from sparsewm.model.problem import LatentProblem, Selection
+from sparsewm.model.problem import LatentProblem, Measure, Selection
 from sparsewm.model.world_model import Latent, WorldModel
 
 HELD_OUT = 977_000_000
@@ -177,7 +177,8 @@ class ModelProblems:
 
     Args:
         model: the world model. env: renders what the camera sees.
-        horizon, drop, alpha, selection, chunk, hold: see `LatentProblem`. seed: of the drop masks.
+        horizon, drop, alpha, selection, chunk, hold, measure, spread: see `LatentProblem`.
+        seed: of the drop masks.
     """
 
     def __init__(
@@ -191,7 +192,10 @@ class ModelProblems:
         selection: Selection = "random",
         chunk: int = 0,
         hold: bool = False,
+        measure: Measure = "mse",
+        spread: float = 1.0,
     ) -> None:
+        self.measure, self.spread = measure, spread
         self.model, self.env, self.horizon, self.drop, self.alpha = model, env, horizon, drop, alpha
         self.selection, self.chunk, self.hold = selection, chunk, hold
         self.generator = torch.Generator(device="cpu").manual_seed(seed)
@@ -229,6 +233,8 @@ class ModelProblems:
             selection=self.selection,
             chunk=self.chunk,
             hold=self.hold,
+            measure=self.measure,
+            spread=self.spread,
         )
 
 

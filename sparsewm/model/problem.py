@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from sparsewm.errors import UserError
+from sparsewm.model.distance import TemporalDistance
 from sparsewm.model.predictor import FrameCache
 from sparsewm.model.world_model import Latent, WorldModel, gather_patches, random_patches
 
 Selection = Literal["random", "proprio"]
+Measure = Literal["mse", "temporal"]
 
 
 def kept_patches(patches: int, drop: float) -> int:
@@ -32,10 +34,12 @@ def kept_patches(patches: int, drop: float) -> int:
 
 
 class LatentProblem:
-    """Distance to the goal in token space after an imagined action sequence.
+    """Distance to the goal after an imagined action sequence, from the kept tokens of its last frame.
 
-    cost = mean squared error of the last imagined frame's kept tokens to the goal's
-           + alpha * mean squared error of its proprioception, both standardised.
+    measure "mse":      mean squared error of the tokens to the goal's
+                        + alpha * mean squared error of proprioception, both standardised.
+    measure "temporal": the learned number of model steps from the frame to the goal; of pictures alone when
+                        alpha is 0.
 
     Args:
         model: the world model.
@@ -48,8 +52,10 @@ class LatentProblem:
         generator: source of the drop masks.
         selection: "random", or "proprio" to leave the token error out (a yardstick).
         chunk: candidates rolled out at once, 0 for all.
+        measure: "mse" or "temporal"; the second needs a model trained with a temporal distance.
         hold: plan one environment action per model step and hold it for all of its environment steps. The
             search is smaller by the factor frameskip, and its noise lasts long enough to get round obstacles.
+        spread: deviation of the first candidates, in deviations of the recorded actions.
     """
 
     def __init__(
@@ -67,10 +73,18 @@ class LatentProblem:
         generator: torch.Generator | None = None,
         selection: Selection = "random",
         chunk: int = 0,
+        measure: Measure = "mse",
         hold: bool = False,
+        spread: float = 1.0,
     ) -> None:
         if horizon < 1:
             raise UserError(f"--horizon must be at least 1 model step, got {horizon}")
+        if measure == "temporal" and model.distance is None:
+            raise UserError(
+                "this world model was trained without a temporal distance: plan with --cost mse, or train one"
+            )
+        if measure == "temporal" and selection == "proprio":
+            raise UserError("--cost temporal reads tokens: give --cost mse with --selection proprio")
         self.model, self.start, self.goal, self.history = model, start, goal, list(history)
         self.batch, self.horizon, self.device = start.tokens.shape[0], horizon, model.device
         self.repeats = model.action_dim // low.shape[0] if hold else 1
@@ -79,9 +93,9 @@ class LatentProblem:
         self.low, self.high = low.to(self.device).repeat(repeat), high.to(self.device).repeat(repeat)
         standardizer = model.standardizer
         self.mean = standardizer.action_mean.repeat(repeat).expand(horizon, -1)
-        self.std = standardizer.action_std.repeat(repeat).expand(horizon, -1)
+        self.std = spread * standardizer.action_std.repeat(repeat).expand(horizon, -1)
         self.kept = kept_patches(model.patches, drop)
-        self.alpha, self.selection, self.chunk = alpha, selection, chunk
+        self.alpha, self.selection, self.measure, self.chunk = alpha, selection, measure, chunk
         self.generator = generator or torch.Generator(device=self.device).manual_seed(0)
         self.patches = torch.empty(0)
         self.resample(0)
@@ -96,6 +110,8 @@ class LatentProblem:
         )
         self._tokens = gather_patches(self.start.tokens, self.patches)  # (B, M, D)
         self._goal = gather_patches(self.goal.tokens, self.patches)[:, None]
+        if self.measure == "temporal":
+            self._goal = self._embedded(self._goal, self.goal.proprio[:, None])
         self._past: list[FrameCache] = self.model.remember(self.history, self.patches) if self.history else []
 
     def executed(self, actions: Tensor) -> Tensor:
@@ -114,7 +130,14 @@ class LatentProblem:
     def _cost(self, actions: Tensor) -> Tensor:
         frames = self.model.imagine(self._tokens, self.start.proprio, actions, self.patches, self._past)
         ((tokens, proprio),) = deque(frames, maxlen=1)  # the last one
+        if self.measure == "temporal":
+            return TemporalDistance.between(self._embedded(tokens, proprio), self._goal)
         cost = self.alpha * (proprio - self.goal.proprio[:, None]).square().mean(-1)
         if self.selection != "proprio":
             cost = cost + (tokens - self._goal).square().mean((-1, -2))
         return cost
+
+    def _embedded(self, tokens: Tensor, proprio: Tensor) -> Tensor:
+        """Frames (B, S, M, D), (B, S, P) as the temporal distance sees them."""
+        assert self.model.distance is not None
+        return self.model.distance.embed(tokens, proprio if self.alpha > 0 else None, self.patches)

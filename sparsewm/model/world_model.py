@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder
+from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
 
 if TYPE_CHECKING:
-    from sparsewm.model.problem import LatentProblem
+    from sparsewm.model.problem import LatentProblem, Measure
 
 
 @dataclass
@@ -93,6 +94,7 @@ class WorldModel(nn.Module):
         environment: name of the environment, e.g. ``"pusht"``.
         frameskip: environment steps per model step.
         metadata: free information kept in checkpoints (dataset hash, training steps, ...).
+        distance: sizes of the learned temporal distance; None: the model has none.
     """
 
     def __init__(
@@ -102,10 +104,14 @@ class WorldModel(nn.Module):
         environment: str,
         frameskip: int,
         metadata: dict[str, Any] | None = None,
+        distance: DistanceConfig | None = None,
     ) -> None:
         super().__init__()
         rows, cols = config.grid
         self.predictor = Predictor(config)
+        self.distance: TemporalDistance | None = None
+        if distance is not None:
+            self.distance = TemporalDistance(config.token_dim, config.grid, config.proprio_dim, distance)
         self.standardizer = Standardizer(
             rows * cols, config.token_dim, config.proprio_dim, config.action_dim // frameskip
         )
@@ -136,8 +142,10 @@ class WorldModel(nn.Module):
         return self.standardizer.token_mean.device
 
     def place(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> WorldModel:
-        """Move to a device; the predictor computes in `dtype`, statistics stay float32. Returns self."""
+        """Move to a device; the networks compute in `dtype`, statistics stay float32. Returns self."""
         self.predictor.to(device=device, dtype=dtype)
+        if self.distance is not None:
+            self.distance.to(device=device, dtype=dtype)
         self.standardizer.to(device=device)
         self.encoder.to(device)
         return self
@@ -263,6 +271,7 @@ class WorldModel(nn.Module):
         *,
         drop: float = 0.0,
         alpha: float = 1.0,
+        cost: Measure = "mse",
         horizon: int = 5,
         low: Sequence[float] | None = None,
         high: Sequence[float] | None = None,
@@ -273,7 +282,8 @@ class WorldModel(nn.Module):
         Args:
             observation, goal: ``{"pixels", "proprio"}`` of one episode, or stacked along a first axis for B.
             drop: fraction of the patches dropped, redrawn at every planner iteration.
-            alpha: weight of the proprioception error. horizon: model steps imagined.
+            alpha: weight of the proprioception error. cost: "mse" or "temporal", see `LatentProblem`.
+            horizon: model steps imagined.
             low, high: bounds of an environment action; -1 and 1 when left out. seed: of the drop masks.
         """
         from sparsewm.model.problem import LatentProblem
@@ -295,6 +305,7 @@ class WorldModel(nn.Module):
             horizon=horizon,
             drop=drop,
             alpha=alpha,
+            measure=cost,
             generator=torch.Generator().manual_seed(seed),
         )
 

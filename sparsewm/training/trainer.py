@@ -69,6 +69,15 @@ class TrainConfig:
             raise UserError(f"training setting lr must be a number above 0, got {self.lr}")
 
 
+def check_groups(config: TrainConfig, patches: int) -> None:
+    """Raise a `UserError` where the groups do not fit into the patches."""
+    if config.groups > 1 and config.groups * config.smallest_group > patches:
+        raise UserError(
+            f"{config.groups} groups of at least {config.smallest_group} patches do not fit into "
+            f"{patches} patches: lower --groups"
+        )
+
+
 def rollout_length(config: TrainConfig, step: int) -> int:
     """Imagined frames at a step: grows linearly from 1 to `horizon` over the first `ramp` of training."""
     if config.ramp <= 0:
@@ -151,11 +160,7 @@ class Trainer:
     ) -> None:
         self.model, self.train, self.validation = model, train, validation
         self.folder, self.config, self.dtype = Path(folder), config, dtype
-        if config.groups > 1 and config.groups * config.smallest_group > model.patches:
-            raise UserError(
-                f"{config.groups} groups of at least {config.smallest_group} patches do not fit into "
-                f"{model.patches} patches: lower --groups"
-            )
+        check_groups(config, model.patches)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.average = [p.detach().float().clone() for p in model.predictor.parameters()]
         model.predictor.to(dtype).train().requires_grad_(True)

@@ -28,7 +28,7 @@ from tests.cli.commands import PROGRAM, call, shell, words
 COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data"
 TRAIN = (
     "train --env wall --dataset data/wall.h5 --encoder random --steps 8 --batch 4 --horizon 2 "
-    "--validate-every 100 --checkpoint-every 2"
+    "--validate-every 100 --checkpoint-every 2 --distance-steps 3"
 )
 QUICK = "--env wall --samples 8 --iterations 2 --horizon 3 --execute 2 --budget 20 --no-video"
 
@@ -181,6 +181,33 @@ def test_resume_refuses_other_settings(trained: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(trained.parent)
     code, _, err = call(TRAIN, "--batch 5 --output run --resume")
     assert code == 2 and "batch" in err and "another --output" in err
+
+
+def test_a_finished_run_is_not_trained_over(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained.parent)
+    before = (trained / "checkpoint" / "model.safetensors").read_bytes()
+    code, _, err = call(TRAIN, "--output run")
+    assert code == 2 and "--resume" in err and "another --output" in err
+    assert (trained / "checkpoint" / "model.safetensors").read_bytes() == before
+
+
+def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(trained: Path) -> None:
+    place = trained.parent
+    without = shell(place, TRAIN, "--distance-steps 0 --output plain")
+    assert without.returncode == 0, without.stderr
+    refused = shell(place, "plan", QUICK, "--cost temporal --checkpoint plain/checkpoint --output none")
+    assert refused.returncode == 2 and "--cost mse" in refused.stderr and not (place / "none").exists()
+    added = shell(
+        place,
+        "train --env wall --dataset data/wall.h5 --distance-steps 2 --output added",
+        "--distance-for plain/checkpoint",
+    )
+    assert added.returncode == 0, added.stderr
+    plain, both = (load_file(place / run / "checkpoint" / "model.safetensors") for run in ("plain", "added"))
+    assert all(plain[key].equal(both[key]) for key in plain) and len(both) > len(plain)
+    done = shell(place, "plan", QUICK, "--cost temporal --checkpoint added/checkpoint --output planned-so")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((place / "planned-so/results.json").read_text())["settings"]["cost"] == "temporal"
 
 
 def test_plan_writes_results_video_and_picture(trained: Path) -> None:

@@ -315,3 +315,44 @@ def test_standardizer_survives_features_that_never_change() -> None:
     standardizer.fit({"proprio_std": np.zeros(3), "token_std": torch.zeros(6)})
     assert bool(torch.isfinite(standardizer.proprio(torch.ones(1, 3))).all())
     assert bool(torch.isfinite(standardizer.tokens(torch.ones(1, 4, 6))).all())
+
+
+def test_temporal_cost_reads_the_last_imagined_frame_and_the_kept_patches_only() -> None:
+    model = tiny_model()
+    assert model.distance is not None
+    problem, actions = make_problem(model, drop=0.5, measure="temporal"), candidates(model)
+    patches = problem.patches
+    tokens, proprio = model.rollout(
+        gather_patches(problem.start.tokens, patches), problem.start.proprio, actions, patches
+    )
+    there = model.distance.embed(tokens[:, :, -1], proprio[:, :, -1], patches)
+    goal = model.distance.embed(
+        gather_patches(problem.goal.tokens, patches)[:, None], problem.goal.proprio[:, None], patches
+    )
+    close(problem.cost(actions), model.distance.between(there, goal))
+
+
+def test_temporal_cost_by_vision_alone_does_not_know_where_the_goals_sensors_were() -> None:
+    model = tiny_model()
+    actions = candidates(model)
+    costs = []
+    for shift in (0.0, 5.0):
+        problem = make_problem(model, measure="temporal", alpha=0.0)
+        problem.goal.proprio += shift
+        problem.resample(0)
+        costs.append(problem.cost(actions))
+    close(costs[0], costs[1])
+    seeing = make_problem(model, measure="temporal", alpha=1.0)
+    assert not torch.allclose(seeing.cost(actions), costs[0])
+
+
+def test_temporal_cost_needs_a_model_that_has_one() -> None:
+    model = tiny_model()
+    model.distance = None
+    with pytest.raises(UserError, match="--cost mse"):
+        make_problem(model, measure="temporal")
+
+
+def test_spread_widens_the_first_candidates() -> None:
+    model = tiny_model()
+    close(make_problem(model, spread=1.5).std, 1.5 * make_problem(model).std)
