@@ -58,6 +58,13 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         tokens = ", ".join(f"{value:.2f}" for value in result["tokens_ratio"])
         proprio = ", ".join(f"{value:.3f}" for value in result["proprio_ratio"])
         lines.append(f"| {drop.removeprefix('drop_')} | {tokens} | {proprio} |")
+    if distance := metadata.get("distance"):
+        lines += [
+            "",
+            f"Temporal distance (`--cost temporal`): {distance['steps']} steps of {distance['batch']} "
+            f"windows, seed {distance['seed']}; `sparsewm train --env {name} --distance-for CHECKPOINT` "
+            "trains it alone.",
+        ]
     lines += ["", "Closed-loop success and its limits: [results](../../../docs/results.md)."]
     return "\n".join(lines) + "\n"
 

@@ -41,6 +41,7 @@ class EnvironmentSettings:
     episodes: int
     steps: int
     train_steps: int
+    distance_steps: int
     plan: PlanSettings
 
 
@@ -81,6 +82,7 @@ def environment_settings(name: str) -> EnvironmentSettings:
             content["collect"]["episodes"],
             content["collect"]["steps"],
             content["train"]["steps"],
+            content["train"]["distance_steps"],
             PlanSettings(**content["plan"]),
         )
     except (KeyError, TypeError) as error:

@@ -251,8 +251,8 @@ class Plan:
         )
         if settings.cost == "temporal" and model.distance is None:
             raise UserError(
-                f"checkpoint {self.checkpoint} has no temporal distance: plan with --cost mse, or add one with "
-                f"sparsewm train --env {env.name} --distance-for {self.checkpoint} --output FOLDER"
+                f"checkpoint {self.checkpoint} has no temporal distance: plan with --cost mse, or add one "
+                f"with sparsewm train --env {env.name} --distance-for {self.checkpoint} --output FOLDER"
             )
         return model
 

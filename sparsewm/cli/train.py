@@ -68,7 +68,7 @@ class Train:
     """Steps between validations."""
     checkpoint_every: int | None = None
     """Steps between checkpoints."""
-    distance_steps: int = 400
+    distance_steps: int | None = None
     """Optimiser steps of the temporal distance (`plan --cost temporal`), trained last; 0: none."""
     distance_for: Path | None = None
     """Checkpoint whose predictor is kept: only a temporal distance is trained for it."""
@@ -114,14 +114,14 @@ class Train:
             tokens = TokenCache(dataset, encoder, progress=progress)
         encoder.float()
         if finished is not None:
-            finished.distance = self.train_distance(finished, dataset, tokens, train_episodes, dtype)
+            finished.distance = self.train_distance(env, finished, dataset, tokens, train_episodes, dtype)
             save(finished, folder / "checkpoint")
             print(f"temporal distance added; checkpoint in {folder / 'checkpoint'}")
             return 0
         trainer = self.train_predictor(env, encoder, dataset, tokens, folder, config, sizes, device, dtype)
-        if self.distance_steps:
+        if self.distance_config(env).steps:
             model = trainer.model
-            model.distance = self.train_distance(model, dataset, tokens, train_episodes, dtype)
+            model.distance = self.train_distance(env, model, dataset, tokens, train_episodes, dtype)
             trainer.save()
         print(
             f"{trainer.step} steps in {trainer.seconds / 60:.1f} min; checkpoint in {folder / 'checkpoint'}"
@@ -205,6 +205,7 @@ class Train:
 
     def train_distance(
         self,
+        env: GoalEnv,
         model: WorldModel,
         dataset: Dataset,
         tokens: TokenCache,
@@ -212,7 +213,7 @@ class Train:
         dtype: torch.dtype,
     ) -> TemporalDistance:
         """A trained temporal distance for a model with statistics."""
-        sizes, config = model.config, DistanceTrainConfig(steps=self.distance_steps, seed=self.seed)
+        sizes, config = model.config, self.distance_config(env)
         torch.manual_seed(self.seed)
         distance = TemporalDistance(sizes.token_dim, sizes.grid, sizes.proprio_dim, DistanceConfig())
         distance.to(model.device)
@@ -237,6 +238,15 @@ class Train:
         return replace(
             TrainConfig(), **({"steps": environment_settings(env.name).train_steps} | sizes.train | given)
         )
+
+    def distance_config(self, env: GoalEnv) -> DistanceTrainConfig:
+        """Training of the temporal distance under this command's flags."""
+        steps = self.distance_steps
+        if steps is None:
+            steps = environment_settings(env.name).distance_steps
+            if self.distance_for is not None and steps == 0:
+                steps = DistanceTrainConfig.steps
+        return DistanceTrainConfig(steps=steps, seed=self.seed)
 
     def open_dataset(self, env: GoalEnv) -> Dataset:
         """The given dataset, or the usual one, recorded first where it is not there."""

@@ -60,7 +60,8 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
             }
             information |= model.metadata | (metadata or {})
             (temporary / FILES[2]).write_text(json.dumps(information, indent=2) + "\n")
-            temporary.chmod(0o777 & ~umask())  # mkdtemp's is for the owner alone
+            temporary.chmod(0o777 & ~umask())  # what mkdtemp and safetensors make is for the owner alone
+            (temporary / FILES[0]).chmod(0o666 & ~umask())
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(path, old)

@@ -75,6 +75,8 @@ def test_checkpoint_can_be_read_by_everybody(folder: Path) -> None:
     plain = folder.parent / "plain"
     plain.mkdir()
     assert folder.stat().st_mode == plain.stat().st_mode
+    (plain / "file").touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(plain / "file").stat().st_mode}
 
 
 def break_missing(folder: Path) -> None:
