@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from envs import GoalEnv
 from sparsewm.cli.common import check_seed, output_folder, progress_bar
-from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows
+from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows, fast_copy
 from sparsewm.encoders import PatchEncoder, load_encoder
 from sparsewm.errors import UserError
 from sparsewm.model.checkpoint import load, save
@@ -109,10 +109,10 @@ class Train:
             raise UserError(
                 f"{folder} holds a run already: continue it with --resume, or give another --output"
             )
-        encoder.to(dtype)
+        some = np.unique(np.linspace(0, dataset.rows - 1, 64).astype(int))
         with progress_bar("encoding") as progress:
-            tokens = TokenCache(dataset, encoder, progress=progress)
-        encoder.float()
+            fast = fast_copy(encoder, dataset.pixels[some], dtype)
+            tokens = TokenCache(dataset, fast, progress=progress)
         if finished is not None:
             finished.distance = self.train_distance(env, finished, dataset, tokens, train_episodes, dtype)
             save(finished, folder / "checkpoint")

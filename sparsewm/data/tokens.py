@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ CHECK_EVERY = 2048  # rows between two notes of progress
 
 
 class TokenCache:
-    """Raw patch tokens of every row of a dataset, bfloat16 (rows, N, D), memory-mapped.
+    """Raw patch tokens of every row of a dataset, float16 (rows, N, D), memory-mapped.
 
     The name of the file carries the hashes of dataset and encoder: another dataset or another encoder is
     another file. An interrupted build goes on where it stopped.
@@ -41,13 +42,13 @@ class TokenCache:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         folder = Path(directory) if directory is not None else dataset.path.parent
-        key = f"{dataset.path.stem}.tokens-{dataset.hash[:10]}-{encoder.hash[:10]}"
+        key = f"{dataset.path.stem}.tokens-{dataset.hash[:10]}-{encoder.hash[:10]}-float16"
         self.path = folder / f"{key}.bin"
         self.shape = (dataset.rows, encoder.tokens, encoder.dim)
         size = 2 * int(np.prod(self.shape))
         if not (self.path.is_file() and self.path.stat().st_size == size):
             self._build(dataset, encoder, progress)
-        self.values = np.memmap(self.path, np.uint16, "r", shape=self.shape)
+        self.values = np.memmap(self.path, np.float16, "r", shape=self.shape)
 
     def _build(
         self, dataset: Dataset, encoder: PatchEncoder, progress: Callable[[int, int], None] | None
@@ -66,7 +67,7 @@ class TokenCache:
                     stop = min(start + CHECK_EVERY, dataset.rows)
                     pixels = dataset.pixels[start:stop]
                     for first in range(0, stop - start, 128):
-                        file.write(encode_bits(encoder, pixels[first : first + 128]).tobytes())
+                        file.write(encode_half(encoder, pixels[first : first + 128]).tobytes())
                     file.flush()
                     os.fsync(file.fileno())
                     write_json(note, {"rows": stop, "shape": self.shape})
@@ -86,8 +87,8 @@ class TokenCache:
         return rows if fits else 0
 
     def rows(self, rows: np.ndarray) -> Tensor:
-        """Tokens of rows (any shape): bfloat16 (*rows.shape, N, D)."""
-        return torch.from_numpy(self.values[rows]).view(torch.bfloat16)
+        """Tokens of rows (any shape): float16 (*rows.shape, N, D)."""
+        return torch.from_numpy(self.values[rows])
 
     def statistics(self, rows: np.ndarray, samples: int = 8192, seed: int = 0) -> dict[str, Tensor]:
         """`token_mean` (N, D) and `token_std` (D,) of the deviations from it, over a sample of `rows`."""
@@ -98,11 +99,34 @@ class TokenCache:
 
 
 @torch.inference_mode()
-def encode_bits(encoder: PatchEncoder, pixels: np.ndarray) -> np.ndarray:
-    """Tokens of frames (B, R, R, 3) as the bits of bfloat16: uint16 (B, N, D). NaN raises UserError."""
-    patches = encoder.encode(pixels).patches
-    if not bool(torch.isfinite(patches).all()):
+def encode_half(encoder: PatchEncoder, pixels: np.ndarray) -> np.ndarray:
+    """Tokens of frames (B, R, R, 3) in float16 (B, N, D); UserError where that is not finite.
+
+    Not bfloat16: tokens often differ from frame to frame by little beside what they have in common, and its
+    eight bits would round that little away.
+    """
+    half: np.ndarray = encoder.encode(pixels).patches.to("cpu", torch.float16).numpy()
+    if not np.isfinite(half).all():
         raise UserError(
-            f"encoder '{encoder.name}' makes NaN or infinite tokens: check its weights and --dtype"
+            f"encoder '{encoder.name}' makes NaN, infinite or huge tokens: check its weights and --dtype"
         )
-    return patches.to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
+    return half
+
+
+@torch.inference_mode()
+def fast_copy(
+    encoder: PatchEncoder, pixels: np.ndarray, dtype: torch.dtype, tolerance: float = 0.05
+) -> PatchEncoder:
+    """A copy of a float32 encoder in `dtype`; the encoder itself where rounding would hide what changes.
+
+    Args:
+        pixels: uint8 (B, R, R, 3) frames of one dataset, over which tokens are compared.
+        tolerance: largest rounding error, as a share of the tokens' deviation over the frames.
+    """
+    if dtype == torch.float32:
+        return encoder
+    exact = encoder.encode(pixels).patches.float()
+    copy = deepcopy(encoder).to(dtype)
+    error = (copy.encode(pixels).patches.float() - exact).square().mean().sqrt()
+    deviation = (exact - exact.mean(0)).square().mean().sqrt()
+    return copy if bool(error <= tolerance * deviation) else encoder

@@ -57,7 +57,7 @@ class Windows:
         """Windows by number (B,).
 
         Returns:
-            `tokens` bfloat16 (B, T, N, D) raw, `proprio` float32 (B, T, P) raw, `action` float32
+            `tokens` float16 (B, T, N, D) raw, `proprio` float32 (B, T, P) raw, `action` float32
             (B, T-1, frameskip * A), `state` float64 (B, T, D_state).
         """
         starts = self.starts[windows]

@@ -78,14 +78,14 @@ def test_rest_of_a_build_at_another_resolution_is_not_used(
     encoder = Stub(2)
     tokens = cache(dataset, encoder, tmp_path / "tokens").rows(np.arange(26))
     assert encoder.frames == 26
-    assert torch.equal(tokens, Stub(2).encode(dataset.pixels[:]).patches.bfloat16())
+    assert torch.equal(tokens, Stub(2).encode(dataset.pixels[:]).patches.half())
 
 
 def test_tokens_that_are_no_numbers_are_refused(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
-    with pytest.raises(UserError, match=r"encoder 'stub' makes NaN or infinite tokens: check its weights"):
+    with pytest.raises(UserError, match=r"encoder 'stub' makes NaN, infinite or huge tokens: check its weights"):
         cache(dataset, Stub(2, sane=20), tmp_path / "tokens")
     assert not list((tmp_path / "tokens").glob("*.bin"))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sparsewm.data.tokens as tokens_module
-from sparsewm.data import Dataset, TokenCache, Windows
+from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
 from sparsewm.encoders import PatchFeatures, ViT
 from sparsewm.errors import UserError
 from tests.data.test_dataset import small_disk
@@ -47,7 +47,7 @@ def test_cache_holds_the_tokens_of_every_row(dataset: Dataset) -> None:
     encoder, calls = Counting(), []
     cache = TokenCache(dataset, encoder, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(26, 26)]
-    expected = encoder.encode(dataset.pixels[:]).patches.bfloat16()
+    expected = encoder.encode(dataset.pixels[:]).patches.half()
     assert torch.equal(cache.rows(np.arange(26)), expected)
     assert torch.equal(cache.rows(np.array([[3, 3], [25, 0]])), expected[torch.tensor([[3, 3], [25, 0]])])
     statistics = cache.statistics(np.arange(9))
@@ -71,7 +71,7 @@ def test_cache_is_rebuilt_for_another_encoder(dataset: Dataset) -> None:
     first, other = TokenCache(dataset, Counting()), Counting("b" * 64, seed=1)
     second = TokenCache(dataset, other)
     assert other.frames == 26 and second.path != first.path
-    assert torch.equal(second.rows(np.arange(26)), other.encode(dataset.pixels[:]).patches.bfloat16())
+    assert torch.equal(second.rows(np.arange(26)), other.encode(dataset.pixels[:]).patches.half())
 
 
 def test_cache_is_rebuilt_for_other_data_under_the_same_name(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_cache_is_rebuilt_for_other_data_under_the_same_name(tmp_path: Path) -> 
     changed, encoder = Dataset(write_dataset(tmp_path / "d.h5", seed=3)), Counting()
     second = TokenCache(changed, encoder)
     assert encoder.frames == 26 and second.path != first.path
-    assert torch.equal(second.rows(np.arange(26)), encoder.encode(changed.pixels[:]).patches.bfloat16())
+    assert torch.equal(second.rows(np.arange(26)), encoder.encode(changed.pixels[:]).patches.half())
 
 
 def test_cache_elsewhere(dataset: Dataset, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_windows_are_slices_of_the_dataset(dataset: Dataset) -> None:
             joined = np.concatenate([dataset.action[start + 2 * t], dataset.action[start + 2 * t + 1]])
             assert np.array_equal(batch["action"][i, t], joined)
     assert {name: value.dtype for name, value in batch.items()} == {
-        "tokens": torch.bfloat16,
+        "tokens": torch.float16,
         "proprio": torch.float32,
         "action": torch.float32,
         "state": torch.float64,
@@ -188,3 +188,18 @@ def test_no_episode_is_long_enough(dataset: Dataset) -> None:
         Windows(dataset, cache, frames=8, frameskip=2, episodes=np.arange(3))
     with pytest.raises(UserError, match=r"the longest has 5"):
         Windows(dataset, cache, frames=4, frameskip=2, episodes=np.array([1]))
+
+
+def test_an_encoder_whose_tokens_hardly_change_is_not_rounded(dataset: Dataset) -> None:
+    encoder, pixels = tiny_encoder(28), dataset.pixels[:]
+    rounded = fast_copy(encoder, pixels, torch.bfloat16)
+    assert next(rounded.parameters()).dtype == torch.bfloat16 and rounded.hash == encoder.hash
+    assert next(encoder.parameters()).dtype == torch.float32, "the encoder itself stays exact"
+    with torch.no_grad():
+        encoder.project.weight.mul_(0.05)
+        encoder.project.bias.fill_(2.0)  # a large constant, beside which frames differ by very little
+    assert fast_copy(encoder, pixels, torch.bfloat16) is encoder
+    tokens = TokenCache(dataset, encoder).rows(np.arange(dataset.rows)).float()
+    exact = encoder.encode(pixels).patches
+    assert (tokens - exact).std() < 0.3 * (exact - exact.mean(0)).std()
+    assert (exact.bfloat16().float() - exact).std() > (exact - exact.mean(0)).std()
