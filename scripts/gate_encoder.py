@@ -26,9 +26,10 @@ import tyro
 
 from envs import GoalEnv
 from planners import CEM, MPC
+from sparsewm.data.collect import explore
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
-from sparsewm.evaluation.closed_loop import Planned, make_tasks, run_episodes, summarize
+from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.geometry import cost_geometry, encode_states
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
 from sparsewm.files import write_json
@@ -57,16 +58,16 @@ class Arguments:
 
 
 def standardizer_for(env: GoalEnv, encoder: PatchEncoder, seed: int) -> Standardizer:
-    """Token and proprioception statistics over random states of the environment."""
-    env.reset(seed=seed + 1)
-    states = np.stack([env.sample_state() for _ in range(1024)])
+    """Token and proprioception statistics over states of scripted exploration, velocities included."""
+    episodes = [explore(env, HELD_OUT + seed + 1, i, 64)[0][::4] for i in range(64)]
+    states = np.concatenate(episodes)
     tokens = encode_states(env, encoder, states)
     proprio = np.stack([env.proprio_of(state) for state in states])
     statistics = {
         "token_mean": tokens.mean(0),
         "token_std": (tokens - tokens.mean(0)).square().mean((0, 1)).sqrt(),
         "proprio_mean": proprio.mean(0),
-        "proprio_std": np.maximum(proprio.std(0), 1.0),
+        "proprio_std": proprio.std(0),
     }
     standardizer = Standardizer(encoder.tokens, encoder.dim, env.proprio_dim, env.action_dim)
     standardizer.fit(statistics)
