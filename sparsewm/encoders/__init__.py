@@ -42,7 +42,7 @@ def load_encoder(
     elif name == "random":
         encoder = random_twin(ViT())
     else:
-        encoder = load_embedded(weights)
+        encoder = load_embedded(weights, expected_hash)
     if expected_hash is not None and encoder.hash != expected_hash:
         raise UserError(
             f"the weights of encoder '{name}' differ from those this checkpoint was trained with "

@@ -24,6 +24,7 @@ POOLING = (0.8, 2.0)
 """Widths, in patches, of the Gaussian averages joined to every token."""
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "encoder" / "model.safetensors"
+"""The shipped weights; beside them lie earlier ones that shipped world models were trained on."""
 
 
 def sincos_positions(rows: int, cols: int, dim: int) -> Tensor:
@@ -155,12 +156,21 @@ class ViT(PatchEncoder):
         return PatchFeatures(patches, cls, self.grid, weights)
 
 
-def load_embedded(weights: str | Path | None = None) -> ViT:
+def load_embedded(weights: str | Path | None = None, expected_hash: str | None = None) -> ViT:
     """The shipped encoder, or another file written by `scripts/pretrain_encoder.py`.
+
+    Args:
+        weights: a file; None: a shipped one.
+        expected_hash: which of the shipped ones, where a checkpoint asks for it; the newest if none fits.
 
     Raises:
         UserError: file missing, truncated, or of another architecture.
     """
+    if weights is None and expected_hash is not None:
+        for path in sorted(EMBEDDED_WEIGHTS.parent.glob("*.safetensors")):
+            encoder = load_embedded(path)
+            if encoder.hash == expected_hash:
+                return encoder
     path = Path(weights) if weights is not None else EMBEDDED_WEIGHTS
     if not path.is_file():
         raise UserError(

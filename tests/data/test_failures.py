@@ -85,7 +85,9 @@ def test_tokens_that_are_no_numbers_are_refused(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
-    with pytest.raises(UserError, match=r"encoder 'stub' makes NaN, infinite or huge tokens: check its weights"):
+    with pytest.raises(
+        UserError, match=r"encoder 'stub' makes NaN, infinite or huge tokens: check its weights"
+    ):
         cache(dataset, Stub(2, sane=20), tmp_path / "tokens")
     assert not list((tmp_path / "tokens").glob("*.bin"))
 
