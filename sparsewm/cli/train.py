@@ -100,7 +100,7 @@ class Train:
         )
         check_groups(config, encoder.tokens)
         dataset = self.open_dataset(env)
-        frames = sizes.model["history"] + config.horizon
+        frames = DISTANCE_FRAMES if finished is not None else sizes.model["history"] + config.horizon
         train_episodes, held_out = dataset.split()
         for episodes in (train_episodes, held_out):
             count_windows(dataset, frames, env.frameskip, episodes)  # before the long encoding

@@ -6,11 +6,18 @@ every weight at every step; the float32 master keeps updates that bfloat16 would
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# torch's optimisers import it when the first one is made. By then MuJoCo may have loaded Mesa with an LLVM of
+# its own, and the process can die; the other way round both live.
+with contextlib.suppress(ImportError):
+    importlib.import_module("triton")
 
 
 class MasterAdamW:

@@ -24,6 +24,7 @@ import sparsewm
 from sparsewm.data import DatasetWriter
 from sparsewm.encoders import load_encoder
 from sparsewm.model import PredictorConfig, WorldModel
+from sparsewm.model.distance import DistanceConfig
 from tests.cli.commands import call, shell
 
 TRAIN = "train --env wall --encoder random --steps 1 --batch 2 --horizon 1"
@@ -56,7 +57,8 @@ def wall_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = PredictorConfig(
         encoder.dim, encoder.grid, env.proprio_dim, env.action_dim * env.frameskip, **sizes
     )
-    model = WorldModel(encoder, config, "wall", env.frameskip)
+    distance = DistanceConfig(width=24, heads=2, features=8)
+    model = WorldModel(encoder, config, "wall", env.frameskip, distance=distance)
     return sparsewm.save(model, tmp_path_factory.mktemp("model") / "checkpoint")
 
 
