@@ -1,4 +1,4 @@
-"""Gate an encoder, against its random twin, before any world model: cost geometry and encoder oracle.
+"""Gate an encoder, against its random twin, before any world model: cost geometry, precision, encoder oracle.
 
 Example:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import tyro
 from envs import GoalEnv
 from planners import CEM, MPC
 from sparsewm.data.collect import explore
+from sparsewm.data.tokens import token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
@@ -57,10 +59,14 @@ class Arguments:
     """JSON file."""
 
 
+def explored(env: GoalEnv, seed: int) -> np.ndarray:
+    """States (1088, D) of scripted exploration that no dataset contains."""
+    return np.concatenate([explore(env, HELD_OUT + seed + 1, i, 64)[0][::4] for i in range(64)])
+
+
 def standardizer_for(env: GoalEnv, encoder: PatchEncoder, seed: int) -> Standardizer:
     """Token and proprioception statistics over states of scripted exploration, velocities included."""
-    episodes = [explore(env, HELD_OUT + seed + 1, i, 64)[0][::4] for i in range(64)]
-    states = np.concatenate(episodes)
+    states = explored(env, seed)
     tokens = encode_states(env, encoder, states)
     proprio = np.stack([env.proprio_of(state) for state in states])
     statistics = {
@@ -111,15 +117,18 @@ def main(arguments: Arguments) -> None:
         "episodes": arguments.episodes,
         "seed": arguments.seed,
     }
-    report |= {"encoder": trained.hash, "geometry": {}, "oracle": []}
+    report |= {"encoder": trained.hash, "geometry": {}, "precision": {}, "oracle": []}
     for name in arguments.environments:
         env = make_env(name)
-        settings = replace(
-            environment_settings(env.name).plan, execute=environment_settings(env.name).plan.horizon
-        )
+        settings = environment_settings(env.name).plan
+        settings = replace(settings, execute=settings.horizon)
+        pictures = env.render_states(explored(env, arguments.seed)[::8])
         for label, encoder in (("trained", trained), ("random twin", twin)):
             report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))
             print(name, label, "geometry", geometry, flush=True)
+            found = token_precision(encoder, deepcopy(encoder).bfloat16(), pictures)
+            report["precision"][f"{name}, {label}"] = found
+            print(name, label, "tokens in bfloat16", found, flush=True)
         if arguments.episodes == 0:
             continue
         cells: list[tuple[str, PatchEncoder | None, float, float]] = [("true distance", None, 0.0, 0.0)]

@@ -30,7 +30,7 @@ from sparsewm.evaluation.statistics import peak_memory
 from sparsewm.files import write_json
 from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
-from sparsewm.model.problem import Measure, Selection
+from sparsewm.model.problem import Measure
 from sparsewm.report.plots import plot_plan
 from sparsewm.report.video import episode_frames, write_video
 from sparsewm.settings import (
@@ -240,8 +240,9 @@ class Plan:
         """The world model, None for yardsticks that need none."""
         if self.selection in ("oracle", "none", "random_actions"):
             return None
+        path = self.checkpoint or pretrained_path(env.name)
         model = load(
-            self.checkpoint or pretrained_path(env.name),
+            path,
             device,
             dtype,
             environment=env.name,
@@ -251,8 +252,8 @@ class Plan:
         )
         if settings.cost == "temporal" and model.distance is None:
             raise UserError(
-                f"checkpoint {self.checkpoint} has no temporal distance: plan with --cost mse, or add one "
-                f"with sparsewm train --env {env.name} --distance-for {self.checkpoint} --output FOLDER"
+                f"checkpoint {path} has no temporal distance: plan with --cost mse, or add one with "
+                f"sparsewm train --env {env.name} --distance-for {path} --output FOLDER"
             )
         return model
 
@@ -300,22 +301,20 @@ class Plan:
                     hold=settings.hold,
                 ),
             )
-        measure: Measure = "temporal" if settings.cost == "temporal" else "mse"
-        selection: Selection = "proprio" if self.selection == "proprio" else "random"
         return Planned(
             env,
             mpc,
             ModelProblems(
                 model,
                 env,
-                settings.horizon,
-                self.drop,
-                settings.alpha,
                 self.seed,
-                selection,
-                self.chunk,
-                settings.hold,
-                measure,
-                settings.spread,
+                horizon=settings.horizon,
+                drop=self.drop,
+                alpha=settings.alpha,
+                selection="proprio" if self.selection == "proprio" else "random",
+                measure=settings.cost,
+                chunk=self.chunk,
+                hold=settings.hold,
+                spread=settings.spread,
             ),
         )

@@ -91,7 +91,12 @@ class Train:
         finished = None
         if self.distance_for is not None:
             finished = load(
-                self.distance_for, device, environment=env.name, encoder_weights=self.encoder_weights
+                self.distance_for,
+                device,
+                environment=env.name,
+                encoder_name=self.encoder,
+                encoder_weights=self.encoder_weights,
+                hub_repo=self.hub_repo,
             )
         encoder = (
             finished.encoder
@@ -105,9 +110,12 @@ class Train:
         for episodes in (train_episodes, held_out):
             count_windows(dataset, frames, env.frameskip, episodes)  # before the long encoding
         folder = output_folder(self.output or Path("runs") / env.name)
-        if finished is None and not self.resume and (folder / STATE_FILE).is_file():
+        held = STATE_FILE if finished is None else "checkpoint"
+        if not self.resume and (folder / held).exists():
             raise UserError(
-                f"{folder} holds a run already: continue it with --resume, or give another --output"
+                f"{folder} holds a run already: "
+                + ("continue it with --resume, or " if finished is None else "")
+                + "give another --output"
             )
         some = np.unique(np.linspace(0, dataset.rows - 1, 64).astype(int))
         with progress_bar("encoding") as progress:
@@ -244,8 +252,8 @@ class Train:
         steps = self.distance_steps
         if steps is None:
             steps = environment_settings(env.name).distance_steps
-            if self.distance_for is not None and steps == 0:
-                steps = DistanceTrainConfig.steps
+        if self.distance_for is not None:  # asked for, where an environment trains none by itself
+            steps = steps or DistanceTrainConfig.steps
         return DistanceTrainConfig(steps=steps, seed=self.seed)
 
     def open_dataset(self, env: GoalEnv) -> Dataset:

@@ -125,8 +125,24 @@ def fast_copy(
     """
     if dtype == torch.float32:
         return encoder
-    exact = encoder.encode(pixels).patches.float()
     copy = deepcopy(encoder).to(dtype)
-    error = (copy.encode(pixels).patches.float() - exact).square().mean().sqrt()
-    deviation = (exact - exact.mean(0)).square().mean().sqrt()
-    return copy if bool(error <= tolerance * deviation) else encoder
+    found = token_precision(encoder, copy, pixels)
+    return copy if found["error"] <= tolerance * found["deviation"] else encoder
+
+
+@torch.inference_mode()
+def token_precision(encoder: PatchEncoder, rounded: PatchEncoder, pixels: np.ndarray) -> dict[str, float]:
+    """How much of what tells frames (B, R, R, 3) apart a copy of an encoder in low precision keeps.
+
+    Returns:
+        root mean squares: `constant` (what all frames share at a patch), `deviation` (from it), `error` (of
+        the copy).
+    """
+    exact = encoder.encode(pixels).patches.float()
+    common = exact.mean(0)
+    parts = {
+        "constant": common,
+        "deviation": exact - common,
+        "error": rounded.encode(pixels).patches.float() - exact,
+    }
+    return {name: float(part.square().mean().sqrt()) for name, part in parts.items()}

@@ -16,7 +16,7 @@ from planners import MPC, Plan, PlanningProblem
 from sparsewm.data.collect import explore
 from sparsewm.errors import UserError
 from sparsewm.evaluation.statistics import quartiles, wilson
-from sparsewm.model.problem import LatentProblem, Measure, Selection
+from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import Latent, WorldModel
 
 HELD_OUT = 977_000_000
@@ -176,28 +176,12 @@ class ModelProblems:
     """Makes the world model's planning problems from what the camera has seen so far.
 
     Args:
-        model: the world model. env: renders what the camera sees.
-        horizon, drop, alpha, selection, chunk, hold, measure, spread: see `LatentProblem`.
-        seed: of the drop masks.
+        model: the world model. env: renders what the camera sees. seed: of the drop masks.
+        options: keyword arguments of `LatentProblem`: horizon, drop, alpha, ...
     """
 
-    def __init__(
-        self,
-        model: WorldModel,
-        env: GoalEnv,
-        horizon: int,
-        drop: float,
-        alpha: float,
-        seed: int,
-        selection: Selection = "random",
-        chunk: int = 0,
-        hold: bool = False,
-        measure: Measure = "mse",
-        spread: float = 1.0,
-    ) -> None:
-        self.measure, self.spread = measure, spread
-        self.model, self.env, self.horizon, self.drop, self.alpha = model, env, horizon, drop, alpha
-        self.selection, self.chunk, self.hold = selection, chunk, hold
+    def __init__(self, model: WorldModel, env: GoalEnv, seed: int, **options: Any) -> None:
+        self.model, self.env, self.options = model, env, options
         self.generator = torch.Generator(device="cpu").manual_seed(seed)
         self.low, self.high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
 
@@ -225,16 +209,9 @@ class ModelProblems:
             self.observe([trace.task.goal for trace in rows]),
             self.low,
             self.high,
-            horizon=self.horizon,
-            drop=self.drop,
-            alpha=self.alpha,
             history=history,
             generator=self.generator,
-            selection=self.selection,
-            chunk=self.chunk,
-            hold=self.hold,
-            measure=self.measure,
-            spread=self.spread,
+            **self.options,
         )
 
 

@@ -205,6 +205,12 @@ def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(trained: Pa
     assert added.returncode == 0, added.stderr
     plain, both = (load_file(place / run / "checkpoint" / "model.safetensors") for run in ("plain", "added"))
     assert all(plain[key].equal(both[key]) for key in plain) and len(both) > len(plain)
+    again = shell(
+        place,
+        "train --env wall --dataset data/wall.h5 --distance-steps 2 --output added",
+        "--distance-for plain/checkpoint",
+    )
+    assert again.returncode == 2 and "another --output" in again.stderr, again.stderr
     done = shell(place, "plan", QUICK, "--cost temporal --checkpoint added/checkpoint --output planned-so")
     assert done.returncode == 0, done.stderr
     assert json.loads((place / "planned-so/results.json").read_text())["settings"]["cost"] == "temporal"
