@@ -1,4 +1,4 @@
-"""Goal-reaching pixel environments: PushT, Wall, PointMaze.
+"""Goal-reaching pixel environments: PushT, Wall, PointMaze, Rope, Granular, Block Push.
 
     >>> import envs
     >>> env = envs.make("pusht", resolution=112)
@@ -24,6 +24,9 @@ _ENVIRONMENTS = {
     "pusht": ("sparsewm/PushT-v0", "envs.pusht:PushTEnv", 50),
     "wall": ("sparsewm/Wall-v0", "envs.wall:WallEnv", 100),
     "pointmaze": ("sparsewm/PointMaze-v0", "envs.pointmaze:PointMazeEnv", 250),
+    "rope": ("sparsewm/Rope-v0", "envs.rope:RopeEnv", 20),
+    "granular": ("sparsewm/Granular-v0", "envs.granular:GranularEnv", 20),
+    "blockpush": ("sparsewm/BlockPush-v0", "envs.blockpush:BlockPushEnv", 150),
 }
 
 for _id, _entry_point, _budget in _ENVIRONMENTS.values():

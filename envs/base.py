@@ -51,7 +51,8 @@ class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.state_dim, cls.proprio_dim = len(cls.state_names), len(cls.proprio_names)
+        cls.state_dim = len(getattr(cls, "state_names", ()))  # a base class of several has none
+        cls.proprio_dim = len(getattr(cls, "proprio_names", ()))
 
     def __init__(self, resolution: int = 112, render_mode: str = "rgb_array"):
         if isinstance(resolution, bool) or int(resolution) != resolution or not 16 <= resolution <= 2048:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import sys
 import xml.etree.ElementTree as ET
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -24,17 +22,7 @@ from envs.appearance import (
     random_texture,
 )
 from envs.base import GoalEnv
-
-NO_GL = (
-    "PointMaze cannot draw because MuJoCo found no OpenGL: set MUJOCO_GL=egl (on Debian and Ubuntu: apt-get "
-    "install libegl1 libgl1-mesa-dri) or MUJOCO_GL=osmesa (apt-get install libosmesa6) before Python starts."
-)
-if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is imported
-try:
-    import mujoco
-except (ImportError, RuntimeError, AttributeError) as error:  # an unusable MUJOCO_GL can fail here already
-    raise RuntimeError(NO_GL) from error
+from envs.physics import NO_GL, mujoco
 
 RADIUS = 0.1  # of the ball
 MAX_SPEED = 5.0  # per axis, at the start of a step

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from envs import blockpush, table
 from envs.base import GoalEnv
 from envs.pusht import BAR, CENTRE, HIGH, LOW, OUTLINE, RADIUS, REACH, STEM, rotated
 from envs.wall import WallEnv
@@ -35,7 +36,14 @@ def exploration_policy(env: GoalEnv, rng: np.random.Generator) -> ExplorationPol
         return WallExploration(rng, env.wall_x, env.door_y)
     if env.name == "pointmaze":
         return PointMazeExploration(rng)
-    raise ValueError(f"no exploration policy for environment '{env.name}'; known: pusht, wall, pointmaze.")
+    if env.name in ("rope", "granular"):
+        return TableExploration(rng, gather=0.5 if env.name == "granular" else 0.0)
+    if env.name == "blockpush":
+        return BlockPushExploration(rng)
+    raise ValueError(
+        f"no exploration policy for environment '{env.name}'; known: pusht, wall, pointmaze, rope, granular, "
+        "blockpush."
+    )
 
 
 class PushTExploration:
@@ -229,3 +237,100 @@ class PointMazeExploration:
             self._force = rng.uniform(0.2, 1.3) * np.array([math.cos(direction), math.sin(direction)])
         self._steps, self._steps_left = self._steps + 1, self._steps_left - 1
         return np.clip(self._force + rng.normal(0, 0.15, 2), -1, 1).astype(np.float32)
+
+
+class TableExploration:
+    """Pushes that start beside a particle and mostly go through it; far ones are pushed back to the middle.
+
+    Args:
+        gather: share of the pushes that go towards the middle of all particles.
+    """
+
+    def __init__(self, rng: np.random.Generator, gather: float = 0.0):
+        self._rng, self._gather = rng, gather
+
+    def reset(self, state: np.ndarray) -> None:
+        """Every push is drawn afresh."""
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        rng, particles = self._rng, state[:-2].reshape(-1, 2)
+        if rng.random() < 0.1:
+            return rng.uniform(-1, 1, 4).astype(np.float32)
+        particle = particles[rng.integers(len(particles))]
+        middle = particles.mean(0)
+        away = float(np.abs(particle).max()) / table.REACH  # near the border: back to the middle of the table
+        if rng.random() < away**3:
+            to = rng.normal(0, 0.1, 2) - particle
+        elif rng.random() < self._gather:
+            to = middle + rng.normal(0, 0.05, 2) - particle
+        else:
+            to = rng.normal(0, 1, 2)
+        direction = rotated((to / max(math.hypot(*to), 1e-6))[None], rng.normal(0, 0.2))[0]
+        start = particle - rng.uniform(0.03, 0.12) * direction + rng.normal(0, 0.01, 2)
+        end = particle + rng.uniform(0.0, 0.3) * direction
+        push = np.concatenate([start, end]) / table.REACH
+        return np.clip(push, -1, 1).astype(np.float32)
+
+
+class BlockPushExploration:
+    """Pushes of both blocks from all sides, often towards the targets, with free motions between.
+
+    A push: choose a block and a direction, go round it to a place behind it, press on for a while.
+    """
+
+    def __init__(self, rng: np.random.Generator):
+        self._rng = rng
+        self.reset(np.zeros(8))
+
+    def reset(self, state: np.ndarray) -> None:
+        self._way: list[np.ndarray] = []  # points (2,) still to pass before the push, m
+        self._steps_left = 0  # of the push
+        self._patience = 0
+        self._pace = 1.0
+        self._direction = np.zeros(2)
+        self._noise = np.zeros(2)
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        effector = state[:2]
+        if self._steps_left <= 0:
+            self._choose(state)
+        self._patience -= 1
+        if self._way and math.hypot(*(self._way[0] - effector)) < 0.012:
+            self._way.pop(0)
+        if self._way and self._patience > 0:
+            offset = (self._way[0] - effector) / blockpush.STEP
+            wanted = offset / max(1.0, math.hypot(*offset))
+        else:
+            self._way = []
+            self._steps_left -= 1
+            wanted = self._pace * self._direction
+        self._noise = 0.6 * self._noise + self._rng.normal(0, 0.08, 2)
+        return np.clip(wanted + self._noise, -1, 1).astype(np.float32)
+
+    def _choose(self, state: np.ndarray) -> None:
+        rng, effector = self._rng, state[:2]
+        self._pace, self._steps_left, self._patience = rng.uniform(0.4, 1.0), int(rng.integers(3, 12)), 30
+        if rng.random() < 0.1:
+            self._way, self._direction = [rng.uniform(-blockpush.REACH, blockpush.REACH, 2)], np.zeros(2)
+            return
+        i = int(rng.integers(2))
+        block = state[2 + 3 * i : 4 + 3 * i]
+        to = rng.normal(0, 1, 2)
+        if rng.random() < 0.4:
+            to = blockpush.TARGETS[i if rng.random() < 0.8 else 1 - i] - block
+        far = float(np.abs(block).max()) / blockpush.HALF  # near the border: back to the middle
+        if rng.random() < far**3:
+            to = rng.normal(0, 0.08, 2) - block
+        direction = rotated((to / max(math.hypot(*to), 1e-6))[None], rng.normal(0, 0.15))[0]
+        across = np.array([-direction[1], direction[0]])
+        behind = block - 0.075 * direction + rng.normal(0, 0.012) * across
+        if np.abs(behind).max() > blockpush.REACH:  # cannot get there
+            self._way, self._direction = [rng.uniform(-0.2, 0.2, 2)], np.zeros(2)
+            self._steps_left = 1
+            return
+        self._way = [behind]
+        if (effector - block) @ direction > -0.03:  # in front of it: round the nearer side
+            side = 1.0 if (effector - block) @ across > 0 else -1.0
+            beside = np.clip(block + side * 0.09 * across, -blockpush.REACH, blockpush.REACH)
+            self._way.insert(0, beside)
+        self._direction = direction

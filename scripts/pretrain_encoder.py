@@ -23,11 +23,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from safetensors.torch import load_file, save_file
 
 import envs
+from envs.policies import exploration_policy
+from sparsewm.data.collect import explore
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.files import atomic_path, write_json
 from sparsewm.training.pretrain import DistillationConfig, pretrain
 
-NEIGHBOUR = {"pusht": 4, "wall": 4, "pointmaze": 6}
+NEIGHBOUR = {"pusht": 4, "wall": 4, "pointmaze": 6, "rope": 1, "granular": 1, "blockpush": 4}
 """Environment steps, at most, between the two views of a scene."""
 
 
@@ -37,7 +39,7 @@ class Arguments:
 
     output: Path = Path("runs/encoder")
     """Folder for `model.safetensors`, `card.json` and the rendered scenes."""
-    environments: tuple[str, ...] = ("pusht", "wall", "pointmaze")
+    environments: tuple[str, ...] = envs.names()
     """Environments whose frames are used."""
     scenes: int = 4096
     """Scenes (two looks each) per environment."""
@@ -55,10 +57,23 @@ class Arguments:
 
 
 def wander(env: envs.GoalEnv, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A state a few steps of one persistent random action later: a neighbour in time."""
+    """A state a few steps of one persistent action later: a neighbour in time."""
     steps = int(rng.integers(1, NEIGHBOUR[env.name] + 1))
-    action = rng.normal(0, 0.6, (1, 1, env.action_dim)).clip(-1, 1).repeat(steps, 1)
-    return env.rollout_states(state, action)[0, -1]
+    if env.frameskip == 1:  # a step is a whole push, which at random would mostly touch nothing
+        action = exploration_policy(env, rng).act(state)[None, None].astype(np.float64)
+    else:
+        action = rng.normal(0, 0.6, (1, 1, env.action_dim)).clip(-1, 1)
+    return env.rollout_states(state, action.repeat(steps, 1))[0, -1]
+
+
+def scene_states(env: envs.GoalEnv, count: int, rng: np.random.Generator) -> np.ndarray:
+    """States (count, D), half of them random, half from exploration: contacts, poses, piles after pushes."""
+    states = [env.sample_state() for _ in range(count // 2)]
+    stride = 3 if env.frameskip == 1 else 10
+    while len(states) < count:
+        steps = 24 if env.frameskip == 1 else 100
+        states += list(explore(env, int(rng.integers(2**31)), 0, steps)[0][stride::stride])
+    return np.stack(states[:count])
 
 
 def render_scenes(job: tuple[str, int, int, int]) -> np.ndarray:
@@ -67,9 +82,7 @@ def render_scenes(job: tuple[str, int, int, int]) -> np.ndarray:
     env = envs.make(name, resolution=resolution)
     rng = np.random.default_rng(seed)
     env.reset(seed=int(rng.integers(2**31)))
-    states = np.stack([env.sample_state() for _ in range(count)])
-    for state in states[::2]:  # half of them moved on: contacts, poses after pushes
-        state[:] = wander(env, state, rng)
+    states = scene_states(env, count, rng)
     later = np.stack([wander(env, state, rng) for state in states])
     pictures = np.empty((count, 2, resolution, resolution, 3), np.uint8)
     env.randomize_appearance(None if rng.random() < 0.65 else rng)

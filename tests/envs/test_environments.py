@@ -14,10 +14,19 @@ from gymnasium.utils.env_checker import check_env
 import envs
 from envs.policies import exploration_policy
 
-IDS = {"pusht": "sparsewm/PushT-v0", "wall": "sparsewm/Wall-v0", "pointmaze": "sparsewm/PointMaze-v0"}
+IDS = {
+    "pusht": "sparsewm/PushT-v0",
+    "wall": "sparsewm/Wall-v0",
+    "pointmaze": "sparsewm/PointMaze-v0",
+    "rope": "sparsewm/Rope-v0",
+    "granular": "sparsewm/Granular-v0",
+    "blockpush": "sparsewm/BlockPush-v0",
+}
+OURS = ["pusht", "wall", "rope", "granular", "blockpush"]  # pointmaze, which needs GL, has tests of its own
+LENGTH = {"rope": 12, "granular": 12}  # a step is a whole push
 
 
-@pytest.fixture(params=["pusht", "wall"])
+@pytest.fixture(params=OURS)
 def env(request: pytest.FixtureRequest) -> envs.GoalEnv:
     env = envs.make(request.param, resolution=48)
     env.reset(seed=0)
@@ -37,7 +46,7 @@ def explore(env: envs.GoalEnv, seed: int, steps: int) -> tuple[np.ndarray, np.nd
     return np.array(states), np.array(actions)
 
 
-@pytest.mark.parametrize("name", ["pusht", "wall"])
+@pytest.mark.parametrize("name", OURS)
 @pytest.mark.filterwarnings("error")
 def test_follows_gymnasium(name: str) -> None:
     check_env(gym.make(IDS[name]).unwrapped)
@@ -53,7 +62,7 @@ def test_gymnasium_stops_an_episode_at_the_budget_and_make_does_not(name: str) -
 
 def test_unknown_name_says_which_there_are() -> None:
     with pytest.raises(
-        ValueError, match=r"Did you mean 'pointmaze'\?.*pusht, wall, pointmaze, sparsewm/PushT-v0"
+        ValueError, match=r"Did you mean 'pointmaze'\?.*pusht, wall, pointmaze, rope, .*sparsewm/PushT-v0"
     ):
         envs.make("point-maze")
 
@@ -98,10 +107,12 @@ def test_reset_takes_state_and_goal(env: envs.GoalEnv) -> None:
 
 
 def test_stepping_from_a_restored_state_repeats_bit_for_bit(env: envs.GoalEnv) -> None:
-    for seed in range(6):
-        states, actions = explore(env, seed, 60)
+    for seed in range(6 if env.frameskip > 1 else 3):
+        states, actions = explore(env, seed, LENGTH.get(env.name, 60))
         other = envs.make(env.name)
-        for t in np.random.default_rng(seed).permutation(60):  # unrelated states before each
+        for t in np.random.default_rng(seed).permutation(
+            LENGTH.get(env.name, 60)
+        ):  # unrelated states before each
             other.set_state(states[t])
             np.testing.assert_array_equal(other.state, states[t])
             other.step(actions[t])
@@ -143,25 +154,39 @@ def test_observations_are_drawn_from_the_state(env: envs.GoalEnv) -> None:
     assert all(env.observation_space["proprio"].contains(env.proprio_of(state)) for state in states)
 
 
+def shifted(env: envs.GoalEnv, state: np.ndarray, offset: float) -> np.ndarray:
+    """The state with its agent, or on a table all its particles, moved along x by a share of the picture."""
+    size = {"pusht": 512.0, "wall": 64.0, "rope": 1.08, "granular": 1.08, "blockpush": 0.64}[env.name]
+    moved = state.copy()
+    moved[: -2 if env.frameskip == 1 else 1 : 2] += offset * size
+    return moved
+
+
 def test_a_tiny_motion_changes_the_picture(env: envs.GoalEnv) -> None:
-    world = 512.0 if env.name == "pusht" else 64.0
     for _ in range(20):
         state = env.sample_state()
-        state[:2] = np.clip(state[:2], 0.1 * world, 0.4 * world)
-        moved = state + np.eye(env.state_dim)[0] * 0.1 * world / env.resolution  # a tenth of a pixel
-        first, second = env.render_states(np.array([state, moved]))
+        if env.name in ("pusht", "wall"):
+            state[:2] = np.clip(state[:2], *((51.0, 205.0) if env.name == "pusht" else (6.4, 25.6)))
+        moved = shifted(env, state, 0.1 / env.resolution)  # a tenth of a pixel
+        first, second = (env._draw(s, env.resolution) for s in (state, moved))
         assert (first != second).any()
 
 
 def test_a_wrong_action_or_state_is_refused_and_changes_nothing(env: envs.GoalEnv) -> None:
-    before = env.state
-    for action, complaint in [([0.0] * 3, "shape"), ([0.0, np.nan], "finite"), ([[0.0, 0.0]], "shape")]:
+    before, size = env.state, env.action_dim
+    bad = [
+        ([0.0] * (size + 1), "shape"),
+        ([0.0] * (size - 1) + [np.nan], "finite"),
+        ([[0.0] * size], "shape"),
+    ]
+    for action, complaint in bad:
         with pytest.raises(ValueError, match=complaint):
             env.step(np.array(action))
+    place = {"pusht": "agent", "wall": "floor"}.get(env.name, "on the table")
     for state, complaint in [
         (before[:-1], "shape"),
         (np.full_like(before, np.inf), "finite"),
-        (before * [-1] + [-1], "agent" if env.name == "pusht" else "floor"),
+        (before * [-1] + [-1], place),
     ]:
         with pytest.raises(ValueError, match=complaint):
             env.set_state(state)
@@ -204,15 +229,19 @@ def test_random_looks_are_repeatable_change_pictures_only_and_can_be_undone(env:
     np.testing.assert_array_equal(env.render(), plain)
 
 
-def test_the_agent_can_be_seen_in_most_random_looks(env: envs.GoalEnv) -> None:
+def test_what_moves_can_be_seen_in_most_random_looks(env: envs.GoalEnv) -> None:
     rng, seen = np.random.default_rng(0), []
     first = env.sample_state()
-    second = first.copy()
-    first[:2] = (20.0, 20.0) if env.name == "wall" else (100.0, 100.0)
-    second[:2] = (20.0, 40.0) if env.name == "wall" else (400.0, 400.0)
+    if env.name in ("pusht", "wall"):
+        first[:2] = (100.0, 100.0) if env.name == "pusht" else (20.0, 20.0)
+    else:
+        first[:2] *= 0.5
+    second = shifted(env, first, 0.3 if first[0] < 0.1 or env.name == "pusht" else -0.3)
+    if env.name == "wall":
+        second = first + np.array([0.0, 20.0])
     for _ in range(60):
         env.randomize_appearance(rng)
-        pictures = env.render_states(np.array([first, second])).astype(int)
+        pictures = np.stack([env._picture(state, 48) for state in (first, second)]).astype(int)
         seen.append((np.abs(pictures[0] - pictures[1]).sum(-1) > 60).sum() >= 4)
     assert np.mean(seen) > 0.9
 
@@ -230,6 +259,6 @@ def test_keep_geometry_changes_colours_and_nothing_else(env: envs.GoalEnv) -> No
 
 
 def test_importing_and_making_prints_nothing() -> None:
-    program = "import envs\nfor name in ('pusht', 'wall'): envs.make(name)"
+    program = "import envs\nfor name in ('pusht', 'wall', 'rope', 'granular', 'blockpush'): envs.make(name)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (0, ""), run.stderr

@@ -96,3 +96,21 @@ def test_pointmaze_forces_cover_places_and_speeds() -> None:
     assert (speed < 0.1).mean() < 0.1  # not stuck at walls
     cells = np.histogram2d(states[..., 0].ravel(), states[..., 1].ravel(), 3, [[-1.5, 1.5]] * 2)[0]
     assert np.sort(cells.ravel())[2:].min() > 200  # all seven cells of the U
+
+
+@pytest.mark.parametrize("name", ["rope", "granular"])
+def test_table_pushes_move_particles_and_keep_them_from_the_border(name: str) -> None:
+    env = envs.make(name)
+    states, _ = collect(env, 6, 20)
+    particles = states[..., :-2]
+    moved = np.abs(np.diff(particles, axis=1)).max(-1) > 0.005
+    assert moved.mean() > 0.8
+    assert (np.abs(particles[:, -1]) > 0.45).mean() < 0.2
+
+
+def test_blockpush_moves_both_blocks() -> None:
+    states, _ = collect(envs.make("blockpush"), 40, 100)
+    moved = [np.hypot(*(states[:, 25:, i : i + 2] - states[:, :-25, i : i + 2]).T).T > 0.05 for i in (2, 5)]
+    assert 0.35 < moved[0].mean() < 0.75 and 0.35 < moved[1].mean() < 0.75
+    assert (moved[0] & moved[1]).mean() > 0.1
+    assert (np.abs(states[:, -1, [2, 3, 5, 6]]) > 0.25).mean() < 0.1
