@@ -45,7 +45,7 @@ class Arguments:
 
     encoder_weights: Path | None = None
     """Weights to judge; the shipped ones when left out."""
-    environments: tuple[str, ...] = ("pusht", "wall", "pointmaze")
+    environments: tuple[str, ...] = ("pusht", "wall", "pointmaze", "rope", "granular", "blockpush")
     """Environments."""
     drops: tuple[float, ...] = (0.0, 0.5)
     """Drop ratios of the oracle."""

@@ -36,11 +36,16 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class EnvironmentSettings:
-    """One file of `configs/environments`."""
+    """One file of `configs/environments`.
+
+    Attributes:
+        episodes, steps: of a dataset. train: settings of `sparsewm.training.TrainConfig` by name.
+        distance_steps: of the temporal distance. plan: how to plan.
+    """
 
     episodes: int
     steps: int
-    train_steps: int
+    train: dict[str, Any]
     distance_steps: int
     plan: PlanSettings
 
@@ -78,11 +83,12 @@ def environment_settings(name: str) -> EnvironmentSettings:
     path = config_folder() / "environments" / f"{name}.yaml"
     content = _read(path)
     try:
+        train = dict(content["train"])
         return EnvironmentSettings(
             content["collect"]["episodes"],
             content["collect"]["steps"],
-            content["train"]["steps"],
-            content["train"]["distance_steps"],
+            train,
+            train.pop("distance_steps"),
             PlanSettings(**content["plan"]),
         )
     except (KeyError, TypeError) as error:

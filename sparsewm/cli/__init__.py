@@ -1,4 +1,4 @@
-"""The command line: `sparsewm collect | train | plan | bench | doctor`."""
+"""The command line: `sparsewm collect | train | plan | eval | bench | doctor`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tyro.conf import subcommand
 from sparsewm.cli.bench import Bench
 from sparsewm.cli.collect import Collect
 from sparsewm.cli.doctor import Doctor
+from sparsewm.cli.evaluate import Eval
 from sparsewm.cli.plan import Plan
 from sparsewm.cli.train import Train
 from sparsewm.errors import UserError
@@ -24,6 +25,7 @@ Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
     Annotated[Collect, subcommand("collect", description=Collect.__doc__)],
     Annotated[Train, subcommand("train", description=Train.__doc__)],
     Annotated[Plan, subcommand("plan", description=Plan.__doc__)],
+    Annotated[Eval, subcommand("eval", description=Eval.__doc__)],
     Annotated[Bench, subcommand("bench", description=Bench.__doc__)],
     Annotated[Doctor, subcommand("doctor", description=Doctor.__doc__)],
 ]

@@ -20,7 +20,7 @@ class Collect:
     """
 
     env: str
-    """Environment: pusht, wall or pointmaze."""
+    """Environment: pusht, wall, pointmaze, rope, granular or blockpush."""
     episodes: int = 0
     """Episodes to record; 0 takes the environment's usual number."""
     steps: int = 0

@@ -66,11 +66,3 @@ def check_seed(seed: int) -> None:
 def command_line() -> str:
     """This command as it was typed."""
     return shlex.join(["sparsewm", *sys.argv[1:]])
-
-
-def seconds(value: dict[str, float] | None) -> str:
-    """A median for people: 12 ms, 3.4 s."""
-    if value is None:
-        return "-"
-    median = value["median"]
-    return f"{1000 * median:.0f} ms" if median < 1 else f"{median:.1f} s"

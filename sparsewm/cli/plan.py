@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
 import sparsewm
 from envs import GoalEnv
 from planners import MPC, PLANNERS, PlanningError
-from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar, seconds
+from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.encoders import ENCODERS
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import (
@@ -19,7 +20,9 @@ from sparsewm.evaluation.closed_loop import (
     Planned,
     Policy,
     RandomActions,
+    Redraw,
     Still,
+    Task,
     Trace,
     make_tasks,
     run_episodes,
@@ -27,6 +30,7 @@ from sparsewm.evaluation.closed_loop import (
 )
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
 from sparsewm.evaluation.statistics import peak_memory
+from sparsewm.evaluation.table import seconds
 from sparsewm.files import write_json
 from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
@@ -48,6 +52,23 @@ SELECTIONS = ("random", "proprio", "oracle", "encoder_oracle", "none", "random_a
 
 
 @dataclass
+class Prepared:
+    """A checked `Plan`: nothing is left to refuse."""
+
+    env: GoalEnv
+    settings: PlanSettings
+    device: torch.device
+    dtype: torch.dtype
+    model: WorldModel | None
+    tasks: list[Task]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return (8, 8) if self.model is None else self.model.config.grid
+
+
+@dataclass
 class Plan:
     """Reach goals by model-predictive control in the world model.
 
@@ -57,7 +78,7 @@ class Plan:
     """
 
     env: str
-    """Environment: pusht, wall or pointmaze."""
+    """Environment: pusht, wall, pointmaze, rope, granular or blockpush."""
     drop: float = 0.5
     """Fraction of the patch tokens dropped, at least 0 and below 1, drawn anew at every iteration."""
     planner: str = "cem"
@@ -101,6 +122,8 @@ class Plan:
     """Plan one action per model step and hold it for its environment steps."""
     spread: float | None = None
     """Deviation of the first candidates, in deviations of the recorded actions."""
+    redraw: Redraw = "iteration"
+    """When a new subset of patches is drawn: at every iteration, every plan, or never."""
     batch: int = 1
     """Episodes planned at once."""
     chunk: int = 0
@@ -117,50 +140,91 @@ class Plan:
     """Folder for results.json, plan.png and the videos."""
 
     def run(self) -> int:
+        ready = self.prepare()
+        folder = output_folder(self.output)
+        successes: list[bool] = []
+        with progress_bar("planning") as progress:
+
+            def score() -> str:
+                return f"success {sum(successes)}/{len(successes)}"
+
+            def on_plan(episode: int, decision: int, share: float) -> None:
+                text = f"episode {episode + 1}, re-plan {decision + 1}, {score()}"
+                progress(len(successes) + 0.99 * share, self.episodes, text)
+
+            def on_episode(episode: int, trace: Trace) -> None:
+                successes.append(trace.success)
+                if self.video:
+                    frames = episode_frames(ready.env, trace, ready.grid)
+                    write_video(folder / f"episode-{episode:03d}.mp4", frames)
+                progress(len(successes), self.episodes, score())
+
+            traces, results = self.evaluate(ready, on_plan, on_episode)
+        results["command"] = command_line()
+        write_json(folder / "results.json", results)
+        low, high = results["success_ci95"]
+        goal, tokens = results["goal"], results["tokens"]
+        goals = f"{goal['source']} goals" + (
+            f" {goal['offset']} steps ahead" if goal["source"] == "trajectory" else ""
+        )
+        summary = (
+            f"{ready.env.name}, {goals}, budget {goal['budget']} steps, seed {self.seed}: success "
+            f"{sum(successes)}/{len(traces)} ({100 * low:.0f}-{100 * high:.0f}%, 95% Wilson); "
+            f"{tokens['kept']} of {tokens['total']} tokens, {seconds(results['seconds_per_iteration'])} an "
+            f"iteration, {seconds(results['seconds_per_plan'])} a plan"
+        )
+        plot_plan(folder / "plan.png", ready.env, traces, ready.grid, summary)
+        print(f"{summary}\nresults in {folder}/")
+        return 0
+
+    def prepare(self) -> Prepared:
+        """Everything that can be refused, before anything is written or run."""
         env = make_env(self.env)
         settings = self.settings(env)
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
         model = self.load_model(env, settings, device, dtype)
         tasks = make_tasks(env, self.episodes, self.seed, settings.goal_source, settings.goal_offset)
-        policy = self.policy(env, model, settings)
-        folder = output_folder(self.output)
-        grid = (8, 8) if model is None else model.config.grid
-        successes: list[bool] = []
-        with progress_bar("planning") as progress:
-            progress(0, len(tasks))
+        return Prepared(env, settings, device, dtype, model, tasks)
 
-            def score() -> str:
-                return f"success {sum(successes)}/{len(successes)}"
+    def evaluate(
+        self,
+        ready: Prepared,
+        on_plan: Callable[[int, int, float], None] | None = None,
+        on_episode: Callable[[int, Trace], None] | None = None,
+    ) -> tuple[list[Trace], dict[str, Any]]:
+        """Run the episodes; writes nothing.
 
-            def on_plan(episode: int, decision: int, trace: Trace) -> None:
-                share = min(1.0, trace.steps / settings.budget)
-                text = f"episode {episode + 1}, re-plan {decision + 1}, {score()}"
-                progress(len(successes) + 0.99 * share, len(tasks), text)
+        Args:
+            on_plan: called with (episode, re-plan, share of the budget spent). on_episode: called with
+                (episode, trace) at the end of each.
 
-            def on_episode(episode: int, trace: Trace) -> None:
-                successes.append(trace.success)
-                if self.video:
-                    write_video(folder / f"episode-{episode:03d}.mp4", episode_frames(env, trace, grid))
-                progress(len(successes), len(tasks), score())
+        Returns:
+            the traces, and what goes into results.json besides the command.
+        """
+        env, settings, model = ready.env, ready.settings, ready.model
 
-            try:
-                traces = run_episodes(env, tasks, policy, settings.budget, self.batch, on_plan, on_episode)
-            except PlanningError as error:
-                raise UserError(str(error)) from None
+        def planned(episode: int, decision: int, trace: Trace) -> None:
+            if on_plan is not None:
+                on_plan(episode, decision, min(1.0, trace.steps / settings.budget))
+
+        try:
+            policy = self.policy(env, model, settings)
+            traces = run_episodes(env, ready.tasks, policy, settings.budget, self.batch, planned, on_episode)
+        except PlanningError as error:
+            raise UserError(str(error)) from None
         total = 64 if model is None else model.patches
-        kept = kept_patches(total, self.drop)
         results = {
             "environment": env.name,
             "drop": self.drop,
-            "tokens": {"kept": kept, "total": total},
+            "tokens": {"kept": kept_patches(total, self.drop), "total": total},
             "planner": self.planner,
             "proposals": self.proposals,
             "selection": self.selection,
             "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
             "checkpoint": None if model is None else str(self.checkpoint or f"pretrained/{env.name}"),
-            "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
+            "device": str(ready.device),
+            "dtype": str(ready.dtype).removeprefix("torch."),
             "seed": self.seed,
             "episodes": len(traces),
             "goal": {
@@ -168,26 +232,12 @@ class Plan:
                 "offset": settings.goal_offset,
                 "budget": settings.budget,
             },
-            "settings": asdict(settings) | {"batch": self.batch},
+            "settings": asdict(settings) | {"batch": self.batch, "redraw": self.redraw},
             **summarize(env, traces),
-            "peak_memory_bytes": peak_memory(device),
+            "peak_memory_bytes": peak_memory(ready.device),
             "version": sparsewm.__version__,
-            "command": command_line(),
         }
-        write_json(folder / "results.json", results)
-        low, high = results["success_ci95"]
-        goals = f"{settings.goal_source} goals" + (
-            f" {settings.goal_offset} steps ahead" if settings.goal_source == "trajectory" else ""
-        )
-        summary = (
-            f"{env.name}, {goals}, budget {settings.budget} steps, seed {self.seed}: success "
-            f"{sum(successes)}/{len(traces)} ({100 * low:.0f}-{100 * high:.0f}%, 95% Wilson); {kept} of "
-            f"{total} tokens, {seconds(results['seconds_per_iteration'])} an iteration, "
-            f"{seconds(results['seconds_per_plan'])} a plan"
-        )
-        plot_plan(folder / "plan.png", env, traces, grid, summary)
-        print(f"{summary}\nresults in {folder}/")
-        return 0
+        return traces, results
 
     def settings(self, env: GoalEnv) -> PlanSettings:
         """The environment's settings under this command's flags, checked."""
@@ -308,6 +358,7 @@ class Plan:
                 model,
                 env,
                 self.seed,
+                self.redraw,
                 horizon=settings.horizon,
                 drop=self.drop,
                 alpha=settings.alpha,

@@ -43,7 +43,7 @@ class Train:
     """
 
     env: str
-    """Environment: pusht, wall or pointmaze."""
+    """Environment: pusht, wall, pointmaze, rope, granular or blockpush."""
     dataset: Path | None = None
     """HDF5 dataset; data/ENV.h5 when left out, recorded first if it is not there."""
     encoder: str | None = None
@@ -103,6 +103,8 @@ class Train:
             if finished is not None
             else load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
         )
+        if encoder.tokens == 1:
+            config = replace(config, groups=1)
         check_groups(config, encoder.tokens)
         dataset = self.open_dataset(env)
         frames = DISTANCE_FRAMES if finished is not None else sizes.model["history"] + config.horizon
@@ -243,9 +245,7 @@ class Train:
         at_least(1, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         names = {field.name for field in fields(TrainConfig)}
         given = {name: value for name, value in vars(self).items() if name in names and value is not None}
-        return replace(
-            TrainConfig(), **({"steps": environment_settings(env.name).train_steps} | sizes.train | given)
-        )
+        return replace(TrainConfig(), **(environment_settings(env.name).train | sizes.train | given))
 
     def distance_config(self, env: GoalEnv) -> DistanceTrainConfig:
         """Training of the temporal distance under this command's flags."""

@@ -42,7 +42,7 @@ class TokenCache:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         folder = Path(directory) if directory is not None else dataset.path.parent
-        key = f"{dataset.path.stem}.tokens-{dataset.hash[:10]}-{encoder.hash[:10]}-float16"
+        key = f"{dataset.path.stem}.tokens-{dataset.hash[:10]}-{encoder.key}-float16"
         self.path = folder / f"{key}.bin"
         self.shape = (dataset.rows, encoder.tokens, encoder.dim)
         size = 2 * int(np.prod(self.shape))

@@ -6,14 +6,24 @@ from pathlib import Path
 
 import torch
 
-from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash
+from sparsewm.encoders.base import ClsOnly, PatchEncoder, PatchFeatures, weights_hash
 from sparsewm.encoders.embedded import ViT, load_embedded, random_twin
 from sparsewm.encoders.hub import HUB_ENCODERS, load_hub_encoder
 from sparsewm.errors import UserError, suggest
 
-ENCODERS = ("embedded", "random", *HUB_ENCODERS)
+_NETWORKS = ("embedded", "random", *HUB_ENCODERS)
+ENCODERS = (*_NETWORKS, *(f"{name}:cls" for name in _NETWORKS))
 
-__all__ = ["ENCODERS", "PatchEncoder", "PatchFeatures", "ViT", "load_encoder", "random_twin", "weights_hash"]
+__all__ = [
+    "ENCODERS",
+    "ClsOnly",
+    "PatchEncoder",
+    "PatchFeatures",
+    "ViT",
+    "load_encoder",
+    "random_twin",
+    "weights_hash",
+]
 
 
 def load_encoder(
@@ -26,7 +36,8 @@ def load_encoder(
     """A frozen patch encoder by name.
 
     Args:
-        name: one of `ENCODERS`; ``"random"`` is the embedded network untrained (a control).
+        name: one of `ENCODERS`; ``"random"`` is the embedded network untrained (a control), a name with
+            ``:cls`` the same encoder reduced to its image token (a yardstick).
         weights: local weights file instead of the shipped or downloaded one.
         hub_repo: local clone of the hub repository, for machines without network.
         device: where to put it.
@@ -36,7 +47,13 @@ def load_encoder(
         UserError: unknown name, missing or unsuitable weights, no network, or a hash that differs.
     """
     if name not in ENCODERS:
-        raise UserError(f"unknown encoder '{name}'.{suggest(name, ENCODERS)} Known: {', '.join(ENCODERS)}")
+        raise UserError(
+            f"unknown encoder '{name}'.{suggest(name, ENCODERS)} Known: {', '.join(_NETWORKS)}, each also "
+            "with :cls"
+        )
+    if name.endswith(":cls"):
+        network = load_encoder(name.removesuffix(":cls"), weights, hub_repo, device, expected_hash)
+        return ClsOnly(network).freeze()
     if name in HUB_ENCODERS:
         encoder: PatchEncoder = load_hub_encoder(name, weights=weights, hub_repo=hub_repo)
     elif name == "random":

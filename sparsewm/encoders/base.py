@@ -61,6 +61,11 @@ class PatchEncoder(nn.Module, ABC):
         rows, cols = self.grid
         return rows * cols
 
+    @property
+    def key(self) -> str:
+        """Short name of what it computes, for the files of encoded tokens."""
+        return self.hash[:10]
+
     def freeze(self) -> PatchEncoder:
         """Evaluation mode, no gradients. Returns the encoder itself."""
         return self.eval().requires_grad_(False)
@@ -89,6 +94,24 @@ class PatchEncoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
         """Encode uint8 frames (B, H, W, 3); `attention` also returns CLS-to-patch attention (B, N)."""
+
+
+class ClsOnly(PatchEncoder):
+    """An encoder reduced to its image token, as one patch: the yardstick of a world model without patches."""
+
+    def __init__(self, encoder: PatchEncoder) -> None:
+        super().__init__()
+        self.encoder, self.name, self.hash = encoder, f"{encoder.name}:cls", encoder.hash
+        self.resolution = self.patch = encoder.resolution
+        self.dim = encoder.dim
+
+    @property
+    def key(self) -> str:
+        return f"{super().key}-cls"
+
+    def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
+        cls = self.encoder.encode(pixels).cls
+        return PatchFeatures(cls[:, None], cls, self.grid)
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from planners import MPC, Plan, PlanningProblem
 from sparsewm.data.collect import explore
 from sparsewm.errors import UserError
 from sparsewm.evaluation.statistics import quartiles, wilson
-from sparsewm.model.problem import LatentProblem
-from sparsewm.model.world_model import Latent, WorldModel
+from sparsewm.model.problem import LatentProblem, kept_patches
+from sparsewm.model.world_model import Latent, WorldModel, random_patches
+
+Redraw = Literal["iteration", "plan", "never"]
 
 HELD_OUT = 977_000_000
 """Seeds of held-out trajectories start here; collected data never reaches it."""
@@ -177,11 +179,15 @@ class ModelProblems:
 
     Args:
         model: the world model. env: renders what the camera sees. seed: of the drop masks.
+        redraw: "iteration", "plan" or "never": when new drop masks are drawn.
         options: keyword arguments of `LatentProblem`: horizon, drop, alpha, ...
     """
 
-    def __init__(self, model: WorldModel, env: GoalEnv, seed: int, **options: Any) -> None:
-        self.model, self.env, self.options = model, env, options
+    def __init__(
+        self, model: WorldModel, env: GoalEnv, seed: int, redraw: Redraw = "iteration", **options: Any
+    ) -> None:
+        self.model, self.env, self.redraw, self.options = model, env, redraw, options
+        self.seed = seed
         self.generator = torch.Generator(device="cpu").manual_seed(seed)
         self.low, self.high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
 
@@ -211,8 +217,19 @@ class ModelProblems:
             self.high,
             history=history,
             generator=self.generator,
+            redraw=self.redraw == "iteration",
+            patches=self.masks(rows) if self.redraw == "never" else None,
             **self.options,
         )
+
+    def masks(self, rows: Sequence[Trace]) -> torch.Tensor:
+        """Patches (B, M) of episodes, a function of the seed and the task."""
+        kept = kept_patches(self.model.patches, self.options.get("drop", 0.0))
+        masks = []
+        for trace in rows:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + trace.task.seed)
+            masks.append(random_patches(1, self.model.patches, kept, generator))
+        return torch.cat(masks)
 
 
 def run_episodes(
@@ -281,6 +298,7 @@ def summarize(env: GoalEnv, traces: Sequence[Trace]) -> dict[str, Any]:
         "success_ci95": list(wilson(successes, len(traces))),
         "seconds_per_iteration": quartiles([s for trace in traces for s in trace.seconds_per_iteration]),
         "seconds_per_plan": quartiles([s for trace in traces for s in trace.seconds_per_plan]),
+        "seconds_per_episode": quartiles([sum(t.seconds_per_plan) for t in traces if t.seconds_per_plan]),
         "per_episode": episodes,
     }
     moved = [e["success"] for e in episodes if object_moves(env, e["initial_distance"])]

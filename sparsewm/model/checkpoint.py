@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -144,6 +145,20 @@ def load(
         raise UserError(f"checkpoint {path} holds numbers that are not finite: train anew")
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
+
+
+def checkpoint_hash(path: str | Path) -> str:
+    """SHA-256 (hex) of what a checkpoint computes: its weights, sizes and encoder.
+
+    Raises:
+        UserError: not a checkpoint, or damaged.
+    """
+    try:
+        encoder = json.loads((Path(path) / FILES[2]).read_text())["encoder"]["hash"]
+        content = b"".join((Path(path) / name).read_bytes() for name in FILES[:2])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no checkpoint ({error}): give the folder that `train` wrote") from None
+    return hashlib.sha256(content + str(encoder).encode()).hexdigest()
 
 
 def pretrained_path(environment: str) -> Path:

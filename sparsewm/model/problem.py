@@ -56,6 +56,8 @@ class LatentProblem:
         hold: plan one environment action per model step and hold it for all of its environment steps. The
             search is smaller by the factor frameskip, and its noise lasts long enough to get round obstacles.
         spread: deviation of the first candidates, in deviations of the recorded actions.
+        redraw: draw a new subset at every iteration; otherwise the first one is kept.
+        patches: the subset (B, M) to start with; None: a random one.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class LatentProblem:
         measure: Measure = "mse",
         hold: bool = False,
         spread: float = 1.0,
+        redraw: bool = True,
+        patches: Tensor | None = None,
     ) -> None:
         if horizon < 1:
             raise UserError(f"--horizon must be at least 1 model step, got {horizon}")
@@ -97,17 +101,21 @@ class LatentProblem:
         self.kept = kept_patches(model.patches, drop)
         self.alpha, self.selection, self.measure, self.chunk = alpha, selection, measure, chunk
         self.generator = generator or torch.Generator(device=self.device).manual_seed(0)
-        self.patches = torch.empty(0)
-        self.resample(0)
+        if patches is None:
+            patches = random_patches(self.batch, model.patches, self.kept, self.generator)
+        self.redraw = redraw
+        self._use(patches)
 
     @torch.no_grad()  # not inference mode: gradient descent differentiates through what is kept here
     def resample(self, iteration: int) -> None:
         """Draw a new subset of patches for every episode."""
-        if iteration > 0 and self.kept == self.model.patches:
+        if not self.redraw or self.kept == self.model.patches:
             return
-        self.patches = random_patches(self.batch, self.model.patches, self.kept, self.generator).to(
-            self.device
-        )
+        self._use(random_patches(self.batch, self.model.patches, self.kept, self.generator))
+
+    def _use(self, patches: Tensor) -> None:
+        """Take the subset (B, M) of patches from here on."""
+        self.patches = patches.to(self.device)
         self._tokens = gather_patches(self.start.tokens, self.patches)  # (B, M, D)
         self._goal = gather_patches(self.goal.tokens, self.patches)[:, None]
         if self.measure == "temporal":

@@ -116,3 +116,54 @@ def plot_training(path: str | Path, metrics: Sequence[dict[str, Any]], title: st
     right.set(xlabel="horizon (model steps)", title="last validation", ylim=0)
     left.legend()
     _save(figure, path)
+
+
+def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, title: str) -> None:
+    """Success rates with 95% intervals, one panel per environment, yardsticks as dashed lines.
+
+    Args:
+        rows: of eval.json. over: "drop", or "seconds" for the time per planner iteration.
+    """
+    names = list(dict.fromkeys(row["environment"] for row in rows))
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.4 * lines), squeeze=False)
+    for axis in axes.ravel()[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.ravel(), names, strict=False):
+        curves: dict[str, list[dict[str, Any]]] = {}
+        for row in (row for row in rows if row["environment"] == name):
+            if row["selection"] == "random":
+                label = row["cost"] + (", vision only" if row["alpha"] == 0 else "")
+                curves.setdefault(label, []).append(row)
+            else:
+                line = axis.axhline(100 * row["success_rate"], linestyle="--", linewidth=0.8)
+                line.set_color(
+                    {"oracle": "#2f855a", "cls": "#805ad5", "proprio": "#b7791f"}.get(
+                        row["selection"], "#999999"
+                    )
+                )
+                axis.annotate(
+                    row["selection"].replace("_", " "),
+                    (0.01, 100 * row["success_rate"] + 1),
+                    xycoords=("axes fraction", "data"),
+                    fontsize=6,
+                    color=line.get_color(),
+                )
+        for label, points in curves.items():
+            points = sorted(points, key=lambda row: row["drop"])
+            rate = np.array([100 * row["success_rate"] for row in points])
+            bounds = 100 * np.array([row["success_ci95"] for row in points]).T
+            x = [row["drop"] if over == "drop" else row["seconds_per_iteration"]["median"] for row in points]
+            axis.errorbar(
+                x, rate, yerr=np.abs(bounds - rate), marker="o", markersize=4, capsize=2, label=label
+            )
+        axis.set(title=name, ylim=(-3, 103), ylabel="success, %")
+        axis.set_xlabel("tokens dropped" if over == "drop" else "seconds per planner iteration")
+        if over == "seconds":
+            axis.set_xlim(left=0)
+        if curves:
+            axis.legend(fontsize=7, loc="lower left")
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    _save(figure, path)

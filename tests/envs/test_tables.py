@@ -41,7 +41,7 @@ def test_a_thousand_random_actions_leave_everything_on_the_table(name: str) -> N
 def test_a_push_moves_what_it_meets_and_nothing_else(table: TableEnv) -> None:
     before = table.state
     middle = before[:-2].reshape(-1, 2).mean(0)
-    start, end = middle - (0.05, 0.0), middle + (0.1, 0.0)
+    start, end = middle - [0.05, 0.0], middle + np.array([0.1, 0.0])
     table.step(np.concatenate([start, end]) / REACH)
     moved = (table.state - before)[:-2].reshape(-1, 2)
     assert np.abs(moved).max() > 0.03

@@ -1,0 +1,300 @@
+"""`sparsewm eval`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import envs
+import sparsewm
+from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.cli.plan import Plan
+from sparsewm.errors import UserError
+from sparsewm.evaluation.table import cell_row, markdown
+from sparsewm.files import write_json
+from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path
+from sparsewm.report.plots import plot_success
+from sparsewm.settings import at_least, environment_settings, make_env, one_of
+
+YARDSTICKS = ("none", "random_actions", "oracle", "cls", "proprio")
+PROPRIO_IS_STATE = ("wall", "pointmaze")
+"""Where vision alone (alpha 0) is a column of its own."""
+
+
+@dataclass
+class Eval:
+    """Success and time over environments and drop ratios, with yardsticks: the tables of the papers.
+
+    Writes eval.json, eval.md, success against drop ratio and against time as plots. Every finished cell is
+    kept under cells/ and not run again, so an interrupted evaluation continues.
+
+    Example: sparsewm eval --envs all --drops 0 0.1 0.3 0.5 0.7 0.9 --episodes 60
+    """
+
+    envs: tuple[str, ...] = ("all",)
+    """Environments; all: every one."""
+    drops: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7, 0.9)
+    """Fractions of the patch tokens dropped."""
+    yardsticks: tuple[str, ...] = YARDSTICKS
+    """Rows beside them: none (does nothing), random_actions, oracle (true simulator and distance), cls (a
+    world model of the image token alone, see --cls-checkpoints), proprio (no token error)."""
+    mse: bool = True
+    """Also plan by squared error where an environment's own cost is another."""
+    vision_only: bool = True
+    """Also plan without proprioception (alpha 0) where that is the whole state: Wall, PointMaze."""
+    episodes: int = 60
+    """Episodes per cell."""
+    planner: str = "cem"
+    """Planner: cem, icem, mppi or gd."""
+    proposals: str = "gaussian"
+    """Where candidate action sequences come from: gaussian."""
+    samples: int | None = None
+    """Candidates per iteration; this and the next three as the environment has them when left out."""
+    elites: int | None = None
+    """Candidates the distribution is refitted to (cem, icem)."""
+    iterations: int | None = None
+    """Planner iterations per plan."""
+    budget: int | None = None
+    """Environment steps an episode may take."""
+    checkpoints: Path | None = None
+    """Folder of training runs named by environment (ENV/checkpoint); the shipped ones when left out."""
+    cls_checkpoints: Path | None = None
+    """Folder of training runs on the image token (sparsewm train --encoder embedded:cls); without it the
+    cls rows are left out."""
+    batch: int = 1
+    """Episodes planned at once."""
+    workers: int = 1
+    """Processes that share the cells and the cores: compare times at one number only."""
+    ray_address: str | None = None
+    """Spread the cells over Ray: the address of a cluster, or local."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    dtype: str = "auto"
+    """Precision of the predictor: auto, bfloat16 or float32."""
+    seed: int = 0
+    """Seed of tasks, candidates and drop masks."""
+    output: Path = Path("runs/eval")
+    """Folder of the results; the same one continues."""
+
+    def run(self) -> int:
+        at_least(1, workers=self.workers, episodes=self.episodes)
+        cells = list(self.cells())
+        requests = {cell.name: cell.request() for cell in cells}  # refuses what cannot run
+        folder = output_folder(self.output)
+        (folder / "cells").mkdir(exist_ok=True)
+        waiting = [cell for cell in cells if read_cell(folder, cell.name, requests[cell.name]) is None]
+        with progress_bar("evaluating") as progress:
+            finished = [cell.name for cell in cells if cell not in waiting]
+
+            def on_share(share: float) -> None:
+                progress(len(finished) + share, len(cells))
+
+            on_share(0.0)
+            for name, result in self.results(waiting, on_share):
+                write_json(cell_path(folder, name), {"request": requests[name], **result})
+                finished.append(name)
+                progress(len(finished), len(cells), f"{name}: {100 * result['success_rate']:.0f}%")
+        rows = []
+        for cell in cells:
+            kept = read_cell(folder, cell.name, requests[cell.name])
+            assert kept is not None
+            rows.append(cell_row(cell.selection, kept))
+        title = f"{self.episodes} episodes a cell, seed {self.seed}, {self.planner}"
+        report = {"rows": rows, "command": command_line(), "version": sparsewm.__version__, "seed": self.seed}
+        write_json(folder / "eval.json", report)
+        (folder / "eval.md").write_text(markdown(rows, title))
+        plot_success(folder / "success_by_drop.png", rows, "drop", title)
+        plot_success(folder / "success_by_time.png", rows, "seconds", title)
+        print(markdown(rows, title))
+        print(f"results in {folder}/")
+        return 0
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell, in the order of the table."""
+        for name in self.yardsticks:
+            one_of("yardsticks", name, YARDSTICKS)
+        for name in self.environments():
+            cost = environment_settings(name).plan.cost
+            plan = Plan(
+                name,
+                planner=self.planner,
+                proposals=self.proposals,
+                episodes=self.episodes,
+                checkpoint=self.checkpoint(self.checkpoints, name),
+                samples=self.samples,
+                elites=self.elites,
+                iterations=self.iterations,
+                budget=self.budget,
+                batch=self.batch,
+                video=False,
+                device=self.device,
+                dtype=self.dtype,
+                seed=self.seed,
+            )
+            for selection in self.yardsticks:
+                if selection == "cls":
+                    if self.cls_checkpoints is not None:
+                        checkpoint = self.checkpoint(self.cls_checkpoints, name)
+                        yield Cell(selection, replace(plan, drop=0.0, checkpoint=checkpoint))
+                elif selection == "proprio":
+                    yield Cell(selection, replace(plan, drop=0.5, selection=selection))
+                else:
+                    yield Cell(selection, replace(plan, drop=0.0, selection=selection, checkpoint=None))
+            variants = [plan]
+            if self.vision_only and name in PROPRIO_IS_STATE:
+                variants.append(replace(plan, alpha=0.0))
+            if self.mse and cost != "mse":
+                variants.append(replace(plan, cost="mse"))
+            for variant in variants:
+                for drop in self.drops:
+                    yield Cell("random", replace(variant, drop=drop))
+
+    def environments(self) -> list[str]:
+        """Canonical names of the environments asked for."""
+        if "all" in self.envs:
+            return list(envs.names())
+        return [make_env(name).name for name in self.envs]
+
+    def checkpoint(self, folder: Path | None, name: str) -> Path | None:
+        """Checkpoint of an environment in a folder of runs."""
+        if folder is None:
+            return None
+        path = folder / name / "checkpoint"
+        return path if path.is_dir() else folder / name
+
+    def results(self, cells: list[Cell], on_share: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and result of every cell, as they finish."""
+        if self.ray_address is not None:
+            yield from self.results_by_ray(cells)
+        elif self.workers == 1:
+            for cell in cells:
+                yield cell.name, cell.run(on_share)
+        else:
+            threads = max(1, (os.cpu_count() or 1) // self.workers)
+            context = get_context("spawn")
+            pool = ProcessPoolExecutor(self.workers, context, torch.set_num_threads, (threads,))
+            try:
+                jobs = {pool.submit(cell.run): cell.name for cell in cells}
+                for job in as_completed(jobs):
+                    yield jobs[job], job.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    "an evaluation process died, perhaps for lack of memory: the same command continues, "
+                    "with fewer --workers if need be"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def results_by_ray(self, cells: list[Cell]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The same over Ray: one core per worker."""
+        try:
+            import ray
+        except ImportError:
+            raise UserError("--ray-address needs Ray: pip install 'sparsewm[ray]'") from None
+        try:
+            if self.ray_address == "local":
+                ray.init(num_cpus=self.workers, include_dashboard=False, log_to_driver=False)
+            else:
+                ray.init(address=self.ray_address, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"--ray-address {self.ray_address}: no Ray there ({error}); try local") from None
+        try:
+            remote = ray.remote(num_cpus=1)(Cell.run)
+            waiting = {remote.remote(cell): cell.name for cell in cells}
+            while waiting:
+                (finished,), _ = ray.wait(list(waiting))
+                yield waiting.pop(finished), ray.get(finished)
+        finally:
+            ray.shutdown()
+
+
+@dataclass
+class Cell:
+    """One cell: what the table calls its selection, and the `Plan` behind it."""
+
+    selection: str
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        parts: list[object] = [self.plan.env, self.selection]
+        if self.selection in ("random", "proprio"):
+            parts.append(f"drop{self.plan.drop:g}")
+        if self.plan.alpha is not None:
+            parts.append(f"alpha{self.plan.alpha:g}")
+        if self.plan.cost is not None:
+            parts.append(self.plan.cost)
+        return "-".join(map(str, parts))
+
+    def request(self) -> dict[str, Any]:
+        """What the result depends on: settings, seed, weights.
+
+        Raises:
+            UserError: the cell cannot run.
+        """
+        plan = self.plan
+        settings = plan.settings(make_env(plan.env))
+        weights = None
+        if plan.selection not in ("oracle", "none", "random_actions"):
+            weights = checkpoint_hash(plan.checkpoint or pretrained_path(plan.env))
+        return {
+            **json.loads(json.dumps({f.name: getattr(settings, f.name) for f in fields(settings)})),
+            "drop": plan.drop,
+            "planner": plan.planner,
+            "proposals": plan.proposals,
+            "selection": plan.selection,
+            "episodes": plan.episodes,
+            "seed": plan.seed,
+            "weights": weights,
+        }
+
+    def run(self, on_share: Any = None) -> dict[str, Any]:
+        """Run the episodes."""
+        plan = self.plan
+
+        def on_plan(episode: int, decision: int, share: float) -> None:
+            if on_share is not None:
+                on_share((episode + 0.99 * share) / plan.episodes)
+
+        _, results = plan.evaluate(plan.prepare(), on_plan)
+        return results | {"command": self.command(), "threads": torch.get_num_threads()}
+
+    def command(self) -> str:
+        """`sparsewm plan` with the flags that give this cell."""
+        default = Plan(self.plan.env)
+        words = ["sparsewm", "plan", "--env", self.plan.env]
+        for field in fields(Plan)[1:]:
+            value = getattr(self.plan, field.name)
+            if field.name in ("drop", "episodes", "seed") or value != getattr(default, field.name):
+                flag = field.name.replace("_", "-")
+                words += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+        return shlex.join(words)
+
+
+def cell_path(folder: Path, name: str) -> Path:
+    """Where a cell's result is kept."""
+    return folder / "cells" / f"{name}.json"
+
+
+def read_cell(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    """A kept result of the same request, None when there is none."""
+    try:
+        result = json.loads(cell_path(folder, name).read_text())
+        return result if result["request"] == request else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{cell_path(folder, name)} is damaged ({error}): delete it, and that cell is run again"
+        ) from None

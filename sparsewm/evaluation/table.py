@@ -1,0 +1,50 @@
+"""Tables of evaluation cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
+    """One row of eval.json from what `plan` found; `selection` is what the table calls it."""
+    settings = result["settings"]
+    keys = ("environment", "drop", "planner", "proposals", "episodes", "success_rate", "success_ci95")
+    times = ("seconds_per_iteration", "seconds_per_plan", "seconds_per_episode")
+    row = {key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "threads")}
+    row |= {"selection": selection, "alpha": settings["alpha"], "cost": settings["cost"]}
+    if "moved" in result:
+        row["moved"] = result["moved"]
+    return row
+
+
+def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
+    """The table, one line per cell."""
+    names = ("environment", "tokens", "cost", "success (95%)", "T moves", "an iteration", "an episode")
+    lines = [title, "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        yardstick = row["selection"] != "random"
+        tokens = row["selection"].replace("_", " ") if yardstick else f"drop {100 * row['drop']:.0f}%"
+        cost = ""
+        if row["selection"] in ("random", "cls"):
+            cost = row["cost"] + (", vision only" if row["alpha"] == 0 else "")
+        cells = [row["environment"], tokens, cost, percent(row), percent(row.get("moved"))]
+        cells += [seconds(row["seconds_per_iteration"]), seconds(row["seconds_per_episode"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def percent(result: dict[str, Any] | None) -> str:
+    """A success rate with its interval: 98% (91-100)."""
+    if result is None:
+        return ""
+    low, high = result["success_ci95"]
+    return f"{100 * result['success_rate']:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def seconds(value: dict[str, float] | None) -> str:
+    """A median for people: 12 ms, 3.4 s."""
+    if value is None:
+        return "-"
+    median = value["median"]
+    return f"{1000 * median:.0f} ms" if median < 1 else f"{median:.1f} s"

@@ -1,0 +1,153 @@
+"""`sparsewm eval`: every cell once, kept when interrupted, the same whoever runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import PROGRAM, call, shell
+
+QUICK = "--episodes 2 --drops 0 0.5 --yardsticks none random_actions proprio --samples 8 --iterations 2"
+QUICK += " --budget 20"
+ROW = {"environment", "selection", "drop", "planner", "proposals", "episodes", "success_rate", "success_ci95"}
+ROW |= {"seconds_per_iteration", "command", "seed"}
+
+
+@pytest.fixture(scope="module")
+def wall(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished evaluation of the shipped world model of Wall, `ev` in its folder."""
+    place = tmp_path_factory.mktemp("eval")
+    done = shell(place, "eval --envs wall", QUICK, "--output ev")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def rows(place: Path, folder: str = "ev") -> dict[str, dict[str, object]]:
+    """Rows of eval.json by cell file name, without times."""
+    content = json.loads((place / folder / "eval.json").read_text())
+    kept = ("success_rate", "drop", "selection", "alpha", "cost", "episodes", "seed")
+    return {row["command"]: {key: row[key] for key in kept} for row in content["rows"]}
+
+
+def test_eval_writes_every_row_a_table_and_two_plots(wall: Path) -> None:
+    content = json.loads((wall / "ev" / "eval.json").read_text())
+    assert all(row.keys() >= ROW for row in content["rows"])
+    cells = [(row["selection"], row["drop"], row["alpha"], row["cost"]) for row in content["rows"]]
+    expected = [("none", 0.0, 1.0, "temporal"), ("random_actions", 0.0, 1.0, "temporal")]
+    expected += [("proprio", 0.5, 1.0, "mse")]
+    for alpha, cost in ((1.0, "temporal"), (0.0, "temporal"), (1.0, "mse")):
+        expected += [("random", drop, alpha, cost) for drop in (0.0, 0.5)]
+    assert cells == expected
+    table = (wall / "ev" / "eval.md").read_text()
+    assert table.count("| wall |") == len(cells) and "drop 50%" in table and "vision only" in table
+    for plot in ("success_by_drop.png", "success_by_time.png"):
+        assert (wall / "ev" / plot).stat().st_size > 1000
+
+
+def test_the_command_of_a_row_gives_that_row(wall: Path) -> None:
+    row = json.loads((wall / "ev" / "eval.json").read_text())["rows"][6]
+    assert row["alpha"] == 0.0
+    done = shell(wall, row["command"].removeprefix("sparsewm "), "--output again")
+    assert done.returncode == 0, done.stderr
+    again = json.loads((wall / "again" / "results.json").read_text())
+    assert again["success_rate"] == row["success_rate"] and again["settings"]["alpha"] == 0.0
+
+
+def test_finished_cells_are_kept_and_changed_ones_run_again(wall: Path) -> None:
+    cells = wall / "ev" / "cells"
+    before = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
+    (cells / "wall-none.json").unlink()
+    edited = cells / "wall-random-drop0.5-mse.json"
+    content = json.loads(edited.read_text())
+    content["request"]["samples"] = 3
+    edited.write_text(json.dumps(content))
+    known = rows(wall)
+    done = shell(wall, "eval --envs wall", QUICK, "--output ev")
+    assert done.returncode == 0, done.stderr
+    after = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {"wall-none.json", edited.name}
+    assert rows(wall) == known
+
+
+def test_a_killed_evaluation_continues(tmp_path: Path, wall: Path) -> None:
+    command = [PROGRAM, "eval", "--envs", "wall", *QUICK.split(), "--output", "ev"]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = tmp_path / "ev" / "cells" / "wall-random-drop0.json"
+    deadline = time.time() + 120
+    while not first.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    kept = {path: path.stat().st_mtime_ns for path in first.parent.glob("*.json")}
+    assert kept and not (tmp_path / "ev" / "eval.json").exists()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+    assert rows(tmp_path) == rows(wall)
+
+
+@pytest.mark.parametrize("flags", ["--workers 2", "--workers 2 --ray-address local"])
+def test_workers_and_ray_find_the_same(tmp_path: Path, wall: Path, flags: str) -> None:
+    if "ray" in flags:
+        pytest.importorskip("ray")
+    few = "--yardsticks none proprio --drops 0.5 --no-mse --no-vision-only"
+    done = shell(tmp_path, "eval --envs wall", QUICK, few, flags, "--output ev")
+    assert done.returncode == 0, done.stderr
+    found, known = rows(tmp_path), rows(wall)
+    assert len(found) == 3 and all(known[command] == row for command, row in found.items())
+
+
+def test_the_image_token_alone_is_a_yardstick(tmp_path: Path) -> None:
+    done = shell(
+        tmp_path,
+        "train --env rope --encoder embedded:cls --steps 2 --batch 4 --distance-steps 0",
+        "--output cls/rope --dataset",
+        shell_dataset(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    flags = (
+        "--envs rope --episodes 1 --budget 2 --drops 0.5 --yardsticks cls --cls-checkpoints cls --output ev"
+    )
+    done = shell(tmp_path, "eval", flags)
+    assert done.returncode == 0, done.stderr
+    cls, sparse = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
+    assert cls["selection"] == "cls" and cls["tokens"] == {"kept": 1, "total": 1}
+    assert sparse["tokens"] == {"kept": 32, "total": 64}
+
+
+def shell_dataset(place: Path) -> Path:
+    """A small dataset of Rope."""
+    done = shell(place, "collect --env rope --episodes 30 --steps 10 --workers 1 --output data")
+    assert done.returncode == 0, done.stderr
+    return place / "data" / "rope.h5"
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("--envs wal", ["Did you mean 'wall'?"]),
+        ("--envs wall --drops 1", ["--drop must be at least 0 and below 1"]),
+        ("--envs wall --yardsticks nothing", ["unknown yardsticks 'nothing'", "none"]),
+        ("--envs wall --checkpoints nowhere", ["nowhere", "is no checkpoint"]),
+        ("--envs wall --episodes 0", ["--episodes must be at least 1"]),
+        ("--envs wall --workers 0", ["--workers must be at least 1"]),
+    ],
+)
+def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, parts: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("eval", flags)
+    assert code == 2 and all(part in err for part in parts), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_cell_is_named(wall: Path) -> None:
+    cell = wall / "ev" / "cells" / "wall-proprio-drop0.5.json"
+    content = cell.read_text()
+    cell.write_text(content[:50])
+    done = shell(wall, "eval --envs wall", QUICK, "--output ev")
+    cell.write_text(content)
+    assert done.returncode == 2 and cell.name in done.stderr and "delete it" in done.stderr
