@@ -62,7 +62,7 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         lines += [
             "",
             f"Temporal distance (`--cost temporal`): {distance['steps']} steps of {distance['batch']} "
-            f"windows, seed {distance['seed']}; `sparsewm train --env {name} --distance-for CHECKPOINT` "
+            f"windows, seed {distance['seed']}; `sparsewm train --env {name} --extend CHECKPOINT` "
             "trains it alone.",
         ]
     lines += ["", "Closed-loop success and its limits: [results](../../../docs/results.md)."]

@@ -40,13 +40,13 @@ class EnvironmentSettings:
 
     Attributes:
         episodes, steps: of a dataset. train: settings of `sparsewm.training.TrainConfig` by name.
-        distance_steps: of the temporal distance. plan: how to plan.
+        heads: steps of the temporal `distance` and of the `decoder`. plan: how to plan.
     """
 
     episodes: int
     steps: int
     train: dict[str, Any]
-    distance_steps: int
+    heads: dict[str, int]
     plan: PlanSettings
 
 
@@ -88,7 +88,7 @@ def environment_settings(name: str) -> EnvironmentSettings:
             content["collect"]["episodes"],
             content["collect"]["steps"],
             train,
-            train.pop("distance_steps"),
+            {head: int(train.pop(f"{head}_steps")) for head in ("distance", "decoder")},
             PlanSettings(**content["plan"]),
         )
     except (KeyError, TypeError) as error:

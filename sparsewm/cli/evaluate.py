@@ -137,6 +137,7 @@ class Eval:
                 budget=self.budget,
                 batch=self.batch,
                 video=False,
+                imagine=False,
                 device=self.device,
                 dtype=self.dtype,
                 seed=self.seed,

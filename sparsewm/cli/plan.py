@@ -130,6 +130,8 @@ class Plan:
     """Candidates rolled out at once; 0: all."""
     video: bool = True
     """Write a video per episode."""
+    imagine: bool = True
+    """Show imagined frames in video and picture, where the world model has a decoder."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
@@ -303,7 +305,7 @@ class Plan:
         if settings.cost == "temporal" and model.distance is None:
             raise UserError(
                 f"checkpoint {path} has no temporal distance: plan with --cost mse, or add one with "
-                f"sparsewm train --env {env.name} --distance-for {path} --output FOLDER"
+                f"sparsewm train --env {env.name} --extend {path} --distance-steps 400 --output FOLDER"
             )
         return model
 
@@ -368,4 +370,5 @@ class Plan:
                 hold=settings.hold,
                 spread=settings.spread,
             ),
+            self.imagine and model.decoder is not None,
         )

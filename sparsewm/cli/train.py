@@ -16,10 +16,11 @@ from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows, 
 from sparsewm.encoders import PatchEncoder, load_encoder
 from sparsewm.errors import UserError
 from sparsewm.model.checkpoint import load, save
+from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
-from sparsewm.report.plots import plot_training
+from sparsewm.report.plots import plot_imagination, plot_training
 from sparsewm.settings import (
     Preset,
     at_least,
@@ -29,8 +30,12 @@ from sparsewm.settings import (
     make_env,
     preset,
 )
+from sparsewm.training.decoder import DecoderTrainConfig, imagine_windows, train_decoder
 from sparsewm.training.distance import DISTANCE_FRAMES, DistanceTrainConfig, train_distance
 from sparsewm.training.trainer import STATE_FILE, TrainConfig, Trainer, check_groups
+
+SHOWN_FRAMES = 6
+"""Of an imagined sequence, the recorded first one included."""
 
 
 @dataclass
@@ -70,8 +75,10 @@ class Train:
     """Steps between checkpoints."""
     distance_steps: int | None = None
     """Optimiser steps of the temporal distance (`plan --cost temporal`), trained last; 0: none."""
-    distance_for: Path | None = None
-    """Checkpoint whose predictor is kept: only a temporal distance is trained for it."""
+    decoder_steps: int | None = None
+    """Optimiser steps of the decoder that draws imagined frames, trained last; 0: none."""
+    extend: Path | None = None
+    """Checkpoint whose predictor is kept: only temporal distance and decoder are trained for it."""
     resume: bool = False
     """Continue the run in --output bit for bit from its last checkpoint."""
     device: str = "auto"
@@ -89,9 +96,9 @@ class Train:
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
         finished = None
-        if self.distance_for is not None:
+        if self.extend is not None:
             finished = load(
-                self.distance_for,
+                self.extend,
                 device,
                 environment=env.name,
                 encoder_name=self.encoder,
@@ -124,14 +131,12 @@ class Train:
             fast = fast_copy(encoder, dataset.pixels[some], dtype)
             tokens = TokenCache(dataset, fast, progress=progress)
         if finished is not None:
-            finished.distance = self.train_distance(env, finished, dataset, tokens, train_episodes, dtype)
+            self.train_heads(env, finished, dataset, tokens, folder, dtype)
             save(finished, folder / "checkpoint")
-            print(f"temporal distance added; checkpoint in {folder / 'checkpoint'}")
+            print(f"checkpoint in {folder / 'checkpoint'}")
             return 0
         trainer = self.train_predictor(env, encoder, dataset, tokens, folder, config, sizes, device, dtype)
-        if self.distance_config(env).steps:
-            model = trainer.model
-            model.distance = self.train_distance(env, model, dataset, tokens, train_episodes, dtype)
+        if trainer.with_average(lambda: self.train_heads(env, trainer.model, dataset, tokens, folder, dtype)):
             trainer.save()
         print(
             f"{trainer.step} steps in {trainer.seconds / 60:.1f} min; checkpoint in {folder / 'checkpoint'}"
@@ -213,17 +218,38 @@ class Train:
             )
         return trainer
 
-    def train_distance(
+    def train_heads(
         self,
         env: GoalEnv,
         model: WorldModel,
         dataset: Dataset,
         tokens: TokenCache,
+        folder: Path,
+        dtype: torch.dtype,
+    ) -> bool:
+        """Train what is asked for beside the predictor; whether there was anything."""
+        train_episodes, held_out = dataset.split()
+        if steps := self.head_steps(env, "distance"):
+            config = DistanceTrainConfig(steps=steps, seed=self.seed)
+            model.distance = self.train_distance(model, dataset, tokens, train_episodes, config, dtype)
+        drawn = self.head_steps(env, "decoder")
+        if drawn and model.patches > 1:  # the image token alone draws nothing
+            decoder = DecoderTrainConfig(steps=drawn, seed=self.seed)
+            model.decoder = self.train_decoder(model, dataset, tokens, train_episodes, decoder, dtype)
+            self.show_imagination(model, dataset, tokens, held_out, folder)
+        return model.distance is not None or model.decoder is not None
+
+    def train_distance(
+        self,
+        model: WorldModel,
+        dataset: Dataset,
+        tokens: TokenCache,
         episodes: np.ndarray,
+        config: DistanceTrainConfig,
         dtype: torch.dtype,
     ) -> TemporalDistance:
         """A trained temporal distance for a model with statistics."""
-        sizes, config = model.config, self.distance_config(env)
+        sizes = model.config
         torch.manual_seed(self.seed)
         distance = TemporalDistance(sizes.token_dim, sizes.grid, sizes.proprio_dim, DistanceConfig())
         distance.to(model.device)
@@ -237,24 +263,64 @@ class Train:
         model.metadata["distance"] = metadata
         return distance
 
+    def train_decoder(
+        self,
+        model: WorldModel,
+        dataset: Dataset,
+        tokens: TokenCache,
+        episodes: np.ndarray,
+        config: DecoderTrainConfig,
+        dtype: torch.dtype,
+    ) -> Decoder:
+        """A trained decoder for a model with statistics."""
+        torch.manual_seed(self.seed)
+        decoder = Decoder(model.config.token_dim, model.config.grid, DecoderConfig()).to(model.device)
+        with progress_bar("decoder") as bar:
+
+            def on_step(step: int, values: dict[str, float]) -> None:
+                bar(step, config.steps, f"loss {values['loss']:.3f}")
+
+            metadata = train_decoder(model, decoder, dataset, tokens, episodes, config, dtype, on_step)
+        model.metadata["decoder"] = metadata
+        return decoder
+
+    def show_imagination(
+        self, model: WorldModel, dataset: Dataset, tokens: TokenCache, episodes: np.ndarray, folder: Path
+    ) -> None:
+        """Real frames and imagined ones of held-out windows, as imagination.png and in TensorBoard."""
+        windows = Windows(dataset, tokens, SHOWN_FRAMES, model.frameskip, episodes)
+        picked = np.sort(np.random.default_rng(self.seed).integers(len(windows), size=4))
+        rows = windows.starts[picked][:, None] + model.frameskip * np.arange(SHOWN_FRAMES)
+        real = np.stack([[dataset.pixels[row] for row in sequence] for sequence in rows])
+        with SummaryWriter(folder / "tensorboard") as board:
+            for drop in (0.0, 0.5):
+                imagined = imagine_windows(model, windows.batch(picked), drop)
+                picture = plot_imagination(
+                    folder / f"imagination_drop_{drop:g}.png",
+                    real,
+                    imagined,
+                    f"{model.environment}, drop {drop:g}",
+                )
+                board.add_image(f"imagination/drop_{drop:g}", picture, dataformats="HWC")
+
     def config(self, env: GoalEnv, sizes: Preset) -> TrainConfig:
         """The preset's training under this command's flags, checked."""
         check_seed(self.seed)
         at_least(1, steps=self.steps, batch=self.batch, groups=self.groups, horizon=self.horizon)
-        at_least(1 if self.distance_for else 0, distance_steps=self.distance_steps)
+        at_least(0, distance_steps=self.distance_steps, decoder_steps=self.decoder_steps)
+        if self.extend is not None and not any(
+            self.head_steps(env, head) for head in ("distance", "decoder")
+        ):
+            raise UserError("--extend adds nothing: give --distance-steps or --decoder-steps above 0")
         at_least(1, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         names = {field.name for field in fields(TrainConfig)}
         given = {name: value for name, value in vars(self).items() if name in names and value is not None}
         return replace(TrainConfig(), **(environment_settings(env.name).train | sizes.train | given))
 
-    def distance_config(self, env: GoalEnv) -> DistanceTrainConfig:
-        """Training of the temporal distance under this command's flags."""
-        steps = self.distance_steps
-        if steps is None:
-            steps = environment_settings(env.name).distance_steps
-        if self.distance_for is not None:  # asked for, where an environment trains none by itself
-            steps = steps or DistanceTrainConfig.steps
-        return DistanceTrainConfig(steps=steps, seed=self.seed)
+    def head_steps(self, env: GoalEnv, head: str) -> int:
+        """Steps of the temporal distance or the decoder: the flag, or with none the environment's setting."""
+        given: int | None = getattr(self, f"{head}_steps")
+        return environment_settings(env.name).heads[head] if given is None else given
 
     def open_dataset(self, env: GoalEnv) -> Dataset:
         """The given dataset, or the usual one, recorded first where it is not there."""

@@ -70,7 +70,7 @@ class Trace:
         states: every environment step, (steps + 1) x (D,). actions: those between, steps x (A,). success:
             whether the goal was reached.
         plans: per re-plan: the step it was made at, the patches kept in its last iteration (M,) or None, its
-            cost.
+            cost, and the imagined frames uint8 (H, R, R, 3) or None.
         seconds_per_iteration, seconds_per_plan: one entry each, per episode of the batch.
     """
 
@@ -142,10 +142,11 @@ class Planned:
     Args:
         env: gives frameskip and action size. mpc: planner with its warm starts.
         make_problem: problem of the active episodes from their traces.
+        imagine: keep what each plan imagines as pictures; after its time is taken.
     """
 
-    def __init__(self, env: GoalEnv, mpc: MPC, make_problem: ProblemMaker) -> None:
-        self.env, self.mpc, self.make_problem = env, mpc, make_problem
+    def __init__(self, env: GoalEnv, mpc: MPC, make_problem: ProblemMaker, imagine: bool = False) -> None:
+        self.env, self.mpc, self.make_problem, self.imagine = env, mpc, make_problem, imagine
 
     def begin(self, traces: Sequence[Trace]) -> None:
         self.traces = traces
@@ -159,6 +160,9 @@ class Planned:
         plan: Plan = self.mpc.plan(problem, mask)
         seconds = (time.perf_counter() - started) / len(active)
         kept = getattr(problem, "patches", None)
+        frames = None
+        if self.imagine and isinstance(problem, LatentProblem):
+            frames = problem.imagined(plan.actions).cpu().numpy()
         for row, episode in enumerate(active):
             trace = self.traces[episode]
             trace.seconds_per_plan.append(seconds)
@@ -168,6 +172,7 @@ class Planned:
                     "step": trace.steps,
                     "kept": None if kept is None else kept[row].cpu().numpy(),
                     "cost": float(plan.cost[row]),
+                    "imagined": None if frames is None else frames[row],
                 }
             )
         actions = problem.executed(plan.actions[:, : self.mpc.execute]).cpu().numpy()

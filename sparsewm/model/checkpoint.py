@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from sparsewm.encoders import PatchEncoder, load_encoder
 from sparsewm.errors import UserError, suggest
 from sparsewm.files import disk_errors, umask
+from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
@@ -41,18 +42,20 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         old = path.with_name(f".{path.name}-old")
         try:
+            networks = {"predictor": model.predictor, "distance": model.distance, "decoder": model.decoder}
             tensors = {
-                f"predictor.{k}": v.bfloat16().contiguous() for k, v in model.predictor.state_dict().items()
+                f"{name}.{key}": value.bfloat16().contiguous()
+                for name, network in networks.items()
+                if network is not None
+                for key, value in network.state_dict().items()
             }
-            if model.distance is not None:
-                tensors |= {
-                    f"distance.{k}": v.bfloat16().contiguous() for k, v in model.distance.state_dict().items()
-                }
             tensors |= {f"standardizer.{k}": v.float() for k, v in model.standardizer.state_dict().items()}
             save_file({k: v.cpu() for k, v in tensors.items()}, temporary / FILES[0])
             config = dataclasses.asdict(model.config) | {"grid": list(model.config.grid)}
             if model.distance is not None:
                 config["distance"] = dataclasses.asdict(model.distance.config)
+            if model.decoder is not None:
+                config["decoder"] = dataclasses.asdict(model.decoder.config)
             (temporary / FILES[1]).write_text(yaml.safe_dump(config, sort_keys=False))
             information = {
                 "environment": model.environment,
@@ -110,8 +113,9 @@ def load(
         metadata = json.loads((path / FILES[2]).read_text())
         tensors = load_file(path / FILES[0])
         config["grid"] = tuple(config["grid"])
-        sizes = config.pop("distance", None)
-        distance_config = None if sizes is None else DistanceConfig(**sizes)
+        distance, decoder = config.pop("distance", None), config.pop("decoder", None)
+        distance_config = None if distance is None else DistanceConfig(**distance)
+        decoder_config = None if decoder is None else DecoderConfig(**decoder)
         predictor_config = PredictorConfig(**config)
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
@@ -134,7 +138,7 @@ def load(
             f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file with "
             "--encoder-weights"
         )
-    model = WorldModel(encoder, predictor_config, name, frameskip, metadata, distance_config)
+    model = WorldModel(encoder, predictor_config, name, frameskip, metadata, distance_config, decoder_config)
     try:
         model.load_state_dict({key: value.float() for key, value in tensors.items()})
     except RuntimeError as error:

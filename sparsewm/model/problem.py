@@ -135,6 +135,20 @@ class LatentProblem:
             parts = actions.split(self.chunk or actions.shape[1], 1)
             return torch.cat([self._cost(part) for part in parts], 1).clone()
 
+    def imagined(self, actions: Tensor) -> Tensor:
+        """Pictures uint8 (B, H, R, R, 3) of what actions (B, H, action_dim) lead to, on the present patches.
+
+        Raises:
+            UserError: the model has no decoder.
+        """
+        if self.model.decoder is None:
+            raise UserError("this world model has no decoder: train one with sparsewm train --extend")
+        with torch.inference_mode():
+            sequences = self.executed(actions)[:, None]
+            start = self._tokens, self.start.proprio
+            tokens, _ = self.model.rollout(*start, sequences, self.patches, self._past)
+            return self.model.decoder.pictures(tokens[:, 0], self.patches)
+
     def _cost(self, actions: Tensor) -> Tensor:
         frames = self.model.imagine(self._tokens, self.start.proprio, actions, self.patches, self._past)
         ((tokens, proprio),) = deque(frames, maxlen=1)  # the last one

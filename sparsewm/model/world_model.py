@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder
+from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
 
@@ -94,7 +95,7 @@ class WorldModel(nn.Module):
         environment: name of the environment, e.g. ``"pusht"``.
         frameskip: environment steps per model step.
         metadata: free information kept in checkpoints (dataset hash, training steps, ...).
-        distance: sizes of the learned temporal distance; None: the model has none.
+        distance, decoder: sizes of the learned temporal distance and of the decoder; None: it has none.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class WorldModel(nn.Module):
         frameskip: int,
         metadata: dict[str, Any] | None = None,
         distance: DistanceConfig | None = None,
+        decoder: DecoderConfig | None = None,
     ) -> None:
         super().__init__()
         rows, cols = config.grid
@@ -112,6 +114,9 @@ class WorldModel(nn.Module):
         self.distance: TemporalDistance | None = None
         if distance is not None:
             self.distance = TemporalDistance(config.token_dim, config.grid, config.proprio_dim, distance)
+        self.decoder: Decoder | None = None
+        if decoder is not None:
+            self.decoder = Decoder(config.token_dim, config.grid, decoder)
         self.standardizer = Standardizer(
             rows * cols, config.token_dim, config.proprio_dim, config.action_dim // frameskip
         )
@@ -144,8 +149,9 @@ class WorldModel(nn.Module):
     def place(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> WorldModel:
         """Move to a device; the networks compute in `dtype`, statistics stay float32. Returns self."""
         self.predictor.to(device=device, dtype=dtype)
-        if self.distance is not None:
-            self.distance.to(device=device, dtype=dtype)
+        for head in (self.distance, self.decoder):
+            if head is not None:
+                head.to(device=device, dtype=dtype)
         self.standardizer.to(device=device)
         self.encoder.to(device)
         return self

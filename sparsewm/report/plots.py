@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib
 
 matplotlib.use("Agg")
@@ -30,7 +31,9 @@ def plot_plan(
 ) -> None:
     """First episodes as start, kept patches, end and goal; beside them the distance to the goal over time."""
     shown = list(traces[:4])
-    figure, axes = plt.subplots(len(shown), 5, figsize=(13, 2.6 * len(shown)), squeeze=False)
+    imagining = any(plan["imagined"] is not None for trace in shown for plan in trace.plans)
+    columns = 6 if imagining else 5
+    figure, axes = plt.subplots(len(shown), columns, figsize=(2.6 * columns, 2.6 * len(shown)), squeeze=False)
     for row, trace in zip(axes, shown, strict=True):
         side = 224
         start, end, goal = env.render_states(
@@ -39,17 +42,21 @@ def plot_plan(
         kept = trace.plans[0]["kept"] if trace.plans and trace.plans[0]["kept"] is not None else None
         seen = start if kept is None else dim_dropped(start, kept, grid)
         count = grid[0] * grid[1] if kept is None else len(kept)
-        labels = ("start", f"{count} tokens kept", "end: reached" if trace.success else "end: missed", "goal")
-        for axis, picture, label in zip(row, (start, seen, end, goal), labels, strict=False):
+        panels = [(start, "start"), (seen, f"{count} tokens kept")]
+        panels += [(end, "end: reached" if trace.success else "end: missed"), (goal, "goal")]
+        if imagining:
+            last = trace.plans[-1]["imagined"] if trace.plans else None
+            panels.insert(2, (np.full_like(start, 255) if last is None else last[-1], "last plan imagines"))
+        for axis, (picture, label) in zip(row, panels, strict=False):
             axis.imshow(picture)
             axis.set_title(label, fontsize=9)
             axis.set_axis_off()
         distance = [env.shortfall(np.stack([state]), trace.task.goal)[0] for state in trace.states]
-        row[4].plot(distance, color="#2b6cb0")
+        row[-1].plot(distance, color="#2b6cb0")
         for plan in trace.plans:
-            row[4].axvline(plan["step"], color="#999999", linewidth=0.6)
-        row[4].set_ylim(bottom=0)
-        row[4].set_title("distance to goal (in thresholds) by step", fontsize=9)
+            row[-1].axvline(plan["step"], color="#999999", linewidth=0.6)
+        row[-1].set_ylim(bottom=0)
+        row[-1].set_title("distance to goal (in thresholds) by step", fontsize=9)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
@@ -116,6 +123,22 @@ def plot_training(path: str | Path, metrics: Sequence[dict[str, Any]], title: st
     right.set(xlabel="horizon (model steps)", title="last validation", ylim=0)
     left.legend()
     _save(figure, path)
+
+
+def plot_imagination(path: str | Path, real: np.ndarray, imagined: np.ndarray, title: str) -> np.ndarray:
+    """Real frames (K, T, R, R, 3), below each its imagined counterpart; returns the picture (H, W, 3)."""
+    rows = []
+    for above, below in zip(real, imagined, strict=True):
+        side = below.shape[1]
+        frames = [cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA) for frame in above]
+        rows += [np.concatenate(frames, 1), np.concatenate(list(below), 1)]
+    picture = np.concatenate(rows)
+    figure, axis = plt.subplots(figsize=(8, 8 * picture.shape[0] / picture.shape[1]))
+    axis.imshow(picture)
+    axis.set_axis_off()
+    axis.set_title(f"{title}: real above, imagined below; the first frame is given", fontsize=9)
+    _save(figure, path)
+    return picture
 
 
 def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, title: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import imageio.v2 as imageio
@@ -39,27 +40,32 @@ def dim_dropped(picture: np.ndarray, kept: np.ndarray, grid: tuple[int, int]) ->
 def episode_frames(
     env: GoalEnv, trace: Trace, grid: tuple[int, int], resolution: int = SIDE
 ) -> list[np.ndarray]:
-    """One frame per environment step: real scene | goal | kept patches."""
+    """One frame per environment step: real scene | goal | kept patches, and what the plan imagined for it."""
     real = env.render_states(np.stack(trace.states), resolution)
     goal = panel(env.render_state(trace.task.goal, resolution)["pixels"], "goal")
+    imagining = any(plan["imagined"] is not None for plan in trace.plans)
+    total = grid[0] * grid[1]
     frames = []
     for step, picture in enumerate(real):
-        earlier = [plan["kept"] for plan in trace.plans if plan["step"] <= step and plan["kept"] is not None]
-        kept = earlier[-1] if earlier else np.arange(grid[0] * grid[1])
+        earlier = [plan for plan in trace.plans if plan["step"] <= step]
+        last = earlier[-1] if earlier else None
+        kept = np.arange(total) if last is None or last["kept"] is None else last["kept"]
         state = "reached" if trace.success and step == len(real) - 1 else f"step {step}"
-        frames.append(
-            np.concatenate(
-                [
-                    panel(picture, f"real, {state}"),
-                    goal,
-                    panel(
-                        dim_dropped(picture, kept, grid), f"kept {len(kept)} of {grid[0] * grid[1]} tokens"
-                    ),
-                ],
-                1,
-            )
-        )
+        shown = dim_dropped(picture, kept, grid)
+        panels = [panel(picture, f"real, {state}"), goal, panel(shown, f"kept {len(kept)} of {total} tokens")]
+        if imagining:
+            panels.append(imagined_panel(last, step, env.frameskip))
+        frames.append(np.concatenate(panels, 1))
     return frames
+
+
+def imagined_panel(plan: dict[str, Any] | None, step: int, frameskip: int) -> np.ndarray:
+    """What a plan imagined for an environment step: its next model frame."""
+    if plan is None or plan["imagined"] is None:
+        return panel(np.full((SIDE, SIDE, 3), 255, np.uint8), "nothing imagined")
+    ahead = -(-(step - plan["step"]) // frameskip)  # model steps, rounded up
+    frame = min(max(ahead, 1), len(plan["imagined"]))
+    return panel(plan["imagined"][frame - 1], f"imagined, step {plan['step'] + frame * frameskip}")
 
 
 def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold: int = 8) -> None:

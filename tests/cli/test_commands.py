@@ -28,7 +28,7 @@ from tests.cli.commands import PROGRAM, call, shell, words
 COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data"
 TRAIN = (
     "train --env wall --dataset data/wall.h5 --encoder random --steps 8 --batch 4 --horizon 2 "
-    "--validate-every 100 --checkpoint-every 2 --distance-steps 3"
+    "--validate-every 100 --checkpoint-every 2 --distance-steps 3 --decoder-steps 3"
 )
 QUICK = "--env wall --samples 8 --iterations 2 --horizon 3 --execute 2 --budget 20 --no-video"
 
@@ -200,7 +200,7 @@ def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(trained: Pa
     added = shell(
         place,
         "train --env wall --dataset data/wall.h5 --distance-steps 2 --output added",
-        "--distance-for plain/checkpoint",
+        "--extend plain/checkpoint --decoder-steps 0",
     )
     assert added.returncode == 0, added.stderr
     plain, both = (load_file(place / run / "checkpoint" / "model.safetensors") for run in ("plain", "added"))
@@ -208,12 +208,26 @@ def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(trained: Pa
     again = shell(
         place,
         "train --env wall --dataset data/wall.h5 --distance-steps 2 --output added",
-        "--distance-for plain/checkpoint",
+        "--extend plain/checkpoint --decoder-steps 0",
     )
     assert again.returncode == 2 and "another --output" in again.stderr, again.stderr
     done = shell(place, "plan", QUICK, "--cost temporal --checkpoint added/checkpoint --output planned-so")
     assert done.returncode == 0, done.stderr
     assert json.loads((place / "planned-so/results.json").read_text())["settings"]["cost"] == "temporal"
+
+
+def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:
+    assert (trained / "imagination_drop_0.5.png").stat().st_size > 1000
+    place, sizes, episodes = trained.parent, [], []
+    arguments = "plan --env wall --checkpoint run/checkpoint --samples 8 --iterations 2 --budget 20"
+    for flag, folder in (("--imagine", "shown"), ("--no-imagine", "hidden")):
+        done = shell(place, arguments, flag, "--output", folder)
+        assert done.returncode == 0, done.stderr
+        episodes.append(json.loads((place / folder / "results.json").read_text())["per_episode"])
+        with imageio.get_reader(place / folder / "episode-000.mp4") as reader:
+            sizes.append(reader.get_data(0).shape[1])
+    assert episodes[0] == episodes[1]
+    assert sizes == [4 * 256, 3 * 256]
 
 
 def test_plan_writes_results_video_and_picture(trained: Path) -> None:

@@ -65,7 +65,7 @@ def test_precision_is_chosen_when_loading(folder: Path) -> None:
 
 def test_weights_are_stored_in_bfloat16_without_the_encoder(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    assert {name.split(".")[0] for name in tensors} == {"predictor", "standardizer", "distance"}
+    assert {name.split(".")[0] for name in tensors} == {"predictor", "standardizer", "distance", "decoder"}
     assert {value.dtype for name, value in tensors.items() if not name.startswith("standardizer")} == {
         torch.bfloat16
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsewm.encoders.embedded import ViT
 from sparsewm.model import Latent, PredictorConfig, WorldModel
+from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
 
 HASH = "0123456789abcdef" * 4
@@ -38,11 +39,10 @@ def tiny_model(
     config = PredictorConfig(encoder.dim, encoder.grid, 2, 2 * frameskip, history, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sizes_of_distance = DistanceConfig(width=16, heads=2, features=6)
-        model = WorldModel(encoder, config, environment, frameskip, {"note": "tiny"}, sizes_of_distance)
-        assert model.distance is not None
+        heads = DistanceConfig(16, 2, 6), DecoderConfig(width=16, layers=1, channels=4, side=28)
+        model = WorldModel(encoder, config, environment, frameskip, {"note": "tiny"}, *heads)
         with torch.no_grad():
-            for parameter in [*model.predictor.parameters(), *model.distance.parameters()]:
+            for parameter in model.parameters():
                 parameter.add_(0.15 * torch.randn_like(parameter))
         model.standardizer.fit(
             {

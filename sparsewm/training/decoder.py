@@ -1,0 +1,141 @@
+"""Training of the decoder, a minute's stage after the predictor's, on recorded frames only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsewm.data import Dataset, TokenCache
+from sparsewm.errors import UserError
+from sparsewm.model.decoder import Decoder
+from sparsewm.model.problem import kept_patches
+from sparsewm.model.world_model import WorldModel, gather_patches, random_patches
+from sparsewm.training.optim import MasterAdamW
+from sparsewm.training.trainer import standardized
+
+
+@dataclass(frozen=True)
+class DecoderTrainConfig:
+    """How a decoder is trained.
+
+    Attributes:
+        steps: optimiser steps. batch: frames a step. lr, warmup, weight_decay: AdamW with a cosine.
+        frames: drawn from the data and kept in memory.
+        ground: weight of pixels that look as always; those that differ from the mean picture weigh up to 1.
+        smallest: fewest patches of a random subset. full_every: every so many steps all are seen.
+        noise: deviation added to the tokens, in theirs: imagined tokens are not exact.
+    """
+
+    steps: int = 600
+    batch: int = 32
+    lr: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.01
+    frames: int = 4096
+    ground: float = 0.05
+    smallest: int = 8
+    full_every: int = 4
+    noise: float = 0.1
+    seed: int = 0
+
+
+def decoder_loss(drawn: Tensor, truth: Tensor, mean: Tensor, ground: float) -> Tensor:
+    """Squared error of pictures (B, 3, R, R), weighted to where they differ from the mean picture."""
+    unusual = (truth - mean).abs().amax(1, keepdim=True)
+    weight = ground + (1 - ground) * (5 * unusual).clamp(max=1)
+    return (weight * (drawn - truth).square()).mean()
+
+
+def train_decoder(
+    model: WorldModel,
+    decoder: Decoder,
+    dataset: Dataset,
+    cache: TokenCache,
+    episodes: np.ndarray,
+    config: DecoderTrainConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Train a decoder, in place; deterministic in `config.seed`. The world model is not touched.
+
+    Args:
+        model: with statistics filled in. decoder: on its device. episodes: whose frames are used.
+        on_step: called with (steps done, values).
+
+    Returns:
+        the settings and the last loss, for the checkpoint's metadata.
+
+    Raises:
+        UserError: training diverges.
+    """
+    device, side = model.device, decoder.config.side
+    rng = np.random.default_rng([config.seed, 2])
+    rows = np.concatenate([dataset.offsets[e] + np.arange(dataset.lengths[e]) for e in episodes])
+    rows = np.sort(rng.choice(rows, min(config.frames, len(rows)), replace=False))
+    parts = [torch.from_numpy(dataset.pixels[part]) for part in np.array_split(rows, -(-len(rows) // 256))]
+    pixels = torch.cat([shrink(part, side) for part in parts])  # uint8 (K, 3, side, side)
+    decoder.mean.copy_(pixels.float().mean(0) / 255)
+    mean = decoder.mean.float().clone()
+    decoder.to(dtype).train().requires_grad_(True)
+    optimizer = MasterAdamW(decoder, config.lr, config.steps, config.warmup, config.weight_decay)
+    value = 0.0
+    for step in range(config.steps):
+        rng = np.random.default_rng([config.seed, 2, step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        picked = np.sort(rng.integers(len(rows), size=config.batch))
+        tokens = model.standardizer.tokens(cache.rows(rows[picked]).to(device))
+        smallest = min(config.smallest, model.patches)
+        kept = (
+            model.patches if step % config.full_every == 0 else int(rng.integers(smallest, model.patches + 1))
+        )
+        patches = random_patches(config.batch, model.patches, kept, generator).to(device)
+        seen = gather_patches(tokens, patches)
+        seen = seen + config.noise * torch.randn(seen.shape, generator=generator).to(device)
+        truth = pixels[picked].to(device).float() / 255
+        loss = decoder_loss(decoder(seen, patches).float(), truth, mean, config.ground)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(f"training of the decoder diverged at step {step}: train anew")
+        if on_step is not None:
+            on_step(step + 1, {"loss": value})
+    decoder.eval().requires_grad_(False)
+    return {"steps": config.steps, "batch": config.batch, "seed": config.seed, "loss": value}
+
+
+@torch.inference_mode()
+def imagine_windows(model: WorldModel, batch: dict[str, Tensor], drop: float, seed: int = 0) -> np.ndarray:
+    """Pictures uint8 (B, T, R, R, 3) of raw windows (B, T, ...): the first frame decoded, the rest imagined.
+
+    Args:
+        batch: as `Windows.batch` gives it. drop: fraction of the patches dropped.
+    """
+    assert model.decoder is not None
+    units = standardized(model, batch)
+    b, kept = len(units["tokens"]), kept_patches(model.patches, drop)
+    patches = random_patches(b, model.patches, kept, torch.Generator().manual_seed(seed)).to(model.device)
+    start = gather_patches(units["tokens"][:, 0], patches)
+    tokens, _ = model.rollout(start, units["proprio"][:, 0], units["action"][:, None], patches)
+    frames = torch.cat([start[:, None], tokens[:, 0]], 1)
+    pictures: np.ndarray = model.decoder.pictures(frames, patches).cpu().numpy()
+    return pictures
+
+
+def shrink(pixels: Tensor, side: int) -> Tensor:
+    """Pictures uint8 (K, R, R, 3) as uint8 (K, 3, side, side)."""
+    pictures = pixels.permute(0, 3, 1, 2)
+    if pictures.shape[-1] == side:
+        return pictures.contiguous()
+    smaller = F.interpolate(
+        pictures.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
+    )
+    return smaller.round().clamp(0, 255).to(torch.uint8)
