@@ -4,7 +4,7 @@ Example:
 
     python scripts/make_pretrained.py --environments wall pusht pointmaze
 
-Each environment takes under half an hour on two CPU cores; interrupted runs continue.
+Each environment takes between ten minutes and an hour on two CPU cores; interrupted runs continue.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import tyro
 
+import envs
 from sparsewm.model.checkpoint import PRETRAINED, load
 
 
@@ -25,7 +26,7 @@ from sparsewm.model.checkpoint import PRETRAINED, load
 class Arguments:
     """Train and ship world models."""
 
-    environments: tuple[str, ...] = ("wall", "pusht", "pointmaze")
+    environments: tuple[str, ...] = envs.names()
     """Environments."""
     train: bool = True
     """Record and train first; with --no-train only the finished runs under runs/ are shipped."""
@@ -34,11 +35,12 @@ class Arguments:
 def card(name: str, metadata: dict[str, Any], size: int) -> str:
     """Model card in Markdown from a checkpoint's metadata."""
     training, data, validation = metadata["training"], metadata["dataset"], metadata["validation"]
+    skip = metadata["frameskip"]
     lines = [
         f"# World model: {name}",
         "",
-        f"Predicts the tokens of the shipped encoder (`{metadata['encoder']['hash'][:12]}`) five environment "
-        f"steps ahead. Weights in bfloat16, {size / 1e6:.1f} MB. Sizes in `config.yaml`.",
+        f"Predicts the tokens of the shipped encoder (`{metadata['encoder']['hash'][:12]}`) {skip} environment "
+        f"step{'s' * (skip > 1)} ahead. Weights in bfloat16, {size / 1e6:.1f} MB. Sizes in `config.yaml`.",
         "",
         f"- Data: {data['episodes']} exploratory episodes, {data['rows']} frames (`sparsewm collect --env "
         f"{name}`), dataset hash `{data['hash'][:12]}`; the last 5% held out.",
@@ -64,6 +66,11 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
             f"Temporal distance (`--cost temporal`): {distance['steps']} steps of {distance['batch']} "
             f"windows, seed {distance['seed']}; `sparsewm train --env {name} --extend CHECKPOINT` "
             "trains it alone.",
+        ]
+    if decoder := metadata.get("decoder"):
+        lines += [
+            "",
+            f"Decoder: {decoder['steps']} steps of {decoder['batch']} frames, seed {decoder['seed']}.",
         ]
     lines += ["", "Closed-loop success and its limits: [results](../../../docs/results.md)."]
     return "\n".join(lines) + "\n"
