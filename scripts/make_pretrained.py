@@ -39,7 +39,7 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
     lines = [
         f"# World model: {name}",
         "",
-        f"Predicts the tokens of the shipped encoder (`{metadata['encoder']['hash'][:12]}`) {skip} environment "
+        f"Predicts the tokens of a shipped encoder (`{metadata['encoder']['hash'][:12]}`) {skip} environment "
         f"step{'s' * (skip > 1)} ahead. Weights in bfloat16, {size / 1e6:.1f} MB. Sizes in `config.yaml`.",
         "",
         f"- Data: {data['episodes']} exploratory episodes, {data['rows']} frames (`sparsewm collect --env "

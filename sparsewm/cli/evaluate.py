@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +23,7 @@ from sparsewm.cli.plan import Plan
 from sparsewm.errors import UserError
 from sparsewm.evaluation.table import cell_row, markdown
 from sparsewm.files import write_json
-from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path
+from sparsewm.model.checkpoint import PRETRAINED, checkpoint_hash, pretrained_path
 from sparsewm.report.plots import plot_success
 from sparsewm.settings import at_least, environment_settings, make_env, one_of
 
@@ -42,7 +43,7 @@ class Eval:
     """
 
     envs: tuple[str, ...] = ("all",)
-    """Environments; all: every one."""
+    """Environments; all: every one that has a world model."""
     drops: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7, 0.9)
     """Fractions of the patch tokens dropped."""
     yardsticks: tuple[str, ...] = YARDSTICKS
@@ -161,10 +162,17 @@ class Eval:
                     yield Cell("random", replace(variant, drop=drop))
 
     def environments(self) -> list[str]:
-        """Canonical names of the environments asked for."""
-        if "all" in self.envs:
-            return list(envs.names())
-        return [make_env(name).name for name in self.envs]
+        """Canonical names of the environments asked for; "all" are those that have a world model."""
+        if "all" not in self.envs:
+            return [make_env(name).name for name in self.envs]
+        known = {name: self.checkpoint(self.checkpoints, name) or PRETRAINED / name for name in envs.names()}
+        found = [name for name, path in known.items() if path.is_dir()]
+        if not found:
+            raise UserError(f"--checkpoints {self.checkpoints} holds no run: train one with sparsewm train")
+        missing = sorted(set(known) - set(found))
+        if missing:
+            print(f"no world model yet, left out: {', '.join(missing)}", file=sys.stderr)
+        return found
 
     def checkpoint(self, folder: Path | None, name: str) -> Path | None:
         """Checkpoint of an environment in a folder of runs."""

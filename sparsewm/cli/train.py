@@ -35,7 +35,7 @@ from sparsewm.training.distance import DISTANCE_FRAMES, DistanceTrainConfig, tra
 from sparsewm.training.trainer import STATE_FILE, TrainConfig, Trainer, check_groups
 
 SHOWN_FRAMES = 6
-"""Of an imagined sequence, the recorded first one included."""
+"""Of an imagined sequence, the recorded first one included; fewer where episodes are shorter."""
 
 
 @dataclass
@@ -288,9 +288,11 @@ class Train:
         self, model: WorldModel, dataset: Dataset, tokens: TokenCache, episodes: np.ndarray, folder: Path
     ) -> None:
         """Real frames and imagined ones of held-out windows, as imagination.png and in TensorBoard."""
-        windows = Windows(dataset, tokens, SHOWN_FRAMES, model.frameskip, episodes)
+        longest = int(dataset.lengths[episodes].max() - 1) // model.frameskip + 1
+        frames = min(SHOWN_FRAMES, longest)  # two at least, for the predictor had such windows
+        windows = Windows(dataset, tokens, frames, model.frameskip, episodes)
         picked = np.sort(np.random.default_rng(self.seed).integers(len(windows), size=4))
-        rows = windows.starts[picked][:, None] + model.frameskip * np.arange(SHOWN_FRAMES)
+        rows = windows.starts[picked][:, None] + model.frameskip * np.arange(frames)
         real = np.stack([[dataset.pixels[row] for row in sequence] for sequence in rows])
         with SummaryWriter(folder / "tensorboard") as board:
             for drop in (0.0, 0.5):

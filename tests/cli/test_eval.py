@@ -132,6 +132,7 @@ def shell_dataset(place: Path) -> Path:
         ("--envs wal", ["Did you mean 'wall'?"]),
         ("--envs wall --drops 1", ["--drop must be at least 0 and below 1"]),
         ("--envs wall --yardsticks nothing", ["unknown yardsticks 'nothing'", "none"]),
+        ("--envs all --checkpoints nowhere", ["nowhere", "holds no run"]),
         ("--envs wall --checkpoints nowhere", ["nowhere", "is no checkpoint"]),
         ("--envs wall --episodes 0", ["--episodes must be at least 1"]),
         ("--envs wall --workers 0", ["--workers must be at least 1"]),
