@@ -189,12 +189,12 @@ def check_encoder() -> str:
 
 def check_world_models() -> str:
     """Load every shipped world model."""
-    import envs
     import sparsewm
+    from sparsewm.model.checkpoint import shipped
 
-    for name in envs.names():
+    for name in shipped():
         sparsewm.load_pretrained(name)
-    return f"shipped for {', '.join(envs.names())}"
+    return f"shipped for {', '.join(shipped())}"
 
 
 def check_planning(device: str) -> str:

@@ -165,6 +165,11 @@ def checkpoint_hash(path: str | Path) -> str:
     return hashlib.sha256(content + str(encoder).encode()).hexdigest()
 
 
+def shipped() -> list[str]:
+    """Environments that a world model is shipped for."""
+    return sorted(path.name for path in PRETRAINED.glob("*") if (path / FILES[2]).is_file())
+
+
 def pretrained_path(environment: str) -> Path:
     """Folder of the shipped world model of an environment.
 
@@ -173,9 +178,8 @@ def pretrained_path(environment: str) -> Path:
     """
     path = PRETRAINED / environment
     if not path.is_dir():
-        known = sorted(p.name for p in PRETRAINED.glob("*") if (p / FILES[2]).is_file())
         raise UserError(
-            f"no world model is shipped for '{environment}'.{suggest(environment, known)} Train one: "
+            f"no world model is shipped for '{environment}'.{suggest(environment, shipped())} Train one: "
             f"sparsewm train --env {environment}, then give its folder with --checkpoint"
         )
     return path

@@ -12,7 +12,7 @@ import torch
 import envs
 import planners
 import sparsewm
-from sparsewm.model.checkpoint import PRETRAINED
+from sparsewm.model.checkpoint import shipped
 from tests.cli.commands import call, shell
 
 
@@ -36,10 +36,7 @@ def test_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
     assert "sparsewm plan --env pusht --drop 0.5" in done.stdout
 
 
-SHIPPED = [name for name in envs.names() if (PRETRAINED / name).is_dir()]
-
-
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", shipped())
 def test_python_plans_with_the_shipped_model(name: str) -> None:
     env = envs.make(name)
     model = sparsewm.load_pretrained(name)

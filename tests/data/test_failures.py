@@ -24,7 +24,7 @@ collecting = importlib.import_module("sparsewm.data.collect")
 class Stub:
     """Tokens are a frame's mean brightness; stops after `patience` frames, spoils the rest after `sane`."""
 
-    name, hash, dim = "stub", "a" * 64, 8
+    name, hash, key, dim = "stub", "a" * 64, "a" * 10, 8
 
     def __init__(self, side: int, patience: float = float("inf"), sane: float = float("inf")) -> None:
         self.grid, self.tokens = (side, side), side * side
