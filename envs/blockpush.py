@@ -19,8 +19,8 @@ from envs.appearance import (
     random_texture,
 )
 from envs.base import GoalEnv
-from envs.physics import mujoco
-from envs.table import to_pixels
+from envs.physics import border, mujoco
+from envs.table import DT, to_pixels
 
 HALF = 0.3  # of the workspace's side, m
 REACH = 0.28  # the effector's centre stays within this on both axes, m
@@ -32,7 +32,7 @@ SUCCESS = 0.05  # m
 
 _EXTENT = 0.64  # side of the square that a picture shows, m
 _TARGET = 0.05  # half a target's side, m
-_DT, _SUBSTEPS = 0.005, 20
+_SUBSTEPS = 20
 _SQUARE = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=np.float64)
 
 # What blocks may look like when the appearance is random, in units of half a side.
@@ -253,13 +253,10 @@ def _xml() -> str:
     return f"""
     <mujoco>
       <compiler autolimits="true" angle="radian"/>
-      <option timestep="{_DT}" gravity="0 0 0" integrator="implicitfast" iterations="20"/>
+      <option timestep="{DT}" gravity="0 0 0" integrator="implicitfast" iterations="20"/>
       <default><geom condim="3" friction="0.3" solref="0.01 1"/></default>
       <worldbody>
-        <geom type="plane" size="1 1 1" pos="-{HALF} 0 0" zaxis="1 0 0"/>
-        <geom type="plane" size="1 1 1" pos="{HALF} 0 0" zaxis="-1 0 0"/>
-        <geom type="plane" size="1 1 1" pos="0 -{HALF} 0" zaxis="0 1 0"/>
-        <geom type="plane" size="1 1 1" pos="0 {HALF} 0" zaxis="0 -1 0"/>
+        {border(HALF)}
         <body>
           <joint name="x" type="slide" axis="1 0 0"/>
           <joint name="y" type="slide" axis="0 1 0"/>

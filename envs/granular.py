@@ -15,6 +15,7 @@ from envs.appearance import (
     random_outline,
     random_texture,
 )
+from envs.physics import border
 from envs.table import DT, HALF, SHIFT, TableEnv, fixed_point
 
 GRAINS = 64
@@ -76,7 +77,6 @@ class GranularEnv(TableEnv):
 
     name = "granular"
     budget = 20
-    particles = GRAINS
     threshold = 0.03
     _geometry = ("outline", "scale")
     state_names = (*(f"{axis}{i}" for i in range(GRAINS) for axis in "xy"), "pusher_x", "pusher_y")
@@ -97,10 +97,7 @@ class GranularEnv(TableEnv):
           <size memory="16M"/>
           <default><geom condim="1" solref="0.01 1"/></default>
           <worldbody>
-            <geom type="plane" size="1 1 1" pos="-{HALF} 0 0" zaxis="1 0 0"/>
-            <geom type="plane" size="1 1 1" pos="{HALF} 0 0" zaxis="-1 0 0"/>
-            <geom type="plane" size="1 1 1" pos="0 -{HALF} 0" zaxis="0 1 0"/>
-            <geom type="plane" size="1 1 1" pos="0 {HALF} 0" zaxis="0 -1 0"/>
+            {border(HALF)}
             {f"<body>{slides}{grain}</body>" * GRAINS}
             <body><joint name="push" type="slide" axis="1 0 0"/>
               <geom name="pusher" type="box" size="0.012 0.09 0.02" mass="0.05" contype="2"

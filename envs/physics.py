@@ -16,4 +16,13 @@ try:
 except (ImportError, RuntimeError, AttributeError) as error:  # an unusable MUJOCO_GL can fail here already
     raise RuntimeError(NO_GL) from error
 
-__all__ = ["NO_GL", "mujoco"]
+__all__ = ["NO_GL", "border", "mujoco"]
+
+
+def border(half: float) -> str:
+    """MuJoCo planes round a square table whose side is twice `half`."""
+    sides = (("-{0} 0", "1 0"), ("{0} 0", "-1 0"), ("0 -{0}", "0 1"), ("0 {0}", "0 -1"))
+    return "".join(
+        f'<geom type="plane" size="1 1 1" pos="{place.format(half)} 0" zaxis="{inward} 0"/>'
+        for place, inward in sides
+    )

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from envs.appearance import Colour, mean_colour, plain, random_colour, random_texture
+from envs.physics import border
 from envs.table import DT, HALF, SHIFT, TableEnv, fixed_point
 
 SEGMENTS = 20
@@ -72,7 +73,6 @@ class RopeEnv(TableEnv):
 
     name = "rope"
     budget = 20
-    particles = SEGMENTS + 1
     threshold = 0.03
     _geometry = ("thickness",)
     state_names = (
@@ -109,10 +109,7 @@ class RopeEnv(TableEnv):
           <size memory="8M"/>
           <default><joint axis="0 0 1"/><geom condim="1" solref="0.01 1"/></default>
           <worldbody>
-            <geom type="plane" size="1 1 1" pos="-{HALF} 0 0" zaxis="1 0 0"/>
-            <geom type="plane" size="1 1 1" pos="{HALF} 0 0" zaxis="-1 0 0"/>
-            <geom type="plane" size="1 1 1" pos="0 -{HALF} 0" zaxis="0 1 0"/>
-            <geom type="plane" size="1 1 1" pos="0 {HALF} 0" zaxis="0 -1 0"/>
+            {border(HALF)}
             {chain}
             <body><joint name="push" type="slide" axis="1 0 0"/>
               <geom name="pusher" type="sphere" size="0.02" mass="0.05" contype="2" conaffinity="0"/></body>

@@ -44,7 +44,6 @@ class TableEnv(GoalEnv):
     proprio_names = ("pusher_x", "pusher_y")
     proprio_low = (-HALF, -HALF)
     proprio_high = (HALF, HALF)
-    particles: ClassVar[int]
     threshold: ClassVar[float]  # Chamfer distance of a success, m
 
     def __init__(self, resolution: int = 112, render_mode: str = "rgb_array"):

@@ -87,7 +87,7 @@ def diagnose(name: str, arguments: Arguments) -> dict[str, Any]:
     ]
     result: dict[str, Any] = {
         "environment": env.name,
-        "checkpoint": str(path),
+        "checkpoint": f"pretrained/{env.name}" if runs is None else str(path),
         "training": model.metadata["training"],
     }
     result["probe"] = read_errors(probe, batch["tokens"][:, 0], truth[0], names)

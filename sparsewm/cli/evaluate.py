@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,7 @@ class Cell:
         if plan.selection not in ("oracle", "none", "random_actions"):
             weights = checkpoint_hash(plan.checkpoint or pretrained_path(plan.env))
         return {
-            **json.loads(json.dumps({f.name: getattr(settings, f.name) for f in fields(settings)})),
+            **asdict(settings),
             "drop": plan.drop,
             "planner": plan.planner,
             "proposals": plan.proposals,

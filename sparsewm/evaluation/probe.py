@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from envs import GoalEnv
+from envs.table import TableEnv
 
 SUMMARY = ("mean_x", "mean_y", "deviation_x", "deviation_y", "covariance")
 
@@ -20,7 +21,7 @@ def probe_targets(env: GoalEnv, states: np.ndarray) -> tuple[np.ndarray, tuple[s
     Returns:
         float32 (K, T) in the state's units, and T names.
     """
-    if env.frameskip == 1:  # particles look alike, so which one is where cannot be read
+    if isinstance(env, TableEnv):  # particles look alike, so which one is where cannot be read
         particles = states[:, :-2].reshape(len(states), -1, 2)
         middle, away = particles.mean(1), particles - particles.mean(1, keepdims=True)
         both = (away[..., 0] * away[..., 1]).mean(1)

@@ -247,3 +247,21 @@ def test_model_sees_the_frames_and_actions_of_the_past(env: GoalEnv) -> None:
         assert [plan["step"] for plan in trace.plans] == [0, 5, 10, 15]
         assert all(len(plan["kept"]) == 8 for plan in trace.plans)
         assert np.array_equal(trace.plans[-1]["kept"], problems[-1].patches[row].numpy())
+
+
+@pytest.mark.parametrize("redraw", ["iteration", "plan", "never"])
+def test_patches_are_redrawn_as_often_as_asked(redraw: str) -> None:
+    env = envs.make("wall", resolution=56)
+    model = tiny_model(frameskip=env.frameskip)
+    problems = ModelProblems(model, env, 0, redraw, horizon=1, drop=0.5)  # type: ignore[arg-type]
+    traces = [Trace(task, [task.start]) for task in make_tasks(env, 2)]
+    drawn = []
+    for _ in range(2):  # plans
+        problem = problems(traces, np.arange(2))
+        for iteration in range(2):
+            problem.resample(iteration)
+            drawn.append(problem.patches)
+    first, second, other, _ = drawn
+    assert first.shape == (2, 8) and not first[0].equal(first[1])
+    assert first.equal(second) == (redraw != "iteration")
+    assert first.equal(other) == (redraw == "never")
