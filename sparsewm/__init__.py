@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
+from sparsewm.memory import keep_freed_memory
 from sparsewm.model import WorldModel, load, load_pretrained, save
 
 try:
@@ -20,4 +21,4 @@ try:
 except PackageNotFoundError:  # imported from a folder that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["UserError", "WorldModel", "__version__", "load", "load_encoder", "load_pretrained", "save"]
+__all__ = ["UserError", "WorldModel", "__version__", "keep_freed_memory", "load", "load_encoder", "load_pretrained", "save"]

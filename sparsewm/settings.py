@@ -14,6 +14,7 @@ import yaml
 
 import envs
 from sparsewm.errors import UserError, suggest
+from sparsewm.model.problem import Scored
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class PlanSettings:
     execute: int = 5
     cost: str = "mse"
     alpha: float = 1.0
+    scored: Scored = "last"
     hold: bool = True
     spread: float = 1.0
     samples: int = 100

@@ -20,6 +20,7 @@ from sparsewm.cli.evaluate import Eval
 from sparsewm.cli.plan import Plan
 from sparsewm.cli.train import Train
 from sparsewm.errors import UserError
+from sparsewm.memory import keep_freed_memory
 
 Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
     Annotated[Collect, subcommand("collect", description=Collect.__doc__)],
@@ -33,6 +34,7 @@ Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with 2 and one sentence when the user can put something right."""
+    keep_freed_memory()
     command: Command = tyro.cli(  # type: ignore[call-overload]
         Command,
         prog="sparsewm",

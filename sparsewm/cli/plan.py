@@ -34,7 +34,7 @@ from sparsewm.evaluation.table import seconds
 from sparsewm.files import write_json
 from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
-from sparsewm.model.problem import Measure
+from sparsewm.model.problem import Measure, Scored
 from sparsewm.report.plots import plot_plan
 from sparsewm.report.video import episode_frames, write_video
 from sparsewm.settings import (
@@ -118,6 +118,8 @@ class Plan:
     """mse: squared error of tokens and proprioception. temporal: learned number of steps to the goal."""
     alpha: float | None = None
     """Weight of the proprioception error in the cost; 0 plans by vision alone."""
+    scored: str | None = None
+    """Which imagined frame is compared with the goal: last, or best, the nearest, where execution stops."""
     hold: bool | None = None
     """Plan one action per model step and hold it for its environment steps."""
     spread: float | None = None
@@ -249,6 +251,8 @@ class Plan:
         one_of("selection", self.selection, SELECTIONS)
         if self.cost is not None:
             one_of("cost", self.cost, get_args(Measure))
+        if self.scored is not None:
+            one_of("scored", self.scored, get_args(Scored))
         if self.encoder is not None:
             one_of("encoder", self.encoder, ENCODERS)
         if self.planner == "gd" and "oracle" in self.selection:
@@ -330,6 +334,7 @@ class Plan:
                     TrueDistance(env, [traces[i].task.goal for i in active]),
                     settings.horizon,
                     hold=settings.hold,
+                    scored=settings.scored,
                 ),
             )
         assert model is not None
@@ -351,6 +356,7 @@ class Plan:
                     ),
                     settings.horizon,
                     hold=settings.hold,
+                    scored=settings.scored,
                 ),
             )
         return Planned(
@@ -369,6 +375,7 @@ class Plan:
                 chunk=self.chunk,
                 hold=settings.hold,
                 spread=settings.spread,
+                scored=settings.scored,
             ),
             self.imagine and model.decoder is not None,
         )

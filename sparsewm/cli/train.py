@@ -79,6 +79,8 @@ class Train:
     """Optimiser steps of the decoder that draws imagined frames, trained last; 0: none."""
     extend: Path | None = None
     """Checkpoint whose predictor is kept: only temporal distance and decoder are trained for it."""
+    start: Path | None = None
+    """Checkpoint to go on from: its predictor and statistics are the first of this run, with a new schedule."""
     resume: bool = False
     """Continue the run in --output bit for bit from its last checkpoint."""
     device: str = "auto"
@@ -95,26 +97,22 @@ class Train:
         config = self.config(env, sizes)
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
-        finished = None
-        if self.extend is not None:
-            finished = load(
-                self.extend,
-                device,
-                environment=env.name,
-                encoder_name=self.encoder,
-                encoder_weights=self.encoder_weights,
-                hub_repo=self.hub_repo,
-            )
+        if self.start is not None and self.extend is not None:
+            raise UserError("--start and --extend exclude each other: --extend keeps the predictor as it is")
+        finished = None if self.extend is None else self.load_model(env, self.extend, device)
+        first = None if self.start is None else self.load_model(env, self.start, device)
+        given = finished or first
         encoder = (
-            finished.encoder
-            if finished is not None
+            given.encoder
+            if given is not None
             else load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
         )
         if encoder.tokens == 1:
             config = replace(config, groups=1)
         check_groups(config, encoder.tokens)
         dataset = self.open_dataset(env)
-        frames = DISTANCE_FRAMES if finished is not None else sizes.model["history"] + config.horizon
+        history = sizes.model["history"] if first is None else first.history
+        frames = DISTANCE_FRAMES if finished is not None else history + config.horizon
         train_episodes, held_out = dataset.split()
         for episodes in (train_episodes, held_out):
             count_windows(dataset, frames, env.frameskip, episodes)  # before the long encoding
@@ -135,7 +133,8 @@ class Train:
             save(finished, folder / "checkpoint")
             print(f"checkpoint in {folder / 'checkpoint'}")
             return 0
-        trainer = self.train_predictor(env, encoder, dataset, tokens, folder, config, sizes, device, dtype)
+        model = first or self.new_model(env, encoder, dataset, tokens, sizes)
+        trainer = self.train_predictor(model.place(device), dataset, tokens, folder, config, dtype)
         if trainer.with_average(lambda: self.train_heads(env, trainer.model, dataset, tokens, folder, dtype)):
             trainer.save()
         print(
@@ -144,23 +143,21 @@ class Train:
         print(f"plan with it: sparsewm plan --env {env.name} --checkpoint {folder / 'checkpoint'}")
         return 0
 
-    def train_predictor(
-        self,
-        env: GoalEnv,
-        encoder: PatchEncoder,
-        dataset: Dataset,
-        tokens: TokenCache,
-        folder: Path,
-        config: TrainConfig,
-        sizes: Preset,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Trainer:
-        """Train the predictor to its last step; the trainer has saved it then."""
-        train_episodes, held_out = dataset.split()
-        frames = sizes.model["history"] + config.horizon
-        train = Windows(dataset, tokens, frames, env.frameskip, train_episodes)
-        validation = Windows(dataset, tokens, frames, env.frameskip, held_out)
+    def load_model(self, env: GoalEnv, path: Path, device: torch.device) -> WorldModel:
+        """A checkpoint of this environment and of the encoder asked for, in float32."""
+        return load(
+            path,
+            device,
+            environment=env.name,
+            encoder_name=self.encoder,
+            encoder_weights=self.encoder_weights,
+            hub_repo=self.hub_repo,
+        )
+
+    def new_model(
+        self, env: GoalEnv, encoder: PatchEncoder, dataset: Dataset, tokens: TokenCache, sizes: Preset
+    ) -> WorldModel:
+        """An untrained world model with the statistics of the training episodes."""
         torch.manual_seed(self.seed)
         action_dim = dataset.action.shape[1]
         model = WorldModel(
@@ -170,14 +167,35 @@ class Train:
             ),
             env.name,
             env.frameskip,
-            {
-                "dataset": {"hash": dataset.hash, "episodes": dataset.episodes, "rows": dataset.rows},
-                "preset": self.preset,
-            },
+            {"preset": self.preset},
         )
-        rows = np.arange(dataset.offsets[held_out[0]])  # of the training episodes, which come first
+        rows = np.arange(dataset.offsets[dataset.split()[1][0]])  # of the training episodes, which come first
         model.standardizer.fit(tokens.statistics(rows) | column_statistics(dataset, rows))
-        model.place(device)
+        return model
+
+    def train_predictor(
+        self,
+        model: WorldModel,
+        dataset: Dataset,
+        tokens: TokenCache,
+        folder: Path,
+        config: TrainConfig,
+        dtype: torch.dtype,
+    ) -> Trainer:
+        """Train the predictor to its last step; the trainer has saved it then."""
+        train_episodes, held_out = dataset.split()
+        frames = model.history + config.horizon
+        train = Windows(dataset, tokens, frames, model.frameskip, train_episodes)
+        validation = Windows(dataset, tokens, frames, model.frameskip, held_out)
+        model.metadata["dataset"] = {
+            "hash": dataset.hash,
+            "episodes": dataset.episodes,
+            "rows": dataset.rows,
+        }
+        if self.start is not None:
+            before = {k: model.metadata[k] for k in ("training", "start") if k in model.metadata}
+            model.metadata["start"] = before
+            model.distance = model.decoder = None  # trained anew for the tokens it will imagine
         trainer = Trainer(model, train, validation, folder, config, dtype)
         if self.resume:
             found = trainer.resume()
@@ -210,7 +228,7 @@ class Train:
 
             trainer.run(on_step)
         if trainer.metrics:
-            plot_training(folder / "training.png", trainer.metrics, f"{env.name}, {encoder.name}")
+            plot_training(folder / "training.png", trainer.metrics, f"{model.environment}, {model.encoder.name}")
             last = trainer.metrics[-1]["validation"]
             print(
                 f"rollout error over {config.horizon} steps, as a share of copying the last frame: "
@@ -317,6 +335,8 @@ class Train:
         at_least(1, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         names = {field.name for field in fields(TrainConfig)}
         given = {name: value for name, value in vars(self).items() if name in names and value is not None}
+        if self.start is not None:
+            given["ramp"] = 0.0  # it imagines well already
         return replace(TrainConfig(), **(environment_settings(env.name).train | sizes.train | given))
 
     def head_steps(self, env: GoalEnv, head: str) -> int:

@@ -94,8 +94,8 @@ class Policy(Protocol):
     def begin(self, traces: Sequence[Trace]) -> None:
         """New episodes; their tasks say start and goal."""
 
-    def act(self, active: np.ndarray) -> np.ndarray:
-        """Actions (active episodes, n, A) to execute now, `active` being their numbers; may note plans."""
+    def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
+        """Actions (n, A) of every active episode to execute now, by their numbers; may note plans."""
 
 
 class Still:
@@ -107,7 +107,7 @@ class Still:
     def begin(self, traces: Sequence[Trace]) -> None:
         """Nothing to prepare."""
 
-    def act(self, active: np.ndarray) -> np.ndarray:
+    def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
         return np.zeros((len(active), self.env.frameskip, self.env.action_dim))
 
 
@@ -120,7 +120,7 @@ class RandomActions:
     def begin(self, traces: Sequence[Trace]) -> None:
         self._rngs = [np.random.default_rng([trace.task.seed, 7]) for trace in traces]
 
-    def act(self, active: np.ndarray) -> np.ndarray:
+    def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
         space, shape = self.env.action_space, (self.env.frameskip, self.env.action_dim)
         return np.stack([self._rngs[i].uniform(space.low, space.high, shape) for i in active])
 
@@ -132,12 +132,16 @@ class ExecutableProblem(PlanningProblem, Protocol):
         """Planned actions (..., H, action_dim) as environment actions (..., H, frameskip * A)."""
         ...
 
+    def steps(self, actions: Tensor) -> Tensor:
+        """How many of the planned model steps (B, H, action_dim) lead to the frame that was scored: (B,)."""
+        ...
+
 
 ProblemMaker = Callable[[Sequence[Trace], np.ndarray], ExecutableProblem]
 
 
 class Planned:
-    """Executes the first actions of plans.
+    """Executes the first actions of plans, at most up to the imagined frame that was scored.
 
     Args:
         env: gives frameskip and action size. mpc: planner with its warm starts.
@@ -152,7 +156,7 @@ class Planned:
         self.traces = traces
         self.mpc.reset()
 
-    def act(self, active: np.ndarray) -> np.ndarray:
+    def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
         started = time.perf_counter()
         problem = self.make_problem(self.traces, active)
         mask = torch.zeros(len(self.traces), dtype=torch.bool)
@@ -175,8 +179,9 @@ class Planned:
                     "imagined": None if frames is None else frames[row],
                 }
             )
-        actions = problem.executed(plan.actions[:, : self.mpc.execute]).cpu().numpy()
-        return actions.reshape(len(active), -1, self.env.action_dim)
+        steps = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
+        actions = problem.executed(plan.actions).cpu().numpy()
+        return [a[:n].reshape(-1, self.env.action_dim) for a, n in zip(actions, steps, strict=True)]
 
 
 class ModelProblems:
@@ -204,7 +209,7 @@ class ModelProblems:
     def __call__(self, traces: Sequence[Trace], active: np.ndarray) -> LatentProblem:
         rows = [traces[i] for i in active]
         skip = self.env.frameskip
-        depth = min(self.model.history - 1, rows[0].steps // skip)
+        depth = min(self.model.history - 1, min(trace.steps for trace in rows) // skip)
         history = []
         for back in range(depth, 0, -1):  # oldest first
             frame = self.observe([trace.states[-1 - back * skip] for trace in rows])

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from envs import GoalEnv
 from sparsewm.encoders import PatchEncoder
-from sparsewm.model.problem import kept_patches
+from sparsewm.model.problem import Scored, kept_patches
 from sparsewm.model.world_model import Standardizer, gather_patches, random_patches
 
 
 class StateCost(Protocol):
-    """Scores final states of candidates: states (B, S, state_dim) -> (B, S)."""
+    """Scores states that candidates lead to: (B, S, state_dim) -> (B, S)."""
 
     def resample(self) -> None: ...
 
@@ -106,6 +106,7 @@ class SimulatorProblem:
         std: standard deviation of the first candidates, in action units (the world model's problem takes that
             of the data).
         hold: plan one environment action per model step, as in `LatentProblem`.
+        scored: "last" or "best" state, as in `LatentProblem`.
     """
 
     def __init__(
@@ -116,8 +117,9 @@ class SimulatorProblem:
         horizon: int = 5,
         std: float = 0.5,
         hold: bool = False,
+        scored: Scored = "last",
     ) -> None:
-        self.env, self.states, self._cost = env, list(states), cost
+        self.env, self.states, self._cost, self.scored = env, list(states), cost, scored
         self.batch, self.horizon = len(self.states), horizon
         low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
         repeat, self.repeats = (1, env.frameskip) if hold else (env.frameskip, 1)
@@ -136,8 +138,22 @@ class SimulatorProblem:
 
     def cost(self, actions: Tensor) -> Tensor:
         """(B, S, H, action_dim) -> (B, S)."""
+        return self._costs(actions).amin(-1)
+
+    def steps(self, actions: Tensor) -> Tensor:
+        """How many model steps of (B, H, action_dim) to execute: up to the state that was scored (B,)."""
+        if self.scored == "last":
+            return torch.full((self.batch,), self.horizon)
+        return self._costs(actions[:, None])[:, 0].argmin(-1) + 1
+
+    def _costs(self, actions: Tensor) -> Tensor:
+        """Costs (B, S, 1) of the last states, or (B, S, H) of those at the end of every model step."""
         actions = self.executed(actions)
         b, s, h, _ = actions.shape
-        sequences = actions.numpy().reshape(b, s, h * self.env.frameskip, -1)
-        finals = [self.env.rollout_states(x, a)[:, -1] for x, a in zip(self.states, sequences, strict=True)]
-        return self._cost(np.stack(finals))
+        skip = self.env.frameskip
+        sequences = actions.numpy().reshape(b, s, h * skip, -1)
+        scored = slice(-1, None) if self.scored == "last" else slice(skip, None, skip)
+        ends = np.stack(
+            [self.env.rollout_states(x, a)[:, scored] for x, a in zip(self.states, sequences, strict=True)]
+        )
+        return torch.stack([self._cost(ends[:, :, t]) for t in range(ends.shape[2])], -1)

@@ -7,7 +7,7 @@ iterations only the drawn subset of patches, and what follows from it, changes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from sparsewm.model.world_model import Latent, WorldModel, gather_patches, rando
 
 Selection = Literal["random", "proprio"]
 Measure = Literal["mse", "temporal"]
+Scored = Literal["last", "best"]
 
 
 def kept_patches(patches: int, drop: float) -> int:
@@ -34,7 +35,7 @@ def kept_patches(patches: int, drop: float) -> int:
 
 
 class LatentProblem:
-    """Distance to the goal after an imagined action sequence, from the kept tokens of its last frame.
+    """Distance to the goal after an imagined action sequence, from the kept tokens of its frames.
 
     measure "mse":      mean squared error of the tokens to the goal's
                         + alpha * mean squared error of proprioception, both standardised.
@@ -58,6 +59,9 @@ class LatentProblem:
         spread: deviation of the first candidates, in deviations of the recorded actions.
         redraw: draw a new subset at every iteration; otherwise the first one is kept.
         patches: the subset (B, M) to start with; None: a random one.
+        scored: which imagined frame is compared with the goal. "last", or "best", the nearest of all: a sequence
+            may then pass the goal on its way, and `steps` tells where to stop. A goal half a horizon away
+            so needs no plan that waits for it, and one rollout tries as many lengths as it has frames.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class LatentProblem:
         spread: float = 1.0,
         redraw: bool = True,
         patches: Tensor | None = None,
+        scored: Scored = "last",
     ) -> None:
         if horizon < 1:
             raise UserError(f"--horizon must be at least 1 model step, got {horizon}")
@@ -100,6 +105,7 @@ class LatentProblem:
         self.std = spread * standardizer.action_std.repeat(repeat).expand(horizon, -1)
         self.kept = kept_patches(model.patches, drop)
         self.alpha, self.selection, self.measure, self.chunk = alpha, selection, measure, chunk
+        self.scored = scored
         self.generator = generator or torch.Generator(device=self.device).manual_seed(0)
         if patches is None:
             patches = random_patches(self.batch, model.patches, self.kept, self.generator)
@@ -149,9 +155,26 @@ class LatentProblem:
             tokens, _ = self.model.rollout(*start, sequences, self.patches, self._past)
             return self.model.decoder.pictures(tokens[:, 0], self.patches)
 
+    def steps(self, actions: Tensor) -> Tensor:
+        """How many model steps of (B, H, action_dim) to execute: up to the frame that was scored, int64 (B,)."""
+        if self.scored == "last":
+            return torch.full((self.batch,), self.horizon)
+        with torch.inference_mode():
+            frames = self._frames(self.executed(actions)[:, None])
+            costs = torch.stack([self._distance(*frame) for frame in frames], -1)  # (B, 1, H)
+            return costs[:, 0].argmin(-1).cpu() + 1
+
+    def _frames(self, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.model.imagine(self._tokens, self.start.proprio, actions, self.patches, self._past)
+
     def _cost(self, actions: Tensor) -> Tensor:
-        frames = self.model.imagine(self._tokens, self.start.proprio, actions, self.patches, self._past)
-        ((tokens, proprio),) = deque(frames, maxlen=1)  # the last one
+        if self.scored == "last":
+            (frame,) = deque(self._frames(actions), maxlen=1)
+            return self._distance(*frame)
+        return torch.stack([self._distance(*frame) for frame in self._frames(actions)]).amin(0)
+
+    def _distance(self, tokens: Tensor, proprio: Tensor) -> Tensor:
+        """From frames (B, S, M, D), (B, S, P) to the goal, (B, S)."""
         if self.measure == "temporal":
             return TemporalDistance.between(self._embedded(tokens, proprio), self._goal)
         cost = self.alpha * (proprio - self.goal.proprio[:, None]).square().mean(-1)

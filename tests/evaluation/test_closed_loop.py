@@ -218,6 +218,28 @@ def test_held_actions_are_executed_for_all_steps_of_a_model_step(env: GoalEnv) -
     )
 
 
+def test_plans_are_executed_up_to_the_best_state_only(env: GoalEnv) -> None:
+    """A goal one step away and one three steps away, planned in one batch, both at three imagined steps."""
+    near, far = (Task(np.array([10.0, 10.0]), np.array([x, 10.0]), 0) for x in (19.0, 27.0))
+
+    def oracle(traces: Sequence[Trace], active: np.ndarray) -> SimulatorProblem:
+        states, goals = [traces[i].states[-1] for i in active], [traces[i].task.goal for i in active]
+        cost = TrueDistance(env, goals)
+        return SimulatorProblem(env, states, cost, horizon=3, hold=True, scored="best")
+
+    steps: list[int] = []
+
+    class Noted(Planned):
+        def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
+            actions = super().act(active)
+            steps.extend(len(a) for a in actions)
+            return actions
+
+    policy = Noted(env, MPC(CEM(samples=200, elites=10, iterations=6), execute=3), oracle)
+    run_episodes(env, [near, far], policy, budget=5, batch=2)
+    assert steps == [5, 10] or steps == [5, 15], steps
+
+
 def test_model_sees_the_frames_and_actions_of_the_past(env: GoalEnv) -> None:
     model = tiny_model(history=3, frameskip=5)
     make = ModelProblems(model, env, horizon=2, drop=0.5, alpha=1.0, seed=0)

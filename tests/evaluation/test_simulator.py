@@ -77,6 +77,19 @@ def test_held_actions_cost_what_their_repetition_costs(env: GoalEnv) -> None:
     assert torch.equal(held.cost(actions), free.cost(repeated))
 
 
+def test_best_scoring_takes_the_nearest_state_of_every_sequence(env: GoalEnv) -> None:
+    cost = TrueDistance(env, GOALS)
+    best = SimulatorProblem(env, STARTS, cost, horizon=3, hold=True, scored="best")
+    actions = torch.rand(3, 6, 3, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    ends = [
+        SimulatorProblem(env, STARTS, cost, horizon=h, hold=True).cost(actions[:, :, :h]) for h in (1, 2, 3)
+    ]
+    frames = torch.stack(ends, -1)
+    assert torch.equal(best.cost(actions), frames.amin(-1))
+    assert len(frames.argmin(-1).unique()) > 1
+    assert torch.equal(best.steps(actions[:, 0]), frames[:, 0].argmin(-1) + 1)
+
+
 @pytest.mark.parametrize("pictures", [False, True])
 def test_planning_leaves_the_environment_as_it_is(env: GoalEnv, pictures: bool) -> None:
     state, goal, picture = env.state, env.goal.copy(), env.render()

@@ -356,3 +356,22 @@ def test_temporal_cost_needs_a_model_that_has_one() -> None:
 def test_spread_widens_the_first_candidates() -> None:
     model = tiny_model()
     close(make_problem(model, spread=1.5).std, 1.5 * make_problem(model).std)
+
+
+def test_best_scoring_takes_the_nearest_imagined_frame_and_stops_there() -> None:
+    """A sequence that passes the goal half-way is as good as one that ends there, and is executed so far."""
+    model = tiny_model()
+    problem = make_problem(model, drop=0.5, alpha=0.3, scored="best")
+    last, actions = make_problem(model, drop=0.5, alpha=0.3), candidates(model)
+    costs = []
+    for horizon in range(1, 6):  # the same masks and frames, but sequences of one to five steps
+        shorter = make_problem(model, drop=0.5, alpha=0.3, horizon=horizon)
+        costs.append(shorter.cost(actions[:, :, :horizon]))
+    frames = torch.stack(costs, -1)
+    close(problem.cost(actions), frames.amin(-1))
+    assert not torch.allclose(problem.cost(actions), last.cost(actions))
+    for candidate in range(7):
+        assert problem.steps(actions[:, candidate]).tolist() == (
+            frames[:, candidate].argmin(-1) + 1
+        ).tolist()
+        assert last.steps(actions[:, candidate]).tolist() == [5, 5]
