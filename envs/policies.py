@@ -46,6 +46,52 @@ def exploration_policy(env: GoalEnv, rng: np.random.Generator) -> ExplorationPol
     )
 
 
+class HeldActions:
+    """Another policy, interrupted by what planners try: Gaussian actions, each held for a model step.
+
+    A planner asks its world model about such actions wherever it stands. A model of purposeful motion alone
+    has never seen a hasty or glancing contact, imagines that the object follows, and the planner finds
+    just that.
+
+    Args:
+        policy: acts in between. rng: of the interruptions. frameskip: environment steps of a model step.
+        size: of an action. share: of the steps that are such actions, in [0, 1).
+    """
+
+    LONGEST = 3  # model steps of an interruption
+
+    def __init__(
+        self,
+        policy: ExplorationPolicy,
+        rng: np.random.Generator,
+        frameskip: int,
+        size: int,
+        share: float = 0.5,
+    ):
+        if not 0 <= share < 1:
+            raise ValueError(f"the share of held actions must be at least 0 and below 1, got {share:g}")
+        self._policy, self._rng, self._frameskip, self._size = policy, rng, frameskip, size
+        length = frameskip * (1 + self.LONGEST) / 2
+        self._start = min(1.0, share / (1 - share) / length) if share else 0.0  # chance of one, a step
+        self._left = 0
+
+    def reset(self, state: np.ndarray) -> None:
+        self._policy.reset(state)
+        self._left = 0
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        rng = self._rng
+        if self._left == 0 and rng.random() < self._start:
+            self._left = self._frameskip * int(rng.integers(1, self.LONGEST + 1))
+            self._deviation = rng.uniform(0.1, 0.6)
+        if self._left == 0:
+            return self._policy.act(state)
+        if self._left % self._frameskip == 0:
+            self._action = np.clip(rng.normal(0, self._deviation, self._size), -1, 1).astype(np.float32)
+        self._left -= 1
+        return self._action.copy()
+
+
 class PushTExploration:
     """Pushes of the T from all sides, each followed by another, with free motions between.
 

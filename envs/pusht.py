@@ -234,7 +234,7 @@ class PushTEnv(GoalEnv):
         return {"position": math.hypot(agent, block), "angle": turn, "agent": agent, "block": block}
 
     def shortfall(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        # The disc's error weighs little: a disc that waits at its goal beside a misplaced T is a minimum to leave.
+        # The disc's error weighs little: one that waits at its goal beside a misplaced T must get away again.
         error = (states[:, :4] - goal[:4]) * np.array([0.25, 0.25, 1.0, 1.0])
         turn = np.abs((states[:, 4] - goal[4] + np.pi) % (2 * np.pi) - np.pi)
         return np.linalg.norm(error, axis=1) / 20.0 + turn / (np.pi / 9)

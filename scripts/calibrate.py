@@ -54,7 +54,9 @@ def policies(env: GoalEnv, seed: int) -> dict[str, Policy]:
     def problem(traces: Any, active: Any) -> SimulatorProblem:
         cost = TrueDistance(env, [traces[i].task.goal for i in active])
         states = [traces[i].states[-1] for i in active]
-        return SimulatorProblem(env, states, cost, settings.horizon, hold=settings.hold)
+        return SimulatorProblem(
+            env, states, cost, settings.horizon, hold=settings.hold, scored=settings.scored
+        )
 
     oracle = Planned(env, MPC(planner, settings.execute), problem)
     return {"none": Still(env), "random_actions": RandomActions(env), "oracle": oracle}

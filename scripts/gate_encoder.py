@@ -28,15 +28,16 @@ import tyro
 from envs import GoalEnv
 from planners import CEM, MPC
 from sparsewm.data.collect import explore
-from sparsewm.data.tokens import token_precision
+from sparsewm.data.tokens import fast_copy, token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.geometry import cost_geometry, encode_states
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
-from sparsewm.files import write_json
+from sparsewm.files import read_json, write_json
+from sparsewm.memory import keep_freed_memory
 from sparsewm.model.world_model import Standardizer
-from sparsewm.settings import PlanSettings, environment_settings, make_env
+from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env
 
 
 @dataclass
@@ -53,10 +54,15 @@ class Arguments:
     """Proprioception weights of the oracle."""
     episodes: int = 20
     """Episodes per cell; 0 measures the geometry only."""
+    budget: int | None = None
+    """Environment steps an episode may take; as in configs/ when left out."""
     seed: int = 0
     """Seed of tasks, candidates and masks."""
     output: Path = Path("results/encoder_gate.json")
-    """JSON file."""
+    """JSON file; what it holds of other environments and cells of the same encoder stays."""
+
+
+FAST = choose_dtype("auto", torch.device("cpu"))
 
 
 def explored(env: GoalEnv, seed: int) -> np.ndarray:
@@ -91,7 +97,10 @@ def oracle(
 ) -> dict[str, Any]:
     """Success of CEM on the true simulator, under the encoder's cost or (encoder None) the true distance."""
     tasks = make_tasks(env, episodes, seed, settings.goal_source, settings.goal_offset)
-    standardizer = None if encoder is None else standardizer_for(env, encoder, seed)
+    standardizer = None
+    if encoder is not None:
+        encoder = fast_copy(encoder, env.render_states(explored(env, seed)[::17]), FAST)
+        standardizer = standardizer_for(env, encoder, seed)
     generator = torch.Generator().manual_seed(seed)
 
     def problem(traces: Any, active: Any) -> SimulatorProblem:
@@ -101,7 +110,9 @@ def oracle(
             cost: Any = TrueDistance(env, goals)
         else:
             cost = TokenDistance(env, encoder, standardizer, goals, drop, alpha, generator)
-        return SimulatorProblem(env, states, cost, settings.horizon, hold=settings.hold)
+        return SimulatorProblem(
+            env, states, cost, settings.horizon, hold=settings.hold, scored=settings.scored
+        )
 
     mpc = MPC(CEM(settings.samples, settings.elites, settings.iterations, seed=seed), settings.execute)
     summary = summarize(env, run_episodes(env, tasks, Planned(env, mpc, problem), settings.budget))
@@ -110,18 +121,18 @@ def oracle(
 
 
 def main(arguments: Arguments) -> None:
+    keep_freed_memory()
     trained = load_embedded(arguments.encoder_weights)
     twin = random_twin(trained)
-    report: dict[str, Any] = {
-        "command": " ".join(sys.argv),
-        "episodes": arguments.episodes,
-        "seed": arguments.seed,
-    }
-    report |= {"encoder": trained.hash, "geometry": {}, "precision": {}, "oracle": []}
+    report: dict[str, Any] = {"encoder": trained.hash, "geometry": {}, "precision": {}, "oracle": []}
+    if arguments.output.is_file() and (found := read_json(arguments.output))["encoder"] == trained.hash:
+        report |= {key: found[key] for key in report}
+    command = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
     for name in arguments.environments:
         env = make_env(name)
         settings = environment_settings(env.name).plan
-        settings = replace(settings, execute=settings.horizon)
+        budget = arguments.budget or settings.budget
+        settings = replace(settings, execute=settings.horizon, budget=budget)
         pictures = env.render_states(explored(env, arguments.seed)[::8])
         for label, encoder in (("trained", trained), ("random twin", twin)):
             report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))
@@ -136,9 +147,10 @@ def main(arguments: Arguments) -> None:
             cells += [(label, encoder, drop, alpha) for alpha in arguments.alphas for drop in arguments.drops]
         for label, encoder, drop, alpha in cells:
             row = oracle(env, settings, arguments.episodes, arguments.seed, encoder, drop, alpha)
-            row = {"environment": name, "cost": label, "drop": drop, "alpha": alpha, **row}
-            report["oracle"].append(row)
-            print(row, flush=True)
+            cell = {"environment": name, "cost": label, "drop": drop, "alpha": alpha}
+            others = [r for r in report["oracle"] if {key: r[key] for key in cell} != cell]
+            report["oracle"] = [*others, {**cell, **row, **command, "budget": settings.budget}]
+            print(cell, row, flush=True)
             write_json(arguments.output, report)
     write_json(arguments.output, report)
 

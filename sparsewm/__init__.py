@@ -21,4 +21,13 @@ try:
 except PackageNotFoundError:  # imported from a folder that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["UserError", "WorldModel", "__version__", "keep_freed_memory", "load", "load_encoder", "load_pretrained", "save"]
+__all__ = [
+    "UserError",
+    "WorldModel",
+    "__version__",
+    "keep_freed_memory",
+    "load",
+    "load_encoder",
+    "load_pretrained",
+    "save",
+]

@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Make the C library keep freed memory, so that tensors of a planner iteration reuse each other's pages.
 
     By default it maps every large tensor afresh, and the kernel clears each of its pages on first touch: a
-    third of the time of a planner iteration on a CPU. The process then holds its peak until it ends. Called by
-    the command line; call it yourself, once and early, where you plan from Python.
+    third of the time of a planner iteration on a CPU. The process then holds its peak until it ends.
+    The command line calls this; where you plan from Python, call it yourself, once and early.
 
     Returns:
         whether it worked: Linux with the GNU C library.
@@ -25,4 +25,5 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # another C library
         return False
     settings = (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)
-    return all([mallopt(option, value) == 1 for option, value in settings])
+    done = [mallopt(option, value) == 1 for option, value in settings]
+    return all(done)

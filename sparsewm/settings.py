@@ -41,12 +41,14 @@ class EnvironmentSettings:
     """One file of `configs/environments`.
 
     Attributes:
-        episodes, steps: of a dataset. train: settings of `sparsewm.training.TrainConfig` by name.
+        episodes, steps, held: of a dataset (`sparsewm.data.collect`).
+        train: settings of `sparsewm.training.TrainConfig` by name.
         heads: steps of the temporal `distance` and of the `decoder`. plan: how to plan.
     """
 
     episodes: int
     steps: int
+    held: float
     train: dict[str, Any]
     heads: dict[str, int]
     plan: PlanSettings
@@ -89,6 +91,7 @@ def environment_settings(name: str) -> EnvironmentSettings:
         return EnvironmentSettings(
             content["collect"]["episodes"],
             content["collect"]["steps"],
+            content["collect"].get("held", 0.0),
             train,
             {head: int(train.pop(f"{head}_steps")) for head in ("distance", "decoder")},
             PlanSettings(**content["plan"]),

@@ -25,6 +25,8 @@ class Collect:
     """Episodes to record; 0 takes the environment's usual number."""
     steps: int = 0
     """Environment steps of an episode; 0 takes the usual number."""
+    held: float | None = None
+    """Share of steps with random actions held for a model step, as planners try them; None: the usual."""
     workers: int = 2
     """Parallel processes; the file is the same for any number."""
     resolution: int = 112
@@ -52,6 +54,7 @@ class Collect:
                 self.steps or usual.steps,
                 self.resolution,
                 progress,
+                usual.held if self.held is None else self.held,
             )
         dataset = Dataset(path, env.name)
         write_json(

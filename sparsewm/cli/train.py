@@ -80,7 +80,7 @@ class Train:
     extend: Path | None = None
     """Checkpoint whose predictor is kept: only temporal distance and decoder are trained for it."""
     start: Path | None = None
-    """Checkpoint to go on from: its predictor and statistics are the first of this run, with a new schedule."""
+    """Checkpoint to go on from: this run starts with its predictor and statistics, on a new schedule."""
     resume: bool = False
     """Continue the run in --output bit for bit from its last checkpoint."""
     device: str = "auto"
@@ -228,7 +228,9 @@ class Train:
 
             trainer.run(on_step)
         if trainer.metrics:
-            plot_training(folder / "training.png", trainer.metrics, f"{model.environment}, {model.encoder.name}")
+            plot_training(
+                folder / "training.png", trainer.metrics, f"{model.environment}, {model.encoder.name}"
+            )
             last = trainer.metrics[-1]["validation"]
             print(
                 f"rollout error over {config.horizon} steps, as a share of copying the last frame: "
@@ -359,7 +361,14 @@ class Train:
         path, usual = Path("data") / f"{env.name}.h5", environment_settings(env.name)
         if not path.is_file():
             with progress_bar(f"recording {env.name}") as progress:
-                collect(env.name, usual.episodes, path, steps=usual.steps, progress=progress)
+                collect(
+                    env.name,
+                    usual.episodes,
+                    path,
+                    steps=usual.steps,
+                    progress=progress,
+                    held=usual.held,
+                )
         return Dataset(path, env.name)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 import envs
 from envs import GoalEnv
-from envs.policies import exploration_policy
+from envs.policies import HeldActions, exploration_policy
 from sparsewm.data.dataset import COLUMNS, DatasetWriter
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors, require_space
@@ -34,11 +34,18 @@ STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100}
 """Environment steps of an episode."""
 
 
-def explore(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """States (steps + 1, D) and actions (steps, A) of an episode, a pure function of (seed, episode)."""
+def explore(
+    env: GoalEnv, seed: int, episode: int, steps: int, held: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """States (steps + 1, D) and actions (steps, A) of an episode, a pure function of (seed, episode, held).
+
+    `held` is the share of steps with a planner's random actions instead (`envs.policies.HeldActions`).
+    """
     rng = np.random.default_rng([seed, episode])
     env.reset(seed=int(rng.integers(2**31)))
     policy = exploration_policy(env, rng)
+    if held:
+        policy = HeldActions(policy, rng, env.frameskip, env.action_dim, held)
     states, actions = [env.state], []
     policy.reset(states[0])
     for _ in range(steps):
@@ -48,9 +55,11 @@ def explore(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarr
     return np.stack(states), np.stack(actions)
 
 
-def record_episode(env: GoalEnv, seed: int, episode: int, steps: int) -> dict[str, np.ndarray]:
+def record_episode(
+    env: GoalEnv, seed: int, episode: int, steps: int, held: float = 0.0
+) -> dict[str, np.ndarray]:
     """The rows of one exploratory episode, columns as in `sparsewm.data.dataset`."""
-    states, actions = explore(env, seed, episode, steps)
+    states, actions = explore(env, seed, episode, steps, held)
     return {
         "pixels": env.render_states(states),
         "action": np.concatenate([actions, np.zeros_like(actions[:1])]).astype(np.float32),
@@ -59,13 +68,13 @@ def record_episode(env: GoalEnv, seed: int, episode: int, steps: int) -> dict[st
     }
 
 
-def _record_part(job: tuple[str, int, int, int, int, str, dict[str, Any], int]) -> int:
-    name, first, stop, seed, steps, path, attributes, resolution = job
+def _record_part(job: tuple[str, int, int, int, int, str, dict[str, Any], int, float]) -> int:
+    name, first, stop, seed, steps, path, attributes, resolution, held = job
     env = envs.make(name, resolution=resolution)
     try:
         with DatasetWriter(path, attributes) as writer:
             for episode in range(first, stop):
-                writer.append(record_episode(env, seed, episode, steps))
+                writer.append(record_episode(env, seed, episode, steps, held))
     finally:
         env.close()
     return stop - first
@@ -94,6 +103,7 @@ def collect(
     steps: int | None = None,
     resolution: int = 112,
     progress: Callable[[int, int], None] | None = None,
+    held: float = 0.0,
 ) -> Path:
     """Record exploratory episodes into one HDF5 file.
 
@@ -101,7 +111,7 @@ def collect(
         environment: its name. episodes: how many. path: the `.h5` file; an existing complete file is kept.
         workers: processes. seed: of everything. steps: environment steps an episode, None for the usual.
         resolution: side of the pictures in pixels.
-        progress: called with the episodes done and wanted.
+        progress: called with the episodes done and wanted. held: share of steps with held random actions.
 
     Raises:
         UserError: a flag is out of range, the disk is full, a worker died, or the file has other settings.
@@ -111,6 +121,8 @@ def collect(
     for flag, value in (("--episodes", episodes), ("--workers", workers), ("--steps", steps)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}")
+    if not 0 <= held < 1:
+        raise UserError(f"--held must be at least 0 and below 1, got {held:g}")
     if seed < 0:
         raise UserError(f"--seed must be at least 0, got {seed}")
     spec = envs.make(environment, resolution=resolution)
@@ -120,7 +132,7 @@ def collect(
         "seed": seed,
         "steps": steps,
         "resolution": resolution,
-        "policy": "exploration",
+        "policy": "exploration" + (f", {held:g} held actions" if held else ""),
         "version": 1,
         "action_low": spec.action_space.low,
         "action_high": spec.action_space.high,
@@ -139,7 +151,7 @@ def collect(
         part = parts / f"{first:06d}-{stop:06d}.h5"
         jobs.append(part)
         if not (part.is_file() and _same_recording(part, attributes, stop - first)):
-            waiting.append((environment, first, stop, seed, steps, str(part), attributes, resolution))
+            waiting.append((environment, first, stop, seed, steps, str(part), attributes, resolution, held))
     done = episodes - sum(job[2] - job[1] for job in waiting)
     with disk_errors(path):
         parts.mkdir(parents=True, exist_ok=True)

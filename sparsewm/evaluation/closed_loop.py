@@ -108,7 +108,7 @@ class Still:
         """Nothing to prepare."""
 
     def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
-        return np.zeros((len(active), self.env.frameskip, self.env.action_dim))
+        return [np.zeros((self.env.frameskip, self.env.action_dim)) for _ in active]
 
 
 class RandomActions:
@@ -122,7 +122,7 @@ class RandomActions:
 
     def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
         space, shape = self.env.action_space, (self.env.frameskip, self.env.action_dim)
-        return np.stack([self._rngs[i].uniform(space.low, space.high, shape) for i in active])
+        return [self._rngs[i].uniform(space.low, space.high, shape) for i in active]
 
 
 class ExecutableProblem(PlanningProblem, Protocol):

@@ -59,9 +59,9 @@ class LatentProblem:
         spread: deviation of the first candidates, in deviations of the recorded actions.
         redraw: draw a new subset at every iteration; otherwise the first one is kept.
         patches: the subset (B, M) to start with; None: a random one.
-        scored: which imagined frame is compared with the goal. "last", or "best", the nearest of all: a sequence
-            may then pass the goal on its way, and `steps` tells where to stop. A goal half a horizon away
-            so needs no plan that waits for it, and one rollout tries as many lengths as it has frames.
+        scored: which imagined frame is compared with the goal. "last", or "best", the nearest of all: a
+            sequence may then pass the goal on its way, and `steps` tells where to stop. A goal half a horizon
+            away so needs no plan that waits for it, and one rollout tries as many lengths as it has frames.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class LatentProblem:
             return self.model.decoder.pictures(tokens[:, 0], self.patches)
 
     def steps(self, actions: Tensor) -> Tensor:
-        """How many model steps of (B, H, action_dim) to execute: up to the frame that was scored, int64 (B,)."""
+        """Model steps of (B, H, action_dim) to execute: up to the frame that was scored, int64 (B,)."""
         if self.scored == "last":
             return torch.full((self.batch,), self.horizon)
         with torch.inference_mode():

@@ -216,6 +216,21 @@ def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(trained: Pa
     assert json.loads((place / "planned-so/results.json").read_text())["settings"]["cost"] == "temporal"
 
 
+def test_training_goes_on_from_a_checkpoint(trained: Path) -> None:
+    """Its statistics stay, its weights are where the new run starts, and the card's source says so."""
+    place = trained.parent
+    more = TRAIN.replace("--steps 8", "--steps 1 --lr 1e-9").replace("--encoder random ", "")
+    done = shell(place, more, "--start run/checkpoint --output more")
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(place / run / "checkpoint/model.safetensors") for run in ("run", "more"))
+    kept = [key for key in before if key.startswith(("predictor", "standardizer"))]
+    assert kept and all(before[key].equal(after[key]) for key in kept)
+    metadata = json.loads((place / "more/checkpoint/metadata.json").read_text())
+    assert metadata["start"]["training"]["step"] == 8 and metadata["training"]["step"] == 1
+    refused = shell(place, more, "--start run/checkpoint --extend run/checkpoint --output no")
+    assert refused.returncode == 2 and "exclude each other" in refused.stderr and not (place / "no").exists()
+
+
 def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:
     assert (trained / "imagination_drop_0.5.png").stat().st_size > 1000
     place, sizes, episodes = trained.parent, [], []

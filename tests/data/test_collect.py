@@ -70,7 +70,7 @@ def test_any_number_of_workers_records_the_same_file(recorded: Path, tmp_path: P
     finished = path.stat().st_mtime_ns
     assert collect("wall", path=path, workers=workers, **SETTINGS) == path  # there is nothing left to do
     assert path.stat().st_mtime_ns == finished
-    for change in ({"episodes": 4}, {"seed": 4}, {"steps": 5}, {"resolution": 32}):
+    for change in ({"episodes": 4}, {"seed": 4}, {"steps": 5}, {"resolution": 32}, {"held": 0.5}):
         with pytest.raises(
             UserError, match=r"was recorded with other settings: delete it or give another --output"
         ):

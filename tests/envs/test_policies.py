@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs.policies import exploration_policy
+from envs.policies import HeldActions, exploration_policy
 from envs.pusht import CENTRE, rotated
 from envs.wall import WallEnv
 
@@ -44,6 +44,37 @@ def test_unknown_environment_is_refused() -> None:
 
     with pytest.raises(ValueError, match="no exploration policy for environment 'other'"):
         exploration_policy(OtherEnv(), np.random.default_rng(0))
+
+
+class Marked:
+    """Acts with 9, which no planner tries."""
+
+    def reset(self, state: np.ndarray) -> None:
+        pass
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        return np.full(2, 9, np.float32)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_held_actions_interrupt_the_policy_as_often_as_asked(share: float) -> None:
+    """Whole model steps of one action, and the policy's own actions between."""
+    policy, state = HeldActions(Marked(), np.random.default_rng(0), 5, 2, share), np.zeros(4)
+    policy.reset(state)
+    actions = np.stack([policy.act(state) for _ in range(20000)])
+    held = (actions != 9).all(1)
+    assert held.mean() == pytest.approx(share, abs=0.05)
+    assert np.abs(actions[held]).max() <= 1 and actions[held].std() > 0.2
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], (held).astype(int), [0]])))
+    for first, last in edges.reshape(-1, 2)[:-1]:
+        assert (last - first) % 5 == 0
+        steps = actions[first:last].reshape(-1, 5, 2)
+        assert (steps == steps[:, :1]).all()
+
+
+def test_a_share_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="below 1"):
+        HeldActions(Marked(), np.random.default_rng(0), 5, 2, 1.0)
 
 
 def test_pusht_pushes_the_t_about() -> None:

@@ -371,7 +371,5 @@ def test_best_scoring_takes_the_nearest_imagined_frame_and_stops_there() -> None
     close(problem.cost(actions), frames.amin(-1))
     assert not torch.allclose(problem.cost(actions), last.cost(actions))
     for candidate in range(7):
-        assert problem.steps(actions[:, candidate]).tolist() == (
-            frames[:, candidate].argmin(-1) + 1
-        ).tolist()
+        assert problem.steps(actions[:, candidate]).tolist() == (frames[:, candidate].argmin(-1) + 1).tolist()
         assert last.steps(actions[:, candidate]).tolist() == [5, 5]
