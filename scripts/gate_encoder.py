@@ -32,7 +32,7 @@ from sparsewm.data.tokens import fast_copy, token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
-from sparsewm.evaluation.geometry import cost_geometry, encode_states
+from sparsewm.evaluation.geometry import cost_geometry, encode_states, token_sensitivity
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
 from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
@@ -124,9 +124,10 @@ def main(arguments: Arguments) -> None:
     keep_freed_memory()
     trained = load_embedded(arguments.encoder_weights)
     twin = random_twin(trained)
-    report: dict[str, Any] = {"encoder": trained.hash, "geometry": {}, "precision": {}, "oracle": []}
+    report: dict[str, Any] = {"encoder": trained.hash, "oracle": []}
+    report |= {"geometry": {}, "sensitivity": {}, "precision": {}}
     if arguments.output.is_file() and (found := read_json(arguments.output))["encoder"] == trained.hash:
-        report |= {key: found[key] for key in report}
+        report |= {key: found[key] for key in report if key in found}
     command = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
     for name in arguments.environments:
         env = make_env(name)
@@ -137,6 +138,7 @@ def main(arguments: Arguments) -> None:
         for label, encoder in (("trained", trained), ("random twin", twin)):
             report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))
             print(name, label, "geometry", geometry, flush=True)
+            report["sensitivity"][f"{name}, {label}"] = token_sensitivity(env, encoder)
             found = token_precision(encoder, deepcopy(encoder).bfloat16(), pictures)
             report["precision"][f"{name}, {label}"] = found
             print(name, label, "tokens in bfloat16", found, flush=True)
