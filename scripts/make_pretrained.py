@@ -32,6 +32,19 @@ class Arguments:
     """Record and train first; with --no-train only the finished runs under runs/ are shipped."""
 
 
+def before(start: dict[str, Any] | None) -> list[str]:
+    """The card's lines on the checkpoint that training went on from."""
+    if not start:
+        return []
+    training, data = start["training"], start["dataset"]
+    return [
+        f"- Went on (`--start CHECKPOINT`) from {training['step']} steps at horizon {training['horizon']}, "
+        f"{training['seconds'] / 60:.0f} minutes on {data['episodes']} episodes (dataset hash "
+        f"`{data['hash'][:12]}`).",
+        *before(start.get("start")),
+    ]
+
+
 def card(name: str, metadata: dict[str, Any], size: int) -> str:
     """Model card in Markdown from a checkpoint's metadata."""
     training, data, validation = metadata["training"], metadata["dataset"], metadata["validation"]
@@ -43,11 +56,12 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         f"step{'s' * (skip > 1)} ahead. Weights in bfloat16, {size / 1e6:.1f} MB. Sizes in `config.yaml`.",
         "",
         f"- Data: {data['episodes']} exploratory episodes, {data['rows']} frames (`sparsewm collect --env "
-        f"{name}`), dataset hash `{data['hash'][:12]}`; the last 5% held out.",
+        f"{name}`; {data.get('policy', 'exploration')}), dataset hash `{data['hash'][:12]}`; the last 5% held out.",
         f"- Training: {training['step']} steps of {training['batch']} windows, "
         f"{training['seconds'] / 60:.0f} minutes on two CPU "
         f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
         "groups.",
+        *before(metadata.get("start")),
         "- Made by: `python scripts/make_pretrained.py`.",
         "",
         "Rollout error on held-out windows from one recorded frame, as a share of copying that frame, at "

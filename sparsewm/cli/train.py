@@ -187,15 +187,16 @@ class Train:
         frames = model.history + config.horizon
         train = Windows(dataset, tokens, frames, model.frameskip, train_episodes)
         validation = Windows(dataset, tokens, frames, model.frameskip, held_out)
+        if self.start is not None:
+            source = {k: model.metadata[k] for k in ("training", "dataset", "start") if k in model.metadata}
+            model.metadata["start"] = source
+            model.distance = model.decoder = None  # trained anew for the tokens it will imagine
         model.metadata["dataset"] = {
             "hash": dataset.hash,
             "episodes": dataset.episodes,
             "rows": dataset.rows,
+            "policy": str(dataset.attributes.get("policy", "unknown")),
         }
-        if self.start is not None:
-            before = {k: model.metadata[k] for k in ("training", "start") if k in model.metadata}
-            model.metadata["start"] = before
-            model.distance = model.decoder = None  # trained anew for the tokens it will imagine
         trainer = Trainer(model, train, validation, folder, config, dtype)
         if self.resume:
             found = trainer.resume()
