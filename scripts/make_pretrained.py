@@ -56,7 +56,8 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         f"step{'s' * (skip > 1)} ahead. Weights in bfloat16, {size / 1e6:.1f} MB. Sizes in `config.yaml`.",
         "",
         f"- Data: {data['episodes']} exploratory episodes, {data['rows']} frames (`sparsewm collect --env "
-        f"{name}`; {data.get('policy', 'exploration')}), dataset hash `{data['hash'][:12]}`; the last 5% held out.",
+        f"{name}`; {data.get('policy', 'exploration')}), dataset hash `{data['hash'][:12]}`; the last 5% "
+        "held out.",
         f"- Training: {training['step']} steps of {training['batch']} windows, "
         f"{training['seconds'] / 60:.0f} minutes on two CPU "
         f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from sparsewm.evaluation.table import cell_row, markdown
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import PRETRAINED, checkpoint_hash, pretrained_path
 from sparsewm.report.plots import plot_success
-from sparsewm.settings import at_least, environment_settings, make_env, one_of
+from sparsewm.settings import PlanSettings, at_least, environment_settings, make_env, one_of
 
 YARDSTICKS = ("none", "random_actions", "oracle", "cls", "proprio")
 PROPRIO_IS_STATE = ("wall", "pointmaze")
@@ -297,10 +297,14 @@ def cell_path(folder: Path, name: str) -> Path:
 
 
 def read_cell(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any] | None:
-    """A kept result of the same request, None when there is none."""
+    """A kept result of the same request, None when there is none.
+
+    A setting that it does not name is newer than the result, and its default is how things were before.
+    """
+    defaults = {field.name: field.default for field in fields(PlanSettings) if field.default is not MISSING}
     try:
         result = json.loads(cell_path(folder, name).read_text())
-        return result if result["request"] == request else None
+        return result if defaults | result["request"] == request else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -65,6 +65,11 @@ def test_finished_cells_are_kept_and_changed_ones_run_again(wall: Path) -> None:
     content = json.loads(edited.read_text())
     content["request"]["samples"] = 3
     edited.write_text(json.dumps(content))
+    older = cells / "wall-random-drop0.5.json"  # written before there was this setting: nothing has changed
+    content = json.loads(older.read_text())
+    del content["request"]["scored"]
+    older.write_text(json.dumps(content))
+    before[older.name] = older.stat().st_mtime_ns
     known = rows(wall)
     done = shell(wall, "eval --envs wall", QUICK, "--output ev")
     assert done.returncode == 0, done.stderr
