@@ -14,7 +14,7 @@ if sys.argv[1] == "keep":
     assert sparsewm.keep_freed_memory()
 def work():
     for _ in range(20):
-        torch.ones(4, 1 << 20).add(1)  # 16 MB each
+        torch.ones(16, 1 << 20).add(1)  # 64 MB: above 32 MB the C library always maps afresh
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
