@@ -122,6 +122,8 @@ class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
     def shortfall(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Distance float64 (K,) of states (K, D) to a goal (D,), in units of the success thresholds.
 
+        What has to be left alone for a while to reach the goal may weigh less, as the disc in PushT.
+
         It is what a planner with the true simulator (the oracle) minimises.
         """
 

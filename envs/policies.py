@@ -72,7 +72,7 @@ class HeldActions:
             raise ValueError(f"the share of held actions must be at least 0 and below 1, got {share:g}")
         self._policy, self._rng, self._frameskip, self._size = policy, rng, frameskip, size
         length = frameskip * (1 + self.LONGEST) / 2
-        self._start = min(1.0, share / (1 - share) / length) if share else 0.0  # chance of one, a step
+        self._start = min(1.0, share / (1 - share) / length)  # chance of one, a step
         self._left = 0
 
     def reset(self, state: np.ndarray) -> None:

@@ -11,8 +11,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C libra
 def keep_freed_memory() -> bool:
     """Make the C library keep freed memory, so that tensors of a planner iteration reuse each other's pages.
 
-    By default it maps every large tensor afresh, and the kernel clears each of its pages on first touch: a
-    third of the time of a planner iteration on a CPU. The process then holds its peak until it ends.
+    By default it maps every large tensor afresh, and the kernel clears each of its pages on first touch. The
+    process then holds its peak until it ends.
     The command line calls this; where you plan from Python, call it yourself, once and early.
 
     Returns:

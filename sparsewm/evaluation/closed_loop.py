@@ -162,6 +162,7 @@ class Planned:
         mask = torch.zeros(len(self.traces), dtype=torch.bool)
         mask[torch.as_tensor(active)] = True
         plan: Plan = self.mpc.plan(problem, mask)
+        steps = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
         seconds = (time.perf_counter() - started) / len(active)
         kept = getattr(problem, "patches", None)
         frames = None
@@ -179,7 +180,6 @@ class Planned:
                     "imagined": None if frames is None else frames[row],
                 }
             )
-        steps = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
         actions = problem.executed(plan.actions).cpu().numpy()
         return [a[:n].reshape(-1, self.env.action_dim) for a, n in zip(actions, steps, strict=True)]
 
