@@ -21,6 +21,10 @@ from sparsewm.settings import at_least, choose_device, choose_dtype, make_env, p
 class Bench:
     """Time a planner iteration at several drop ratios, in one run on the same weights.
 
+    Beside our rollout stands DINO-WM's: float32, a three-frame window computed anew at every step, masked
+    attention with its score matrix in memory. That it also encodes the start image once per candidate is
+    timed apart.
+
     Example: sparsewm bench --env pusht --drops 0 0.3 0.5 0.8
     """
 
@@ -38,6 +42,8 @@ class Bench:
     """Model steps imagined."""
     repeats: int = 15
     """Timed iterations per drop ratio; they are interleaved, so that drifts of the machine cancel."""
+    baseline: int = 3
+    """Timed iterations of the DINO-WM rollout per drop ratio; 0 leaves it out."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
@@ -50,6 +56,7 @@ class Bench:
     def run(self) -> int:
         env = make_env(self.env)
         preset(self.preset)
+        at_least(0, baseline=self.baseline)
         at_least(1, candidates=self.candidates, horizon=self.horizon, repeats=self.repeats)
         check_seed(self.seed)
         for drop in self.drops:
@@ -63,16 +70,23 @@ class Bench:
         folder = output_folder(self.output)
         with progress_bar("timing") as progress:
             report = measure(
-                model, env, self.drops, self.candidates, self.horizon, self.repeats, self.seed, progress
+                model,
+                env,
+                self.drops,
+                self.candidates,
+                self.horizon,
+                self.repeats,
+                self.seed,
+                self.baseline,
+                progress,
             )
         report |= {"environment": env.name, "preset": self.preset, "seed": self.seed}
         report |= {"version": sparsewm.__version__, "command": command_line()}
         write_json(folder / "bench.json", report)
         title = f"{self.candidates} candidates, horizon {self.horizon}, {model.patches} tokens"
         plot_bench(folder / "bench.png", report["rows"], title)
-        table = Table(
-            "rollout", "drop", "tokens", "s / iteration", "quartiles", "of full", "tokens / s", "of peak"
-        )
+        columns = ("rollout", "drop", "tokens", "s / iteration", "quartiles", "of full")
+        table = Table(*columns, "times DINO-WM", "tokens / s", "of peak")
         for row in report["rows"]:
             time = row["seconds_per_iteration"]
             table.add_row(
@@ -82,9 +96,14 @@ class Bench:
                 f"{time['median']:.4f}",
                 f"{time['p25']:.4f}-{time['p75']:.4f}",
                 f"{1 / row['speedup_over_full']:.3f}",
+                f"{row['speedup_over_dino_wm']:.1f}" if row["speedup_over_dino_wm"] else "",
                 f"{row['tokens_per_second']:.3g}",
                 f"{100 * row['peak_fraction']:.0f}%",
             )
         Console().print(table)
+        if encoding := report["rows"][-1].get("encoding_seconds_per_iteration"):
+            print(
+                f"DINO-WM also encodes the start image per candidate: {encoding['median']:.2f} s an iteration"
+            )
         print(f"results in {folder}/")
         return 0

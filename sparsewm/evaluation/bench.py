@@ -1,10 +1,11 @@
-"""Timing of planner iterations; the comparison with the DINO-WM rollout belongs here too."""
+"""Timing of planner iterations, ours and the DINO-WM rollout's, on the same weights in one run."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 
 from envs import GoalEnv
 from sparsewm.encoders import ViT, weights_hash
+from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.evaluation.statistics import peak_memory, quartiles
-from sparsewm.model import LatentProblem, PredictorConfig, WorldModel, load
+from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, load
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.settings import preset
 
@@ -28,9 +30,9 @@ def bench_model(
 
 
 def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: int) -> WorldModel:
-    """A world model of the paper's sizes (196 tokens of 384 features) with random weights."""
+    """A world model of the paper's sizes (ViT-S/16: 196 tokens of 384 features) with random weights."""
     torch.manual_seed(seed)
-    encoder = ViT(resolution=224, patch=16, width=384, depth=1, heads=6, dim=384)
+    encoder = ViT(resolution=224, patch=16, width=384, depth=12, heads=6, dim=384)
     encoder.name, encoder.hash = "random", weights_hash(encoder)
     encoder.freeze()
     config = PredictorConfig(
@@ -78,9 +80,13 @@ def measure(
     horizon: int,
     repeats: int,
     seed: int = 0,
+    baseline: int = 0,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
     """Seconds per iteration (new mask, kept tokens, rollout, cost) per drop ratio; repeats are interleaved.
+
+    Args:
+        baseline: repeats of the DINO-WM rollout, spread over ours; 0 leaves it out.
 
     Returns:
         the `machine`, `matmul_peak_flops` and `rows` of `bench.json`.
@@ -89,7 +95,8 @@ def measure(
     dtype = next(model.predictor.parameters()).dtype
     observation, _ = env.reset(seed=seed)
     goal = env.render_state(env.goal)
-    start = model.encode(observation["pixels"][None], observation["proprio"][None])
+    pixels, proprio = (torch.as_tensor(observation[name])[None] for name in ("pixels", "proprio"))
+    start = model.encode(pixels, proprio)
     target = model.encode(goal["pixels"][None], goal["proprio"][None])
     low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
     generator = torch.Generator().manual_seed(seed)
@@ -101,41 +108,66 @@ def measure(
         LatentProblem(model, start, target, low, high, horizon=horizon, drop=drop, generator=generator)
         for drop in ratios
     ]
-    times: list[list[float]] = [[] for _ in ratios]
+    window = WindowRollout(model)
+    copies = Latent(*(part.expand(candidates, *part.shape[1:]) for part in (start.tokens, start.proprio)))
+
+    def sparse(problem: LatentProblem, repeat: int) -> None:
+        problem.resample(repeat)
+        problem.cost(actions)
+
+    def dense(problem: LatentProblem, repeat: int) -> None:
+        problem.resample(repeat)
+        window.cost(copies, target, actions[0], problem.patches[0])
+
+    def timed(work: Callable[[], Any]) -> float:
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        return time.perf_counter() - started
+
+    times: dict[tuple[str, int], list[float]] = {}
+    encoding: list[float] = []
+    peak_bytes, due = 0, 0
     for repeat in range(repeats + 2):
-        for problem, seconds in zip(problems, times, strict=True):
-            _wait(device)
-            started = time.perf_counter()
-            problem.resample(repeat)
-            problem.cost(actions)
-            _wait(device)
+        for index, problem in enumerate(problems):
+            seconds = timed(partial(sparse, problem, repeat))
             if repeat >= 2:
-                seconds.append(time.perf_counter() - started)
+                times.setdefault(("sparse", index), []).append(seconds)
+        peak_bytes = peak_bytes or peak_memory(device)  # before the baseline needs its own
+        while due < baseline * (repeat + 1) // (repeats + 2):
+            for index, problem in enumerate(problems):
+                times.setdefault(("dino_wm", index), []).append(timed(partial(dense, problem, repeat)))
+            encoding.append(timed(lambda: window.encode(pixels, proprio, candidates)))
+            due += 1
         if progress is not None:
             progress(repeat + 1, repeats + 2)
     peak = matmul_peak(device, dtype)
-    full = float(np.median(times[0]))
     rows = []
-    for drop, problem, seconds in zip(ratios, problems, times, strict=True):
+    for (rollout, index), seconds in sorted(times.items(), key=lambda item: item[0][0], reverse=True):
+        drop, kept, ours = ratios[index], problems[index].kept, rollout == "sparse"
         spread = quartiles(seconds)
         assert spread is not None
-        operations = rollout_operations(model, problem.kept, candidates, horizon)
-        rows.append(
-            {
-                "rollout": "sparse",
-                "drop": drop,
-                "tokens": problem.kept,
-                "candidates": candidates,
-                "horizon": horizon,
-                "dtype": str(dtype).removeprefix("torch."),
-                "seconds_per_iteration": spread,
-                "speedup_over_full": full / spread["median"],
-                "speedup_over_dino_wm": None,
-                "tokens_per_second": candidates * horizon * problem.kept / spread["median"],
-                "peak_fraction": operations / spread["median"] / peak,
-                "peak_memory_bytes": peak_memory(device),
-            }
-        )
+        median = spread["median"]
+        reference = times.get(("dino_wm", index))
+        row: dict[str, Any] = {
+            "rollout": rollout,
+            "drop": drop,
+            "tokens": kept,
+            "candidates": candidates,
+            "horizon": horizon,
+            "dtype": str(dtype).removeprefix("torch.") if ours else "float32",
+            "repeats": len(seconds),
+            "seconds_per_iteration": spread,
+            "speedup_over_full": float(np.median(times[rollout, 0])) / median,
+            "speedup_over_dino_wm": None if reference is None else float(np.median(reference)) / median,
+            "tokens_per_second": candidates * horizon * kept / median,
+            "peak_fraction": rollout_operations(model, kept, candidates, horizon) / median / peak,
+            "peak_memory_bytes": peak_bytes if ours else peak_memory(device),
+        }
+        if not ours:  # what it encodes anew in every iteration comes on top
+            row["encoding_seconds_per_iteration"] = quartiles(encoding)
+        rows.append(row)
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparsewm.errors import UserError
 from sparsewm.model.distance import TemporalDistance
 from sparsewm.model.predictor import FrameCache
+from sparsewm.model.rollout import Rollout
 from sparsewm.model.world_model import Latent, WorldModel, gather_patches, random_patches
 
 Selection = Literal["random", "proprio"]
@@ -110,6 +111,7 @@ class LatentProblem:
         if patches is None:
             patches = random_patches(self.batch, model.patches, self.kept, self.generator)
         self.redraw = redraw
+        self._rollout: Rollout | None = None
         self._use(patches)
 
     @torch.no_grad()  # not inference mode: gradient descent differentiates through what is kept here
@@ -165,7 +167,13 @@ class LatentProblem:
             return costs[:, 0].argmin(-1).cpu() + 1
 
     def _frames(self, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.model.imagine(self._tokens, self.start.proprio, actions, self.patches, self._past)
+        start = self._tokens, self.start.proprio
+        if torch.is_grad_enabled() or self.device.type != "cpu":
+            return self.model.imagine(*start, actions, self.patches, self._past)
+        if self._rollout is None:
+            self._rollout = Rollout(self.model.predictor)
+        normalised = self.model.standardizer.actions(actions)
+        return self._rollout.imagine(*start, normalised, self.patches, self._past)
 
     def _cost(self, actions: Tensor) -> Tensor:
         if self.scored == "last":

@@ -276,16 +276,25 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
     done = shell(
         place,
         "bench --env wall --checkpoint run/checkpoint --drops 0 0.5 0.8",
-        "--candidates 8 --horizon 2 --repeats 3 --output timed",
+        "--candidates 8 --horizon 2 --repeats 3 --baseline 2 --output timed",
     )
     assert done.returncode == 0, done.stderr
-    assert "sparse" in done.stdout and "0.8" in done.stdout
+    assert "sparse" in done.stdout and "dino_wm" in done.stdout and "per candidate" in done.stdout
     content = json.loads((place / "timed" / "bench.json").read_text())
     assert_keys(content, BENCH)
     for row in content["rows"]:
         assert_keys(row, ROW)
-    assert [(row["drop"], row["tokens"]) for row in content["rows"]] == [(0.0, 64), (0.5, 32), (0.8, 13)]
-    assert content["rows"][0]["speedup_over_full"] == 1
+    cells = [(row["rollout"], row["drop"], row["tokens"], row["repeats"]) for row in content["rows"]]
+    kept = {0.0: 64, 0.5: 32, 0.8: 13}
+    assert cells == [
+        (name, drop, kept[drop], n) for name, n in (("sparse", 3), ("dino_wm", 2)) for drop in kept
+    ]
+    ours, theirs = content["rows"][:3], content["rows"][3:]
+    assert ours[0]["speedup_over_full"] == theirs[0]["speedup_over_full"] == 1
+    for mine, other in zip(ours, theirs, strict=True):
+        ratio = other["seconds_per_iteration"]["median"] / mine["seconds_per_iteration"]["median"]
+        assert mine["speedup_over_dino_wm"] == pytest.approx(ratio) and other["speedup_over_dino_wm"] == 1
+        assert other["dtype"] == "float32" and other["encoding_seconds_per_iteration"]["median"] > 0
     assert cv2.imread(str(place / "timed" / "bench.png")) is not None
 
 

@@ -1,0 +1,210 @@
+"""The planner's rollout: what `Predictor` computes, arranged for speed on a CPU, without gradients.
+
+Against calling the predictor frame by frame:
+
+* Weights are packed once for the matrix unit, and bias and ReLU are applied while a product's result is still
+  in the cache. A plain linear layer first fills its result with the bias, then adds the product, then ReLU
+  reads and writes it once more; for the widest layer that is more than half of its time.
+* Keys and values of imagined frames lie side by side in one buffer per layer, each frame in the place of the
+  one that leaves the window: one product for all scores, one for all values, nothing to join.
+* All layers' modulations come from one product per frame; the "1 +" of scales and gates and the 1/sqrt(d) of
+  queries are in the weights.
+
+Recorded frames stay shared by all candidates of an episode: they are multiplied once and never copied.
+
+Shapes: B episodes, S candidates, M kept patches, L = M + 1, W width, H heads of size d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
+
+ROWS_HINT = 4096
+"""Rows the packed layout is chosen for; others are correct, too."""
+
+
+class PackedLinear:
+    """A linear layer with weights in the layout of the CPU's matrix unit, and an optional ReLU.
+
+    Where torch lacks oneDNN it is an ordinary linear layer.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, relu: bool = False) -> None:
+        self.weight, self.bias, self.relu = weight.detach().contiguous(), bias.detach().contiguous(), relu
+        self.packed: Tensor | None = None
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            try:
+                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS_HINT)
+            except (AttributeError, RuntimeError):  # an operation torch keeps for its own compiler
+                self.packed = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if self.packed is not None:
+            activation = "relu" if self.relu else "none"
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
+            return out
+        out = F.linear(x, self.weight, self.bias)
+        return out.relu_() if self.relu else out
+
+
+class PackedBlock:
+    """One `ConditionedBlock`; its modulation is computed outside."""
+
+    def __init__(self, block: ConditionedBlock) -> None:
+        self.heads = block.heads
+        width = block.out.weight.shape[0]
+        scale = torch.ones(3 * width, dtype=torch.float64)
+        scale[:width] = (width // block.heads) ** -0.5
+        self.qkv = PackedLinear(*(_scaled(p, scale) for p in (block.qkv.weight, block.qkv.bias)))
+        self.out = PackedLinear(block.out.weight, block.out.bias)
+        self.up = PackedLinear(block.up.weight, block.up.bias, relu=True)
+        self.down = PackedLinear(block.down.weight, block.down.bias)
+        # A frame's keys start at age 0 and grow older by a difference a step. What all keys have in common
+        # does not change attention, so age 0 is left out.
+        age = block.age.detach().double()
+        self.growth = (age[1:] - age[:-1]).to(block.age.dtype)  # (history - 1, H, 1, d)
+        self.shared_age = (age - age[:1]).to(block.age.dtype)
+
+    def __call__(
+        self,
+        x: Tensor,
+        modulation: Sequence[Tensor],
+        window: Window,
+        layer: int,
+        shared: Sequence[FrameCache],
+    ) -> Tensor:
+        """x (B, S or 1, L, W), six modulations (B, S, 1, W) -> (B, S, L, W)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        b, s, w = shift1.shape[0], shift1.shape[1], x.shape[-1]
+        length = x.shape[2]
+        y = torch.addcmul(shift1, F.layer_norm(x, (w,)), scale1)
+        qkv = self.qkv(y).view(b, s, length, 3, self.heads, -1).permute(3, 0, 4, 1, 2, 5)
+        q = qkv[0].contiguous()  # (B, H, S, L, d)
+        keys, values = window.add(layer, qkv[1], qkv[2], self.growth)
+        scores = [torch.matmul(q, keys.transpose(-1, -2))]
+        across = q.view(b, self.heads, s * length, -1)
+        for i, frame in enumerate(shared):  # oldest first
+            k = frame.keys[layer] + self.shared_age[window.frames + len(shared) - 1 - i]
+            part = across @ k.transpose(-1, -2)
+            scores.append(part.view(b, self.heads, s, length, -1))
+        weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, -1), -1)
+        if shared:
+            own, *others = weights.split([part.shape[-1] for part in scores], -1)
+            mixed = torch.matmul(own, values)
+            for part, frame in zip(others, shared, strict=True):
+                flat = part.reshape(b, self.heads, s * length, -1)
+                mixed += (flat @ frame.values[layer]).view_as(mixed)
+        else:
+            mixed = torch.matmul(weights, values)
+        mixed = self.out(mixed.permute(0, 2, 3, 1, 4).reshape(b, s, length, w))
+        x = torch.addcmul(x, mixed, gate1)
+        y = torch.addcmul(shift2, F.layer_norm(x, (w,)), scale2)
+        return x.addcmul_(self.down(self.up(y)), gate2)
+
+
+class Window:
+    """Keys and values of the imagined frames in the attention window, per layer in one buffer.
+
+    Args:
+        layers, history: of the predictor. shape: (B, H, S, L, d) of one frame's keys.
+    """
+
+    def __init__(self, layers: int, history: int, shape: Sequence[int], like: Tensor) -> None:
+        b, h, s, length, d = shape
+        self.history, self.length, self.frames = history, length, 0
+        buffers = (like.new_empty(b, h, s, history * length, d) for _ in range(2 * layers))
+        self.keys, self.values = (
+            list(pair) for pair in zip(*[(k, next(buffers)) for k in buffers], strict=True)
+        )
+        self.slot = -1
+
+    def advance(self) -> None:
+        """Begin the next frame."""
+        self.slot = (self.slot + 1) % self.history
+        self.frames = min(self.frames + 1, self.history)
+
+    def add(self, layer: int, k: Tensor, v: Tensor, growth: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this frame's keys and values, let older keys age; all of the window (B, H, S, F * L, d)."""
+        keys, values, length = self.keys[layer], self.values[layer], self.length
+        for age in range(1, self.frames):
+            slot = (self.slot - age) % self.history
+            keys[:, :, :, slot * length : (slot + 1) * length] += growth[age - 1][:, None]
+        here = slice(self.slot * length, (self.slot + 1) * length)
+        keys[:, :, :, here] = k
+        values[:, :, :, here] = v
+        filled = self.frames * length
+        return keys[:, :, :, :filled], values[:, :, :, :filled]
+
+
+class Rollout:
+    """Imagines with a predictor's present weights; make a new one when they change.
+
+    Args:
+        predictor: in its computing precision.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        with torch.inference_mode():
+            config = self.config = predictor.config
+            self.dtype = predictor.embed_tokens.weight.dtype
+            self.predictor = predictor
+            blocks = [block for block in predictor.blocks if isinstance(block, ConditionedBlock)]
+            self.blocks = [PackedBlock(block) for block in blocks]
+            one = torch.tensor([0.0, 1, 1, 0, 1, 1], device=predictor.embed_tokens.weight.device)
+            ones = one.repeat_interleave(config.width).repeat(config.depth)
+            bias = torch.cat([block.modulation.bias for block in blocks])
+            self.modulation = PackedLinear(
+                torch.cat([block.modulation.weight for block in blocks]), (bias.float() + ones).to(self.dtype)
+            )
+            self.embed_tokens = self._packed(predictor.embed_tokens)
+            self.token_change = self._packed(predictor.token_change)
+
+    @staticmethod
+    def _packed(layer: nn.Linear) -> PackedLinear:
+        return PackedLinear(layer.weight, layer.bias)
+
+    def imagine(
+        self,
+        tokens: Tensor,
+        proprio: Tensor,
+        actions: Tensor,
+        patches: Tensor,
+        past: Sequence[FrameCache] = (),
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `WorldModel.imagine`, of standardised actions (B, S, T, C), under inference mode."""
+        net, history = self.predictor, self.config.history
+        b, s, steps, _ = actions.shape
+        length, width, heads = tokens.shape[1] + 1, self.config.width, self.config.heads
+        positions = net.positions_of(patches)[:, None]
+        like = positions
+        window = Window(len(self.blocks), history, (b, heads, s, length, width // heads), like)
+        now_tokens, now_proprio = tokens[:, None], proprio[:, None]
+        for step in range(steps):
+            condition = torch.cat([actions[:, :, step], now_proprio.expand(-1, s, -1)], -1).to(self.dtype)
+            modulation = self.modulation(net.embed_condition(condition))[:, :, None]
+            parts = modulation.chunk(6 * len(self.blocks), -1)
+            x = like.new_empty(b, now_tokens.shape[1], length, width)
+            torch.add(self.embed_tokens(now_tokens.to(self.dtype)), positions, out=x[:, :, :-1])
+            x[:, :, -1] = net.embed_proprio(now_proprio.to(self.dtype))
+            window.advance()
+            shared = list(past)[len(past) - max(0, min(len(past), history - window.frames)) :]
+            for layer, block in enumerate(self.blocks):
+                x = block(x, parts[6 * layer : 6 * layer + 6], window, layer, shared)
+            x = F.layer_norm(x, (width,), net.norm.weight, net.norm.bias)
+            now_tokens = now_tokens + self.token_change(x)[:, :, :-1]
+            now_proprio = now_proprio + net.proprio_change(x[:, :, -1])
+            yield now_tokens, now_proprio
+
+
+def _scaled(parameter: Tensor, scale: Tensor) -> Tensor:
+    """Rows of a weight or bias times a scale, rounded once."""
+    scale = scale.to(parameter.device)
+    scaled = parameter.detach().double() * (scale[:, None] if parameter.ndim == 2 else scale)
+    return scaled.to(parameter.dtype)

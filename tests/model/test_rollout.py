@@ -1,0 +1,70 @@
+"""The planner's rollout computes what the predictor does; otherwise plans would be for another model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsewm.model import rollout as module
+from sparsewm.model.rollout import PackedLinear, Rollout
+from sparsewm.model.world_model import gather_patches
+from tests.model.tiny import random_actions, random_latent, tiny_model
+
+
+@pytest.mark.parametrize("history", [1, 2, 3])
+@pytest.mark.parametrize("seen", [0, 1, 2])
+@pytest.mark.parametrize("fused", [True, False])
+def test_rollout_imagines_what_the_predictor_does(
+    history: int, seen: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:  # a machine without oneDNN
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    generator = torch.Generator().manual_seed(0)
+    model = tiny_model(history=history)
+    with torch.no_grad():
+        for block in model.predictor.blocks:
+            block.age += torch.randn(block.age.shape, generator=generator)
+    latent = random_latent(model, 2, generator)
+    patches = torch.tensor([[3, 1, 9], [14, 0, 5]])
+    past = model.remember(
+        [(random_latent(model, 2, generator), random_actions(model, 2, generator=generator))] * seen, patches
+    )
+    actions = random_actions(model, 2, 4, 5, generator=generator)
+    start = gather_patches(latent.tokens, patches), latent.proprio
+    expected = list(model.imagine(*start, actions, patches, past))
+    with torch.inference_mode():
+        rollout = Rollout(model.predictor)
+        assert (rollout.modulation.packed is not None) == (fused and torch.backends.mkldnn.is_available())
+        found = list(rollout.imagine(*start, model.standardizer.actions(actions), patches, past))
+    assert len(found) == 5
+    for (tokens, proprio), (expected_tokens, expected_proprio) in zip(found, expected, strict=True):
+        torch.testing.assert_close(tokens, expected_tokens, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(proprio, expected_proprio, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_layer_falls_back_where_torch_has_no_such_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias, x = torch.randn(5, 3), torch.randn(5), torch.randn(2, 4, 3)
+    expected = torch.relu(x @ weight.T + bias)
+    torch.testing.assert_close(PackedLinear(weight, bias, relu=True)(x), expected)
+
+    class Nothing:
+        def __getattr__(self, name: str) -> None:
+            raise AttributeError(name)
+
+    monkeypatch.setattr(module.torch.ops, "mkldnn", Nothing())
+    layer = PackedLinear(weight, bias, relu=True)
+    assert layer.packed is None
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_rollout_sees_weights_that_changed_when_it_is_made_anew() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = tiny_model()
+    latent, patches = random_latent(model, 1, generator), torch.arange(4)[None]
+    actions = random_actions(model, 1, 2, 1, generator=generator)
+    start = gather_patches(latent.tokens, patches), latent.proprio
+    with torch.inference_mode():
+        before = next(Rollout(model.predictor).imagine(*start, actions, patches))[0]
+        model.predictor.token_change.bias.add_(1.0)
+        after = next(Rollout(model.predictor).imagine(*start, actions, patches))[0]
+    torch.testing.assert_close(after, before + 1.0)
