@@ -27,8 +27,9 @@ import tyro
 
 from envs import GoalEnv
 from planners import CEM, MPC
+from sparsewm.data import fast_copy, token_statistics
 from sparsewm.data.collect import explore
-from sparsewm.data.tokens import fast_copy, token_precision
+from sparsewm.data.tokens import token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
@@ -37,7 +38,7 @@ from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueD
 from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.world_model import Standardizer
-from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env
+from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env, preset
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Arguments:
 
 
 FAST = choose_dtype("auto", torch.device("cpu"))
+WHITENING = preset("default").train["whitening"]
 
 
 def explored(env: GoalEnv, seed: int) -> np.ndarray:
@@ -73,14 +75,9 @@ def explored(env: GoalEnv, seed: int) -> np.ndarray:
 def standardizer_for(env: GoalEnv, encoder: PatchEncoder, seed: int) -> Standardizer:
     """Token and proprioception statistics over states of scripted exploration, velocities included."""
     states = explored(env, seed)
-    tokens = encode_states(env, encoder, states)
+    statistics: dict[str, Any] = token_statistics(encode_states(env, encoder, states), WHITENING)
     proprio = np.stack([env.proprio_of(state) for state in states])
-    statistics = {
-        "token_mean": tokens.mean(0),
-        "token_std": (tokens - tokens.mean(0)).square().mean((0, 1)).sqrt(),
-        "proprio_mean": proprio.mean(0),
-        "proprio_std": proprio.std(0),
-    }
+    statistics |= {"proprio_mean": proprio.mean(0), "proprio_std": proprio.std(0)}
     standardizer = Standardizer(encoder.tokens, encoder.dim, env.proprio_dim, env.action_dim)
     standardizer.fit(statistics)
     return standardizer
@@ -99,7 +96,7 @@ def oracle(
     tasks = make_tasks(env, episodes, seed, settings.goal_source, settings.goal_offset)
     standardizer = None
     if encoder is not None:
-        encoder = fast_copy(encoder, env.render_states(explored(env, seed)[::17]), FAST)
+        encoder = fast_copy(encoder, env.render_states(explored(env, seed)[::17]), FAST, WHITENING)
         standardizer = standardizer_for(env, encoder, seed)
     generator = torch.Generator().manual_seed(seed)
 
@@ -136,10 +133,12 @@ def main(arguments: Arguments) -> None:
         settings = replace(settings, execute=settings.horizon, budget=budget)
         pictures = env.render_states(explored(env, arguments.seed)[::8])
         for label, encoder in (("trained", trained), ("random twin", twin)):
-            report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))
+            report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(
+                env, encoder, (0.0, 0.5, 0.8), whitening=WHITENING
+            )
             print(name, label, "geometry", geometry, flush=True)
-            report["sensitivity"][f"{name}, {label}"] = token_sensitivity(env, encoder)
-            found = token_precision(encoder, deepcopy(encoder).bfloat16(), pictures)
+            report["sensitivity"][f"{name}, {label}"] = token_sensitivity(env, encoder, whitening=WHITENING)
+            found = token_precision(encoder, deepcopy(encoder).bfloat16(), pictures, WHITENING)
             report["precision"][f"{name}, {label}"] = found
             print(name, label, "tokens in bfloat16", found, flush=True)
         if arguments.episodes == 0:

@@ -69,6 +69,9 @@ class Train:
     """Random attention groups; 1 trains without grouping (the ablation)."""
     horizon: int | None = None
     """Imagined frames of a training rollout."""
+    whitening: float | None = None
+    """How much fine detail counts in the squared error of tokens: 0 as it comes, up to 1 as much as the
+    coarse place of the largest object."""
     validate_every: int | None = None
     """Steps between validations."""
     checkpoint_every: int | None = None
@@ -80,7 +83,8 @@ class Train:
     extend: Path | None = None
     """Checkpoint whose predictor is kept: only temporal distance and decoder are trained for it."""
     start: Path | None = None
-    """Checkpoint to go on from: this run starts with its predictor and statistics, on a new schedule."""
+    """Checkpoint to go on from: this run starts with its predictor and statistics, on a new schedule. With
+    --encoder or --encoder-weights of another encoder, or another --whitening, its predictor is translated."""
     resume: bool = False
     """Continue the run in --output bit for bit from its last checkpoint."""
     device: str = "auto"
@@ -100,11 +104,12 @@ class Train:
         if self.start is not None and self.extend is not None:
             raise UserError("--start and --extend exclude each other: --extend keeps the predictor as it is")
         finished = None if self.extend is None else self.load_model(env, self.extend, device)
-        first = None if self.start is None else self.load_model(env, self.start, device)
+        first = None if self.start is None else load(self.start, device, environment=env.name)
         given = finished or first
+        other = first is not None and (self.encoder or self.encoder_weights or self.hub_repo)
         encoder = (
             given.encoder
-            if given is not None
+            if given is not None and not other
             else load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
         )
         if encoder.tokens == 1:
@@ -126,14 +131,16 @@ class Train:
             )
         some = np.unique(np.linspace(0, dataset.rows - 1, 64).astype(int))
         with progress_bar("encoding") as progress:
-            fast = fast_copy(encoder, dataset.pixels[some], dtype)
+            fast = fast_copy(encoder, dataset.pixels[some], dtype, config.whitening)
             tokens = TokenCache(dataset, fast, progress=progress)
         if finished is not None:
             self.train_heads(env, finished, dataset, tokens, folder, dtype)
             save(finished, folder / "checkpoint")
             print(f"checkpoint in {folder / 'checkpoint'}")
             return 0
-        model = first or self.new_model(env, encoder, dataset, tokens, sizes)
+        model = first or self.new_model(env, encoder, dataset, tokens, sizes, config.whitening)
+        if first is not None and self.measures_otherwise(first, encoder, config):
+            model = self.translated(env, first, encoder, dataset, tokens, config.whitening)
         trainer = self.train_predictor(model.place(device), dataset, tokens, folder, config, dtype)
         if trainer.with_average(lambda: self.train_heads(env, trainer.model, dataset, tokens, folder, dtype)):
             trainer.save()
@@ -155,7 +162,13 @@ class Train:
         )
 
     def new_model(
-        self, env: GoalEnv, encoder: PatchEncoder, dataset: Dataset, tokens: TokenCache, sizes: Preset
+        self,
+        env: GoalEnv,
+        encoder: PatchEncoder,
+        dataset: Dataset,
+        tokens: TokenCache,
+        sizes: Preset,
+        whitening: float,
     ) -> WorldModel:
         """An untrained world model with the statistics of the training episodes."""
         torch.manual_seed(self.seed)
@@ -170,7 +183,42 @@ class Train:
             {"preset": self.preset},
         )
         rows = np.arange(dataset.offsets[dataset.split()[1][0]])  # of the training episodes, which come first
-        model.standardizer.fit(tokens.statistics(rows) | column_statistics(dataset, rows))
+        statistics = tokens.statistics(rows, whitening) | column_statistics(dataset, rows)
+        model.standardizer.fit(statistics)
+        return model
+
+    @staticmethod
+    def measures_otherwise(first: WorldModel, encoder: PatchEncoder, config: TrainConfig) -> bool:
+        """Whether the tokens of a checkpoint to go on from differ from those of this run."""
+        before = first.metadata.get("training", {}).get("whitening", 0.0)
+        return first.encoder.hash != encoder.hash or before != config.whitening
+
+    def translated(
+        self,
+        env: GoalEnv,
+        first: WorldModel,
+        encoder: PatchEncoder,
+        dataset: Dataset,
+        tokens: TokenCache,
+        whitening: float,
+    ) -> WorldModel:
+        """A model on another encoder, or of other whitening, that goes on from the predictor of `first`."""
+        config = first.config
+        if encoder.grid != config.grid:
+            raise UserError(
+                f"{self.start} was trained on {first.patches} patches, {encoder.name} has {encoder.tokens}: "
+                "train without --start"
+            )
+        sizes = {name: getattr(config, name) for name in ("history", "width", "depth", "heads", "mlp")}
+        model = self.new_model(
+            env, encoder, dataset, tokens, Preset(encoder.name, sizes, {}), whitening
+        ).place(first.device)
+        model.metadata = dict(first.metadata)
+        rows = np.unique(np.linspace(0, dataset.offsets[dataset.split()[1][0]] - 1, 1024).astype(int))
+        with torch.inference_mode():
+            theirs = [first.encoder.encode(dataset.pixels[part]).patches for part in np.array_split(rows, 8)]
+        ours = model.standardizer.tokens(tokens.rows(rows).to(first.device))
+        model.take_over(first, ours, first.standardizer.tokens(torch.cat(theirs)))
         return model
 
     def train_predictor(
@@ -188,8 +236,8 @@ class Train:
         train = Windows(dataset, tokens, frames, model.frameskip, train_episodes)
         validation = Windows(dataset, tokens, frames, model.frameskip, held_out)
         if self.start is not None:
-            source = {k: model.metadata[k] for k in ("training", "dataset", "start") if k in model.metadata}
-            model.metadata["start"] = source
+            kept = ("encoder", "training", "dataset", "start")
+            model.metadata = {"start": {k: model.metadata[k] for k in kept if k in model.metadata}}
             model.distance = model.decoder = None  # trained anew for the tokens it will imagine
         model.metadata["dataset"] = {
             "hash": dataset.hash,

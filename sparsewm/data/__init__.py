@@ -2,7 +2,7 @@
 
 from sparsewm.data.collect import collect
 from sparsewm.data.dataset import Dataset, DatasetWriter
-from sparsewm.data.tokens import TokenCache, fast_copy
+from sparsewm.data.tokens import TokenCache, fast_copy, token_statistics
 from sparsewm.data.windows import Windows, count_windows
 
-__all__ = ["Dataset", "DatasetWriter", "TokenCache", "Windows", "collect", "count_windows", "fast_copy"]
+__all__ = ["Dataset", "DatasetWriter", "TokenCache", "Windows", "collect", "count_windows", "fast_copy", "token_statistics"]

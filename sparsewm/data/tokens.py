@@ -90,12 +90,44 @@ class TokenCache:
         """Tokens of rows (any shape): float16 (*rows.shape, N, D)."""
         return torch.from_numpy(self.values[rows])
 
-    def statistics(self, rows: np.ndarray, samples: int = 8192, seed: int = 0) -> dict[str, Tensor]:
-        """`token_mean` (N, D) and `token_std` (D,) of the deviations from it, over a sample of `rows`."""
+    def statistics(
+        self, rows: np.ndarray, whitening: float = 0.0, samples: int = 8192, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """`token_statistics` over a sample of `rows`."""
         picked = np.sort(np.random.default_rng(seed).choice(rows, min(samples, len(rows)), replace=False))
-        tokens = self.rows(picked).float()
-        mean = tokens.mean(0)
-        return {"token_mean": mean, "token_std": (tokens - mean).square().mean((0, 1)).sqrt()}
+        return token_statistics(self.rows(picked).float(), whitening)
+
+
+WHITENING_FLOOR = 0.01
+"""Variance, in units of the mean over directions, below which `token_statistics` amplifies no further."""
+
+
+def token_statistics(tokens: Tensor, whitening: float = 0.0) -> dict[str, Tensor]:
+    """What turns raw tokens into ones whose squared error compares frames.
+
+    Tokens of small encoders vary along very few directions, and what a squared error counts is what
+    these show: the coarse place of the largest object. Whitening weighs the other directions up.
+
+    Args:
+        tokens: float32 (K, N, D) of K frames.
+        whitening: 0 divides every feature by its deviation from the patch's mean; 1 makes all directions
+            equally wide, down to `WHITENING_FLOOR`; between them in part.
+
+    Returns:
+        `token_mean` (N, D) and `token_map` (D, D), after which the mean square is one:
+        ``(tokens - token_mean) @ token_map``.
+    """
+    mean = tokens.mean(0)
+    deviations = (tokens - mean).flatten(0, 1).double()
+    scale = deviations.square().mean(0).sqrt().clamp_min(1e-4)
+    token_map = torch.diag(1 / scale)
+    if whitening:
+        deviations = deviations / scale
+        variances, directions = torch.linalg.eigh(deviations.T @ deviations / len(deviations))
+        gains = (variances.clamp_min(0) + WHITENING_FLOOR).pow(-whitening / 2)
+        gains = gains / (gains.square() * variances).mean().sqrt().clamp_min(1e-3)
+        token_map = token_map @ (directions * gains) @ directions.T
+    return {"token_mean": mean, "token_map": token_map.float()}
 
 
 @torch.inference_mode()
@@ -115,34 +147,42 @@ def encode_half(encoder: PatchEncoder, pixels: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def fast_copy(
-    encoder: PatchEncoder, pixels: np.ndarray, dtype: torch.dtype, tolerance: float = 0.05
+    encoder: PatchEncoder,
+    pixels: np.ndarray,
+    dtype: torch.dtype,
+    whitening: float = 0.0,
+    tolerance: float = 0.05,
 ) -> PatchEncoder:
     """A copy of a float32 encoder in `dtype`; the encoder itself where rounding would hide what changes.
 
     Args:
         pixels: uint8 (B, R, R, 3) frames of one dataset, over which tokens are compared.
+        whitening: of the tokens, as in `token_statistics`.
         tolerance: largest rounding error, as a share of the tokens' deviation over the frames.
     """
     if dtype == torch.float32:
         return encoder
     copy = deepcopy(encoder).to(dtype)
-    found = token_precision(encoder, copy, pixels)
+    found = token_precision(encoder, copy, pixels, whitening)
     return copy if found["error"] <= tolerance * found["deviation"] else encoder
 
 
 @torch.inference_mode()
-def token_precision(encoder: PatchEncoder, rounded: PatchEncoder, pixels: np.ndarray) -> dict[str, float]:
+def token_precision(
+    encoder: PatchEncoder, rounded: PatchEncoder, pixels: np.ndarray, whitening: float = 0.0
+) -> dict[str, float]:
     """How much of what tells frames (B, R, R, 3) apart a copy of an encoder in low precision keeps.
 
     Returns:
-        root mean squares: `constant` (what all frames share at a patch), `deviation` (from it), `error` (of
-        the copy).
+        root mean squares, after the map of `token_statistics`: `constant` (what all frames share at a
+        patch), `deviation` (from it), `error` (of the copy).
     """
     exact = encoder.encode(pixels).patches.float()
-    common = exact.mean(0)
+    statistics = token_statistics(exact, whitening)
+    common, token_map = statistics["token_mean"], statistics["token_map"]
     parts = {
-        "constant": common,
-        "deviation": exact - common,
-        "error": rounded.encode(pixels).patches.float() - exact,
+        "constant": common @ token_map,
+        "deviation": (exact - common) @ token_map,
+        "error": (rounded.encode(pixels).patches.float() - exact) @ token_map,
     }
     return {name: float(part.square().mean().sqrt()) for name, part in parts.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from envs import GoalEnv
 from envs.table import TableEnv
+from sparsewm.data import token_statistics
 from sparsewm.encoders import PatchEncoder
 from sparsewm.model.problem import kept_patches
 
@@ -41,6 +42,7 @@ def cost_geometry(
     drops: tuple[float, ...] = (0.0, 0.5, 0.8),
     states: int = 512,
     seed: int = 0,
+    whitening: float = 0.0,
 ) -> dict[str, Any]:
     """Token error against true distance to goals, tokens standardised as a world model does.
 
@@ -54,8 +56,8 @@ def cost_geometry(
     env.reset(seed=seed)
     points = np.stack([env.sample_state() for _ in range(states + 16)])
     tokens = encode_states(env, encoder, points)
-    mean = tokens.mean(0)
-    tokens = (tokens - mean) / (tokens - mean).square().mean((0, 1)).sqrt().clamp_min(1e-6)
+    statistics = token_statistics(tokens, whitening)
+    tokens = (tokens - statistics["token_mean"]) @ statistics["token_map"]
     generator = torch.Generator().manual_seed(seed)
     result: dict[str, Any] = {}
     for drop in drops:
@@ -92,6 +94,7 @@ def token_sensitivity(
     shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4),
     states: int = 96,
     seed: int = 0,
+    whitening: float = 0.0,
 ) -> dict[str, Any]:
     """How much token error a displacement of one object alone makes, all tokens, standardised.
 
@@ -108,8 +111,7 @@ def token_sensitivity(
     rng = np.random.default_rng(seed)
     points = np.stack([env.sample_state() for _ in range(states)])
     tokens = encode_states(env, encoder, points)
-    mean = tokens.mean(0)
-    deviation = (tokens - mean).square().mean((0, 1)).sqrt().clamp_min(1e-6)
+    token_map = token_statistics(tokens, whitening)["token_map"]
     result: dict[str, Any] = {}
     for name, columns in movable_parts(env).items():
         angle = name.endswith("angle")
@@ -121,7 +123,7 @@ def token_sensitivity(
             moved = points.copy()
             moved[:, columns] += share * scale * np.tile(offset, len(columns) // offset.shape[1])
             usable = [row for row, state in enumerate(moved) if _possible(env, state)]
-            change = (encode_states(env, encoder, moved[usable]) - tokens[usable]) / deviation
+            change = (encode_states(env, encoder, moved[usable]) - tokens[usable]) @ token_map
             result[name]["moved"].append(round(share * scale, 4))
             result[name]["error"].append(round(float(change.square().mean()), 4))
     return result

@@ -57,12 +57,12 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
             if model.decoder is not None:
                 config["decoder"] = dataclasses.asdict(model.decoder.config)
             (temporary / FILES[1]).write_text(yaml.safe_dump(config, sort_keys=False))
-            information = {
+            information = model.metadata | {
                 "environment": model.environment,
                 "frameskip": model.frameskip,
                 "encoder": {"name": model.encoder.name, "hash": model.encoder.hash},
             }
-            information |= model.metadata | (metadata or {})
+            information |= metadata or {}
             (temporary / FILES[2]).write_text(json.dumps(information, indent=2) + "\n")
             temporary.chmod(0o777 & ~umask())  # what mkdtemp and safetensors make is for the owner alone
             (temporary / FILES[0]).chmod(0o666 & ~umask())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,13 +43,13 @@ class Latent:
 class Standardizer(nn.Module):
     """Statistics of the training data, part of every checkpoint.
 
-    Tokens lose their mean *per patch* (what a fixed camera always sees is no information) and are divided by
-    the per-feature deviation that is left, so that an error of one means the same in every environment and
-    for every encoder.
+    Tokens lose their mean *per patch* (what a fixed camera always sees is no information) and pass through a
+    linear map that gives what is left unit size (`sparsewm.data.token_statistics`), so that an error of one
+    means the same in every environment and for every encoder.
     """
 
     token_mean: Tensor
-    token_std: Tensor
+    token_map: Tensor
     proprio_mean: Tensor
     proprio_std: Tensor
     action_mean: Tensor
@@ -57,16 +57,14 @@ class Standardizer(nn.Module):
 
     def __init__(self, patches: int, token_dim: int, proprio_dim: int, action_dim: int) -> None:
         super().__init__()
-        for name, shape in (
-            ("token", (patches, token_dim)),
-            ("proprio", (proprio_dim,)),
-            ("action", (action_dim,)),
-        ):
-            self.register_buffer(f"{name}_mean", torch.zeros(shape))
-            self.register_buffer(f"{name}_std", torch.ones(shape[-1:]))
+        self.register_buffer("token_mean", torch.zeros(patches, token_dim))
+        self.register_buffer("token_map", torch.eye(token_dim))
+        for name, size in (("proprio", proprio_dim), ("action", action_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
 
     def fit(self, statistics: dict[str, Tensor | np.ndarray]) -> None:
-        """Fill in `token_mean` (N, D), `token_std` (D,), `proprio_mean` ... from the training data."""
+        """Fill in `token_mean` (N, D), `token_map` (D, D), `proprio_mean` ... from the training data."""
         for name, value in statistics.items():
             buffer = getattr(self, name)
             value = torch.as_tensor(value, dtype=torch.float32)
@@ -74,7 +72,7 @@ class Standardizer(nn.Module):
 
     def tokens(self, patches: Tensor) -> Tensor:
         """Raw patch tokens (..., N, D) -> standardised float32."""
-        return (patches.float() - self.token_mean) / self.token_std
+        return (patches.float() - self.token_mean) @ self.token_map
 
     def proprio(self, proprio: Tensor) -> Tensor:
         """Raw proprioception (..., P) -> standardised float32."""
@@ -84,6 +82,12 @@ class Standardizer(nn.Module):
         """Actions in the environment's units (..., frameskip * A) -> standardised float32."""
         repeats = actions.shape[-1] // self.action_mean.shape[0]
         return (actions.float() - self.action_mean.repeat(repeats)) / self.action_std.repeat(repeats)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        deviations = state_dict.pop(f"{prefix}token_std", None)
+        if deviations is not None:  # a checkpoint from before there was a map
+            state_dict[f"{prefix}token_map"] = torch.diag(1 / deviations)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class WorldModel(nn.Module):
@@ -155,6 +159,32 @@ class WorldModel(nn.Module):
         self.standardizer.to(device=device)
         self.encoder.to(device)
         return self
+
+    @torch.no_grad()
+    def take_over(self, other: WorldModel, ours: Tensor, theirs: Tensor) -> None:
+        """Go on from the predictor of a model on another encoder, with this model's statistics.
+
+        What reads and writes tokens passes through linear fits between both encoders' tokens of one place.
+
+        Args:
+            other: of the same environment and sizes, but for the encoder.
+            ours, theirs: standardised tokens of the same frames, (K, N, D) and (K, N, D').
+
+        Raises:
+            ValueError: sizes differ.
+        """
+        sizes = [
+            replace(model.config, token_dim=1, history=1).__dict__ | {"skip": model.frameskip}
+            for model in (self, other)
+        ]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"a predictor of sizes {sizes[1]} does not fit {sizes[0]}")
+        here, there = ours.flatten(0, 1).double(), theirs.flatten(0, 1).double()
+        state = {name: value.double() for name, value in other.predictor.state_dict().items()}
+        state["embed_tokens.weight"] = state["embed_tokens.weight"] @ linear_fit(here, there).T
+        for name in ("token_change.weight", "token_change.bias"):
+            state[name] = linear_fit(there, here).T @ state[name]
+        self.predictor.load_state_dict(state)
 
     @torch.no_grad()  # not inference mode: gradient descent plans from what comes out
     def encode(
@@ -353,6 +383,12 @@ class WorldModel(nn.Module):
                     + share * (proprio[:, 0] - batch["proprio"][:, t + 1]).square().mean() / frames
                 )
         return {"loss": token_error + proprio_error, "tokens": token_error, "proprio": proprio_error}
+
+
+def linear_fit(x: Tensor, y: Tensor, ridge: float = 1e-4) -> Tensor:
+    """Matrix (D, E) that best turns rows of x (K, D) into rows of y (K, E), at a small price on its size."""
+    penalty = ridge * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return torch.linalg.solve(x.T @ x / len(x) + penalty, x.T @ y / len(x))
 
 
 def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:

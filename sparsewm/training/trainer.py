@@ -40,6 +40,8 @@ class TrainConfig:
         trained_groups: how many of the groups, drawn at random, are computed (0: all). Leaving some out
             saves their time.
         full_every: every so many steps the patches stay together, as when nothing is dropped (0: never).
+        whitening: of the tokens, in whose squared error training and planning measure (see
+            `sparsewm.data.token_statistics`).
         ema: decay of the averaged weights that are saved and validated.
         validate_every, checkpoint_every: steps.
     """
@@ -56,6 +58,7 @@ class TrainConfig:
     smallest_group: int = 8
     trained_groups: int = 1
     full_every: int = 8
+    whitening: float = 0.0
     ema: float = 0.999
     validate_every: int = 500
     checkpoint_every: int = 500
@@ -65,6 +68,8 @@ class TrainConfig:
         for name in ("steps", "batch", "horizon", "groups", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training setting {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.whitening <= 1:
+            raise UserError(f"training setting whitening must be between 0 and 1, got {self.whitening:g}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"training setting lr must be a number above 0, got {self.lr}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import sparsewm.data.tokens as tokens_module
-from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
+from sparsewm.data import Dataset, TokenCache, Windows, fast_copy, token_statistics
 from sparsewm.encoders import PatchFeatures, ViT
 from sparsewm.errors import UserError
 from tests.data.test_dataset import small_disk
@@ -50,12 +51,8 @@ def test_cache_holds_the_tokens_of_every_row(dataset: Dataset) -> None:
     expected = encoder.encode(dataset.pixels[:]).patches.half()
     assert torch.equal(cache.rows(np.arange(26)), expected)
     assert torch.equal(cache.rows(np.array([[3, 3], [25, 0]])), expected[torch.tensor([[3, 3], [25, 0]])])
-    statistics = cache.statistics(np.arange(9))
-    sample = expected[:9].float()
-    torch.testing.assert_close(statistics["token_mean"], sample.mean(0))
-    torch.testing.assert_close(
-        statistics["token_std"], (sample - sample.mean(0)).square().mean((0, 1)).sqrt()
-    )
+    statistics = cache.statistics(np.arange(9), 0.5)
+    torch.testing.assert_close(statistics, token_statistics(expected[:9].float(), 0.5))
 
 
 def test_cache_is_built_once(dataset: Dataset) -> None:
@@ -203,3 +200,42 @@ def test_an_encoder_whose_tokens_hardly_change_is_not_rounded(dataset: Dataset) 
     exact = encoder.encode(pixels).patches
     assert (tokens - exact).std() < 0.3 * (exact - exact.mean(0)).std()
     assert (exact.bfloat16().float() - exact).std() > (exact - exact.mean(0)).std()
+
+
+def narrow_tokens() -> torch.Tensor:
+    """Tokens (400, 3, 5) that vary along two directions, one of them ten times as much as the other."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(5, 5, generator=generator))[0][:2]
+    strength = torch.randn(400, 3, 2, generator=generator) * torch.tensor([10.0, 1.0])
+    return strength @ directions + torch.randn(3, 5, generator=generator)
+
+
+def test_statistics_without_whitening_divide_every_feature_by_its_deviation() -> None:
+    tokens = narrow_tokens()
+    statistics = token_statistics(tokens)
+    torch.testing.assert_close(statistics["token_mean"], tokens.mean(0))
+    deviation = (tokens - tokens.mean(0)).square().mean((0, 1)).sqrt()
+    torch.testing.assert_close(statistics["token_map"], torch.diag(1 / deviation))
+
+
+def test_whitening_weighs_weak_directions_up_and_keeps_the_scale() -> None:
+    tokens, shares = narrow_tokens(), []
+    for whitening in (0.0, 0.5, 1.0):
+        statistics = token_statistics(tokens, whitening)
+        mapped = ((tokens - statistics["token_mean"]) @ statistics["token_map"]).flatten(0, 1)
+        assert mapped.square().mean().item() == pytest.approx(1, rel=1e-3)
+        variances = torch.linalg.eigvalsh(mapped.T @ mapped / len(mapped))
+        shares.append(float(variances[-2] / variances[-1]))
+        assert variances[:3].abs().max() < 1e-3  # what never varies is not blown up
+    assert shares[0] < 0.4 and shares[0] < shares[1] < shares[2] and shares[2] > 0.5
+
+
+def test_rounding_is_judged_in_the_measure_of_the_cost() -> None:
+    encoder = tiny_encoder(28)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
+    plain, white = (
+        tokens_module.token_precision(encoder, deepcopy(encoder).bfloat16(), pixels, whitening)
+        for whitening in (0.0, 1.0)
+    )
+    assert plain["deviation"] == pytest.approx(1, rel=1e-3) == pytest.approx(white["deviation"], rel=1e-3)
+    assert white["error"] > plain["error"] > 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from planners import CEM, GradientDescent, PlanningProblem
+from sparsewm.data import token_statistics
 from sparsewm.errors import UserError
 from sparsewm.evaluation.geometry import spearman
 from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches
@@ -259,7 +260,7 @@ def test_encoded_frames_are_standardised() -> None:
     latent = model.encode(seen["pixels"], seen["proprio"], attention=True)
     raw = model.encoder.encode(seen["pixels"]).patches
     statistics = model.standardizer
-    close(latent.tokens, (raw - statistics.token_mean) / statistics.token_std)
+    close(latent.tokens, (raw - statistics.token_mean) @ statistics.token_map)
     close(
         latent.proprio,
         (torch.as_tensor(seen["proprio"]) - torch.tensor([30.0, 20.0])) / torch.tensor([15.0, 10.0]),
@@ -290,12 +291,10 @@ def test_standardizer_makes_zero_mean_and_unit_deviation() -> None:
     tokens = 3 * torch.randn(500, 4, 6, generator=generator) + torch.randn(4, 6, generator=generator)
     proprio = 5 + 2 * torch.randn(500, 3, generator=generator)
     action = -1 + 0.1 * torch.randn(500, 2, generator=generator)
-    mean = tokens.mean(0)
     standardizer = Standardizer(4, 6, 3, 2)
     standardizer.fit(
         {
-            "token_mean": mean,
-            "token_std": (tokens - mean).square().mean((0, 1)).sqrt(),
+            **token_statistics(tokens),
             "proprio_mean": proprio.mean(0).numpy(),
             "proprio_std": proprio.std(0).numpy(),
             "action_mean": action.mean(0),
@@ -312,9 +311,35 @@ def test_standardizer_makes_zero_mean_and_unit_deviation() -> None:
 
 def test_standardizer_survives_features_that_never_change() -> None:
     standardizer = Standardizer(4, 6, 3, 2)
-    standardizer.fit({"proprio_std": np.zeros(3), "token_std": torch.zeros(6)})
+    standardizer.fit({"proprio_std": np.zeros(3), **token_statistics(torch.ones(5, 4, 6), 0.5)})
     assert bool(torch.isfinite(standardizer.proprio(torch.ones(1, 3))).all())
     assert bool(torch.isfinite(standardizer.tokens(torch.ones(1, 4, 6))).all())
+
+
+def test_checkpoint_from_before_the_map_divides_by_deviations() -> None:
+    standardizer, deviations = Standardizer(4, 6, 3, 2), torch.rand(6) + 0.5
+    state = standardizer.state_dict()
+    del state["token_map"]
+    standardizer.load_state_dict(state | {"token_std": deviations})
+    tokens = torch.randn(2, 4, 6)
+    close(standardizer.tokens(tokens), tokens / deviations)
+
+
+def test_predictor_taken_over_imagines_the_same_in_other_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    other = tiny_model()
+    model = tiny_model(seed=1)
+    theirs = torch.randn(300, 16, other.config.token_dim, generator=generator)
+    change = torch.randn(theirs.shape[-1], theirs.shape[-1], generator=generator)
+    model.take_over(other, theirs @ change, theirs)
+    latent, patches = random_latent(other, 2, generator), torch.arange(16).expand(2, -1)
+    actions = random_actions(other, 2, 3, 2, generator=generator)
+    model.standardizer.load_state_dict(other.standardizer.state_dict())
+    expected, _ = other.rollout(latent.tokens, latent.proprio, actions, patches)
+    found, _ = model.rollout(latent.tokens @ change, latent.proprio, actions, patches)
+    torch.testing.assert_close(found, expected @ change, rtol=0.02, atol=0.05)
+    with pytest.raises(ValueError, match="does not fit"):
+        model.take_over(tiny_model(width=48), theirs, theirs)
 
 
 def test_temporal_cost_reads_the_last_imagined_frame_and_the_kept_patches_only() -> None:

@@ -47,7 +47,7 @@ def tiny_model(
         model.standardizer.fit(
             {
                 "token_mean": 0.2 * torch.randn(encoder.tokens, encoder.dim),
-                "token_std": 0.5 + torch.rand(encoder.dim),
+                "token_map": torch.diag(1 / (0.5 + torch.rand(encoder.dim))),
                 "proprio_mean": torch.tensor([30.0, 20.0]),
                 "proprio_std": torch.tensor([15.0, 10.0]),
                 "action_mean": torch.tensor([0.1, -0.1]),
