@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -116,6 +115,7 @@ class Planner(ABC, Generic[State]):
         self.elites = elites
         self.seed = seed
         self._generator: torch.Generator | None = None
+        self._pace = 0.0  # seconds per candidate of a slow iteration lately
 
     @abstractmethod
     def start(self, prior: Gaussian, space: Space) -> State:
@@ -147,8 +147,9 @@ class Planner(ABC, Generic[State]):
             warm_start: action sequences (B, H, A) to search around, the noise still the problem's own. Or
                 (B, K, H, A): the first is searched around, the others join the first iteration.
             proposals: candidates (B, K, H, A) from elsewhere, see ``proposal_mode``.
-            deadline: seconds this call may take. An iteration that would end later, judging by the median of
-                those before it, is not started; the first always is.
+            deadline: seconds this call may take. An iteration that would end later, judging by the slowest of
+                those before it, is not started; the first always is. Where earlier calls of this planner were
+                too slow for three iterations, it takes fewer candidates (gradient descent excepted).
             proposal_mode: "seed" mixes the proposals into the first iteration; "prior" starts from a Gaussian
                 fitted to them (its std at least a tenth of the problem's); "replace" scores them once and
                 takes the best, without any search.
@@ -169,6 +170,7 @@ class Planner(ABC, Generic[State]):
         replace = proposals is not None and proposal_mode == "replace"
         iterations = 1 if replace else self.iterations
         limit = math.inf if deadline is None else deadline
+        affordable = self._affordable(limit)
 
         history: list[dict[str, float]] = []
         seconds: list[float] = []
@@ -177,7 +179,7 @@ class Planner(ABC, Generic[State]):
         with torch.inference_mode(inference), torch.no_grad():
             state = self.start(prior, space)
             for iteration in range(iterations):
-                if seconds and time.perf_counter() - started + statistics.median(seconds) > limit:
+                if seconds and time.perf_counter() - started + max(seconds) > limit:
                     break
                 last = iteration + 1 == iterations
                 _synchronize(space.low.device)
@@ -187,6 +189,8 @@ class Planner(ABC, Generic[State]):
                     candidates = seeds
                 else:
                     candidates = self.sample(state, space, iteration)
+                    if affordable < self.samples:
+                        candidates = candidates[:, :affordable]
                     if iteration == 0 and seeds.shape[1]:
                         candidates = _mix(candidates, seeds)
                 costs = self._score(problem, candidates, iteration, self.differentiates and not last)
@@ -196,7 +200,14 @@ class Planner(ABC, Generic[State]):
                     state = self.update(state, candidates, costs, space, iteration)
                 _synchronize(space.low.device)
                 seconds.append(time.perf_counter() - begun)
+                self._pace = max(seconds[-1] / candidates.shape[1], 0.9 * self._pace)
         return Plan(best[:, 0].clone(), best_costs[:, 0].clone(), best, history, seconds)
+
+    def _affordable(self, limit: float) -> int:
+        """Candidates of which, at the pace of earlier calls, three iterations fit into `limit` seconds."""
+        if self.differentiates or not self._pace or math.isinf(limit):
+            return self.samples
+        return min(self.samples, max(self.elites, 2, int(limit / (3 * self._pace))))
 
     def noise(self, space: Space, samples: int) -> Tensor:
         """Unit Gaussian noise (B, samples, H, A) from the planner's own generator."""

@@ -86,7 +86,7 @@ class Bench:
         title = f"{self.candidates} candidates, horizon {self.horizon}, {model.patches} tokens"
         plot_bench(folder / "bench.png", report["rows"], title)
         columns = ("rollout", "drop", "tokens", "s / iteration", "quartiles", "of full")
-        table = Table(*columns, "times DINO-WM", "tokens / s", "of peak")
+        table = Table(*columns, "times DINO-WM", "of peak")
         for row in report["rows"]:
             time = row["seconds_per_iteration"]
             table.add_row(
@@ -97,7 +97,6 @@ class Bench:
                 f"{time['p25']:.4f}-{time['p75']:.4f}",
                 f"{1 / row['speedup_over_full']:.3f}",
                 f"{row['speedup_over_dino_wm']:.1f}" if row["speedup_over_dino_wm"] else "",
-                f"{row['tokens_per_second']:.3g}",
                 f"{100 * row['peak_fraction']:.0f}%",
             )
         Console().print(table)

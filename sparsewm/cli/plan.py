@@ -24,6 +24,7 @@ from sparsewm.evaluation.closed_loop import (
     Still,
     Task,
     Trace,
+    deadline_report,
     make_tasks,
     run_episodes,
     summarize,
@@ -126,6 +127,9 @@ class Plan:
     """Deviation of the first candidates, in deviations of the recorded actions."""
     redraw: Redraw = "iteration"
     """When a new subset of patches is drawn: at every iteration, every plan, or never."""
+    budget_ms: float | None = None
+    """Milliseconds from observation to actions: the search ends in time, with fewer iterations or
+    candidates where it has to. Plans then depend on the machine."""
     batch: int = 1
     """Episodes planned at once."""
     chunk: int = 0
@@ -177,6 +181,12 @@ class Plan:
             f"{tokens['kept']} of {tokens['total']} tokens, {seconds(results['seconds_per_iteration'])} an "
             f"iteration, {seconds(results['seconds_per_plan'])} a plan"
         )
+        if rate := results["actions_per_second"]:
+            summary += f"; planning sustains {rate:.1f} actions a second"
+        if kept := results["deadline"]:
+            summary += f"; {100 * kept['in_time']:.1f}% of {kept['plans']} plans within {self.budget_ms:g} ms"
+            if late := kept["overshoot_ms"]:
+                summary += f", others up to {late['max']:.0f} ms late"
         plot_plan(folder / "plan.png", ready.env, traces, ready.grid, summary)
         print(f"{summary}\nresults in {folder}/")
         return 0
@@ -238,6 +248,7 @@ class Plan:
             },
             "settings": asdict(settings) | {"batch": self.batch, "redraw": self.redraw},
             **summarize(env, traces),
+            "deadline": None if self.budget_ms is None else deadline_report(traces, self.budget_ms / 1000),
             "peak_memory_bytes": peak_memory(ready.device),
             "version": sparsewm.__version__,
         }
@@ -270,6 +281,11 @@ class Plan:
         )
         at_least(1, goal_offset=self.goal_offset, episodes=self.episodes, batch=self.batch)
         at_least(0, alpha=self.alpha, chunk=self.chunk)
+        at_least(1, budget_ms=self.budget_ms)
+        if self.budget_ms is not None and self.batch > 1:
+            raise UserError("--budget-ms is for one episode at a time: leave --batch out")
+        if self.budget_ms is not None and self.selection in ("none", "random_actions"):
+            raise UserError(f"--selection {self.selection} plans nothing: leave --budget-ms out")
         at_least(1e-3, spread=self.spread)
         if self.selection == "proprio":
             if self.cost == "temporal":
@@ -323,6 +339,7 @@ class Plan:
         if self.planner in ("cem", "icem"):
             options["elites"] = settings.elites
         mpc = MPC(PLANNERS[self.planner](**options), settings.execute)
+        deadline = None if self.budget_ms is None else self.budget_ms / 1000
         generator = torch.Generator().manual_seed(self.seed)
         if self.selection == "oracle":
             return Planned(
@@ -336,6 +353,7 @@ class Plan:
                     hold=settings.hold,
                     scored=settings.scored,
                 ),
+                deadline=deadline,
             )
         assert model is not None
         if self.selection == "encoder_oracle":
@@ -358,6 +376,7 @@ class Plan:
                     hold=settings.hold,
                     scored=settings.scored,
                 ),
+                deadline=deadline,
             )
         return Planned(
             env,
@@ -378,4 +397,5 @@ class Plan:
                 scored=settings.scored,
             ),
             self.imagine and model.decoder is not None,
+            deadline,
         )

@@ -131,9 +131,9 @@ def measure(
     peak_bytes, due = 0, 0
     for repeat in range(repeats + 2):
         for index, problem in enumerate(problems):
-            seconds = timed(partial(sparse, problem, repeat))
+            spent = timed(partial(sparse, problem, repeat))
             if repeat >= 2:
-                times.setdefault(("sparse", index), []).append(seconds)
+                times.setdefault(("sparse", index), []).append(spent)
         peak_bytes = peak_bytes or peak_memory(device)  # before the baseline needs its own
         while due < baseline * (repeat + 1) // (repeats + 2):
             for index, problem in enumerate(problems):

@@ -147,22 +147,43 @@ class Planned:
         env: gives frameskip and action size. mpc: planner with its warm starts.
         make_problem: problem of the active episodes from their traces.
         imagine: keep what each plan imagines as pictures; after its time is taken.
+        deadline: seconds from the observation to the actions; the search ends in time. One plan before the
+            first is neither executed nor timed: it shows how fast this machine is.
     """
 
-    def __init__(self, env: GoalEnv, mpc: MPC, make_problem: ProblemMaker, imagine: bool = False) -> None:
+    def __init__(
+        self,
+        env: GoalEnv,
+        mpc: MPC,
+        make_problem: ProblemMaker,
+        imagine: bool = False,
+        deadline: float | None = None,
+    ) -> None:
         self.env, self.mpc, self.make_problem, self.imagine = env, mpc, make_problem, imagine
+        self.deadline = deadline
+        self._afterwards = 0.0  # seconds a plan takes after the search; the slowest lately
+        self._tried = deadline is None
 
     def begin(self, traces: Sequence[Trace]) -> None:
         self.traces = traces
         self.mpc.reset()
 
     def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
+        if not self._tried:
+            self._tried = True
+            problem = self.make_problem(self.traces, active)
+            problem.steps(self.mpc.planner.plan(problem).actions)
         started = time.perf_counter()
         problem = self.make_problem(self.traces, active)
         mask = torch.zeros(len(self.traces), dtype=torch.bool)
         mask[torch.as_tensor(active)] = True
-        plan: Plan = self.mpc.plan(problem, mask)
+        left = None
+        if self.deadline is not None:
+            left = self.deadline - (time.perf_counter() - started) - self._afterwards
+        plan: Plan = self.mpc.plan(problem, mask, deadline=left)
+        searched = time.perf_counter()
         steps = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
+        self._afterwards = max(time.perf_counter() - searched, 0.9 * self._afterwards)
         seconds = (time.perf_counter() - started) / len(active)
         kept = getattr(problem, "patches", None)
         frames = None
@@ -309,6 +330,7 @@ def summarize(env: GoalEnv, traces: Sequence[Trace]) -> dict[str, Any]:
         "seconds_per_iteration": quartiles([s for trace in traces for s in trace.seconds_per_iteration]),
         "seconds_per_plan": quartiles([s for trace in traces for s in trace.seconds_per_plan]),
         "seconds_per_episode": quartiles([sum(t.seconds_per_plan) for t in traces if t.seconds_per_plan]),
+        "actions_per_second": actions_per_second(traces),
         "per_episode": episodes,
     }
     moved = [e["success"] for e in episodes if object_moves(env, e["initial_distance"])]
@@ -319,6 +341,24 @@ def summarize(env: GoalEnv, traces: Sequence[Trace]) -> dict[str, Any]:
             "success_ci95": list(wilson(sum(moved), len(moved))),
         }
     return result
+
+
+def actions_per_second(traces: Sequence[Trace]) -> float | None:
+    """Environment steps executed per second of planning: the control frequency that planning sustains."""
+    spent = sum(sum(trace.seconds_per_plan) for trace in traces)
+    return sum(trace.steps for trace in traces if trace.seconds_per_plan) / spent if spent else None
+
+
+def deadline_report(traces: Sequence[Trace], deadline: float) -> dict[str, Any]:
+    """How plans kept a deadline in seconds: share in time, and by how much the others were late."""
+    times = [seconds for trace in traces for seconds in trace.seconds_per_plan]
+    late = [1000 * (seconds - deadline) for seconds in times if seconds > deadline]
+    return {
+        "budget_ms": 1000 * deadline,
+        "plans": len(times),
+        "in_time": 1 - len(late) / max(1, len(times)),
+        "overshoot_ms": {"median": float(np.median(late)), "max": max(late)} if late else None,
+    }
 
 
 def object_moves(env: GoalEnv, distance: dict[str, float]) -> bool:

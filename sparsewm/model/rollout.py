@@ -62,7 +62,7 @@ class PackedBlock:
         width = block.out.weight.shape[0]
         scale = torch.ones(3 * width, dtype=torch.float64)
         scale[:width] = (width // block.heads) ** -0.5
-        self.qkv = PackedLinear(*(_scaled(p, scale) for p in (block.qkv.weight, block.qkv.bias)))
+        self.qkv = PackedLinear(_scaled(block.qkv.weight, scale), _scaled(block.qkv.bias, scale))
         self.out = PackedLinear(block.out.weight, block.out.bias)
         self.up = PackedLinear(block.up.weight, block.up.bias, relu=True)
         self.down = PackedLinear(block.down.weight, block.down.bias)
@@ -110,37 +110,49 @@ class PackedBlock:
 
 
 class Window:
-    """Keys and values of the imagined frames in the attention window, per layer in one buffer.
+    """Keys and values of the imagined frames in the attention window, per layer side by side in one buffer.
+
+    Buffers are as long as the window is by now, for products of a part of a longer one copy it first.
 
     Args:
-        layers, history: of the predictor. shape: (B, H, S, L, d) of one frame's keys.
+        layers, history: of the predictor. shape: (B, H, S, L, d) of one frame's keys. like: sets the dtype.
     """
 
     def __init__(self, layers: int, history: int, shape: Sequence[int], like: Tensor) -> None:
-        b, h, s, length, d = shape
-        self.history, self.length, self.frames = history, length, 0
-        buffers = (like.new_empty(b, h, s, history * length, d) for _ in range(2 * layers))
-        self.keys, self.values = (
-            list(pair) for pair in zip(*[(k, next(buffers)) for k in buffers], strict=True)
-        )
-        self.slot = -1
+        self.history, self.shape, self.like = history, tuple(shape), like
+        self.frames, self.slot = 0, -1
+        self.keys: list[Tensor] = [self._buffer(0)] * layers
+        self.values: list[Tensor] = [self._buffer(0)] * layers
+
+    def _buffer(self, frames: int) -> Tensor:
+        b, h, s, length, d = self.shape
+        return self.like.new_empty(b, h, s, frames * length, d)
+
+    def _place(self, slot: int) -> slice:
+        length = self.shape[3]
+        return slice(slot * length, (slot + 1) * length)
 
     def advance(self) -> None:
-        """Begin the next frame."""
+        """Begin the next frame; it takes the place of the one that leaves the window."""
         self.slot = (self.slot + 1) % self.history
         self.frames = min(self.frames + 1, self.history)
 
     def add(self, layer: int, k: Tensor, v: Tensor, growth: Tensor) -> tuple[Tensor, Tensor]:
         """Store this frame's keys and values, let older keys age; all of the window (B, H, S, F * L, d)."""
-        keys, values, length = self.keys[layer], self.values[layer], self.length
+        keys, values = old_keys, old_values = self.keys[layer], self.values[layer]
+        grown = self.frames * self.shape[3] > keys.shape[3]
+        if grown:
+            keys, values = self._buffer(self.frames), self._buffer(self.frames)
+            values[:, :, :, : old_values.shape[3]] = old_values
+            self.keys[layer], self.values[layer] = keys, values
         for age in range(1, self.frames):
-            slot = (self.slot - age) % self.history
-            keys[:, :, :, slot * length : (slot + 1) * length] += growth[age - 1][:, None]
-        here = slice(self.slot * length, (self.slot + 1) * length)
+            place = self._place((self.slot - age) % self.history)
+            older = growth[age - 1][:, None]
+            torch.add(old_keys[:, :, :, place], older, out=keys[:, :, :, place])
+        here = self._place(self.slot)
         keys[:, :, :, here] = k
         values[:, :, :, here] = v
-        filled = self.frames * length
-        return keys[:, :, :, :filled], values[:, :, :, :filled]
+        return keys, values
 
 
 class Rollout:

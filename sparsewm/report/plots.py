@@ -93,8 +93,8 @@ def plot_bench(path: str | Path, rows: Sequence[dict[str, Any]], title: str) -> 
         axis.errorbar(share, median, yerr=spread, marker="o", capsize=3, label=rollout)
     ours = [row for row in rows if row["rollout"] == "sparse"]
     full = max(ours, key=lambda row: row["tokens"])["seconds_per_iteration"]["median"]
-    share = np.linspace(0.02, 1, 50)
-    axis.plot(share, full * share, "--", color="#999999", label="sparse, proportional to tokens")
+    line = np.linspace(0.02, 1, 50)
+    axis.plot(line, full * line, "--", color="#999999", label="sparse, proportional to tokens")
     both = len(ours) < len(rows)  # the baseline takes many times as long
     axis.set(
         xlabel="share of tokens kept",

@@ -64,7 +64,7 @@ ROW = {
     "dtype": str,
     "seconds_per_iteration": {"median": float, "p25": float, "p75": float},
     "speedup_over_full": float,
-    "speedup_over_dino_wm": type(None),
+    "speedup_over_dino_wm": float,
     "tokens_per_second": float,
     "peak_fraction": float,
     "peak_memory_bytes": int,
@@ -296,6 +296,18 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
         assert mine["speedup_over_dino_wm"] == pytest.approx(ratio) and other["speedup_over_dino_wm"] == 1
         assert other["dtype"] == "float32" and other["encoding_seconds_per_iteration"]["median"] > 0
     assert cv2.imread(str(place / "timed" / "bench.png")) is not None
+
+
+def test_plans_keep_a_deadline_and_say_so(trained: Path, here: Path) -> None:
+    options = ("--checkpoint", trained / "checkpoint", "--samples 64 --iterations 100000")
+    content = results(*options, "--budget-ms 400")
+    report = content["deadline"]
+    assert report["budget_ms"] == 400 and report["plans"] == len(content["per_episode"]) * 4
+    late = report["overshoot_ms"]
+    assert late is None or late["max"] < 400  # a busy machine may be late, but not by a search
+    assert 0.1 < content["seconds_per_plan"]["median"] < 0.5
+    seconds = content["seconds_per_plan"]["median"]
+    assert content["actions_per_second"] == pytest.approx(5 / seconds, rel=0.5)
 
 
 @pytest.mark.parametrize("planner", ["cem", "icem", "mppi", "gd"])

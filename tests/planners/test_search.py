@@ -267,6 +267,35 @@ def test_a_deadline_ends_the_search_after_at_least_one_iteration(
     assert counts == [1, 1, 1, 2, 4, 10, 10]
 
 
+@SAMPLERS
+def test_a_deadline_too_short_for_three_iterations_takes_fewer_candidates(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    asked: list[int] = []
+
+    class Slow(Quadratic):
+        def cost(self, actions: Tensor) -> Tensor:
+            now[0] += 0.01 * actions.shape[1]
+            asked.append(actions.shape[1])
+            return super().cost(actions)
+
+    planner = PLANNERS[name](samples=100, iterations=10)
+    problem = Slow(targets())
+    planner.plan(problem)  # a second per iteration of a hundred
+    for deadline in (1.5, 0.6):
+        asked.clear()
+        started = now[0]
+        plan = planner.plan(problem, deadline=deadline)
+        assert now[0] - started <= deadline and len(plan.history) >= 3
+        assert max(asked) == round(deadline / 3 / 0.01)
+    asked.clear()
+    planner.plan(problem, deadline=0.01)  # hopeless: no fewer than the elites
+    assert asked == [planner.elites]
+
+
 @ALL
 def test_the_shape_of_the_plan_does_not_depend_on_the_planner(name: str) -> None:
     for shape in ((1, 1, 1), (3, 7, 2)):
