@@ -133,11 +133,9 @@ def main(arguments: Arguments) -> None:
         settings = replace(settings, execute=settings.horizon, budget=budget)
         pictures = env.render_states(explored(env, arguments.seed)[::8])
         for label, encoder in (("trained", trained), ("random twin", twin)):
-            report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(
-                env, encoder, (0.0, 0.5, 0.8), whitening=WHITENING
-            )
+            report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))
             print(name, label, "geometry", geometry, flush=True)
-            report["sensitivity"][f"{name}, {label}"] = token_sensitivity(env, encoder, whitening=WHITENING)
+            report["sensitivity"][f"{name}, {label}"] = token_sensitivity(env, encoder)
             found = token_precision(encoder, deepcopy(encoder).bfloat16(), pictures, WHITENING)
             report["precision"][f"{name}, {label}"] = found
             print(name, label, "tokens in bfloat16", found, flush=True)

@@ -32,16 +32,20 @@ class Arguments:
     """Record and train first; with --no-train only the finished runs under runs/ are shipped."""
 
 
-def before(start: dict[str, Any] | None) -> list[str]:
+def before(metadata: dict[str, Any]) -> list[str]:
     """The card's lines on the checkpoint that training went on from."""
+    start = metadata.get("start")
     if not start:
         return []
     training, data = start["training"], start["dataset"]
+    encoder = start.get("encoder", metadata["encoder"])
+    same = encoder["hash"] == metadata["encoder"]["hash"]
+    other = "" if same else f" in the tokens of encoder `{encoder['hash'][:12]}`"
     return [
         f"- Went on (`--start CHECKPOINT`) from {training['step']} steps at horizon {training['horizon']}, "
         f"{training['seconds'] / 60:.0f} minutes on {data['episodes']} episodes (dataset hash "
-        f"`{data['hash'][:12]}`).",
-        *before(start.get("start")),
+        f"`{data['hash'][:12]}`){other}.",
+        *before({"encoder": encoder} | start),
     ]
 
 
@@ -61,8 +65,8 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         f"- Training: {training['step']} steps of {training['batch']} windows, "
         f"{training['seconds'] / 60:.0f} minutes on two CPU "
         f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
-        "groups.",
-        *before(metadata.get("start")),
+        f"groups, tokens whitened by {training.get('whitening', 0.0):g}.",
+        *before(metadata),
         "- Made by: `python scripts/make_pretrained.py`.",
         "",
         "Rollout error on held-out windows from one recorded frame, as a share of copying that frame, at "

@@ -85,7 +85,7 @@ class Bench:
         write_json(folder / "bench.json", report)
         title = f"{self.candidates} candidates, horizon {self.horizon}, {model.patches} tokens"
         plot_bench(folder / "bench.png", report["rows"], title)
-        columns = ("rollout", "drop", "tokens", "s / iteration", "quartiles", "of full")
+        columns = ("rollout", "drop", "tokens", "seconds", "quartiles", "of full")
         table = Table(*columns, "times DINO-WM", "of peak")
         for row in report["rows"]:
             time = row["seconds_per_iteration"]
@@ -93,8 +93,8 @@ class Bench:
                 row["rollout"],
                 f"{row['drop']:g}",
                 str(row["tokens"]),
-                f"{time['median']:.4f}",
-                f"{time['p25']:.4f}-{time['p75']:.4f}",
+                f"{time['median']:.3g}",
+                f"{time['p25']:.3g}-{time['p75']:.3g}",
                 f"{1 / row['speedup_over_full']:.3f}",
                 f"{row['speedup_over_dino_wm']:.1f}" if row["speedup_over_dino_wm"] else "",
                 f"{100 * row['peak_fraction']:.0f}%",

@@ -103,10 +103,12 @@ WHITENING_FLOOR = 0.01
 
 
 def token_statistics(tokens: Tensor, whitening: float = 0.0) -> dict[str, Tensor]:
-    """What turns raw tokens into ones whose squared error compares frames.
+    """What turns raw tokens into ones a predictor can work with, and these into ones that plans are scored in.
 
     Tokens of small encoders vary along very few directions, and what a squared error counts is what
-    these show: the coarse place of the largest object. Whitening weighs the other directions up.
+    these show: the coarse place of the largest object. A predictor has to see and to learn the rest as well:
+    whitening weighs the other directions up. Plans are scored without it, for what is smooth and coarse leads
+    further.
 
     Args:
         tokens: float32 (K, N, D) of K frames.
@@ -115,19 +117,21 @@ def token_statistics(tokens: Tensor, whitening: float = 0.0) -> dict[str, Tensor
 
     Returns:
         `token_mean` (N, D) and `token_map` (D, D), after which the mean square is one:
-        ``(tokens - token_mean) @ token_map``.
+        ``(tokens - token_mean) @ token_map``; and `cost_map` (D, D) from there to tokens whose features are
+        divided by their deviations.
     """
     mean = tokens.mean(0)
     deviations = (tokens - mean).flatten(0, 1).double()
     scale = deviations.square().mean(0).sqrt().clamp_min(1e-4)
-    token_map = torch.diag(1 / scale)
+    plain = token_map = torch.diag(1 / scale)
     if whitening:
         deviations = deviations / scale
         variances, directions = torch.linalg.eigh(deviations.T @ deviations / len(deviations))
         gains = (variances.clamp_min(0) + WHITENING_FLOOR).pow(-whitening / 2)
         gains = gains / (gains.square() * variances).mean().sqrt().clamp_min(1e-3)
         token_map = token_map @ (directions * gains) @ directions.T
-    return {"token_mean": mean, "token_map": token_map.float()}
+    cost_map = torch.linalg.solve(token_map, plain)
+    return {"token_mean": mean, "token_map": token_map.float(), "cost_map": cost_map.float().contiguous()}
 
 
 @torch.inference_mode()
@@ -151,7 +155,7 @@ def fast_copy(
     pixels: np.ndarray,
     dtype: torch.dtype,
     whitening: float = 0.0,
-    tolerance: float = 0.05,
+    tolerance: float = 0.1,
 ) -> PatchEncoder:
     """A copy of a float32 encoder in `dtype`; the encoder itself where rounding would hide what changes.
 

@@ -80,7 +80,7 @@ class WindowRollout:
             part = slice(first, first + chunk)
             kept = gather_patches(start.tokens[part], index.expand(len(start.tokens[part]), -1))
             tokens, proprio = self.rollout(kept, start.proprio[part], actions[part], patches)
-            error = (tokens - target).square().mean((-1, -2))
+            error = self.model.standardizer.token_error(tokens, target)
             costs.append(error + alpha * (proprio - goal.proprio).square().mean(-1))
         return torch.cat(costs)
 

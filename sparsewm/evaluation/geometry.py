@@ -42,9 +42,8 @@ def cost_geometry(
     drops: tuple[float, ...] = (0.0, 0.5, 0.8),
     states: int = 512,
     seed: int = 0,
-    whitening: float = 0.0,
 ) -> dict[str, Any]:
-    """Token error against true distance to goals, tokens standardised as a world model does.
+    """Token error against true distance to goals, in the tokens that plans are scored in.
 
     For 16 random goals, all states are ranked by token error on one random subset and by true distance
     (`GoalEnv.shortfall`); the result is the mean rank correlation, over all states and over the nearer and
@@ -56,7 +55,7 @@ def cost_geometry(
     env.reset(seed=seed)
     points = np.stack([env.sample_state() for _ in range(states + 16)])
     tokens = encode_states(env, encoder, points)
-    statistics = token_statistics(tokens, whitening)
+    statistics = token_statistics(tokens)
     tokens = (tokens - statistics["token_mean"]) @ statistics["token_map"]
     generator = torch.Generator().manual_seed(seed)
     result: dict[str, Any] = {}
@@ -94,7 +93,6 @@ def token_sensitivity(
     shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4),
     states: int = 96,
     seed: int = 0,
-    whitening: float = 0.0,
 ) -> dict[str, Any]:
     """How much token error a displacement of one object alone makes, all tokens, standardised.
 
@@ -111,7 +109,7 @@ def token_sensitivity(
     rng = np.random.default_rng(seed)
     points = np.stack([env.sample_state() for _ in range(states)])
     tokens = encode_states(env, encoder, points)
-    token_map = token_statistics(tokens, whitening)["token_map"]
+    token_map = token_statistics(tokens)["token_map"]
     result: dict[str, Any] = {}
     for name, columns in movable_parts(env).items():
         angle = name.endswith("angle")

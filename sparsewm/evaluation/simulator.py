@@ -87,7 +87,7 @@ class TokenDistance:
         tokens, proprio = self._observe(states.reshape(b * s, -1))
         kept = gather_patches(tokens.unflatten(0, (b, s)), self.patches)
         goal = gather_patches(self.goal_tokens, self.patches)[:, None]
-        cost = (kept - goal).square().mean((-1, -2))
+        cost = self.standardizer.token_error(kept, goal)
         if self.alpha:
             cost = cost + self.alpha * (
                 proprio.unflatten(0, (b, s)) - self.goal_proprio[:, None]

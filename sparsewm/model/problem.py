@@ -39,7 +39,7 @@ class LatentProblem:
     """Distance to the goal after an imagined action sequence, from the kept tokens of its frames.
 
     measure "mse":      mean squared error of the tokens to the goal's
-                        + alpha * mean squared error of proprioception, both standardised.
+                        + alpha * mean squared error of proprioception, both divided by their deviations.
     measure "temporal": the learned number of model steps from the frame to the goal; of pictures alone when
                         alpha is 0.
 
@@ -187,7 +187,7 @@ class LatentProblem:
             return TemporalDistance.between(self._embedded(tokens, proprio), self._goal)
         cost = self.alpha * (proprio - self.goal.proprio[:, None]).square().mean(-1)
         if self.selection != "proprio":
-            cost = cost + (tokens - self._goal).square().mean((-1, -2))
+            cost = cost + self.model.standardizer.token_error(tokens, self._goal)
         return cost
 
     def _embedded(self, tokens: Tensor, proprio: Tensor) -> Tensor:

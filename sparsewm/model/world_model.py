@@ -50,6 +50,7 @@ class Standardizer(nn.Module):
 
     token_mean: Tensor
     token_map: Tensor
+    cost_map: Tensor
     proprio_mean: Tensor
     proprio_std: Tensor
     action_mean: Tensor
@@ -59,12 +60,13 @@ class Standardizer(nn.Module):
         super().__init__()
         self.register_buffer("token_mean", torch.zeros(patches, token_dim))
         self.register_buffer("token_map", torch.eye(token_dim))
+        self.register_buffer("cost_map", torch.eye(token_dim))
         for name, size in (("proprio", proprio_dim), ("action", action_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
 
     def fit(self, statistics: dict[str, Tensor | np.ndarray]) -> None:
-        """Fill in `token_mean` (N, D), `token_map` (D, D), `proprio_mean` ... from the training data."""
+        """Fill in `token_mean` (N, D), `token_map`, `cost_map` (D, D), `proprio_mean` ... from the data."""
         for name, value in statistics.items():
             buffer = getattr(self, name)
             value = torch.as_tensor(value, dtype=torch.float32)
@@ -73,6 +75,10 @@ class Standardizer(nn.Module):
     def tokens(self, patches: Tensor) -> Tensor:
         """Raw patch tokens (..., N, D) -> standardised float32."""
         return (patches.float() - self.token_mean) @ self.token_map
+
+    def token_error(self, tokens: Tensor, goal: Tensor) -> Tensor:
+        """What plans are scored by: squared error (...) of standardised tokens (..., M, D) to a goal's."""
+        return ((tokens - goal) @ self.cost_map).square().mean((-1, -2))
 
     def proprio(self, proprio: Tensor) -> Tensor:
         """Raw proprioception (..., P) -> standardised float32."""
@@ -87,6 +93,7 @@ class Standardizer(nn.Module):
         deviations = state_dict.pop(f"{prefix}token_std", None)
         if deviations is not None:  # a checkpoint from before there was a map
             state_dict[f"{prefix}token_map"] = torch.diag(1 / deviations)
+            state_dict[f"{prefix}cost_map"] = torch.eye(len(deviations))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -232,6 +232,24 @@ def test_training_goes_on_from_a_checkpoint(trained: Path) -> None:
     assert refused.returncode == 2 and "exclude each other" in refused.stderr and not (place / "no").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "encoder"), [("--encoder embedded", "embedded"), ("--whitening 0", "random")]
+)
+def test_training_goes_on_in_other_tokens(flag: str, encoder: str, trained: Path) -> None:
+    """On another encoder, or measured otherwise: the predictor is translated, the rest of it stays."""
+    place, folder = trained.parent, "translated-to-" + flag.split()[-1]
+    more = TRAIN.replace("--steps 8", "--steps 1 --lr 1e-9").replace("--encoder random ", "")
+    done = shell(place, more, "--start run/checkpoint", flag, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(place / run / "checkpoint/model.safetensors") for run in ("run", folder))
+    assert not torch.equal(before["standardizer.token_map"], after["standardizer.token_map"])
+    tokens = ("predictor.embed_tokens.weight", "predictor.token_change.weight", "predictor.token_change.bias")
+    for key in [key for key in before if key.startswith("predictor")]:
+        assert torch.allclose(before[key], after[key], atol=1e-6) == (key not in tokens), key
+    metadata = json.loads((place / folder / "checkpoint/metadata.json").read_text())
+    assert metadata["encoder"]["name"] == encoder and metadata["start"]["encoder"]["name"] == "random"
+
+
 def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:
     assert (trained / "imagination_drop_0.5.png").stat().st_size > 1000
     place, sizes, episodes = trained.parent, [], []
