@@ -5,4 +5,13 @@ from sparsewm.data.dataset import Dataset, DatasetWriter
 from sparsewm.data.tokens import TokenCache, fast_copy, token_statistics
 from sparsewm.data.windows import Windows, count_windows
 
-__all__ = ["Dataset", "DatasetWriter", "TokenCache", "Windows", "collect", "count_windows", "fast_copy", "token_statistics"]
+__all__ = [
+    "Dataset",
+    "DatasetWriter",
+    "TokenCache",
+    "Windows",
+    "collect",
+    "count_windows",
+    "fast_copy",
+    "token_statistics",
+]

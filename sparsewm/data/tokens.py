@@ -103,7 +103,7 @@ WHITENING_FLOOR = 0.01
 
 
 def token_statistics(tokens: Tensor, whitening: float = 0.0) -> dict[str, Tensor]:
-    """What turns raw tokens into ones a predictor can work with, and these into ones that plans are scored in.
+    """What turns raw tokens into ones a predictor can work with, and these into ones that plans use.
 
     Tokens of small encoders vary along very few directions, and what a squared error counts is what
     these show: the coarse place of the largest object. A predictor has to see and to learn the rest as well:
