@@ -172,7 +172,7 @@ class Planned:
         if not self._tried:
             self._tried = True
             problem = self.make_problem(self.traces, active)
-            problem.steps(self.mpc.planner.plan(problem).actions)
+            problem.steps(self.mpc.planner.plan(problem, deadline=self.deadline).actions)
         started = time.perf_counter()
         problem = self.make_problem(self.traces, active)
         mask = torch.zeros(len(self.traces), dtype=torch.bool)

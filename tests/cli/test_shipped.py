@@ -59,7 +59,7 @@ def test_wall_is_solved_at_half_of_the_tokens(tmp_path: Path, monkeypatch: pytes
 
 def test_bench_times_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = call("bench --env wall --drops 0 0.8 --candidates 32 --repeats 3")
+    code, _, err = call("bench --env wall --drops 0 0.8 --candidates 32 --repeats 3 --baseline 0")
     assert code == 0, err
     full, sparse = json.loads(Path("runs/bench/bench.json").read_text())["rows"]
     assert sparse["tokens"] < full["tokens"] and sparse["speedup_over_full"] > 1.5

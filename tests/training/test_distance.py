@@ -39,7 +39,7 @@ def trained(steps: int, seed: int = 0) -> TemporalDistance:
     model = tiny_model()
     model.standardizer.fit(
         {f"{name}_mean": torch.zeros(size) for name, size in (("token", (16, 8)), ("proprio", 2))}
-        | {f"{name}_std": torch.ones(size) for name, size in (("token", 8), ("proprio", 2))}
+        | {"token_map": torch.eye(8), "proprio_std": torch.ones(2)}
     )
     torch.manual_seed(seed)
     distance = TemporalDistance(8, (4, 4), 2, DistanceConfig(width=32, heads=2, features=16))
