@@ -320,12 +320,12 @@ def test_plans_keep_a_deadline_and_say_so(trained: Path, here: Path) -> None:
     options = ("--checkpoint", trained / "checkpoint", "--samples 64 --iterations 100000")
     content = results(*options, "--budget-ms 400")
     report = content["deadline"]
-    assert report["budget_ms"] == 400 and report["plans"] == len(content["per_episode"]) * 4
+    assert report["budget_ms"] == 400 and report["plans"] == 2 * len(content["per_episode"])
     late = report["overshoot_ms"]
     assert late is None or late["max"] < 400  # a busy machine may be late, but not by a search
     assert 0.1 < content["seconds_per_plan"]["median"] < 0.5
     seconds = content["seconds_per_plan"]["median"]
-    assert content["actions_per_second"] == pytest.approx(5 / seconds, rel=0.5)
+    assert content["actions_per_second"] == pytest.approx(10 / seconds, rel=0.5)
 
 
 @pytest.mark.parametrize("planner", ["cem", "icem", "mppi", "gd"])
