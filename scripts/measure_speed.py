@@ -1,6 +1,6 @@
 """What each step of the fast rollout gains, how its cost grows, and that rankings and memory stay.
 
-Example (about ten minutes on two cores):
+Example (about two minutes on two cores; with --presets default paper several more):
 
     python scripts/measure_speed.py --output results/speed
 

@@ -1,6 +1,6 @@
 """Make the shipped encoder: render scenes in two looks each, train by self-distillation, save with a card.
 
-Example (all defaults; about 10 minutes on 2 CPU cores):
+Example (all defaults; about 20 minutes on 2 CPU cores):
 
     python scripts/pretrain_encoder.py --output runs/encoder
 """

@@ -104,13 +104,14 @@ class Train:
         if self.start is not None and self.extend is not None:
             raise UserError("--start and --extend exclude each other: --extend keeps the predictor as it is")
         finished = None if self.extend is None else self.load_model(env, self.extend, device)
-        first = None if self.start is None else load(self.start, device, environment=env.name)
+        first = None if self.start is None else self.load_start(env, self.start, device)
         given = finished or first
-        other = first is not None and (self.encoder or self.encoder_weights or self.hub_repo)
+        other = first is not None and (self.encoder or self.encoder_weights)
+        name = self.encoder or (sizes.encoder if given is None else given.encoder.name)
         encoder = (
             given.encoder
             if given is not None and not other
-            else load_encoder(self.encoder or sizes.encoder, self.encoder_weights, self.hub_repo, device)
+            else load_encoder(name, self.encoder_weights, self.hub_repo, device)
         )
         if encoder.tokens == 1:
             config = replace(config, groups=1)
@@ -160,6 +161,15 @@ class Train:
             encoder_weights=self.encoder_weights,
             hub_repo=self.hub_repo,
         )
+
+    def load_start(self, env: GoalEnv, path: Path, device: torch.device) -> WorldModel:
+        """A checkpoint to go on from, on its own encoder; the flags may name that one or another."""
+        try:
+            return self.load_model(env, path, device)
+        except UserError:
+            if not (self.encoder or self.encoder_weights):
+                raise
+            return load(path, device, environment=env.name, hub_repo=self.hub_repo)
 
     def new_model(
         self,

@@ -2,7 +2,7 @@
 
 The network is an ordinary ViT with strong two-dimensional sine-cosine positions (small learned ones are
 drowned by unit-size patch embeddings, and tokens stay local). How it was trained stands in
-`sparsewm/encoders/pretraining.py`; the model card beside the weights has the figures.
+`sparsewm/training/pretrain.py`; the model card beside the weights has the figures.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor, relu: bool = False) -> None:
         self.weight, self.bias, self.relu = weight.detach().contiguous(), bias.detach().contiguous(), relu
         self.packed: Tensor | None = None
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if torch.backends.mkldnn.is_available():
             try:
                 self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS_HINT)
             except (AttributeError, RuntimeError):  # an operation torch keeps for its own compiler
@@ -159,7 +159,7 @@ class Rollout:
     """Imagines with a predictor's present weights; make a new one when they change.
 
     Args:
-        predictor: in its computing precision.
+        predictor: on the CPU, in its computing precision.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -169,7 +169,7 @@ class Rollout:
             self.predictor = predictor
             blocks = [block for block in predictor.blocks if isinstance(block, ConditionedBlock)]
             self.blocks = [PackedBlock(block) for block in blocks]
-            one = torch.tensor([0.0, 1, 1, 0, 1, 1], device=predictor.embed_tokens.weight.device)
+            one = torch.tensor([0.0, 1, 1, 0, 1, 1])  # of shift, scale, gate, twice
             ones = one.repeat_interleave(config.width).repeat(config.depth)
             bias = torch.cat([block.modulation.bias for block in blocks])
             self.modulation = PackedLinear(
@@ -195,18 +195,17 @@ class Rollout:
         b, s, steps, _ = actions.shape
         length, width, heads = tokens.shape[1] + 1, self.config.width, self.config.heads
         positions = net.positions_of(patches)[:, None]
-        like = positions
-        window = Window(len(self.blocks), history, (b, heads, s, length, width // heads), like)
+        window = Window(len(self.blocks), history, (b, heads, s, length, width // heads), positions)
         now_tokens, now_proprio = tokens[:, None], proprio[:, None]
         for step in range(steps):
             condition = torch.cat([actions[:, :, step], now_proprio.expand(-1, s, -1)], -1).to(self.dtype)
             modulation = self.modulation(net.embed_condition(condition))[:, :, None]
             parts = modulation.chunk(6 * len(self.blocks), -1)
-            x = like.new_empty(b, now_tokens.shape[1], length, width)
+            x = positions.new_empty(b, now_tokens.shape[1], length, width)
             torch.add(self.embed_tokens(now_tokens.to(self.dtype)), positions, out=x[:, :, :-1])
             x[:, :, -1] = net.embed_proprio(now_proprio.to(self.dtype))
             window.advance()
-            shared = list(past)[len(past) - max(0, min(len(past), history - window.frames)) :]
+            shared = list(past)[max(0, len(past) - (history - window.frames)) :]
             for layer, block in enumerate(self.blocks):
                 x = block(x, parts[6 * layer : 6 * layer + 6], window, layer, shared)
             x = F.layer_norm(x, (width,), net.norm.weight, net.norm.bias)
@@ -217,6 +216,5 @@ class Rollout:
 
 def _scaled(parameter: Tensor, scale: Tensor) -> Tensor:
     """Rows of a weight or bias times a scale, rounded once."""
-    scale = scale.to(parameter.device)
     scaled = parameter.detach().double() * (scale[:, None] if parameter.ndim == 2 else scale)
     return scaled.to(parameter.dtype)

@@ -18,8 +18,7 @@ patches for the student, centred targets. Five choices are made for planning:
   its colours, which move with an object, and how strong its edges are and which way they run (as in
   MaskFeat, Wei et al. 2022), which turn with it.
 * What comes out at the end are tokens whose squared distance *is* that of these readings
-  (`measure_by_reading`). Left alone, four fifths of a token's variance were one direction, the coarse place
-  of the largest object, and no world model saw it turn.
+  (`measure_by_reading`), so that the weights of the readings say what counts.
 * The variance and covariance terms of VICReg (Bardes et al. 2022) and a small price on what all scenes have
   in common keep tokens varied, at a scale that survives low precision. Tokens are few numbers (64).
 """
@@ -72,8 +71,7 @@ BLURS = ((4.0, 3), (8.0, 2), (16.0, 1), (32.0, 1))
 KINDS = ((3, 1.0), (1, 0.3), (4, 0.2))
 """Channels and weight of what is read: colours, strength of edges, their direction.
 
-Of a T a turn by 20 degrees changes the first about as much as a shift by 20 of 512 pixels, the last ten times
-as much.
+A turn changes the direction of edges far more than it changes colours, hence the small weight.
 """
 
 READINGS = tuple((channels * k * k, weight) for _, k in BLURS for channels, weight in KINDS)

@@ -247,12 +247,16 @@ def test_the_prior_of_the_problem_shapes_the_first_iteration(name: str) -> None:
     assert ((asked.std(dim=1) > 0.03) & (asked.std(dim=1) < 0.07)).all()
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that only the test moves: its one entry is the time."""
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    return clock
+
+
 @ALL
-def test_a_deadline_ends_the_search_after_at_least_one_iteration(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+def test_a_deadline_ends_the_search_after_at_least_one_iteration(name: str, now: list[float]) -> None:
 
     class Slow(Quadratic):
         def cost(self, actions: Tensor) -> Tensor:
@@ -269,10 +273,8 @@ def test_a_deadline_ends_the_search_after_at_least_one_iteration(
 
 @SAMPLERS
 def test_a_deadline_too_short_for_three_iterations_takes_fewer_candidates(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, now: list[float]
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
     asked: list[int] = []
 
