@@ -12,6 +12,7 @@ D token features, P proprioception features, C action features of a model step, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,9 @@ def attend(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
 class ConditionedBlock(nn.Module):
     """Transformer block whose norms are modulated by the action (adaptive layer norm, Peebles & Xie 2023)."""
 
+    FUSED: ClassVar[dict[str, int]] = {"qkv": 3, "out": 1, "up": 1, "down": 1, "modulation": 6}
+    """Matrices, and how many layers' each one stacks."""
+
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         w = config.width
@@ -155,6 +159,14 @@ class Predictor(nn.Module):
         for layer in (self.token_change, self.proprio_change):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    def hidden_matrices(self) -> dict[str, int]:
+        """Names of the matrices inside the blocks, and how many layers' each one stacks."""
+        return {
+            f"blocks.{block}.{name}.weight": layers
+            for block in range(self.config.depth)
+            for name, layers in ConditionedBlock.FUSED.items()
+        }
 
     def positions_of(self, patches: Tensor) -> Tensor:
         """Embedded coordinates (B, M, W) of patch indices (B, M): computed once for a whole rollout."""

@@ -1,4 +1,4 @@
-"""AdamW for networks kept in bfloat16, with float32 master weights.
+"""AdamW and Muon for networks kept in bfloat16, with float32 master weights.
 
 On a CPU with bfloat16 matrix instructions this is more than twice as fast as autocast, which converts
 every weight at every step; the float32 master keeps updates that bfloat16 would round away.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,14 +47,19 @@ class MasterAdamW:
         self.lr, self.steps, self.warmup, self.clip, self.final = lr, steps, warmup, clip, final_lr_ratio
         self.live: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self.masters = [p.detach().float().clone() for p in self.live]
-        decay = [m for m in self.masters if m.ndim >= 2]
-        plain = [m for m in self.masters if m.ndim < 2]
+        adaptive = self._adaptive(module)
+        decay = [m for m in adaptive if m.ndim >= 2]
+        plain = [m for m in adaptive if m.ndim < 2]
         self.adamw = torch.optim.AdamW(
             [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=lr,
             betas=betas,
             foreach=True,
         )
+
+    def _adaptive(self, module: nn.Module) -> list[Tensor]:
+        """The masters that AdamW moves."""
+        return self.masters
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step (0-based)."""
@@ -71,12 +77,17 @@ class MasterAdamW:
         for master, live in zip(self.masters, self.live, strict=True):
             master.grad = torch.zeros_like(master) if live.grad is None else live.grad.float()
         norm = nn.utils.clip_grad_norm_(self.masters, self.clip)
+        rate = self.learning_rate(step)
         for group in self.adamw.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = rate
         self.adamw.step()
+        self._others(rate)
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.masters)
         return float(norm)
+
+    def _others(self, rate: float) -> None:
+        """Move the masters that AdamW does not."""
 
     @torch.no_grad()
     def ema_update(self, targets: list[Tensor], decay: float) -> None:
@@ -92,3 +103,86 @@ class MasterAdamW:
         self.adamw.load_state_dict(state["adamw"])
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.masters)
+
+
+class MasterMuon(MasterAdamW):
+    """AdamW, but the matrices between a network's input and its output move by Muon.
+
+    Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal one, so that all
+    directions of a layer learn at one pace. Scaled as by Liu et al. (2025): entries of an update are 0.2 on
+    average, about what AdamW's are.
+
+    Args:
+        module, lr, steps: as for `MasterAdamW`, like further keywords.
+        hidden: names of the matrices to move, and how many layers' matrices each one stacks.
+        muon: their learning rate, in units of `lr`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float,
+        steps: int,
+        *,
+        hidden: Mapping[str, int],
+        muon: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.05,
+        **keywords: Any,
+    ) -> None:
+        self.hidden, self.muon, self.momentum = dict(hidden), muon, momentum
+        super().__init__(module, lr, steps, weight_decay=weight_decay, **keywords)
+        self.weight_decay = weight_decay
+        self.momenta = [torch.zeros_like(master) for master in self.moved]
+
+    def _adaptive(self, module: nn.Module) -> list[Tensor]:
+        names = [name for name, p in module.named_parameters() if p.requires_grad]
+        masters = dict(zip(names, self.masters, strict=True))
+        self.moved = [masters[name] for name in self.hidden]
+        return [master for name, master in masters.items() if name not in self.hidden]
+
+    @torch.no_grad()
+    def _others(self, rate: float) -> None:
+        rate *= self.muon
+        gradients = [master.grad for master in self.moved if master.grad is not None]
+        torch._foreach_lerp_(self.momenta, gradients, 1 - self.momentum)
+        looked_ahead = torch._foreach_lerp(gradients, self.momenta, self.momentum)
+        parts = [
+            part
+            for stacked, layers in zip(looked_ahead, self.hidden.values(), strict=True)
+            for part in stacked.chunk(layers)
+        ]
+        updates: dict[int, Tensor] = {}
+        for shape in {part.shape for part in parts}:  # all matrices of one shape in one batch
+            same = [i for i, part in enumerate(parts) if part.shape == shape]
+            batch = orthogonalized(torch.stack([parts[i] for i in same])) * (0.2 * math.sqrt(max(shape)))
+            updates |= dict(zip(same, batch.float(), strict=True))
+        torch._foreach_mul_(self.moved, 1 - rate * self.weight_decay)
+        targets = [
+            part
+            for master, layers in zip(self.moved, self.hidden.values(), strict=True)
+            for part in master.chunk(layers)
+        ]
+        torch._foreach_add_(targets, [updates[i] for i in range(len(parts))], alpha=-rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"momenta": self.momenta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
+            momentum.copy_(saved)
+        super().load_state_dict(state)
+
+
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Roughly the nearest orthogonal matrices to (K, R, C), in bfloat16: singular values between 0.7 and 1.2.
+
+    A Newton-Schulz iteration whose coefficients (Jordan et al. 2024) lift small singular values fast.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x

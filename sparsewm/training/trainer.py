@@ -24,7 +24,7 @@ from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.checkpoint import save
 from sparsewm.model.world_model import WorldModel, gather_patches, random_groups, random_patches
-from sparsewm.training.optim import MasterAdamW
+from sparsewm.training.optim import MasterMuon
 
 STATE_FILE = "training_state.safetensors"
 
@@ -35,11 +35,14 @@ class TrainConfig:
 
     Attributes:
         steps: optimiser steps. batch: windows a step. lr, warmup, weight_decay, clip: AdamW with a cosine.
+        muon: learning rate of the blocks' matrices, which Muon moves, in units of `lr`
+            (0: AdamW moves them too).
         horizon: imagined frames of a training rollout. ramp: fraction of training over which it grows from 1.
         groups: random groups the patches are split into (1: none, the ablation). smallest_group: patches.
         trained_groups: how many of the groups, drawn at random, are computed (0: all). Leaving some out
             saves their time.
-        full_every: every so many steps the patches stay together, as when nothing is dropped (0: never).
+        full_every: every so many steps the patches stay together, as when nothing is dropped (0: never),
+            in a batch smaller by the number of groups, if these are not all trained.
         whitening: of the tokens, in whose squared error training and planning measure (see
             `sparsewm.data.token_statistics`).
         ema: decay of the averaged weights that are saved and validated.
@@ -48,7 +51,8 @@ class TrainConfig:
 
     steps: int = 8000
     batch: int = 64
-    lr: float = 1e-3
+    lr: float = 2e-3
+    muon: float = 5.0
     warmup: int = 200
     weight_decay: float = 0.02
     clip: float = 1.0
@@ -70,6 +74,8 @@ class TrainConfig:
                 raise UserError(f"training setting {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.whitening <= 1:
             raise UserError(f"training setting whitening must be between 0 and 1, got {self.whitening:g}")
+        if not 0 <= self.muon < math.inf:
+            raise UserError(f"training setting muon must be a number of at least 0, got {self.muon}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"training setting lr must be a number above 0, got {self.lr}")
 
@@ -169,8 +175,15 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.average = [p.detach().float().clone() for p in model.predictor.parameters()]
         model.predictor.to(dtype).train().requires_grad_(True)
-        self.optimizer = MasterAdamW(
-            model.predictor, config.lr, config.steps, config.warmup, config.weight_decay, config.clip
+        self.optimizer = MasterMuon(
+            model.predictor,
+            config.lr,
+            config.steps,
+            warmup=config.warmup,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            hidden=model.predictor.hidden_matrices() if config.muon else {},
+            muon=config.muon,
         )
         self.step, self.seconds = 0, 0.0
         self.metrics: list[dict[str, Any]] = []
@@ -180,7 +193,10 @@ class Trainer:
         config, model = self.config, self.model
         rng = np.random.default_rng([config.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        batch = standardized(model, self.train.sample(rng, config.batch))
+        whole = config.full_every > 0 and step % config.full_every == 0
+        trained = min(config.trained_groups, config.groups) or config.groups
+        count = max(1, config.batch * trained // config.groups) if whole else config.batch
+        batch = standardized(model, self.train.sample(rng, count))
         real = int(rng.integers(1, model.history + 1))
         frames = min(real + rollout_length(config, step), batch["action"].shape[1] + 1)
         batch = {
@@ -188,9 +204,8 @@ class Trainer:
             "proprio": batch["proprio"][:, :frames],
             "action": batch["action"][:, : frames - 1],
         }
-        whole = config.full_every > 0 and step % config.full_every == 0
         groups = random_groups(
-            config.batch, model.patches, 1 if whole else config.groups, config.smallest_group, generator
+            count, model.patches, 1 if whole else config.groups, config.smallest_group, generator
         )
         if config.trained_groups and not whole:
             groups = [groups[i] for i in rng.permutation(len(groups))[: config.trained_groups]]
@@ -255,6 +270,7 @@ class Trainer:
         masters, adam = self.optimizer.masters, self.optimizer.adamw.state_dict()["state"]
         tensors = {f"master.{i}": m for i, m in enumerate(masters)}
         tensors |= {f"average.{i}": a for i, a in enumerate(self.average)}
+        tensors |= {f"momentum.{i}": m for i, m in enumerate(self.optimizer.momenta)}
         for i, entry in adam.items():
             tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in entry.items()}
         information = {
@@ -309,6 +325,7 @@ class Trainer:
                 {
                     "masters": [tensors[f"master.{i}"] for i in range(count)],
                     "adamw": {"state": state, "param_groups": groups},
+                    "momenta": [tensors[f"momentum.{i}"] for i in range(len(self.optimizer.momenta))],
                 }
             )
             with torch.no_grad():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparsewm.errors import UserError
 from sparsewm.model import load
-from sparsewm.training.optim import MasterAdamW
+from sparsewm.training.optim import MasterAdamW, MasterMuon, orthogonalized
 from sparsewm.training.trainer import STATE_FILE, TrainConfig, Trainer, rollout_length, validate
 from tests.data.tiny import write_dataset
 from tests.model.tiny import tiny_encoder
@@ -32,9 +32,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(trainer: Trainer) -> list[Tensor]:
     """Everything that training changes: live weights, masters, average, moments."""
     live = [p.detach() for p in trainer.model.predictor.parameters()]
-    states = [trainer.optimizer.adamw.state[master] for master in trainer.optimizer.masters]
-    moments = [state[name] for state in states for name in ("step", "exp_avg", "exp_avg_sq")]
-    return [t.clone() for t in (*live, *trainer.optimizer.masters, *trainer.average, *moments)]
+    optimizer = trainer.optimizer
+    adaptive = [state for master in optimizer.masters if (state := optimizer.adamw.state.get(master))]
+    moments = [state[name] for state in adaptive for name in ("step", "exp_avg", "exp_avg_sq")]
+    assert len(adaptive) + len(optimizer.momenta) == len(optimizer.masters)
+    return [t.clone() for t in (*live, *optimizer.masters, *trainer.average, *moments, *optimizer.momenta)]
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -329,3 +331,39 @@ def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1
     assert rates[60] == pytest.approx(0.55) and rates[110] == rates[119] == pytest.approx(0.1)
     assert rates[10:110] == sorted(rates[10:110], reverse=True)
+
+
+@pytest.mark.parametrize("shape", [(4, 24, 24), (2, 24, 96), (2, 96, 24)])
+def test_orthogonalized_matrices_keep_their_directions_at_one_size(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) * torch.tensor([1e-4, 1.0, 5.0, 1e4])[: shape[0], None, None]
+    found = orthogonalized(matrices).float()
+    assert found.shape == shape
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    sizes = (u.mT @ found @ v.mT).diagonal(dim1=1, dim2=2)
+    assert sizes[:, : shape[1] // 2].min() > 0.5 and sizes.max() < 1.4
+    assert torch.linalg.matrix_norm(found - u @ (sizes[..., None] * v)).max() < 0.7  # of about 5
+
+
+def test_muon_moves_each_stacked_matrix_by_its_own_direction() -> None:
+    """One step from rest: the nearest orthogonal matrix to the gradient, 0.2 on average, times the rate."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(8, 16)
+    before = module.weight.detach().clone()
+    optimizer = MasterMuon(
+        module, lr=0.1, steps=9, warmup=1, weight_decay=0.5, clip=1e9, hidden={"weight": 2}, muon=2.0
+    )
+    gradient = torch.randn(16, 8)
+    module.weight.grad, module.bias.grad = gradient, torch.ones(16)
+    optimizer.step(0)
+    directions = torch.cat([orthogonalized(part[None])[0] for part in gradient.chunk(2)]).float()
+    expected = before * (1 - 0.2 * 0.5) - 0.2 * 0.2 * 8**0.5 * directions
+    torch.testing.assert_close(module.weight.detach(), expected, rtol=0, atol=8e-3)  # of 0.1
+    update = (module.weight.detach() - before * 0.9) / 0.2
+    assert 0.14 < float(update.square().mean().sqrt()) < 0.26
+    assert len(optimizer.adamw.param_groups[0]["params"]) == 0  # only the bias is left to AdamW
+
+
+def test_without_muon_adamw_moves_all(data: Path, tmp_path: Path) -> None:
+    optimizer = make_trainer(data, tmp_path, muon=0.0).optimizer
+    assert sum(len(group["params"]) for group in optimizer.adamw.param_groups) == len(optimizer.masters)
