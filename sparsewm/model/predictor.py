@@ -94,6 +94,22 @@ def attend(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
     return out
 
 
+def attend_own(q: Tensor, keys: list[Tensor], values: list[Tensor], ages: Tensor) -> Tensor:
+    """`attend` where every candidate has keys of its own, all frames of one size: fewer, larger products.
+
+    Args:
+        q: (B, S, H, L, d). keys, values: one entry per frame, (B, S, H, L, d), keys without their age.
+        ages: (frames, H, 1, d), what `attend` expects to be in the keys: here it meets the queries.
+
+    Returns:
+        (B, S, H, L, d).
+    """
+    length = q.shape[3]
+    clock = q @ ages.squeeze(2).permute(1, 2, 0)  # (B, S, H, L, frames)
+    logits = q @ torch.cat(keys, 3).mT + clock.repeat_interleave(length, -1)
+    return torch.softmax(logits, -1) @ torch.cat(values, 3)
+
+
 class ConditionedBlock(nn.Module):
     """Transformer block whose norms are modulated by the action (adaptive layer norm, Peebles & Xie 2023)."""
 
@@ -131,8 +147,13 @@ class ConditionedBlock(nn.Module):
         q = q * q.shape[-1] ** -0.5
         # An added vector says how old a key's frame is, so cached keys stay valid while the window slides.
         frames = [*past_keys, k]
-        keys = [key + self.age[len(frames) - 1 - i] for i, key in enumerate(frames)]
-        mixed = attend(q, keys, [*past_values, v]).transpose(2, 3).reshape(b, s, length, w)
+        ages, frame_values = self.age[: len(frames)].flip(0), [*past_values, v]
+        if q.is_cuda or any(key.ndim == 4 for key in frames):
+            keys = [key + age for key, age in zip(frames, ages, strict=True)]
+            mixed = attend(q, keys, frame_values)
+        else:
+            mixed = attend_own(q, frames, frame_values, ages)
+        mixed = mixed.transpose(2, 3).reshape(b, s, length, w)
         x = torch.addcmul(x, self.out(mixed), 1 + gate1)
         y = torch.addcmul(shift2, F.layer_norm(x, (w,)), 1 + scale2)
         return torch.addcmul(x, self.down(self.up(y).relu_()), 1 + gate2), k, v
