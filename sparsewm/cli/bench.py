@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,19 @@ from sparsewm.files import write_json
 from sparsewm.model import kept_patches
 from sparsewm.report.plots import plot_bench
 from sparsewm.settings import at_least, choose_device, choose_dtype, make_env, preset
+
+
+def profile_table(profile: dict[str, list[dict[str, Any]]]) -> Table:
+    """Milliseconds of an iteration by kind of work (rows) and drop ratio (columns)."""
+    spent = {drop: {row["part"]: row for row in rows} for drop, rows in profile.items()}
+    parts = dict.fromkeys(row["part"] for rows in profile.values() for row in rows)
+    table = Table("milliseconds, with the profiler on", *(f"drop {drop}" for drop in spent))
+    for part in parts:
+        cells = [rows.get(part) for rows in spent.values()]
+        table.add_row(
+            part, *(f"{1e3 * c['seconds']:.3g} ({100 * c['share']:.0f}%)" if c else "" for c in cells)
+        )
+    return table
 
 
 @dataclass
@@ -44,6 +58,9 @@ class Bench:
     """Timed iterations per drop ratio; they are interleaved, so that drifts of the machine cancel."""
     baseline: int = 3
     """Timed iterations of the DINO-WM rollout per drop ratio; 0 leaves it out."""
+    profile: bool = False
+    """Also print where an iteration's time goes, and save traces (trace_drop0.5.json) for chrome://tracing or
+    Perfetto."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
@@ -51,7 +68,7 @@ class Bench:
     seed: int = 0
     """Seed of weights, observations and masks."""
     output: Path = Path("runs/bench")
-    """Folder for bench.json and bench.png."""
+    """Folder for bench.json, bench.png and the traces."""
 
     def run(self) -> int:
         env = make_env(self.env)
@@ -79,6 +96,7 @@ class Bench:
                 self.seed,
                 self.baseline,
                 progress,
+                folder if self.profile else None,
             )
         report |= {"environment": env.name, "preset": self.preset, "seed": self.seed}
         report |= {"version": sparsewm.__version__, "command": command_line()}
@@ -104,5 +122,7 @@ class Bench:
             print(
                 f"DINO-WM also encodes the start image per candidate: {encoding['median']:.2f} s an iteration"
             )
+        if self.profile:
+            Console().print(profile_table(report["profile"]))
         print(f"results in {folder}/")
         return 0

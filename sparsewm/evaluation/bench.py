@@ -16,6 +16,7 @@ import torch
 from envs import GoalEnv
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.evaluation.dino_wm import WindowRollout
+from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import peak_memory, quartiles
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, load
 from sparsewm.model.checkpoint import pretrained_path
@@ -82,14 +83,16 @@ def measure(
     seed: int = 0,
     baseline: int = 0,
     progress: Callable[..., None] | None = None,
+    traces: Path | None = None,
 ) -> dict[str, Any]:
     """Seconds per iteration (new mask, kept tokens, rollout, cost) per drop ratio; repeats are interleaved.
 
     Args:
         baseline: repeats of the DINO-WM rollout, spread over ours; 0 leaves it out.
+        traces: folder for a profile of every drop ratio; None: not profiled.
 
     Returns:
-        the `machine`, `matmul_peak_flops` and `rows` of `bench.json`.
+        the `machine`, `matmul_peak_flops`, `rows` and, with `traces`, `profile` of `bench.json`.
     """
     device = model.device
     dtype = next(model.predictor.parameters()).dtype
@@ -175,4 +178,10 @@ def measure(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return {"machine": machine, "matmul_peak_flops": peak, "rows": rows}
+    report = {"machine": machine, "matmul_peak_flops": peak, "rows": rows}
+    if traces is not None:
+        report["profile"] = {
+            f"{drop:g}": profile_iterations(problem, actions, traces / f"trace_drop{drop:g}.json")
+            for drop, problem in zip(ratios, problems, strict=True)
+        }
+    return report

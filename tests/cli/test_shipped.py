@@ -59,7 +59,19 @@ def test_wall_is_solved_at_half_of_the_tokens(tmp_path: Path, monkeypatch: pytes
 
 def test_bench_times_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = call("bench --env wall --drops 0 0.8 --candidates 32 --repeats 3 --baseline 0")
+    code, out, err = call("bench --env wall --drops 0 0.8 --candidates 32 --repeats 3 --baseline 0 --profile")
     assert code == 0, err
-    full, sparse = json.loads(Path("runs/bench/bench.json").read_text())["rows"]
+    report = json.loads(Path("runs/bench/bench.json").read_text())
+    full, sparse = report["rows"]
     assert sparse["tokens"] < full["tokens"] and sparse["speedup_over_full"] > 1.5
+    spent = {}
+    for drop in ("0", "0.8"):
+        rows = report["profile"][drop]
+        assert sum(row["share"] for row in rows) == pytest.approx(1, abs=0.02)
+        spent[drop] = {row["part"]: row["seconds"] for row in rows}
+        assert {"linear layers", "attention products", "softmax", "layer norm"} <= spent[drop].keys()
+        trace = json.loads(Path(f"runs/bench/trace_drop{drop}.json").read_text())
+        names = {event.get("name") for event in trace["traceEvents"]}
+        assert {"rollout and cost", "new mask", "aten::softmax"} <= names
+    assert spent["0"]["softmax"] > 3 * spent["0.8"]["softmax"]  # it grows with the square of the tokens
+    assert "linear layers" in out
