@@ -65,7 +65,8 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         f"- Training: {training['step']} steps of {training['batch']} windows, "
         f"{training['seconds'] / 60:.0f} minutes on two CPU "
         f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
-        f"groups, tokens whitened by {training.get('whitening', 0.0):g}.",
+        f"groups, tokens whitened by {training.get('whitening', 0.0):g}, "
+        f"{'Muon and AdamW' if training.get('muon') else 'AdamW'}.",
         *before(metadata),
         "- Made by: `python scripts/make_pretrained.py`.",
         "",

@@ -156,7 +156,7 @@ class ConditionedBlock(nn.Module):
         mixed = mixed.transpose(2, 3).reshape(b, s, length, w)
         x = torch.addcmul(x, self.out(mixed), 1 + gate1)
         y = torch.addcmul(shift2, F.layer_norm(x, (w,)), 1 + scale2)
-        return torch.addcmul(x, self.down(self.up(y).relu_()), 1 + gate2), k, v
+        return torch.addcmul(x, self.down(torch.relu(self.up(y))), 1 + gate2), k, v
 
 
 class Predictor(nn.Module):
