@@ -67,6 +67,13 @@ def compare(arguments: Arguments) -> dict[str, Any]:
     cache = TokenCache(dataset, fast_copy(shipped.encoder, dataset.pixels[some], torch.bfloat16))
     frames = shipped.history + arguments.horizon
     train, held_out = (Windows(dataset, cache, frames, env.frameskip, part) for part in dataset.split())
+
+    def trainer(config: TrainConfig, folder: str) -> Trainer:
+        torch.manual_seed(arguments.seed)
+        model = WorldModel(shipped.encoder, shipped.config, env.name, shipped.frameskip)
+        model.standardizer.load_state_dict(shipped.standardizer.state_dict())
+        return Trainer(model, train, held_out, folder, config)
+
     rows = {}
     for name, recipe in RECIPES.items():
         config = TrainConfig(
@@ -79,12 +86,6 @@ def compare(arguments: Arguments) -> dict[str, Any]:
             seed=arguments.seed,
         )
 
-        def trainer(config: TrainConfig, folder: str) -> Trainer:
-            torch.manual_seed(arguments.seed)
-            model = WorldModel(shipped.encoder, shipped.config, env.name, shipped.frameskip)
-            model.standardizer.load_state_dict(shipped.standardizer.state_dict())
-            return Trainer(model, train, held_out, folder, config)
-
         with tempfile.TemporaryDirectory() as folder:
             trial = trainer(replace(config, steps=NEVER), folder)
             trial.run(until=4)
@@ -93,7 +94,7 @@ def compare(arguments: Arguments) -> dict[str, Any]:
             steps = round(arguments.seconds * 16 / (time.perf_counter() - started))
             config = replace(config, steps=steps, warmup=steps // 8, validate_every=max(1, steps // 4))
             real = trainer(config, folder)
-            real.run(lambda t, _: None)
+            real.run()
         curve = [
             {"step": m["step"], "seconds": m["seconds"]}
             | {drop: m["validation"][drop]["tokens_ratio"] for drop in ("drop_0", "drop_0.5")}

@@ -73,7 +73,7 @@ def attend(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         wide_v = torch.cat([v if v.ndim == 5 else v[:, None].expand(-1, s, -1, -1, -1) for v in values], 3)
         flat = (q.flatten(0, 1), wide_k.flatten(0, 1), wide_v.flatten(0, 1))
         return F.scaled_dot_product_attention(*flat, scale=1.0).view(b, s, h, length, d)
-    across = q.transpose(1, 2).reshape(b, h, s * length, d) if any(k.ndim == 4 for k in keys) else q
+    across = q.transpose(1, 2).reshape(b, h, s * length, d)
     logits = []
     for k in keys:
         if k.ndim == 4:
@@ -81,7 +81,7 @@ def attend(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
             logits.append(shared.view(b, h, s, length, -1).transpose(1, 2))
         else:
             logits.append(q @ k.transpose(-1, -2))
-    weights = torch.softmax(logits[0] if len(logits) == 1 else torch.cat(logits, -1), -1)
+    weights = torch.softmax(torch.cat(logits, -1), -1)
     out: Tensor | None = None
     for part, v in zip(weights.split([k.shape[-2] for k in keys], -1), values, strict=True):
         if v.ndim == 4:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -143,27 +143,25 @@ class MasterMuon(MasterAdamW):
 
     @torch.no_grad()
     def _others(self, rate: float) -> None:
+        if not self.moved:
+            return
         rate *= self.muon
         gradients = [master.grad for master in self.moved if master.grad is not None]
         torch._foreach_lerp_(self.momenta, gradients, 1 - self.momentum)
         looked_ahead = torch._foreach_lerp(gradients, self.momenta, self.momentum)
-        parts = [
-            part
-            for stacked, layers in zip(looked_ahead, self.hidden.values(), strict=True)
-            for part in stacked.chunk(layers)
-        ]
+        parts = self._layers(looked_ahead)
         updates: dict[int, Tensor] = {}
         for shape in {part.shape for part in parts}:  # all matrices of one shape in one batch
             same = [i for i, part in enumerate(parts) if part.shape == shape]
             batch = orthogonalized(torch.stack([parts[i] for i in same])) * (0.2 * math.sqrt(max(shape)))
             updates |= dict(zip(same, batch.float(), strict=True))
         torch._foreach_mul_(self.moved, 1 - rate * self.weight_decay)
-        targets = [
-            part
-            for master, layers in zip(self.moved, self.hidden.values(), strict=True)
-            for part in master.chunk(layers)
-        ]
-        torch._foreach_add_(targets, [updates[i] for i in range(len(parts))], alpha=-rate)
+        torch._foreach_add_(self._layers(self.moved), [updates[i] for i in range(len(parts))], alpha=-rate)
+
+    def _layers(self, stacked: Sequence[Tensor]) -> list[Tensor]:
+        """Views of each layer's own matrix in tensors like `moved`."""
+        counts = self.hidden.values()
+        return [part for all_, count in zip(stacked, counts, strict=True) for part in all_.chunk(count)]
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"momenta": self.momenta}

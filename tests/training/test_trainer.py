@@ -365,5 +365,9 @@ def test_muon_moves_each_stacked_matrix_by_its_own_direction() -> None:
 
 
 def test_without_muon_adamw_moves_all(data: Path, tmp_path: Path) -> None:
-    optimizer = make_trainer(data, tmp_path, muon=0.0).optimizer
+    trainer = make_trainer(data, tmp_path, muon=0.0)
+    optimizer, weight = trainer.optimizer, trainer.model.predictor.get_parameter("blocks.0.up.weight")
+    before = weight.detach().clone()
+    trainer.run(until=4)
+    assert not torch.equal(weight, before)
     assert sum(len(group["params"]) for group in optimizer.adamw.param_groups) == len(optimizer.masters)
