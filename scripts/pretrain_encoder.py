@@ -20,14 +20,15 @@ import numpy as np
 import torch
 import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import envs
 from envs.policies import exploration_policy
 from sparsewm.data.collect import explore
 from sparsewm.encoders import ViT, weights_hash
-from sparsewm.files import atomic_path, write_json
-from sparsewm.training.pretrain import DistillationConfig, pretrain
+from sparsewm.encoders.embedded import load_embedded
+from sparsewm.files import atomic_path, read_json, write_json
+from sparsewm.training.pretrain import DistillationConfig, join_readings, pretrain
 
 NEIGHBOUR = {"pusht": 4, "wall": 4, "pointmaze": 6, "rope": 1, "granular": 1, "blockpush": 4}
 """Environment steps, at most, between the two views of a scene."""
@@ -52,7 +53,9 @@ class Arguments:
     seed: int = 0
     """Seed of scenes, weights and batches."""
     start: Path | None = None
-    """Weights to start from, e.g. an interrupted run's `model.safetensors`."""
+    """Weights to start from; with `--recipe.steps 0` they are only joined with readings."""
+    readings: int = 48
+    """Features of a token, of 64, that are what its surroundings look like; 0: none."""
     recipe: DistillationConfig = field(default_factory=DistillationConfig)
 
 
@@ -126,13 +129,26 @@ def make_scenes(arguments: Arguments, resolution: int) -> dict[str, np.ndarray]:
     return scenes
 
 
+def plain_pictures(arguments: Arguments) -> list[np.ndarray]:
+    """uint8 (K, R, R, 3) per environment, in its own look: what readings are summed up over."""
+    pictures = []
+    for name in arguments.environments:
+        env = envs.make(name, resolution=112)
+        env.reset(seed=arguments.seed)
+        rng = np.random.default_rng(arguments.seed)
+        pictures.append(env.render_states(scene_states(env, 256, rng), 112))
+        env.close()
+    return pictures
+
+
 def main(arguments: Arguments) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
-    encoder = ViT(depth=arguments.depth)
+    encoder, found = ViT(depth=arguments.depth), {}
     if arguments.start is not None:
-        encoder.load_state_dict({k: v.float() for k, v in load_file(arguments.start).items()})
-    scenes = make_scenes(arguments, encoder.resolution)
+        encoder = load_embedded(arguments.start, joined=False)
+        if (card_of_start := arguments.start.with_name("card.json")).is_file():
+            found = read_json(card_of_start)
     started, log = time.time(), []
     bar = Progress(
         TextColumn("{task.description}"),
@@ -151,29 +167,43 @@ def main(arguments: Arguments) -> None:
             print(f"{step} {time.time() - started:.0f}s {text}", flush=True)
         return arguments.minutes > 0 and time.time() - started > 60 * arguments.minutes
 
-    with bar:
-        result = pretrain(scenes, arguments.recipe, encoder, arguments.seed, report)
+    result = encoder
+    if arguments.recipe.steps:
+        scenes = make_scenes(arguments, encoder.resolution)
+        with bar:
+            result = pretrain(
+                scenes, arguments.recipe, encoder.train().requires_grad_(True), arguments.seed, report
+            )
+    if arguments.readings:
+        result.load_state_dict(
+            {name: tensor.bfloat16().float() for name, tensor in result.state_dict().items()}
+        )
+        result = join_readings(result, plain_pictures(arguments), arguments.readings, arguments.seed)
     weights = {name: tensor.bfloat16().contiguous() for name, tensor in result.state_dict().items()}
     with atomic_path(arguments.output / "model.safetensors") as temporary:
         save_file(weights, temporary)
     result.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    recipe = asdict(arguments.recipe)
-    card = {
-        "hash": weights_hash(result),
+    trained = {
         "data": {"environments": list(arguments.environments), "scenes": arguments.scenes, "looks": 2},
-        "architecture": {
-            "depth": arguments.depth,
-            "dim": result.dim,
-            "width": result.width,
-            "patch": result.patch,
-            "resolution": 112,
-        },
-        "recipe": recipe | {"seed": arguments.seed},
+        "recipe": asdict(arguments.recipe) | {"seed": arguments.seed},
         "steps": log[-1]["step"] if log else 0,
         "minutes": round((time.time() - started) / 60, 1),
         "losses": log,
     }
-    write_json(arguments.output / "card.json", json.loads(json.dumps(card)))
+    if not log:
+        trained = {name: found[name] for name in trained if name in found}
+    card = {
+        "hash": weights_hash(result),
+        "architecture": {
+            "depth": len(result.blocks),
+            "dim": result.dim,
+            "readings": arguments.readings,
+            "width": result.width,
+            "patch": result.patch,
+            "resolution": result.resolution,
+        },
+    }
+    write_json(arguments.output / "card.json", json.loads(json.dumps(card | trained)))
 
 
 if __name__ == "__main__":

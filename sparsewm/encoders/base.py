@@ -71,7 +71,7 @@ class PatchEncoder(nn.Module, ABC):
         return self.eval().requires_grad_(False)
 
     def preprocess(self, pixels: Tensor | np.ndarray) -> Tensor:
-        """uint8 (B, H, W, 3) pictures of any size -> normalised (B, 3, R, R) on the encoder's device.
+        """uint8 (B, H, W, 3) pictures of any size -> normalised float32 (B, 3, R, R) on its device.
 
         Raises:
             ValueError: when `pixels` is not uint8 of shape (B, H, W, 3).
@@ -82,14 +82,13 @@ class PatchEncoder(nn.Module, ABC):
                 f"encode() takes uint8 pictures of shape (B, H, W, 3), got {pixels.dtype} "
                 f"{tuple(pixels.shape)}; stack frames along the first axis and keep values 0-255."
             )
-        parameter = next(self.parameters())
-        images = pixels.to(parameter.device).permute(0, 3, 1, 2).float().div_(255.0)
+        images = pixels.to(next(self.parameters()).device).permute(0, 3, 1, 2).float().div_(255.0)
         side = (self.resolution, self.resolution)
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
         mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
         std = images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
-        return images.sub_(mean).div_(std).to(parameter.dtype)
+        return images.sub_(mean).div_(std)
 
     @abstractmethod
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:

@@ -1,8 +1,9 @@
 """The embedded default: a small vision transformer trained by this project, shipped with it.
 
 The network is an ordinary ViT with strong two-dimensional sine-cosine positions (small learned ones are
-drowned by unit-size patch embeddings, and tokens stay local). How it was trained stands in
-`sparsewm/training/pretrain.py`; the model card beside the weights has the figures.
+drowned by unit-size patch embeddings, and tokens stay local). Its tokens are joined with what their
+surroundings look like, past the transformer: exact where minutes of training leave it coarse. How it was
+trained stands in `sparsewm/training/pretrain.py`; the model card beside the weights has the figures.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash
+from sparsewm.encoders.surroundings import PATCH, blurred_surroundings
 from sparsewm.errors import UserError
 
 POOLING = (0.8, 2.0)
@@ -87,11 +89,18 @@ class ViT(PatchEncoder):
         resolution: side of the square input in pixels, a multiple of `patch`.
         patch: side of a patch in pixels.
         width, depth, heads: transformer width, blocks, attention heads.
-        dim: size D of the tokens that come out.
+        dim: features of the transformer's tokens, and of the image token.
+        maps: (F, R) from what the surroundings look like to R features, and (dim, C) from the transformer's
+            tokens to the other C = dim - R. None: all are the transformer's.
+
+    Raises:
+        ValueError: `maps` of other sizes, or patches of another side than `PATCH` with them.
     """
 
     positions: Tensor
     pools: Tensor
+    reading_map: Tensor
+    context_map: Tensor
 
     def __init__(
         self,
@@ -101,10 +110,17 @@ class ViT(PatchEncoder):
         depth: int = 5,
         heads: int = 3,
         dim: int = 64,
+        maps: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.hash = "embedded", ""
-        self.resolution, self.patch, self.width, self.dim = resolution, patch, width, dim
+        self.resolution, self.patch, self.width, self.heads, self.dim = resolution, patch, width, heads, dim
+        self.joined = maps is not None
+        if maps is not None:
+            if patch != PATCH or sum(given.shape[1] for given in maps) != dim:
+                raise ValueError(f"maps need patches of {PATCH} pixels, and {dim} columns in all")
+            for name, given in zip(("reading_map", "context_map"), maps, strict=True):
+                self.register_buffer(name, given)
         self.embed = nn.Linear(3 * patch * patch, width)
         self.cls = nn.Parameter(torch.randn(width) * 0.02)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
@@ -124,6 +140,10 @@ class ViT(PatchEncoder):
                 with torch.no_grad():
                     layer.weight.mul_((2 * depth) ** -0.5)
 
+    def maps(self) -> dict[str, Tensor]:
+        """The maps by their names in the state dict; none where tokens are the transformer's."""
+        return {"reading_map": self.reading_map, "context_map": self.context_map} if self.joined else {}
+
     def patchify(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, R, R) -> embedded patches with positions (B, N, width)."""
         rows, cols = self.grid
@@ -132,7 +152,7 @@ class ViT(PatchEncoder):
         return self.embed(x) + self.positions.to(x.dtype)
 
     def transform(self, patches: Tensor, attention: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Embedded patches (B, N, width) -> tokens (B, N, D), CLS (B, D), attention (B, N) or None.
+        """Embedded patches (B, N, width) -> its own tokens (B, N, D), CLS (B, D), attention (B, N) or None.
 
         After the blocks every token is joined with Gaussian averages of its surroundings, a few patches
         wide, before the last two layers: a token so knows about objects that have left its patch.
@@ -151,33 +171,54 @@ class ViT(PatchEncoder):
         to_patches = weights.mean(1)[:, 0, 1:] if attention and weights is not None else None
         return x[:, 1:], x[:, 0], to_patches
 
+    def _readings(self, images: Tensor) -> Tensor:
+        """What normalised float32 pictures (B, 3, R, R) look like, as features (B, N, R) of the tokens.
+
+        In float32 whatever the transformer computes in: a small object far off changes little. A few pictures
+        at a time stay in the processor's cache.
+        """
+        reading_map = self.reading_map.float()
+        parts = (torch.cat(blurred_surroundings(part), -1) @ reading_map for part in images.split(8))
+        return torch.cat(list(parts))
+
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
-        patches, cls, weights = self.transform(self.patchify(self.preprocess(pixels)), attention)
+        images = self.preprocess(pixels)
+        patches, cls, weights = self.transform(self.patchify(images.to(self.embed.weight.dtype)), attention)
+        if self.joined:
+            patches = torch.cat([self._readings(images), patches.float() @ self.context_map.float()], -1)
         return PatchFeatures(patches, cls, self.grid, weights)
 
 
-def load_embedded(weights: str | Path | None = None, expected_hash: str | None = None) -> ViT:
+def load_embedded(
+    weights: str | Path | None = None, expected_hash: str | None = None, joined: bool = True
+) -> ViT:
     """The shipped encoder, or another file written by `scripts/pretrain_encoder.py`.
 
     Args:
         weights: a file; None: a shipped one.
         expected_hash: which of the shipped ones, where a checkpoint asks for it; the newest if none fits.
+        joined: with the maps in the file; without them, as it was before, if false.
 
     Raises:
         UserError: file missing, truncated, or of another architecture.
     """
     if weights is None and expected_hash is not None:
-        for path in sorted(EMBEDDED_WEIGHTS.parent.glob("*.safetensors")):
-            encoder = load_embedded(path)
-            if encoder.hash == expected_hash:
-                return encoder
-    path = Path(weights) if weights is not None else EMBEDDED_WEIGHTS
+        for file in sorted(EMBEDDED_WEIGHTS.parent.glob("*.safetensors")):
+            for with_maps in (True, False):
+                encoder = _load(file, with_maps)
+                if encoder.hash == expected_hash:
+                    return encoder
+    return _load(Path(weights) if weights is not None else EMBEDDED_WEIGHTS, joined)
+
+
+def _load(path: Path, joined: bool) -> ViT:
+    """The encoder in a file, with its maps or without."""
     if not path.is_file():
         raise UserError(
             f"no encoder weights at {path}: give --encoder-weights the path of a .safetensors file"
         )
     try:
-        state = load_file(path)
+        state = {name: tensor.float() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a readable safetensors file ({error}): fetch or copy it again"
@@ -185,12 +226,14 @@ def load_embedded(weights: str | Path | None = None, expected_hash: str | None =
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     if "embed.weight" not in state or "project.weight" not in state or depth == 0:
         raise UserError(f"{path} holds no embedded encoder: train one with scripts/pretrain_encoder.py")
+    found = [state.pop(name) for name in ("reading_map", "context_map") if name in state]
+    maps = (found[0], found[1]) if joined and len(found) == 2 else None
     width, pixels = state["embed.weight"].shape
     patch, dim = round((pixels / 3) ** 0.5), state["project.weight"].shape[0]
-    encoder = ViT(patch=patch, width=width, depth=depth, heads=max(1, width // 64), dim=dim)
     try:
-        encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    except RuntimeError:
+        encoder = ViT(patch=patch, width=width, depth=depth, heads=max(1, width // 64), dim=dim, maps=maps)
+        encoder.load_state_dict(state | encoder.maps())
+    except (RuntimeError, ValueError):
         raise UserError(
             f"{path} has tensors that do not fit the embedded encoder: train one with "
             "scripts/pretrain_encoder.py"
@@ -204,8 +247,8 @@ def random_twin(encoder: ViT, seed: int = 0) -> ViT:
     """The same network with untrained weights: the control of every encoder gate."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = max(1, encoder.width // 64)
-        twin = ViT(encoder.resolution, encoder.patch, encoder.width, len(encoder.blocks), heads, encoder.dim)
+        sizes = encoder.width, len(encoder.blocks), encoder.heads, encoder.dim
+        twin = ViT(encoder.resolution, encoder.patch, *sizes)
     twin.name, twin.hash = "random", weights_hash(twin)
     twin.freeze()
     return twin

@@ -113,7 +113,7 @@ class HubEncoder(PatchEncoder):
         self.hash = weights_hash(network)
 
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
-        images = self.preprocess(pixels)
+        images = self.preprocess(pixels).to(next(self.parameters()).dtype)
         with _recorded_qkv(self.network, attention) as recorded:
             if self.name.startswith("dinov2_"):
                 features = self.network.forward_features(images)

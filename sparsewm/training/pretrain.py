@@ -17,15 +17,16 @@ patches for the student, centred targets. Five choices are made for planning:
   own view looks like around its patch, at four degrees of blur, relative to the other scenes of the batch:
   its colours, which move with an object, and how strong its edges are and which way they run (as in
   MaskFeat, Wei et al. 2022), which turn with it.
-* What comes out at the end are tokens whose squared distance *is* that of these readings
-  (`measure_by_reading`), so that the weights of the readings say what counts.
+* At the end tokens are transformed so that their squared distance *is* that of these readings
+  (`measure_by_reading`), and most of their features give way to the readings themselves (`join_readings`):
+  what a transformer reads after minutes of training is too coarse to tell which way an object is turned.
 * The variance and covariance terms of VICReg (Bardes et al. 2022) and a small price on what all scenes have
   in common keep tokens varied, at a scale that survives low precision. Tokens are few numbers (64).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsewm.encoders.embedded import ViT
+from sparsewm.encoders.surroundings import READINGS, blurred_surroundings
 from sparsewm.training.optim import MasterAdamW
 
 
@@ -65,62 +67,14 @@ class DistillationConfig:
     weight_decay: float = 0.05
 
 
-BLURS = ((4.0, 3), (8.0, 2), (16.0, 1), (32.0, 1))
-"""Degrees of blur: deviation in pixels, and points per side of a patch at which the picture is read."""
-
-KINDS = ((3, 1.0), (1, 0.3), (4, 0.2))
-"""Channels and weight of what is read: colours, strength of edges, their direction.
-
-A turn changes the direction of edges far more than it changes colours, hence the small weight.
-"""
-
-READINGS = tuple((channels * k * k, weight) for _, k in BLURS for channels, weight in KINDS)
-"""Size and weight of every part of a reading."""
-
-
-def edges(images: Tensor) -> Tensor:
-    """Strength of the edges of normalised pictures (B, 3, R, R), and direction times strength: (B, 5, R, R).
-
-    The direction is the structure tensor's, as cosine and sine of twice the angle (an edge has no sign) and
-    of four times the angle (which the two bars of a T share). The strength saturates: it counts edges more
-    than their contrast.
-    """
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    gx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    gy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    xx, yy, xy = gx.square().sum(1), gy.square().sum(1), (gx * gy).sum(1)
-    size = (xx + yy).sqrt()
-    strength = size / (size + 0.45)
-    cos2, sin2 = (xx - yy) / (xx + yy + 1e-6), 2 * xy / (xx + yy + 1e-6)
-    length = (cos2.square() + sin2.square()).sqrt().clamp_min(1e-6)
-    cos4, sin4 = (cos2.square() - sin2.square()) / length, 2 * cos2 * sin2 / length
-    return torch.stack([strength, strength * cos2, strength * sin2, strength * cos4, strength * sin4], 1)
-
-
-def blurred_surroundings(images: Tensor, patch: int) -> list[Tensor]:
-    """What normalised pictures (B, 3, R, R) look like around every patch: (B, N, size) per `READINGS`."""
-    channels = torch.cat([images, edges(images)], 1)
-    b, _, side, _ = images.shape
-    cells, pixels = side // patch, torch.arange(side, device=images.device) + 0.5
-    parts: list[Tensor] = []
-    for sigma, k in BLURS:
-        points = (torch.arange(cells * k, device=images.device) + 0.5) * patch / k
-        weights = torch.exp(-(pixels - points[:, None]).square() / (2 * sigma**2))
-        weights = weights / weights.sum(1, keepdim=True)  # (cells * k, R)
-        read = (weights @ channels @ weights.T).view(b, -1, cells, k, cells, k)
-        for kind in read.split([count for count, _ in KINDS], 1):
-            parts.append(kind.permute(0, 2, 4, 1, 3, 5).reshape(b, cells * cells, -1))
-    return parts
-
-
-def surroundings_loss(predicted: Tensor, views: Tensor, patch: int) -> Tensor:
+def surroundings_loss(predicted: Tensor, views: Tensor) -> Tensor:
     """Weighted squared error of the blurred surroundings, in deviations over the scenes.
 
     Args:
         predicted: (looks, B, N, F), all `READINGS` side by side. views: (looks, B, 3, R, R).
     """
     looks, b = views.shape[:2]
-    parts = blurred_surroundings(views.flatten(0, 1), patch)
+    parts = blurred_surroundings(views.flatten(0, 1))
     total = predicted.new_zeros(())
     guesses = predicted.split([size for size, _ in READINGS], -1)
     for part, guess, (_, weight) in zip(parts, guesses, READINGS, strict=True):
@@ -148,6 +102,64 @@ def measure_by_reading(encoder: ViT, reader: Tensor, seed: int = 0) -> None:
     change = basis @ (directions * variances.clamp_min(0).sqrt()).T * encoder.dim**0.5
     for part in (encoder.project.weight, encoder.project.bias):
         part.copy_((change @ part.double()).to(part.dtype))
+
+
+@torch.no_grad()
+def join_readings(encoder: ViT, pictures: Sequence[np.ndarray], readings: int = 48, seed: int = 0) -> ViT:
+    """An encoder whose tokens are what patches look like, beside the strongest directions of another's.
+
+    Both parts are principal components over the pictures, every set of which counts alike, in a random basis,
+    so that all features vary alike.
+
+    Args:
+        encoder: without readings. pictures: uint8 (K, R, R, 3) of each environment. readings: features of the
+            `encoder.dim` that become readings.
+    """
+    looks = [torch.cat(blurred_surroundings(encoder.preprocess(part)), -1) for part in pictures]
+    sizes = [size for size, _ in READINGS]
+    spreads = torch.stack(
+        [torch.stack([deviations(part).square().mean() for part in look.split(sizes, -1)]) for look in looks]
+    )
+    scales = spreads.sqrt().log().mean(0).exp() + 0.01
+    gains = torch.cat(
+        [
+            torch.full((size,), float((weight / size) ** 0.5 / scale))
+            for (size, weight), scale in zip(READINGS, scales, strict=True)
+        ]
+    )
+    tokens = [encoder.encode(part).patches for part in pictures]
+    reading_map = gains[:, None] * components([look * gains for look in looks], readings, seed)
+    context_map = components(tokens, encoder.dim - readings, seed + 1)
+    joined = ViT(
+        encoder.resolution,
+        encoder.patch,
+        encoder.width,
+        len(encoder.blocks),
+        encoder.heads,
+        encoder.project.out_features,
+        maps=(reading_map.bfloat16().float(), context_map.bfloat16().float()),
+    )
+    joined.load_state_dict(encoder.state_dict() | joined.maps())
+    joined.freeze()
+    return joined
+
+
+def deviations(features: Tensor) -> Tensor:
+    """Features (K, N, F) minus their mean over the K pictures."""
+    return features - features.mean(0)
+
+
+def components(features: Sequence[Tensor], count: int, seed: int) -> Tensor:
+    """Strongest directions (F, count) of several sets (K, N, F), all counting alike, in a random basis."""
+    size = features[0].shape[-1]
+    total = torch.zeros(size, size, dtype=torch.double)
+    for part in features:
+        flat = deviations(part).flatten(0, 1).double()
+        total += flat.T @ flat / flat.square().sum()
+    directions = torch.linalg.eigh(total)[1][:, -count:]
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(count, count, generator=generator, dtype=torch.double))[0]
+    return (directions @ basis).float()
 
 
 def jitter(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -195,7 +207,7 @@ def distillation_losses(
     tokens = centred(raw)
     read = reader(tokens[:, :, :-1].to(reader.weight.dtype)).float()
     return {
-        "surroundings": surroundings_loss(read, views, student.patch),
+        "surroundings": surroundings_loss(read, views),
         "own": (tokens - targets).square().mean(),
         "other": (tokens - targets.flip(0)).square().mean(),
         "variance": variance_loss(tokens),
