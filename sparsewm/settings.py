@@ -31,6 +31,7 @@ class PlanSettings:
     scored: Scored = "last"
     hold: bool = True
     spread: float = 1.0
+    drop_last: float | None = None
     samples: int = 100
     elites: int = 10
     iterations: int = 10

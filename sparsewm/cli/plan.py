@@ -82,6 +82,9 @@ class Plan:
     """Environment: pusht, wall, pointmaze, rope, granular or blockpush."""
     drop: float = 0.5
     """Fraction of the patch tokens dropped, at least 0 and below 1, drawn anew at every iteration."""
+    drop_last: float | None = None
+    """Fraction dropped in the last iteration; from --drop it goes there in equal steps. Coarse first and fine
+    later, where it is below --drop."""
     planner: str = "cem"
     """Planner: cem, icem, mppi or gd."""
     proposals: str = "gaussian"
@@ -257,6 +260,11 @@ class Plan:
     def settings(self, env: GoalEnv) -> PlanSettings:
         """The environment's settings under this command's flags, checked."""
         kept_patches(1, self.drop)
+        if self.drop_last is not None:
+            if not 0 <= self.drop_last < 1:
+                raise UserError(f"--drop-last must be at least 0 and below 1, got {self.drop_last:g}")
+            if self.redraw != "iteration":
+                raise UserError("--drop-last draws other tokens at every iteration: leave --redraw out")
         one_of("planner", self.planner, PLANNERS)
         one_of("proposals", self.proposals, PROPOSALS)
         one_of("selection", self.selection, SELECTIONS)
@@ -388,6 +396,7 @@ class Plan:
                 self.redraw,
                 horizon=settings.horizon,
                 drop=self.drop,
+                later_drops=later_drops(self.drop, settings.drop_last, settings.iterations),
                 alpha=settings.alpha,
                 selection="proprio" if self.selection == "proprio" else "random",
                 measure=settings.cost,
@@ -399,3 +408,10 @@ class Plan:
             self.imagine and model.decoder is not None,
             deadline,
         )
+
+
+def later_drops(first: float, last: float | None, iterations: int) -> tuple[float, ...]:
+    """Drop ratios of the second to the last iteration, in equal steps from `first`; none without a `last`."""
+    if last is None:
+        return ()
+    return tuple(first + (last - first) * i / max(1, iterations - 1) for i in range(1, iterations))

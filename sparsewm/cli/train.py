@@ -64,7 +64,7 @@ class Train:
     batch: int | None = None
     """Windows a step."""
     lr: float | None = None
-    """Peak learning rate."""
+    """Peak learning rate; the preset's when left out, a quarter of it with --start."""
     groups: int | None = None
     """Random attention groups; 1 trains without grouping (the ablation)."""
     horizon: int | None = None
@@ -396,9 +396,10 @@ class Train:
         at_least(1, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         names = {field.name for field in fields(TrainConfig)}
         given = {name: value for name, value in vars(self).items() if name in names and value is not None}
-        if self.start is not None:
-            given["ramp"] = 0.0  # it imagines well already
-        return replace(TrainConfig(), **(environment_settings(env.name).train | sizes.train | given))
+        usual = environment_settings(env.name).train | sizes.train
+        if self.start is not None:  # it imagines well already, and the full rate would undo that
+            given = {"ramp": 0.0, "lr": usual["lr"] / 4} | given
+        return replace(TrainConfig(), **(usual | given))
 
     def head_steps(self, env: GoalEnv, head: str) -> int:
         """Steps of the temporal distance or the decoder: the flag, or with none the environment's setting."""

@@ -49,6 +49,7 @@ class LatentProblem:
         low, high: (A,) bounds of the environment's action.
         horizon: H, model steps imagined.
         drop: fraction of patches dropped; redrawn by every `resample`, per episode, shared by its candidates.
+        later_drops: the fractions of the second iteration, the third, ...; the last one stays.
         alpha: weight of the proprioception error.
         history: earlier (frame, action (B, C)) pairs, oldest first.
         generator: source of the drop masks.
@@ -75,6 +76,7 @@ class LatentProblem:
         *,
         horizon: int = 5,
         drop: float = 0.0,
+        later_drops: Sequence[float] = (),
         alpha: float = 1.0,
         history: Sequence[tuple[Latent, Tensor]] = (),
         generator: torch.Generator | None = None,
@@ -104,7 +106,8 @@ class LatentProblem:
         standardizer = model.standardizer
         self.mean = standardizer.action_mean.repeat(repeat).expand(horizon, -1)
         self.std = spread * standardizer.action_std.repeat(repeat).expand(horizon, -1)
-        self.kept = kept_patches(model.patches, drop)
+        self.counts = [kept_patches(model.patches, share) for share in (drop, *later_drops)]
+        self.kept = self.counts[0]
         self.alpha, self.selection, self.measure, self.chunk = alpha, selection, measure, chunk
         self.scored = scored
         self.generator = generator or torch.Generator(device=self.device).manual_seed(0)
@@ -117,7 +120,10 @@ class LatentProblem:
     @torch.no_grad()  # not inference mode: gradient descent differentiates through what is kept here
     def resample(self, iteration: int) -> None:
         """Draw a new subset of patches for every episode."""
-        if not self.redraw or self.kept == self.model.patches:
+        if not self.redraw:
+            return
+        before, self.kept = self.kept, self.counts[min(iteration, len(self.counts) - 1)]
+        if before == self.kept == self.model.patches:
             return
         self._use(random_patches(self.batch, self.model.patches, self.kept, self.generator))
 

@@ -141,6 +141,11 @@ def test_drop_outside_its_range(drop: str) -> None:
         assert "--drop must be at least 0 and below 1" in refused(arguments)
 
 
+def test_a_drop_schedule_ends_below_1_and_redraws_at_every_iteration() -> None:
+    assert "--drop-last must be at least 0 and below 1" in refused(f"{PLAN} --drop-last 1")
+    assert "leave --redraw out" in refused(f"{PLAN} --drop-last 0.2 --redraw plan")
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

@@ -23,7 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sparsewm.cli import Command
+from sparsewm.cli.train import Train
 from sparsewm.data import Dataset
+from sparsewm.settings import make_env, preset
 from tests.cli.commands import PROGRAM, call, shell, words
 
 COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data"
@@ -230,6 +232,13 @@ def test_training_goes_on_from_a_checkpoint(trained: Path) -> None:
     assert metadata["start"]["training"]["step"] == 8 and metadata["training"]["step"] == 1
     refused = shell(place, more, "--start run/checkpoint --extend run/checkpoint --output no")
     assert refused.returncode == 2 and "exclude each other" in refused.stderr and not (place / "no").exists()
+
+
+def test_going_on_takes_a_lower_rate_unless_one_is_given() -> None:
+    env, usual = make_env("wall"), preset("default")
+    start = Path("run/checkpoint")
+    assert Train("wall", start=start).config(env, usual).lr == Train("wall").config(env, usual).lr / 4
+    assert Train("wall", start=start, lr=3e-3).config(env, usual).lr == 3e-3
 
 
 @pytest.mark.parametrize(

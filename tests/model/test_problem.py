@@ -101,6 +101,21 @@ def test_drop_mask_is_redrawn_by_every_resample_for_each_episode() -> None:
     assert not torch.equal(make_problem(tiny_model(), episodes=4, drop=0.5, seed=1).patches, drawn[0])
 
 
+def test_later_iterations_may_keep_more_tokens() -> None:
+    model = tiny_model()
+    problem = make_problem(model, drop=0.75, later_drops=(0.5, 0.0))
+    kept = []
+    for iteration in range(4):
+        problem.resample(iteration)
+        kept.append(problem.patches.shape[1] / model.patches)
+    assert kept == [0.25, 0.5, 1.0, 1.0]
+    problem.resample(0)  # the next search starts coarse again
+    assert problem.patches.shape[1] / model.patches == 0.25
+    actions = candidates(model)
+    problem.resample(2)
+    close(problem.cost(actions), make_problem(model, drop=0.0).cost(actions))
+
+
 def test_candidates_of_an_episode_see_the_same_tokens() -> None:
     model = tiny_model()
     problem = make_problem(model, drop=0.7)
