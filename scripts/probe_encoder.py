@@ -5,9 +5,9 @@ Example:
     python scripts/probe_encoder.py --output results/encoder_probe.json
 
 The same small network, trained for the same steps on the same frames, reads the poses of PushT's T and disc
-from: the embedded encoder's tokens; their two parts, all readings of the surroundings and the transformer's
-tokens; an untrained transformer's; and the picture at half of its resolution. What it reads badly from tokens,
-a world model has to find out for itself.
+from: the embedded encoder's tokens; their two parts, all readings of the surroundings and the tokens of the
+transformer; those of an untrained transformer; and the picture at half of its resolution. What it reads badly
+from tokens, a world model has to find out for itself.
 """
 
 from __future__ import annotations
