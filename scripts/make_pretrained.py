@@ -4,7 +4,7 @@ Example:
 
     python scripts/make_pretrained.py --environments wall pusht pointmaze
 
-Each environment takes between ten minutes and an hour on two CPU cores; interrupted runs continue.
+The cards say how long training took; recording and encoding come on top. Interrupted runs continue.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         f"{name}`; {data.get('policy', 'exploration')}), dataset hash `{data['hash'][:12]}`; the last 5% "
         "held out.",
         f"- Training: {training['step']} steps of {training['batch']} windows, "
-        f"{training['seconds'] / 60:.0f} minutes on two CPU "
+        f"{training['seconds'] / 60:.0f} minutes on a machine of two CPU "
         f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
         f"groups, tokens whitened by {training.get('whitening', 0.0):g}, "
         f"{'Muon and AdamW' if training.get('muon') else 'AdamW'}.",

@@ -12,7 +12,6 @@ from tokens, a world model has to find out for itself.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +48,23 @@ class Arguments:
     """Seed of the episodes and the network."""
     output: Path = Path("results/encoder_probe.json")
     """JSON file."""
+
+
+def pose_errors(read: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> dict[str, float]:
+    """Errors over frames of `probe_targets`: root mean square of places, median and mean of angles."""
+
+    def place(body: str) -> float:
+        squares = [(read[f"{body}_{axis}"] - true[f"{body}_{axis}"]) ** 2 for axis in "xy"]
+        return round(float(np.sqrt(np.mean(sum(squares)))), 2)
+
+    turn = [np.arctan2(pose["block_angle_sin"], pose["block_angle_cos"]) for pose in (read, true)]
+    away = np.degrees(np.abs(np.angle(np.exp(1j * (turn[0] - turn[1])))))
+    return {
+        "disc_px": place("agent"),
+        "block_px": place("block"),
+        "angle_median_degrees": round(float(np.median(away)), 2),
+        "angle_mean_degrees": round(float(np.mean(away)), 2),
+    }
 
 
 def main(arguments: Arguments) -> None:
@@ -90,22 +106,7 @@ def main(arguments: Arguments) -> None:
         )
         with torch.inference_mode():
             read = dict(zip(names, probe(tokens[split:].float()).T.numpy(), strict=True))
-        true = dict(zip(names, targets[split:].T, strict=True))
-
-        def place_error(
-            body: str, read: dict[str, np.ndarray] = read, true: dict[str, np.ndarray] = true
-        ) -> float:
-            squares = [(read[f"{body}_{axis}"] - true[f"{body}_{axis}"]) ** 2 for axis in "xy"]
-            return float(np.sqrt(np.mean(sum(squares))))
-
-        turn = [np.arctan2(pose["block_angle_sin"], pose["block_angle_cos"]) for pose in (read, true)]
-        away = np.abs(np.angle(np.exp(1j * (turn[0] - turn[1])))) * 180 / math.pi
-        rows[kind] = {
-            "disc_px": round(place_error("agent"), 2),
-            "block_px": round(place_error("block"), 2),
-            "angle_median_degrees": round(float(np.median(away)), 2),
-            "angle_mean_degrees": round(float(np.mean(away)), 2),
-        }
+        rows[kind] = pose_errors(read, dict(zip(names, targets[split:].T, strict=True)))
         print(kind, rows[kind], flush=True)
     report = {"command": " ".join(sys.argv), "encoder": encoder.hash, "seed": arguments.seed}
     report |= {"frames": split, "held_out": len(states) - split, "steps": arguments.steps}

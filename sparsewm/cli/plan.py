@@ -414,4 +414,4 @@ def later_drops(first: float, last: float | None, iterations: int) -> tuple[floa
     """Drop ratios of the second to the last iteration, in equal steps from `first`; none without a `last`."""
     if last is None:
         return ()
-    return tuple(first + (last - first) * i / max(1, iterations - 1) for i in range(1, iterations))
+    return tuple(first + (last - first) * i / (iterations - 1) for i in range(1, iterations))

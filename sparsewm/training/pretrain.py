@@ -118,9 +118,12 @@ def join_readings(encoder: ViT, pictures: Sequence[np.ndarray], readings: int = 
     looks = [torch.cat(blurred_surroundings(encoder.preprocess(part)), -1) for part in pictures]
     sizes = [size for size, _ in READINGS]
     spreads = torch.stack(
-        [torch.stack([deviations(part).square().mean() for part in look.split(sizes, -1)]) for look in looks]
+        [
+            torch.stack([centred(part[None]).square().mean() for part in look.split(sizes, -1)])
+            for look in looks
+        ]
     )
-    scales = spreads.sqrt().log().mean(0).exp() + 0.01
+    scales = spreads.sqrt().log().mean(0).exp() + 0.01  # parts that hardly vary stay small
     gains = torch.cat(
         [
             torch.full((size,), float((weight / size) ** 0.5 / scale))
@@ -144,17 +147,12 @@ def join_readings(encoder: ViT, pictures: Sequence[np.ndarray], readings: int = 
     return joined
 
 
-def deviations(features: Tensor) -> Tensor:
-    """Features (K, N, F) minus their mean over the K pictures."""
-    return features - features.mean(0)
-
-
 def components(features: Sequence[Tensor], count: int, seed: int) -> Tensor:
     """Strongest directions (F, count) of several sets (K, N, F), all counting alike, in a random basis."""
     size = features[0].shape[-1]
     total = torch.zeros(size, size, dtype=torch.double)
     for part in features:
-        flat = deviations(part).flatten(0, 1).double()
+        flat = centred(part[None]).flatten(0, 2).double()
         total += flat.T @ flat / flat.square().sum()
     directions = torch.linalg.eigh(total)[1][:, -count:]
     generator = torch.Generator().manual_seed(seed)
