@@ -15,7 +15,11 @@ iteration (``seed``), or start from a Gaussian fitted to them (``prior``)."""
 
 @runtime_checkable
 class ProposalSampler(Protocol):
-    """Proposes action sequences for what is seen and wanted."""
+    """Proposes action sequences for what is seen and wanted.
+
+    What an action is, the caller says by what it asks for: sparsewm asks for environment actions, one per
+    environment step, and makes them the problem's own (`sparsewm.evaluation.closed_loop.Proposals`).
+    """
 
     def propose(
         self,
@@ -25,7 +29,7 @@ class ProposalSampler(Protocol):
         samples: int,
         horizon: int,
     ) -> Tensor:
-        """Candidates (B, samples, horizon, A) in the units of the problem's actions.
+        """Candidates (B, samples, horizon, A), the likeliest first where there is an order.
 
         Args:
             observation: what the sampler's own model reads; B episodes.

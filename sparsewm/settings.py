@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import envs
+from planners import ProposalMode
 from sparsewm.errors import UserError, suggest
 from sparsewm.model.problem import Scored
 
@@ -35,6 +36,8 @@ class PlanSettings:
     samples: int = 100
     elites: int = 10
     iterations: int = 10
+    candidates: int = 16
+    proposal_mode: ProposalMode = "replace"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class EnvironmentSettings:
         episodes, steps, held: of a dataset (`sparsewm.data.collect`).
         train: settings of `sparsewm.training.TrainConfig` by name.
         heads: steps of the temporal `distance` and of the `decoder`. plan: how to plan.
+        instruction: what a language-conditioned policy is told.
     """
 
     episodes: int
@@ -53,6 +57,7 @@ class EnvironmentSettings:
     train: dict[str, Any]
     heads: dict[str, int]
     plan: PlanSettings
+    instruction: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def environment_settings(name: str) -> EnvironmentSettings:
             train,
             {head: int(train.pop(f"{head}_steps")) for head in ("distance", "decoder")},
             PlanSettings(**content["plan"]),
+            content["instruction"],
         )
     except (KeyError, TypeError) as error:
         raise UserError(

@@ -18,16 +18,18 @@ import torch
 
 import envs
 import sparsewm
+from planners import ProposalMode
 from sparsewm.cli.common import command_line, output_folder, progress_bar
-from sparsewm.cli.plan import Plan
+from sparsewm.cli.plan import WITHOUT_MODEL, Plan
 from sparsewm.errors import UserError
 from sparsewm.evaluation.table import cell_row, markdown
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import PRETRAINED, checkpoint_hash, pretrained_path
+from sparsewm.proposals import GAUSSIAN, check_proposals
 from sparsewm.report.plots import plot_success
 from sparsewm.settings import PlanSettings, at_least, environment_settings, make_env, one_of
 
-YARDSTICKS = ("none", "random_actions", "oracle", "cls", "proprio")
+YARDSTICKS = ("none", "random_actions", "oracle", "cls", "proprio", "policy")
 PROPRIO_IS_STATE = ("wall", "pointmaze")
 """Where vision alone (alpha 0) is a column of its own."""
 
@@ -48,7 +50,8 @@ class Eval:
     """Fractions of the patch tokens dropped."""
     yardsticks: tuple[str, ...] = YARDSTICKS
     """Rows beside them: none (does nothing), random_actions, oracle (true simulator and distance), cls (a
-    world model of the image token alone, see --cls-checkpoints), proprio (no token error)."""
+    world model of the image token alone, see --cls-checkpoints), proprio (no token error), policy (executes
+    the first candidate of each of --proposals)."""
     mse: bool = True
     """Also plan by squared error where an environment's own cost is another."""
     vision_only: bool = True
@@ -57,8 +60,25 @@ class Eval:
     """Episodes per cell."""
     planner: str = "cem"
     """Planner: cem, icem, mppi or gd."""
-    proposals: str = "gaussian"
-    """Where candidate action sequences come from: gaussian."""
+    proposals: tuple[str, ...] = ("gaussian",)
+    """Where candidate action sequences come from, each with rows of its own: gaussian, vla, or the folder or
+    hub name of a LeRobot policy."""
+    proposal_modes: tuple[ProposalMode, ...] = ("replace",)
+    """What is done with those of a policy: replace, seed, prior, each with rows of its own."""
+    candidates: int | None = None
+    """Proposals per decision; this and the next as in sparsewm plan."""
+    instruction: str | None = None
+    """What a language-conditioned policy is told."""
+    names: Path | None = None
+    """YAML file that maps a policy's cameras, states and actions to the environment's."""
+    goal_source: str | None = None
+    """random, or trajectory: the state some steps ahead in a held-out trajectory."""
+    goal_offset: int | None = None
+    """Environment steps between start and goal of a trajectory goal."""
+    horizon: int | None = None
+    """Model steps imagined."""
+    execute: int | None = None
+    """Model steps executed before planning again."""
     samples: int | None = None
     """Candidates per iteration; this and the next three as the environment has them when left out."""
     elites: int | None = None
@@ -129,13 +149,16 @@ class Eval:
             plan = Plan(
                 name,
                 planner=self.planner,
-                proposals=self.proposals,
                 episodes=self.episodes,
                 checkpoint=self.checkpoint(self.checkpoints, name),
                 samples=self.samples,
                 elites=self.elites,
                 iterations=self.iterations,
                 budget=self.budget,
+                goal_source=self.goal_source,
+                goal_offset=self.goal_offset,
+                horizon=self.horizon,
+                execute=self.execute,
                 batch=self.batch,
                 video=False,
                 imagine=False,
@@ -143,8 +166,12 @@ class Eval:
                 dtype=self.dtype,
                 seed=self.seed,
             )
+            policies = [replace(plan, **self.policy(name)) for name in self.proposals if name != GAUSSIAN]
             for selection in self.yardsticks:
-                if selection == "cls":
+                if selection == "policy":
+                    for policy in policies:
+                        yield Cell(selection, replace(policy, drop=0.0, selection=selection, checkpoint=None))
+                elif selection == "cls":
                     if self.cls_checkpoints is not None:
                         checkpoint = self.checkpoint(self.cls_checkpoints, name)
                         yield Cell(selection, replace(plan, drop=0.0, checkpoint=checkpoint))
@@ -152,14 +179,24 @@ class Eval:
                     yield Cell(selection, replace(plan, drop=0.5, selection=selection))
                 else:
                     yield Cell(selection, replace(plan, drop=0.0, selection=selection, checkpoint=None))
-            variants = [plan]
+            variants = [plan] if GAUSSIAN in self.proposals else []
+            variants += [replace(p, proposal_mode=mode) for p in policies for mode in self.proposal_modes]
             if self.vision_only and name in PROPRIO_IS_STATE:
-                variants.append(replace(plan, alpha=0.0))
+                variants += [replace(variant, alpha=0.0) for variant in variants]
             if self.mse and cost != "mse":
-                variants.append(replace(plan, cost="mse"))
+                variants += [replace(variant, cost="mse") for variant in variants if variant.alpha is None]
             for variant in variants:
                 for drop in self.drops:
                     yield Cell("random", replace(variant, drop=drop))
+
+    def policy(self, name: str) -> dict[str, Any]:
+        """Flags of `plan` for the candidates of a policy."""
+        return {
+            "proposals": name,
+            "candidates": self.candidates,
+            "instruction": self.instruction,
+            "names": self.names,
+        }
 
     def environments(self) -> list[str]:
         """Canonical names of the environments asked for; "all" are those that have a world model."""
@@ -244,7 +281,9 @@ class Cell:
             parts.append(f"alpha{self.plan.alpha:g}")
         if self.plan.cost is not None:
             parts.append(self.plan.cost)
-        return "-".join(map(str, parts))
+        if self.plan.proposals != GAUSSIAN:
+            parts += [self.plan.proposals.strip("./").replace("/", "-"), self.plan.proposal_mode or ""]
+        return "-".join(str(part) for part in parts if part)
 
     def request(self) -> dict[str, Any]:
         """What the result depends on: settings, seed, weights.
@@ -255,17 +294,17 @@ class Cell:
         plan = self.plan
         settings = plan.settings(make_env(plan.env))
         weights = None
-        if plan.selection not in ("oracle", "none", "random_actions"):
+        if plan.selection not in WITHOUT_MODEL:
             weights = checkpoint_hash(plan.checkpoint or pretrained_path(plan.env))
         return {
             **asdict(settings),
             "drop": plan.drop,
             "planner": plan.planner,
-            "proposals": plan.proposals,
             "selection": plan.selection,
             "episodes": plan.episodes,
             "seed": plan.seed,
             "weights": weights,
+            **check_proposals(plan.proposals, plan.env, plan.instruction, plan.names),
         }
 
     def run(self, on_share: Any = None) -> dict[str, Any]:

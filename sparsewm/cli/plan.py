@@ -11,14 +11,16 @@ import torch
 
 import sparsewm
 from envs import GoalEnv
-from planners import MPC, PLANNERS, PlanningError
+from planners import MPC, PLANNERS, PlanningError, ProposalMode
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.encoders import ENCODERS
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import (
+    FirstProposal,
     ModelProblems,
     Planned,
     Policy,
+    Proposals,
     RandomActions,
     Redraw,
     Still,
@@ -36,6 +38,7 @@ from sparsewm.files import write_json
 from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.model.problem import Measure, Scored
+from sparsewm.proposals import GAUSSIAN, check_proposals, load_sampler
 from sparsewm.report.plots import plot_plan
 from sparsewm.report.video import episode_frames, write_video
 from sparsewm.settings import (
@@ -48,8 +51,9 @@ from sparsewm.settings import (
     one_of,
 )
 
-PROPOSALS = ("gaussian",)
-SELECTIONS = ("random", "proprio", "oracle", "encoder_oracle", "none", "random_actions")
+SELECTIONS = ("random", "proprio", "oracle", "encoder_oracle", "none", "random_actions", "policy")
+WITHOUT_MODEL = ("oracle", "none", "random_actions", "policy")
+"""Selections that need no world model."""
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Prepared:
     dtype: torch.dtype
     model: WorldModel | None
     tasks: list[Task]
+    proposals: Proposals | None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -88,10 +93,21 @@ class Plan:
     planner: str = "cem"
     """Planner: cem, icem, mppi or gd."""
     proposals: str = "gaussian"
-    """Where candidate action sequences come from: gaussian."""
+    """Where candidate action sequences come from: gaussian (the planner's own), vla (the shipped policy),
+    or the folder or hub name of a LeRobot policy."""
+    proposal_mode: ProposalMode | None = None
+    """replace: score the proposals and take the best; seed: mix them into the search's first iteration;
+    prior: search from a Gaussian fitted to them."""
+    candidates: int | None = None
+    """Proposals per decision."""
+    instruction: str | None = None
+    """What a language-conditioned policy is told; the environment's own text when left out."""
+    names: Path | None = None
+    """YAML file: what a policy's cameras, states and actions are in an environment (docs/proposals.md)."""
     selection: str = "random"
     """random: tokens drawn at random. Yardsticks: proprio (no token error), oracle (true simulator and
-    distance), encoder_oracle (true simulator, token distance), none (does nothing), random_actions."""
+    distance), encoder_oracle (true simulator, token distance), none (does nothing), random_actions, policy
+    (executes the first proposal)."""
     episodes: int = 1
     """Episodes."""
     checkpoint: Path | None = None
@@ -184,6 +200,9 @@ class Plan:
             f"{tokens['kept']} of {tokens['total']} tokens, {seconds(results['seconds_per_iteration'])} an "
             f"iteration, {seconds(results['seconds_per_plan'])} a plan"
         )
+        if ready.proposals is not None:
+            mode = "first" if self.selection == "policy" else ready.proposals.mode
+            summary += f"; candidates from {self.proposals} ({mode})"
         if rate := results["actions_per_second"]:
             summary += f"; planning sustains {rate:.1f} actions a second"
         if kept := results["deadline"]:
@@ -202,7 +221,8 @@ class Plan:
         dtype = choose_dtype(self.dtype, device)
         model = self.load_model(env, settings, device, dtype)
         tasks = make_tasks(env, self.episodes, self.seed, settings.goal_source, settings.goal_offset)
-        return Prepared(env, settings, device, dtype, model, tasks)
+        proposals = self.load_proposals(env, settings, device)
+        return Prepared(env, settings, device, dtype, model, tasks, proposals)
 
     def evaluate(
         self,
@@ -226,7 +246,7 @@ class Plan:
                 on_plan(episode, decision, min(1.0, trace.steps / settings.budget))
 
         try:
-            policy = self.policy(env, model, settings)
+            policy = self.policy(env, model, settings, ready.proposals)
             traces = run_episodes(env, ready.tasks, policy, settings.budget, self.batch, planned, on_episode)
         except PlanningError as error:
             raise UserError(str(error)) from None
@@ -237,6 +257,7 @@ class Plan:
             "tokens": {"kept": kept_patches(total, self.drop), "total": total},
             "planner": self.planner,
             "proposals": self.proposals,
+            "instruction": None if ready.proposals is None else ready.proposals.instruction,
             "selection": self.selection,
             "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
             "checkpoint": None if model is None else str(self.checkpoint or f"pretrained/{env.name}"),
@@ -266,7 +287,6 @@ class Plan:
             if self.redraw != "iteration":
                 raise UserError("--drop-last draws other tokens at every iteration: leave --redraw out")
         one_of("planner", self.planner, PLANNERS)
-        one_of("proposals", self.proposals, PROPOSALS)
         one_of("selection", self.selection, SELECTIONS)
         if self.cost is not None:
             one_of("cost", self.cost, get_args(Measure))
@@ -279,6 +299,7 @@ class Plan:
                 "gradient descent cannot see through the simulator: choose --planner cem, icem or mppi"
             )
         check_seed(self.seed)
+        self.check_proposals(env)
         names = [field.name for field in fields(PlanSettings)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         settings = replace(environment_settings(env.name).plan, **given)
@@ -288,13 +309,18 @@ class Plan:
             1, iterations=self.iterations, horizon=self.horizon, execute=self.execute, budget=self.budget
         )
         at_least(1, goal_offset=self.goal_offset, episodes=self.episodes, batch=self.batch)
+        at_least(1, candidates=self.candidates)
         at_least(0, alpha=self.alpha, chunk=self.chunk)
         at_least(1, budget_ms=self.budget_ms)
         if self.budget_ms is not None and self.batch > 1:
             raise UserError("--budget-ms is for one episode at a time: leave --batch out")
-        if self.budget_ms is not None and self.selection in ("none", "random_actions"):
+        if self.budget_ms is not None and self.selection in ("none", "random_actions", "policy"):
             raise UserError(f"--selection {self.selection} plans nothing: leave --budget-ms out")
         at_least(1e-3, spread=self.spread)
+        if self.proposals != GAUSSIAN and settings.proposal_mode == "replace" and self.hold is None:
+            settings = replace(
+                settings, hold=False
+            )  # nothing is searched: the proposals are scored as they are
         if self.selection == "proprio":
             if self.cost == "temporal":
                 raise UserError("--cost temporal reads tokens: give --cost mse with --selection proprio")
@@ -314,11 +340,35 @@ class Plan:
             )
         return settings
 
+    def check_proposals(self, env: GoalEnv) -> None:
+        """Refuse proposals that do not exist, and flags that would have no effect."""
+        if self.proposals != GAUSSIAN:
+            if self.selection in ("none", "random_actions"):
+                raise UserError(f"--selection {self.selection} asks for no proposals: leave --proposals out")
+            check_proposals(self.proposals, env.name, names=self.names)
+            return
+        if self.selection == "policy":
+            raise UserError(
+                "--selection policy executes proposals: say with --proposals where they come from"
+            )
+        for name in ("proposal_mode", "candidates", "instruction", "names"):
+            if getattr(self, name) is not None:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is for proposals: say with --proposals where they come from")
+
+    def load_proposals(self, env: GoalEnv, settings: PlanSettings, device: torch.device) -> Proposals | None:
+        """The sampler and what is asked of it, None for the planner's own candidates."""
+        if self.proposals == GAUSSIAN:
+            return None
+        sampler = load_sampler(self.proposals, env, device, self.seed, self.names)
+        text = environment_settings(env.name).instruction if self.instruction is None else self.instruction
+        return Proposals(sampler, settings.candidates, settings.proposal_mode, text)
+
     def load_model(
         self, env: GoalEnv, settings: PlanSettings, device: torch.device, dtype: torch.dtype
     ) -> WorldModel | None:
         """The world model, None for yardsticks that need none."""
-        if self.selection in ("oracle", "none", "random_actions"):
+        if self.selection in WITHOUT_MODEL:
             return None
         path = self.checkpoint or pretrained_path(env.name)
         model = load(
@@ -337,12 +387,21 @@ class Plan:
             )
         return model
 
-    def policy(self, env: GoalEnv, model: WorldModel | None, settings: PlanSettings) -> Policy:
+    def policy(
+        self,
+        env: GoalEnv,
+        model: WorldModel | None,
+        settings: PlanSettings,
+        proposals: Proposals | None = None,
+    ) -> Policy:
         """What acts in the environment."""
         if self.selection == "none":
             return Still(env)
         if self.selection == "random_actions":
             return RandomActions(env)
+        if self.selection == "policy":
+            assert proposals is not None
+            return FirstProposal(env, proposals, settings.execute * env.frameskip)
         options = {"samples": settings.samples, "iterations": settings.iterations, "seed": self.seed}
         if self.planner in ("cem", "icem"):
             options["elites"] = settings.elites
@@ -362,6 +421,7 @@ class Plan:
                     scored=settings.scored,
                 ),
                 deadline=deadline,
+                proposals=proposals,
             )
         assert model is not None
         if self.selection == "encoder_oracle":
@@ -385,6 +445,7 @@ class Plan:
                     scored=settings.scored,
                 ),
                 deadline=deadline,
+                proposals=proposals,
             )
         return Planned(
             env,
@@ -407,6 +468,7 @@ class Plan:
             ),
             self.imagine and model.decoder is not None,
             deadline,
+            proposals,
         )
 
 

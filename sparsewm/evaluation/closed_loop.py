@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from envs import GoalEnv
-from planners import MPC, Plan, PlanningProblem
+from planners import MPC, PlanningError, PlanningProblem, ProposalMode, ProposalSampler
 from sparsewm.data.collect import explore
 from sparsewm.errors import UserError
 from sparsewm.evaluation.statistics import quartiles, wilson
@@ -137,6 +137,88 @@ class ExecutableProblem(PlanningProblem, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Proposals:
+    """Candidates of a sampler for what the camera sees.
+
+    Attributes:
+        sampler: it is shown `{"pixels": uint8 (B, R, R, 3), "proprio": float32 (B, P)}` of the present and of
+            the goal, and asked for environment actions (B, samples, environment steps, A). One with an
+            attribute `frames` above 1 is shown that many environment steps up to now: (B, frames, ...).
+        samples: candidates per episode and decision, K.
+        mode: what the planner does with them.
+        instruction: text for samplers that read one.
+    """
+
+    sampler: ProposalSampler
+    samples: int = 16
+    mode: ProposalMode = "replace"
+    instruction: str | None = None
+
+    def propose(self, env: GoalEnv, traces: Sequence[Trace], steps: int) -> Tensor:
+        """Environment actions (B, K, steps, A) for the present states of B episodes.
+
+        Raises:
+            PlanningError: the sampler returned another shape, or NaN.
+        """
+        frames: int = getattr(self.sampler, "frames", 1)
+        past = [trace.states[-frames:] for trace in traces]
+        seen = np.stack([[states[0]] * (frames - len(states)) + states for states in past])  # (B, frames, D)
+        present = observations(env, seen if frames > 1 else seen[:, 0])
+        goal = observations(env, np.stack([trace.task.goal for trace in traces]))
+        actions = self.sampler.propose(present, goal, self.instruction, self.samples, steps)
+        shape = (len(traces), self.samples, steps, env.action_dim)
+        if tuple(actions.shape) != shape:
+            raise PlanningError(f"proposals must have shape {shape}, not {tuple(actions.shape)}")
+        if not bool(actions.isfinite().all()):
+            raise PlanningError("proposals contain NaN or infinite values")
+        return actions
+
+
+def observations(env: GoalEnv, states: np.ndarray) -> dict[str, np.ndarray]:
+    """`pixels` uint8 (..., R, R, 3) and `proprio` float32 (..., P) in states (..., D)."""
+    flat = states.reshape(-1, states.shape[-1])
+    pixels, proprio = env.render_states(flat), np.stack([env.proprio_of(state) for state in flat])
+    batch = states.shape[:-1]
+    return {
+        "pixels": pixels.reshape(*batch, *pixels.shape[1:]),
+        "proprio": proprio.reshape(*batch, *proprio.shape[1:]),
+    }
+
+
+def as_planned(actions: Tensor, problem: PlanningProblem) -> Tensor:
+    """Environment actions (B, K, H * frameskip, A) as a problem plans them (B, K, H, action_dim).
+
+    Where it plans one action per model step and holds it, that is their mean over the step.
+    """
+    steps = actions.unflatten(2, (problem.horizon, -1))  # (B, K, H, frameskip, A)
+    return steps.mean(3) if problem.action_dim == actions.shape[-1] else steps.flatten(3)
+
+
+class FirstProposal:
+    """Executes the first candidate of a sampler: the policy alone, without a world model.
+
+    Args:
+        env: gives the action size. proposals: what to ask; one candidate is asked for.
+        steps: environment steps executed before asking again.
+    """
+
+    def __init__(self, env: GoalEnv, proposals: Proposals, steps: int) -> None:
+        self.env, self.proposals, self.steps = env, replace(proposals, samples=1), steps
+
+    def begin(self, traces: Sequence[Trace]) -> None:
+        self.traces = traces
+
+    def act(self, active: np.ndarray) -> Sequence[np.ndarray]:
+        rows = [self.traces[i] for i in active]
+        started = time.perf_counter()
+        actions = self.proposals.propose(self.env, rows, self.steps)[:, 0].cpu().numpy()
+        seconds = (time.perf_counter() - started) / len(rows)
+        for trace in rows:
+            trace.seconds_per_plan.append(seconds)
+        return list(actions)
+
+
 ProblemMaker = Callable[[Sequence[Trace], np.ndarray], ExecutableProblem]
 
 
@@ -149,6 +231,7 @@ class Planned:
         imagine: keep what each plan imagines as pictures; after its time is taken.
         deadline: seconds from the observation to the actions; the search ends in time. One plan before the
             first is neither executed nor timed: it shows how fast this machine is.
+        proposals: candidates from elsewhere, asked for before every plan; None: the planner's own alone.
     """
 
     def __init__(
@@ -158,9 +241,11 @@ class Planned:
         make_problem: ProblemMaker,
         imagine: bool = False,
         deadline: float | None = None,
+        proposals: Proposals | None = None,
     ) -> None:
         self.env, self.mpc, self.make_problem, self.imagine = env, mpc, make_problem, imagine
-        self.deadline = deadline
+        self.deadline, self.proposals = deadline, proposals
+        self._mode: ProposalMode = "seed" if proposals is None else proposals.mode
         self._afterwards = 0.0  # seconds a plan takes after the search; the slowest lately
         self._tried = deadline is None
 
@@ -172,17 +257,20 @@ class Planned:
         if not self._tried:
             self._tried = True
             problem = self.make_problem(self.traces, active)
-            problem.steps(self.mpc.planner.plan(problem, deadline=self.deadline).actions)
+            candidates = self._candidates(problem, active)
+            plan = self.mpc.planner.plan(problem, None, candidates, self.deadline, self._mode)
+            problem.steps(plan.actions)
         started = time.perf_counter()
         problem = self.make_problem(self.traces, active)
+        candidates = self._candidates(problem, active)
         mask = torch.zeros(len(self.traces), dtype=torch.bool)
         mask[torch.as_tensor(active)] = True
         left = None
         if self.deadline is not None:
             left = self.deadline - (time.perf_counter() - started) - self._afterwards
-        plan: Plan = self.mpc.plan(problem, mask, deadline=left)
+        plan = self.mpc.plan(problem, mask, candidates, left, self._mode)
         searched = time.perf_counter()
-        steps = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
+        executed = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
         self._afterwards = max(time.perf_counter() - searched, 0.9 * self._afterwards)
         seconds = (time.perf_counter() - started) / len(active)
         kept = getattr(problem, "patches", None)
@@ -202,7 +290,15 @@ class Planned:
                 }
             )
         actions = problem.executed(plan.actions).cpu().numpy()
-        return [a[:n].reshape(-1, self.env.action_dim) for a, n in zip(actions, steps, strict=True)]
+        return [a[:n].reshape(-1, self.env.action_dim) for a, n in zip(actions, executed, strict=True)]
+
+    def _candidates(self, problem: PlanningProblem, active: np.ndarray) -> Tensor | None:
+        """Proposals (B, K, H, action_dim) for the active episodes, None without a sampler."""
+        if self.proposals is None:
+            return None
+        steps = problem.horizon * self.env.frameskip
+        actions = self.proposals.propose(self.env, [self.traces[i] for i in active], steps)
+        return as_planned(actions, problem)
 
 
 class ModelProblems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +14,7 @@ def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
     times = ("seconds_per_iteration", "seconds_per_plan", "seconds_per_episode")
     row = {key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "threads")}
     row |= {"selection": selection, "alpha": settings["alpha"], "cost": settings["cost"]}
+    row["proposal_mode"] = settings.get("proposal_mode", "replace")
     if "moved" in result:
         row["moved"] = result["moved"]
     return row
@@ -20,7 +22,8 @@ def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
     """The table, one line per cell."""
-    names = ("environment", "tokens", "cost", "success (95%)", "T moves", "an iteration", "an episode")
+    names = ["environment", "tokens", "cost", "candidates", "success (95%)", "T moves"]
+    names += ["an iteration", "a decision", "an episode"]
     lines = [title, "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
         yardstick = row["selection"] != "random"
@@ -28,10 +31,20 @@ def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
         cost = ""
         if row["selection"] in ("random", "cls"):
             cost = row["cost"] + (", vision only" if row["alpha"] == 0 else "")
-        cells = [row["environment"], tokens, cost, percent(row), percent(row.get("moved"))]
-        cells += [seconds(row["seconds_per_iteration"]), seconds(row["seconds_per_episode"])]
+        cells = [row["environment"], tokens, cost, candidates(row), percent(row), percent(row.get("moved"))]
+        cells += [seconds(row[f"seconds_per_{name}"]) for name in ("iteration", "plan", "episode")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def candidates(row: dict[str, Any]) -> str:
+    """Where a row's candidates come from, and what is done with them."""
+    if row["selection"] in ("none", "random_actions"):
+        return ""
+    if row["proposals"] == "gaussian":
+        return row["planner"]
+    name = Path(row["proposals"]).name
+    return f"{name}, the first" if row["selection"] == "policy" else f"{name}, {row['proposal_mode']}"
 
 
 def percent(result: dict[str, Any] | None) -> str:

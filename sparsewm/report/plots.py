@@ -16,6 +16,7 @@ import numpy as np
 from envs import GoalEnv
 from sparsewm.data import Dataset
 from sparsewm.evaluation.closed_loop import Trace
+from sparsewm.evaluation.table import candidates
 from sparsewm.files import atomic_path
 from sparsewm.report.video import dim_dropped
 
@@ -163,6 +164,8 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
         for row in (row for row in rows if row["environment"] == name):
             if row["selection"] == "random":
                 label = row["cost"] + (", vision only" if row["alpha"] == 0 else "")
+                if row["proposals"] != "gaussian":
+                    label += f", {candidates(row)}"
                 curves.setdefault(label, []).append(row)
             else:
                 line = axis.axhline(100 * row["success_rate"], linestyle="--", linewidth=0.8)

@@ -115,6 +115,7 @@ def refused(*arguments: object) -> str:
         (f"{PLAN} --planner cen", ["unknown planner 'cen'", "Did you mean 'cem'?", "mppi"]),
         (f"{PLAN} --selection orcale", ["unknown selection", "Did you mean 'oracle'?"]),
         (f"{PLAN} --proposals gausian", ["unknown proposals", "Did you mean 'gaussian'?"]),
+        (f"{PLAN} --proposals ./nowhere", ["unknown proposals './nowhere'", "folder or hub name"]),
         (f"{PLAN} --encoder dinov2_vits41", ["unknown encoder", "Did you mean 'dinov2_vits14'?"]),
         (f"{TRAIN} --encoder embeded", ["unknown encoder", "Did you mean 'embedded'?"]),
         (f"{TRAIN} --preset papper", ["unknown preset", "Did you mean 'paper'?"]),
@@ -205,6 +206,22 @@ def test_numbers_out_of_range_name_their_flag(arguments: str, part: str) -> None
 def test_what_cannot_be_parsed_ends_with_2_too(arguments: str) -> None:
     code, _, err = call(arguments)
     assert code == 2 and "Traceback" not in err and "sparsewm" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("--proposals vla", "no VLA for wall is shipped"),
+        ("--selection policy", "say with --proposals where they come from"),
+        ("--candidates 4", "--candidates is for proposals"),
+        ("--proposal-mode seed", "--proposal-mode is for proposals"),
+        ("--instruction there", "--instruction is for proposals"),
+        ("--proposals vla --selection none", "--selection none asks for no proposals"),
+        ("--proposals owner/name --candidates 0", "--candidates must be at least 1, got 0"),
+    ],
+)
+def test_proposals_that_make_no_sense(arguments: str, part: str) -> None:
+    assert part in refused(PLAN, arguments)
 
 
 # ------------------------------------------------------------------------------------------- datasets

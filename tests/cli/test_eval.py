@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -93,6 +94,42 @@ def test_a_killed_evaluation_continues(tmp_path: Path, wall: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
     assert rows(tmp_path) == rows(wall)
+
+
+def test_candidates_of_a_policy_have_rows_of_their_own(tmp_path: Path) -> None:
+    program = tmp_path / "still.py"
+    program.write_text(
+        "import torch\n"
+        "from sparsewm.cli import main\n"
+        "from sparsewm.proposals import SAMPLERS\n"
+        "class Rest:\n"
+        "    def __init__(self, env): pass\n"
+        "    def propose(self, observation, goal, instruction, samples, horizon):\n"
+        "        return torch.zeros(len(goal['proprio']), samples, horizon, 2)\n"
+        "SAMPLERS['rest'] = Rest\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    flags = "eval --envs wall --episodes 1 --drops 0.5 --yardsticks none policy --samples 8 --iterations 2"
+    flags += " --budget 10 --no-mse --no-vision-only --proposals gaussian rest --proposal-modes replace seed"
+    flags += " --candidates 3 --goal-source trajectory --goal-offset 10 --output ev"
+    command = [sys.executable, str(program), *flags.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
+    names = [(row["selection"], row["proposals"], row["proposal_mode"]) for row in found]
+    assert names == [
+        ("none", "gaussian", "replace"),
+        ("policy", "rest", "replace"),
+        ("random", "gaussian", "replace"),
+        ("random", "rest", "replace"),
+        ("random", "rest", "seed"),
+    ]
+    assert all(row["goal"] == {"source": "trajectory", "offset": 10, "budget": 10} for row in found)
+    table = (tmp_path / "ev" / "eval.md").read_text()
+    for words in ("| rest, the first |", "| rest, replace |", "| rest, seed |", "| cem |", "a decision"):
+        assert words in table
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0 and json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"] == found
 
 
 @pytest.mark.parametrize("flags", ["--workers 2", "--workers 2 --ray-address local"])

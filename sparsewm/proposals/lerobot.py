@@ -1,0 +1,255 @@
+"""LeRobot's policies as proposal samplers: SmolVLA, ACT, Diffusion Policy, all that predict chunks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from envs import GoalEnv
+from sparsewm.errors import UserError, needs_extra
+from sparsewm.proposals.names import Names, read_names
+
+with needs_extra("policies of LeRobot", "vla"):
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
+    from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
+
+FILES = ("config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json")
+"""What LeRobot's own `save_pretrained` of a policy and its processors write."""
+
+
+class LeRobotProposals:
+    """Action chunks of a policy that LeRobot's own classes saved: `planners.ProposalSampler`.
+
+    The chunks of an episode differ by the noise they start from (SmolVLA, Diffusion Policy) or by the latent
+    they are decoded from (ACT). A chunk shorter than what is asked for goes on with its last action.
+
+    Args:
+        path: folder of the policy and its pre- and post-processors, or hub name.
+        env: gives proprioception names, action size and bounds.
+        device: where the policy runs. seed: of its noise.
+        names: YAML file of `Names`; by default `names.yaml` beside the policy, where there is one.
+
+    Attributes:
+        frames: environment steps the policy looks back, the present one included.
+
+    Raises:
+        UserError: no such policy, damaged, or it does not fit the environment.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        env: GoalEnv,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        names: Path | None = None,
+    ) -> None:
+        self.path, self.env, self.device = str(path), env, torch.device(device)
+        self.policy, self._before, self._after = _load(self.path, self.device)
+        self.config = self.policy.config
+        self.frames = self.config.n_obs_steps
+        self._seeds = torch.Generator().manual_seed(seed)
+        beside = Path(self.path) / "names.yaml"
+        file = names or (beside if beside.is_file() else None)
+        self.names = Names() if file is None else Names(**read_names(file))
+        self._columns = self._check()
+        if self.config.type == "diffusion":  # all it predicts from now on, not only what it would execute
+            self.config.n_action_steps = self.config.horizon - self.config.n_obs_steps + 1
+        elif self.config.type == "act":
+            if not self.config.use_vae:
+                raise UserError(
+                    f"{path} is an ACT without a latent, all its chunks are one: train it with use_vae"
+                )
+            # in use ACT decodes the middle of its prior; different chunks come from different latents
+            self.policy.model.encoder_latent_input_proj.register_forward_pre_hook(
+                lambda module, inputs: torch.randn_like(inputs[0])
+            )
+
+    @torch.no_grad()
+    def propose(
+        self,
+        observation: Mapping[str, np.ndarray],
+        goal: Mapping[str, np.ndarray],
+        instruction: str | Sequence[str] | None,
+        samples: int,
+        horizon: int,
+    ) -> Tensor:
+        """Environment actions (B, samples, horizon, A), inside the bounds.
+
+        Args:
+            observation, goal: `pixels` uint8 (B, R, R, 3) and `proprio` float32 (B, P); of the observation
+                (B, frames, ...) where the policy looks back. B episodes.
+            instruction: one for all episodes or one each.
+            samples: chunks per episode. horizon: environment steps.
+
+        Raises:
+            UserError: the policy cannot be run on such observations.
+        """
+        episodes = len(goal["proprio"])
+        texts = (
+            [instruction or ""] * episodes
+            if instruction is None or isinstance(instruction, str)
+            else instruction
+        )
+        try:
+            batch = self._batch(observation, goal, list(texts))
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(int(torch.randint(2**62, (), generator=self._seeds)))
+                chunks = self._chunks(batch, samples)  # (B * samples, chunk, A of the policy)
+            actions = self._after(chunks.flatten(0, 1).float()).unflatten(0, chunks.shape[:2])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(f"policy {self.path} does not run on {self.env.name} ({error})") from None
+        actions = self.names.scale * actions[..., self._actions] + self.names.offset
+        low, high = torch.as_tensor(self.env.action_space.low), torch.as_tensor(self.env.action_space.high)
+        actions = actions.clamp(low, high)[:, :horizon].unflatten(0, (episodes, samples))
+        rest = actions[:, :, -1:].expand(-1, -1, horizon - actions.shape[2], -1)
+        return torch.cat([actions, rest], 2)
+
+    def _batch(
+        self, observation: Mapping[str, np.ndarray], goal: Mapping[str, np.ndarray], texts: list[str]
+    ) -> dict[str, Any]:
+        """Observations as the policy takes them: B rows, or (B, frames, ...) where it looks back."""
+        proprio = torch.as_tensor(observation["proprio"])
+        shape = proprio.shape[:-1]  # (B,) or (B, frames)
+        rows = {OBS_STATE: self._state(proprio.reshape(-1, proprio.shape[-1]))}
+        pixels = torch.as_tensor(observation["pixels"]).flatten(0, len(shape) - 1)
+        wanted = torch.as_tensor(goal["pixels"]).repeat_interleave(shape.numel() // shape[0], 0)
+        for camera, seen in self.names.cameras.items():
+            if seen is not None:
+                size = self.config.input_features[camera].shape[1:]
+                rows[camera] = _picture(pixels if seen == "pixels" else wanted, size)
+        texts = [text for text in texts for _ in range(shape.numel() // shape[0])]
+        ready = self._before(rows | {"task": texts})
+        return {
+            key: value.unflatten(0, shape)
+            for key, value in ready.items()
+            if isinstance(value, Tensor) and value.ndim and len(value) == shape.numel()
+        }
+
+    def _state(self, proprio: Tensor) -> Tensor:
+        columns = [torch.zeros(len(proprio)) if i is None else proprio[:, i] for i in self._columns]
+        return torch.stack(columns, -1)
+
+    def _chunks(self, batch: dict[str, Any], samples: int) -> Tensor:
+        """Chunks (B * samples, chunk, A) of the policy, normalised as it has them."""
+        if self.config.type == "smolvla" and not (self.config.adapt_to_pi_aloha or self.config.rtc_config):
+            return _smolvla_chunks(self.policy, batch, samples)
+        batch = {key: value.repeat_interleave(samples, 0) for key, value in batch.items()}
+        if self.config.type == "diffusion":
+            cameras = list(self.config.image_features)
+            if cameras:
+                batch[OBS_IMAGES] = torch.stack([batch[camera] for camera in cameras], -4)
+            if self.frames == 1:
+                batch = {key: value[:, None] for key, value in batch.items()}
+            return self.policy.diffusion.generate_actions(batch)
+        return self.policy.predict_action_chunk(batch)
+
+    def _check(self) -> list[int | None]:
+        """Refuse names that do not fit; the column of proprioception behind each number of the state."""
+        config, names, env = self.config, self.names, self.env
+        remedy = "say what they are with --names FILE (see docs/proposals.md)"
+        if set(names.cameras) != set(config.image_features):
+            cameras = ", ".join(config.image_features) or "none"
+            raise UserError(f"the cameras of policy {self.path} are {cameras}: {remedy}")
+        state = list(env.proprio_names) if names.state is None else names.state
+        feature = config.robot_state_feature
+        if feature is None or feature.shape[0] != len(state):
+            size = 0 if feature is None else feature.shape[0]
+            raise UserError(
+                f"the state of policy {self.path} has {size} numbers, that of {env.name} {len(state)}: "
+                f"{remedy}"
+            )
+        for name in state:
+            if name is not None and name not in env.proprio_names:
+                raise UserError(
+                    f"{env.name} has no proprioception '{name}': known are {', '.join(env.proprio_names)}"
+                )
+        size = config.action_feature.shape[0]
+        self._actions = list(range(size)) if names.action is None else names.action
+        if len(self._actions) != env.action_dim or max(self._actions) >= size:
+            raise UserError(
+                f"the actions of policy {self.path} have {size} numbers, those of {env.name} "
+                f"{env.action_dim}: {remedy}"
+            )
+        return [None if name is None else env.proprio_names.index(name) for name in state]
+
+
+def _load(path: str, device: torch.device) -> tuple[Any, Any, Any]:
+    """A policy with its pre- and post-processor."""
+    folder = Path(path)
+    if folder.is_dir():
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"{path} is no LeRobot policy, {name} is missing: save policy and processors there"
+                )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # LeRobot tells what it loads
+            config = PreTrainedConfig.from_pretrained(path, cli_overrides=[f"--device={device.type}"])
+            before = {"device_processor": {"device": str(device)}}
+            backbone = folder / getattr(config, "vlm_model_name", "")
+            if (
+                hasattr(config, "vlm_model_name") and backbone.is_dir()
+            ):  # a policy that carries its backbone along
+                config.vlm_model_name = str(backbone)
+                before["tokenizer_processor"] = {"tokenizer_name": str(backbone)}
+            policy = get_policy_class(config.type).from_pretrained(path, config=config)
+            processors = make_pre_post_processors(config, path, preprocessor_overrides=before)
+    except Exception as error:  # whatever files from anywhere make LeRobot, transformers and draccus raise
+        place = (
+            "damaged or of another version of LeRobot" if folder.is_dir() else "not to be had from the hub"
+        )
+        raise UserError(
+            f"policy {path} is {place} ({type(error).__name__}: {error}): give another folder or hub name"
+        ) from None
+    policy.to(device).eval().requires_grad_(False)
+    return policy, *processors
+
+
+def _picture(pixels: Tensor, size: Sequence[int]) -> Tensor:
+    """Pictures uint8 (N, R, R, 3) as LeRobot has them: float32 (N, 3, *size) in [0, 1]."""
+    pictures = pixels.permute(0, 3, 1, 2).float() / 255
+    if pictures.shape[-2:] != tuple(size):
+        pictures = functional.interpolate(pictures, tuple(size), mode="bilinear", antialias=True)
+    return pictures
+
+
+def _smolvla_chunks(policy: Any, batch: dict[str, Any], samples: int) -> Tensor:
+    """Chunks (B * samples, chunk, A) of a SmolVLA, as its `sample_actions` has them.
+
+    Pictures, instruction and state are read once per episode; only the noise is multiplied.
+    """
+    model = policy.model
+    images, masks = policy.prepare_images(batch)
+    state = policy.prepare_state(batch)
+    tokens, token_mask = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
+    prefix, padding, attention = model.embed_prefix(images, masks, tokens, token_mask.bool(), state=state)
+    _, cache = model.vlm_with_expert.forward(
+        attention_mask=make_att_2d_masks(padding, attention),
+        position_ids=torch.cumsum(padding, 1) - 1,
+        past_key_values=None,
+        inputs_embeds=[prefix, None],
+        use_cache=True,
+        fill_kv_cache=True,
+    )
+    cache = {
+        layer: {name: value.repeat_interleave(samples, 0) for name, value in entry.items()}
+        for layer, entry in cache.items()
+    }
+    padding = padding.repeat_interleave(samples, 0)
+    config = policy.config
+    actions = model.sample_noise((len(padding), config.chunk_size, config.max_action_dim), state.device)
+    for step in range(config.num_steps):
+        time = torch.full((len(padding),), 1 - step / config.num_steps, device=state.device)
+        actions = actions - model.denoise_step(padding, cache, actions, time) / config.num_steps
+    return actions[..., : config.action_feature.shape[0]]

@@ -1,0 +1,64 @@
+"""What a policy's cameras, states and actions are called, and what they are in an environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsewm.errors import UserError
+
+CAMERA, GOAL = "observation.images.camera", "observation.images.goal"
+"""What `sparsewm export` calls the present picture and the picture of the goal."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """A policy's names in an environment; what is left out is as `sparsewm export` has it.
+
+    Attributes:
+        cameras: what each of the policy's cameras sees: "pixels", "goal", or None, which leaves it out.
+        state: the environment's proprioception by name, in the policy's order; None stands for 0.
+        action: which of the policy's action numbers are the environment's, in its order.
+        scale, offset: environment action = scale * policy action + offset.
+    """
+
+    cameras: dict[str, str | None] = field(default_factory=lambda: {CAMERA: "pixels", GOAL: "goal"})
+    state: list[str | None] | None = None
+    action: list[int] | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+def read_names(path: Path) -> dict[str, Any]:
+    """The content of a file of names, checked.
+
+    Raises:
+        UserError: no such file, no YAML, or an entry of the wrong kind.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--names {path} is not readable YAML ({error}): see docs/proposals.md") from None
+    known = [entry.name for entry in fields(Names)]
+    if not isinstance(content, dict) or not set(content) <= set(known):
+        raise UserError(f"--names {path} must hold some of {', '.join(known)}: see docs/proposals.md")
+    cameras, state, action = (content.get(key) for key in ("cameras", "state", "action"))
+    if cameras is not None and not (
+        isinstance(cameras, dict) and all(seen in ("pixels", "goal", None) for seen in cameras.values())
+    ):
+        raise UserError(f"cameras of --names {path} must each be pixels, goal or null")
+    if state is not None and not (
+        isinstance(state, list) and all(isinstance(name, str | None) for name in state)
+    ):
+        raise UserError(f"state of --names {path} must be a list of names, null for zero")
+    if action is not None and not (
+        isinstance(action, list) and all(type(number) is int and number >= 0 for number in action)
+    ):
+        raise UserError(f"action of --names {path} must be a list of whole numbers from 0")
+    for key in ("scale", "offset"):
+        if not isinstance(content.get(key, 1.0), int | float):
+            raise UserError(f"{key} of --names {path} must be a number")
+    return content
