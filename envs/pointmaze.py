@@ -214,6 +214,26 @@ class PointMazeEnv(GoalEnv):
         return picture
 
 
+class PointMazeLargeEnv(PointMazeEnv):
+    """PointMaze in the large maze: 12 x 9 cells, ways of up to 20, 600 environment steps.
+
+    All else is as in `PointMazeEnv`.
+
+        >>> import envs
+        >>> envs.make("pointmaze-large").maze
+        'large'
+
+    ## Version history
+    v0: first version.
+    """
+
+    name = "pointmaze-large"
+    budget = 600
+
+    def __init__(self, resolution: int = 112, render_mode: str = "rgb_array", maze: str = "large"):
+        super().__init__(resolution, render_mode, maze)
+
+
 class _Maze:
     """Geometry of a map: 1 for a wall, 0 for floor, row 0 on top (as in `gymnasium_robotics.envs.maze.maps`).
 
@@ -266,6 +286,14 @@ class _Maze:
         from_corners = np.min(self._between + self._straight(goal, self._corners), 1, initial=np.inf)  # (N,)
         round_corners = self._straight(points, self._corners) + from_corners
         return np.minimum(self._straight(points, goal)[:, 0], np.min(round_corners, 1, initial=np.inf))
+
+    def next_point(self, point: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """Where the shortest way from a point (2,) to a goal (2,) first bends, or the goal."""
+        if np.isfinite(self._straight(point[None], goal[None])[0, 0]):
+            return goal
+        onwards = np.min(self._between + self._straight(goal[None], self._corners), 1, initial=np.inf)
+        lengths = self._straight(point[None], self._corners)[0] + onwards
+        return self._corners[lengths.argmin()] if np.isfinite(lengths).any() else goal
 
     def _straight(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Distances (K, N) between points (K, 2) and (N, 2); infinite where a wall is between them."""

@@ -1,4 +1,4 @@
-"""Scripted exploration: policies that see the state and collect varied, purposeful data."""
+"""Scripted policies that see the state: exploration for varied data, experts that reach a goal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from envs import blockpush, table
 from envs.base import GoalEnv
+from envs.pointmaze import PointMazeEnv
 from envs.pusht import BAR, CENTRE, HIGH, LOW, OUTLINE, RADIUS, REACH, STEM, rotated
-from envs.wall import WallEnv
+from envs.wall import STEP, WallEnv
 
 
 class ExplorationPolicy(Protocol):
@@ -34,7 +35,7 @@ def exploration_policy(env: GoalEnv, rng: np.random.Generator) -> ExplorationPol
     if env.name == "wall":
         assert isinstance(env, WallEnv)
         return WallExploration(rng, env.wall_x, env.door_y)
-    if env.name == "pointmaze":
+    if isinstance(env, PointMazeEnv):
         return PointMazeExploration(rng)
     if env.name in ("rope", "granular"):
         return TableExploration(rng, gather=0.5 if env.name == "granular" else 0.0)
@@ -44,6 +45,19 @@ def exploration_policy(env: GoalEnv, rng: np.random.Generator) -> ExplorationPol
         f"no exploration policy for environment '{env.name}'; known: pusht, wall, pointmaze, rope, granular, "
         "blockpush."
     )
+
+
+def expert_policy(env: GoalEnv, goal: np.ndarray, rng: np.random.Generator) -> ExplorationPolicy:
+    """A policy that goes to a goal state (D,) on a short way and stays there; its noise comes from `rng`.
+
+    Raises ValueError for an environment that has none.
+    """
+    env = getattr(env, "unwrapped", env)
+    if isinstance(env, PointMazeEnv):
+        return PointMazeExpert(env, goal, rng)
+    if isinstance(env, WallEnv):
+        return WallExpert(env, goal, rng)
+    raise ValueError(f"no expert for environment '{env.name}'; known: wall, pointmaze, pointmaze-large.")
 
 
 class HeldActions:
@@ -283,6 +297,48 @@ class PointMazeExploration:
             self._force = rng.uniform(0.2, 1.3) * np.array([math.cos(direction), math.sin(direction)])
         self._steps, self._steps_left = self._steps + 1, self._steps_left - 1
         return np.clip(self._force + rng.normal(0, 0.15, 2), -1, 1).astype(np.float32)
+
+
+class PointMazeExpert:
+    """Runs along the shortest way through the maze, brakes where it bends and at the goal."""
+
+    BRAKING = 18.0  # cells/s^2 it counts on, of the 24 of full force
+    TOP = 4.0  # cells/s
+
+    def __init__(self, env: PointMazeEnv, goal: np.ndarray, rng: np.random.Generator):
+        self._maze, self._goal, self._rng = env._maze, goal[:2], rng
+        self._noise = np.zeros(2)
+
+    def reset(self, state: np.ndarray) -> None:
+        self._noise = np.zeros(2)
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        way = self._maze.next_point(state[:2], self._goal) - state[:2]
+        length = max(math.hypot(*way), 1e-6)
+        velocity = min(self.TOP, math.sqrt(2 * self.BRAKING * length)) * way / length
+        self._noise = 0.8 * self._noise + self._rng.normal(0, 0.1, 2)
+        return np.clip(0.5 * (velocity - state[2:4]) + self._noise, -1, 1).astype(np.float32)
+
+
+class WallExpert:
+    """Walks straight to the goal, or to the door first where the goal is in the other room."""
+
+    def __init__(self, env: WallEnv, goal: np.ndarray, rng: np.random.Generator):
+        self._wall_x, self._door_y, self._goal, self._rng = env.wall_x, env.door_y, goal, rng
+
+    def reset(self, state: np.ndarray) -> None:
+        """Where to go depends on the present state alone."""
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        side = math.copysign(1.0, self._goal[0] - self._wall_x)
+        beyond = (state[0] - self._wall_x) * side  # the wall, in the goal's direction
+        target = self._goal
+        if beyond < 5:
+            through = beyond > 0 or abs(state[1] - self._door_y) < 1.5
+            target = np.array([self._wall_x + (7 if through else -7) * side, self._door_y])
+        way = target - state
+        pace = 1 / max(STEP, math.hypot(*way))
+        return np.clip(pace * way + self._rng.normal(0, 0.05, 2), -1, 1).astype(np.float32)
 
 
 class TableExploration:

@@ -40,7 +40,7 @@ class Arguments:
 
     output: Path = Path("runs/encoder")
     """Folder for `model.safetensors`, `card.json` and the rendered scenes."""
-    environments: tuple[str, ...] = envs.names()
+    environments: tuple[str, ...] = tuple(NEIGHBOUR)
     """Environments whose frames are used."""
     scenes: int = 4096
     """Scenes (two looks each) per environment."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
 os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
+os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "sparsewm-tests"))  # nor kept at home
 
 import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.data import Dataset, collect
@@ -14,13 +15,16 @@ from sparsewm.settings import at_least, environment_settings, make_env
 
 @dataclass
 class Collect:
-    """Record scripted exploratory data into one HDF5 file; an interrupted recording continues.
+    """Record scripted data into one HDF5 file; an interrupted recording continues.
 
     Example: sparsewm collect --env wall --episodes 200 --workers 2
     """
 
     env: str
-    """Environment: pusht, wall, pointmaze, rope, granular or blockpush."""
+    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular or blockpush."""
+    policy: Literal["exploration", "expert"] = "exploration"
+    """exploration, for world models; or expert: short ways to random goals, for policies to imitate (wall,
+    pointmaze, pointmaze-large)."""
     episodes: int = 0
     """Episodes to record; 0 takes the environment's usual number."""
     steps: int = 0
@@ -42,8 +46,10 @@ class Collect:
         check_seed(self.seed)
         env = make_env(self.env, resolution=self.resolution)
         usual = environment_settings(env.name)
+        expert = self.policy == "expert"
+        held = (0.0 if expert else usual.held) if self.held is None else self.held
         folder = output_folder(self.output)
-        path = folder / f"{env.name}.h5"
+        path = folder / (f"{env.name}-expert.h5" if expert else f"{env.name}.h5")
         with progress_bar(f"recording {env.name}") as progress:
             collect(
                 env.name,
@@ -51,10 +57,11 @@ class Collect:
                 path,
                 self.workers,
                 self.seed,
-                self.steps or usual.steps,
+                self.steps or (env.budget if expert else usual.steps),
                 self.resolution,
                 progress,
-                usual.held if self.held is None else self.held,
+                held,
+                expert,
             )
         dataset = Dataset(path, env.name)
         write_json(

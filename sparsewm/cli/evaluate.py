@@ -30,7 +30,7 @@ from sparsewm.report.plots import plot_success
 from sparsewm.settings import PlanSettings, at_least, environment_settings, make_env, one_of
 
 YARDSTICKS = ("none", "random_actions", "oracle", "cls", "proprio", "policy")
-PROPRIO_IS_STATE = ("wall", "pointmaze")
+PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large")
 """Where vision alone (alpha 0) is a column of its own."""
 
 

@@ -24,13 +24,14 @@ import numpy as np
 
 import envs
 from envs import GoalEnv
-from envs.policies import HeldActions, exploration_policy
+from envs.policies import HeldActions, expert_policy, exploration_policy
 from sparsewm.data.dataset import COLUMNS, DatasetWriter
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors, require_space
 
 PART = 25  # episodes recorded and kept together
-STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100}
+STAY = 10  # environment steps an expert stays at the goal
+STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100, "pointmaze-large": 200}
 """Environment steps of an episode."""
 
 
@@ -55,11 +56,33 @@ def explore(
     return np.stack(states), np.stack(actions)
 
 
+def demonstrate(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """States (T + 1, D) and actions (T, A) of an expert on its way to a random goal; T is `steps` at most.
+
+    It ends a few steps after the goal is reached. A pure function of (seed, episode).
+    """
+    rng = np.random.default_rng([seed, episode, 1])
+    env.reset(seed=int(rng.integers(2**31)))
+    goal, states = env.goal.copy(), [env.state]
+    actions: list[np.ndarray] = []
+    policy = expert_policy(env, goal, rng)
+    policy.reset(states[0])
+    reached = 0
+    while len(actions) < steps and reached < STAY:
+        actions.append(np.asarray(policy.act(states[-1]), np.float32))
+        states.append(env.rollout_states(states[-1], actions[-1][None, None])[0, -1])
+        reached += env.is_success(states[-1], goal)
+    return np.stack(states), np.stack(actions)
+
+
 def record_episode(
-    env: GoalEnv, seed: int, episode: int, steps: int, held: float = 0.0
+    env: GoalEnv, seed: int, episode: int, steps: int, held: float = 0.0, expert: bool = False
 ) -> dict[str, np.ndarray]:
-    """The rows of one exploratory episode, columns as in `sparsewm.data.dataset`."""
-    states, actions = explore(env, seed, episode, steps, held)
+    """The rows of one exploratory or expert episode, columns as in `sparsewm.data.dataset`."""
+    if expert:
+        states, actions = demonstrate(env, seed, episode, steps)
+    else:
+        states, actions = explore(env, seed, episode, steps, held)
     return {
         "pixels": env.render_states(states),
         "action": np.concatenate([actions, np.zeros_like(actions[:1])]).astype(np.float32),
@@ -68,13 +91,13 @@ def record_episode(
     }
 
 
-def _record_part(job: tuple[str, int, int, int, int, str, dict[str, Any], int, float]) -> int:
-    name, first, stop, seed, steps, path, attributes, resolution, held = job
+def _record_part(job: tuple[str, int, int, int, int, str, dict[str, Any], int, float, bool]) -> int:
+    name, first, stop, seed, steps, path, attributes, resolution, held, expert = job
     env = envs.make(name, resolution=resolution)
     try:
         with DatasetWriter(path, attributes) as writer:
             for episode in range(first, stop):
-                writer.append(record_episode(env, seed, episode, steps, held))
+                writer.append(record_episode(env, seed, episode, steps, held, expert))
     finally:
         env.close()
     return stop - first
@@ -104,17 +127,20 @@ def collect(
     resolution: int = 112,
     progress: Callable[[int, int], None] | None = None,
     held: float = 0.0,
+    expert: bool = False,
 ) -> Path:
-    """Record exploratory episodes into one HDF5 file.
+    """Record exploratory or expert episodes into one HDF5 file.
 
     Args:
         environment: its name. episodes: how many. path: the `.h5` file; an existing complete file is kept.
         workers: processes. seed: of everything. steps: environment steps an episode, None for the usual.
         resolution: side of the pictures in pixels.
         progress: called with the episodes done and wanted. held: share of steps with held random actions.
+        expert: record ways to random goals, each `steps` long at most, instead.
 
     Raises:
-        UserError: a flag is out of range, the disk is full, a worker died, or the file has other settings.
+        UserError: a flag is out of range, the environment has no expert, the disk is full, a worker died, or
+            the file has other settings.
     """
     path = Path(path)
     steps = STEPS.get(environment, 100) if steps is None else steps
@@ -125,6 +151,8 @@ def collect(
         raise UserError(f"--held must be at least 0 and below 1, got {held:g}")
     if seed < 0:
         raise UserError(f"--seed must be at least 0, got {seed}")
+    if expert and held:
+        raise UserError("--held interrupts exploration: leave it out with --policy expert")
     spec = envs.make(environment, resolution=resolution)
     attributes: dict[str, Any] = {
         "environment": environment,
@@ -132,11 +160,18 @@ def collect(
         "seed": seed,
         "steps": steps,
         "resolution": resolution,
-        "policy": "exploration" + (f", {held:g} held actions" if held else ""),
+        "policy": "expert" if expert else "exploration" + (f", {held:g} held actions" if held else ""),
         "version": 1,
         "action_low": spec.action_space.low,
         "action_high": spec.action_space.high,
     }
+    if expert:
+        try:
+            expert_policy(spec, spec.goal, np.random.default_rng(0))
+        except ValueError as error:
+            raise UserError(
+                f"{error} Record exploration instead: its segments are demonstrations too"
+            ) from None
     spec.close()
     if path.is_file():
         if _same_recording(path, attributes, episodes):
@@ -151,7 +186,9 @@ def collect(
         part = parts / f"{first:06d}-{stop:06d}.h5"
         jobs.append(part)
         if not (part.is_file() and _same_recording(part, attributes, stop - first)):
-            waiting.append((environment, first, stop, seed, steps, str(part), attributes, resolution, held))
+            waiting.append(
+                (environment, first, stop, seed, steps, str(part), attributes, resolution, held, expert)
+            )
     done = episodes - sum(job[2] - job[1] for job in waiting)
     with disk_errors(path):
         parts.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,8 @@ from typing import Any
 
 import yaml
 
+from sparsewm.data.cameras import CAMERA, GOAL
 from sparsewm.errors import UserError
-
-CAMERA, GOAL = "observation.images.camera", "observation.images.goal"
-"""What `sparsewm export` calls the present picture and the picture of the goal."""
 
 
 @dataclass(frozen=True)

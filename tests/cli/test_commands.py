@@ -378,7 +378,7 @@ def test_several_episodes_are_planned_at_once(trained: Path, here: Path) -> None
     assert [episode["seed"] for episode in content["per_episode"]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("command", ["collect", "train", "plan", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["collect", "train", "plan", "bench", "export", "doctor"])
 def test_help_shows_an_example_that_is_a_command(command: str) -> None:
     code, out, _ = call(command, "--help")
     assert code == 0

@@ -189,3 +189,18 @@ def test_flags_out_of_range(tmp_path: Path, flag: str) -> None:
     with pytest.raises(UserError, match=f"--{flag} must be at least 1, got 0"):
         collect("wall", path=tmp_path / "d.h5", **(SETTINGS | {flag: 0}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_experts_are_recorded_up_to_the_goal(tmp_path: Path) -> None:
+    """Episodes end ten steps after the goal is reached, or when their steps are spent."""
+    path = collect("wall", path=tmp_path / "e.h5", workers=1, expert=True, **SETTINGS | {"steps": 60})
+    dataset = Dataset(path, "wall")
+    assert dataset.attributes["policy"] == "expert" and len(set(dataset.lengths.tolist())) > 1
+    ends = dataset.state[dataset.offsets + dataset.lengths - 1]
+    assert (np.abs(ends - dataset.state[dataset.offsets]).max(1) > 5).all()
+    rest = np.concatenate([dataset.state[end - 5 : end] for end in dataset.offsets + dataset.lengths])
+    assert (np.abs(np.diff(rest.reshape(5, 5, 2), axis=1)) < 1).all()  # it stays there
+    with pytest.raises(UserError, match="no expert for environment 'pusht'"):
+        collect("pusht", path=tmp_path / "p.h5", workers=1, expert=True, **SETTINGS)
+    with pytest.raises(UserError, match="leave it out with --policy expert"):
+        collect("wall", path=tmp_path / "h.h5", workers=1, expert=True, held=0.3, **SETTINGS)

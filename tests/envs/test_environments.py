@@ -18,6 +18,7 @@ IDS = {
     "pusht": "sparsewm/PushT-v0",
     "wall": "sparsewm/Wall-v0",
     "pointmaze": "sparsewm/PointMaze-v0",
+    "pointmaze-large": "sparsewm/PointMazeLarge-v0",
     "rope": "sparsewm/Rope-v0",
     "granular": "sparsewm/Granular-v0",
     "blockpush": "sparsewm/BlockPush-v0",
@@ -62,7 +63,7 @@ def test_gymnasium_stops_an_episode_at_the_budget_and_make_does_not(name: str) -
 
 def test_unknown_name_says_which_there_are() -> None:
     with pytest.raises(
-        ValueError, match=r"Did you mean 'pointmaze'\?.*pusht, wall, pointmaze, rope, .*sparsewm/PushT-v0"
+        ValueError, match=r"Did you mean 'pointmaze'\?.*pusht, wall, pointmaze, .*rope, .*sparsewm/PushT-v0"
     ):
         envs.make("point-maze")
 

@@ -1,0 +1,237 @@
+"""Make a small SmolVLA for an environment: LeRobot's class and training code, from scratch, offline.
+
+Records demonstrations where there is an expert, exports goal-reaching segments as a LeRobotDataset, builds a
+small vision-language backbone with its own tokenizer, trains, and writes a folder that `--proposals` takes.
+Whatever is there already is not made again, and an interrupted training goes on from its last checkpoint.
+
+    python scripts/train_vla.py --env pointmaze-large --steps 20000
+    python scripts/train_vla.py --env pusht --dataset data/pusht.h5 --steps 20000
+    cp -r runs/vla/pusht/policy sparsewm/pretrained/vla/pusht
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import tyro
+from accelerate import Accelerator
+from lerobot.configs.default import DatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.scripts.lerobot_train import train
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+from safetensors.torch import load_file, save_file
+
+from sparsewm.cli.common import progress_bar
+from sparsewm.data import Dataset, collect
+from sparsewm.data.lerobot import export_lerobot, segments
+from sparsewm.errors import UserError
+from sparsewm.files import read_json, umask
+from sparsewm.proposals.backbone import BackboneSizes, write_backbone
+from sparsewm.settings import at_least, environment_settings, make_env
+
+
+@dataclass
+class Arguments:
+    """Train a small SmolVLA."""
+
+    env: str
+    """Environment."""
+    dataset: Path | None = None
+    """Recorded HDF5 file; left out, an expert's ways are recorded (wall, pointmaze, pointmaze-large)."""
+    episodes: int = 2000
+    """Episodes to record."""
+    segments: int = 1
+    """Segments of every episode."""
+    shortest: int = 25
+    """Environment steps to the goal, at least."""
+    longest: int = 100
+    """Environment steps to the goal, at most."""
+    chunk: int = 50
+    """Actions of a chunk."""
+    steps: int = 20000
+    """Training steps; a finished run goes on when there are more."""
+    batch: int = 64
+    """Frames a step."""
+    lr: float = 5e-4
+    """Peak of the learning rate, which then falls to a fiftieth."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    workers: int = 1
+    """Processes that load data; 0: none."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    bfloat16: bool = True
+    """Compute in bfloat16 where autocast does."""
+    sizes: BackboneSizes = field(default_factory=BackboneSizes)
+    """Of the backbone."""
+    seed: int = 0
+    """Seed of demonstrations, weights and batches."""
+    output: Path = Path("runs/vla")
+    """Folder; everything goes to ENV in there."""
+
+
+def demonstrations(arguments: Arguments, folder: Path) -> Path:
+    """The LeRobotDataset to train on, made where it is missing."""
+    target = folder / "dataset"
+    if target.is_dir():
+        return target
+    env, path = make_env(arguments.env), arguments.dataset
+    if path is None:
+        path = folder / f"{env.name}-expert.h5"
+        with progress_bar(f"recording {env.name}") as progress:
+            steps = env.budget
+            seed, workers = arguments.seed, os.cpu_count() or 1
+            collect(env.name, arguments.episodes, path, workers, seed, steps, 112, progress, expert=True)
+    dataset = Dataset(path, env.name)
+    chosen = segments(dataset, arguments.segments, arguments.shortest, arguments.longest, arguments.seed)
+    text, fps = environment_settings(env.name).instruction, int(env.metadata["render_fps"])
+    with progress_bar(f"exporting {env.name}") as progress:
+        export_lerobot(dataset, chosen, target, env.proprio_names, text, fps, progress)
+    return target
+
+
+def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipelineConfig:
+    """What LeRobot's trainer is told."""
+    sizes, text = arguments.sizes, environment_settings(arguments.env).instruction
+    backbone = folder / "backbone"
+    if not backbone.is_dir():
+        write_backbone(backbone, [text], sizes)
+    policy = SmolVLAConfig(
+        device=arguments.device,
+        push_to_hub=False,
+        chunk_size=arguments.chunk,
+        n_action_steps=arguments.chunk,
+        max_state_dim=8,
+        max_action_dim=4,
+        resize_imgs_with_padding=(sizes.image, sizes.image),
+        vlm_model_name=str(backbone.resolve()),
+        load_vlm_weights=False,
+        num_vlm_layers=0,
+        freeze_vision_encoder=False,
+        train_expert_only=False,
+        optimizer_lr=arguments.lr,
+        optimizer_weight_decay=1e-4,
+        optimizer_grad_clip_norm=1.0,
+        scheduler_warmup_steps=min(500, arguments.steps // 10),
+        scheduler_decay_steps=arguments.steps,
+        scheduler_decay_lr=arguments.lr / 50,
+    )
+    return TrainPipelineConfig(
+        dataset=DatasetConfig(f"sparsewm/{arguments.env}", str(data), use_imagenet_stats=False),
+        policy=policy,
+        output_dir=folder / "training",
+        seed=arguments.seed,
+        num_workers=arguments.workers,
+        batch_size=arguments.batch,
+        steps=arguments.steps,
+        eval_freq=0,
+        log_freq=50,
+        save_freq=arguments.save_every,
+    )
+
+
+def run_training(config: TrainPipelineConfig, bfloat16: bool) -> Path:
+    """Train up to `config.steps`, from the last checkpoint where there is one; the folder of the last one."""
+    assert config.output_dir is not None
+    last = config.output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK
+    if last.is_dir():
+        if read_json(last / "training_state" / "training_step.json")["step"] >= config.steps:
+            return last
+        file = last.resolve() / PRETRAINED_MODEL_DIR / "train_config.json"
+        before, config = config, TrainPipelineConfig.from_pretrained(file)
+        config.resume, config.steps, config.save_freq = True, before.steps, before.save_freq
+        sys.argv = [sys.argv[0], f"--config_path={file}"]  # where LeRobot looks for what to go on from
+    elif config.output_dir.is_dir():
+        shutil.rmtree(config.output_dir)  # interrupted before its first checkpoint
+    assert config.policy is not None
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bfloat16 else "no",
+        cpu=config.policy.device == "cpu",
+        step_scheduler_with_optimizer=False,
+    )
+    train(config, accelerator)
+    return last
+
+
+def ship(checkpoint: Path, backbone: Path, folder: Path, card: str) -> None:
+    """Copy a checkpoint so that it can be carried anywhere: weights in bfloat16, the backbone beside them."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        policy = place / "policy"
+        shutil.copytree(checkpoint / PRETRAINED_MODEL_DIR, policy)
+        (policy / "train_config.json").unlink()
+        shutil.copytree(backbone, policy / "backbone")
+        weights = load_file(policy / "model.safetensors")
+        save_file(
+            {
+                name: value.bfloat16() if value.is_floating_point() else value
+                for name, value in weights.items()
+            },
+            policy / "model.safetensors",
+        )
+        for name in ("config.json", "policy_preprocessor.json"):  # no path of this machine
+            text = (policy / name).read_text()
+            (policy / name).write_text(text.replace(str(backbone.resolve()), "backbone"))
+        (policy / "README.md").write_text(card)
+        for file in policy.rglob("*.safetensors"):
+            file.chmod(0o666 & ~umask())
+        shutil.rmtree(folder, ignore_errors=True)
+        policy.rename(folder)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments)
+    try:
+        at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
+        arguments.env = make_env(arguments.env).name
+        folder = arguments.output / arguments.env
+        data = demonstrations(arguments, folder)
+        config = configuration(arguments, data, folder)
+        checkpoint = run_training(config, arguments.bfloat16)
+        information = read_json(data / "meta" / "info.json")
+        size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
+        card = CARD.format(
+            env=arguments.env,
+            parameters=size / 4e6,
+            sizes=", ".join(f"{name} {value}" for name, value in asdict(arguments.sizes).items()),
+            episodes=information["total_episodes"],
+            frames=information["total_frames"],
+            source="an expert's ways" if arguments.dataset is None else "recorded exploration",
+            text=environment_settings(arguments.env).instruction,
+            **{name: getattr(arguments, name) for name in ("shortest", "longest", "chunk", "steps", "batch")},
+            seed=arguments.seed,
+        )
+        ship(checkpoint, folder / "backbone", folder / "policy", card)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(
+        f"{arguments.steps} steps done: sparsewm plan --env {arguments.env} --proposals {folder / 'policy'}"
+    )
+
+
+CARD = """# SmolVLA: {env}
+
+A small SmolVLA (LeRobot's class and training code), {parameters:.1f} million parameters in bfloat16, trained
+from scratch: chunks of {chunk} environment actions from the present picture, the picture of the goal,
+proprioception and an instruction.
+
+- Backbone: {sizes}; its tokenizer is made of the instruction "{text}" and reads other texts byte by byte.
+- Data: {episodes} goal-reaching segments of {source}, {shortest} to {longest} steps long, {frames} frames.
+- Training: {steps} steps of {batch} frames, seed {seed}.
+- Made by: `python scripts/train_vla.py --env {env}`.
+"""
+
+if __name__ == "__main__":
+    main()

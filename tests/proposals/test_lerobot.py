@@ -1,0 +1,249 @@
+"""Policies that LeRobot's own classes saved propose chunks: in units, bounds and number as asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from torch import Tensor
+
+import envs
+from envs import GoalEnv
+from planners import ProposalSampler
+from sparsewm.errors import UserError
+from sparsewm.evaluation.closed_loop import observations
+from sparsewm.proposals import load_sampler
+from sparsewm.proposals.lerobot import LeRobotProposals
+from tests.cli.commands import call
+from tests.proposals.tiny import ACTION_MEAN, ACTION_STD, CHUNK, POLICIES, tiny_policy
+
+
+@pytest.fixture(scope="module")
+def env() -> GoalEnv:
+    return envs.make("wall", resolution=48)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: tiny_policy(tmp_path_factory.mktemp(kind), kind) for kind in POLICIES}
+
+
+def seen(env: GoalEnv, frames: int = 1, episodes: int = 2) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Observation and goal of some episodes."""
+    env.reset(seed=0)
+    states = np.stack([[env.sample_state() for _ in range(frames)] for _ in range(episodes)])
+    goals = np.stack([env.sample_state() for _ in range(episodes)])
+    return observations(env, states if frames > 1 else states[:, 0]), observations(env, goals)
+
+
+def propose(
+    sampler: LeRobotProposals, env: GoalEnv, samples: int = 3, horizon: int = 10, **changes: Any
+) -> Tensor:
+    present, goal = seen(env, sampler.frames)
+    return sampler.propose(
+        changes.get("observation", present), changes.get("goal", goal), "go", samples, horizon
+    )
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_chunks_differ_and_have_the_promised_shape_units_and_bounds(
+    kind: str, folders: dict[str, Path], env: GoalEnv
+) -> None:
+    sampler = LeRobotProposals(folders[kind], env, seed=3)
+    assert isinstance(sampler, ProposalSampler)
+    assert sampler.frames == (2 if kind == "diffusion" else 1)
+    actions = propose(sampler, env, samples=5)
+    assert actions.shape == (2, 5, 10, 2) and actions.dtype == torch.float32
+    assert actions.abs().max() <= 1
+    chunks = actions.flatten(2)
+    for episode in range(2):
+        assert torch.cdist(chunks[episode], chunks[episode]).fill_diagonal_(1).min() > 1e-4
+    assert not torch.allclose(chunks[0], chunks[1], atol=1e-4)
+    if kind != "diffusion":  # un-normalised by the policy's own statistics; diffusion's are the bounds
+        assert (actions.mean((0, 1, 2)) - ACTION_MEAN).abs().max() < 3 * ACTION_STD.max()
+    again = LeRobotProposals(folders[kind], env, seed=3)
+    assert torch.equal(propose(again, env, samples=5), actions)
+    assert not torch.equal(propose(again, env, samples=5), actions)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_chunks_depend_on_picture_goal_and_state(kind: str, folders: dict[str, Path], env: GoalEnv) -> None:
+    sampler = LeRobotProposals(folders[kind], env)
+    present, goal = seen(env, sampler.frames)
+    black = {name: np.zeros_like(values) for name, values in present.items()}
+    changed: list[dict[str, Any]] = [
+        {},
+        {"observation": present | {"pixels": black["pixels"]}},
+        {"observation": present | {"proprio": black["proprio"]}},
+        {"goal": goal | {"pixels": np.zeros_like(goal["pixels"])}},
+    ]
+    found = [propose(LeRobotProposals(folders[kind], env), env, **change) for change in changed]
+    for other in found[1:]:
+        assert not torch.allclose(found[0], other, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_short_chunks_go_on_with_their_last_action(kind: str, folders: dict[str, Path], env: GoalEnv) -> None:
+    actions = propose(LeRobotProposals(folders[kind], env), env, horizon=40)
+    length = CHUNK - 1 if kind == "diffusion" else CHUNK  # its first action lies in the past
+    assert actions.shape == (2, 3, 40, 2)
+    assert torch.equal(
+        actions[:, :, length:], actions[:, :, length - 1 : length].expand(-1, -1, 40 - length, -1)
+    )
+    assert not torch.equal(actions[:, :, length - 1], actions[:, :, length - 2])
+
+
+def test_smolvla_reads_once_what_lerobot_reads_per_chunk(folders: dict[str, Path], env: GoalEnv) -> None:
+    """The chunks of LeRobot's own `predict_action_chunk` on repeated observations, from the same noise."""
+    folder = folders["smolvla"]
+    sampler = LeRobotProposals(folder, env, seed=5)
+    actions = propose(sampler, env, samples=3, horizon=CHUNK)
+    present, goal = seen(env)
+    config = sampler.config
+    policy = get_policy_class("smolvla").from_pretrained(folder, config=config)
+    assert isinstance(policy, SmolVLAPolicy)
+    override = {"tokenizer_processor": {"tokenizer_name": config.vlm_model_name}}
+    before, after = make_pre_post_processors(config, str(folder), preprocessor_overrides=override)
+    rows = {
+        f"observation.images.{name}": torch.nn.functional.interpolate(
+            torch.as_tensor(shown["pixels"]).permute(0, 3, 1, 2) / 255,
+            (32, 32),
+            mode="bilinear",
+            antialias=True,
+        ).repeat_interleave(3, 0)
+        for name, shown in (("camera", present), ("goal", goal))
+    }
+    rows["observation.state"] = torch.as_tensor(present["proprio"]).repeat_interleave(3, 0)
+    batch = before(rows | {"task": ["go"] * 6})
+    generator = torch.Generator().manual_seed(5)
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    expected = after(policy.predict_action_chunk(batch)).clamp(-1, 1).unflatten(0, (2, 3))
+    assert torch.allclose(actions, expected, atol=1e-5)
+
+
+def test_the_instruction_is_read(folders: dict[str, Path], env: GoalEnv) -> None:
+    present, goal = seen(env)
+    found = [
+        LeRobotProposals(folders["smolvla"], env).propose(present, goal, text, 2, 8)
+        for text in ("go left", "go right", ["go left", "go right"])
+    ]
+    assert not torch.allclose(found[0], found[1], atol=1e-6)
+    assert torch.allclose(found[2][0], found[0][0], atol=1e-5) and torch.allclose(
+        found[2][1], found[1][1], atol=1e-5
+    )
+
+
+def test_names_map_cameras_states_and_actions(tmp_path: Path, env: GoalEnv) -> None:
+    folder = tiny_policy(tmp_path / "policy", "act", cameras=("top", "wrist"))
+    with pytest.raises(
+        UserError, match=r"observation\.images\.top, observation\.images\.wrist: say .* --names"
+    ):
+        LeRobotProposals(folder, env)
+    cameras = "cameras: {observation.images.top: pixels, observation.images.wrist: goal}\n"
+    found = []
+    for text in (cameras, cameras + "state: [y, x]\n", cameras + "action: [1, 0]\nscale: 0.5\noffset: 0.1\n"):
+        (folder / "names.yaml").write_text(text)
+        found.append(propose(LeRobotProposals(folder, env), env))
+    assert not torch.allclose(found[1], found[0])
+    assert torch.allclose(found[2], 0.5 * found[0].flip(-1) + 0.1, atol=1e-6)  # none is cut at a bound
+    other = tmp_path / "other.yaml"
+    other.write_text(cameras)
+    assert torch.equal(propose(LeRobotProposals(folder, env, names=other), env), found[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cameras: [a]", "must each be pixels, goal or null"),
+        ("camera: {}", "must hold some of cameras, state, action, scale, offset"),
+        ("state: [x, 3]", "a list of names, null for zero"),
+        ("state: [x, z]", "wall has no proprioception 'z': known are x, y"),
+        ("state: [x]", "has 2 numbers, that of wall 1: say"),
+        ("action: [0, -1]", "a list of whole numbers from 0"),
+        ("action: [0]", "have 2 numbers, those of wall 2: say"),
+        ("action: [0, 2]", "have 2 numbers, those of wall 2: say"),
+        ("scale: much", "scale of --names .* must be a number"),
+        (": : :", "is not readable YAML"),
+    ],
+)
+def test_names_that_make_no_sense(
+    text: str, message: str, folders: dict[str, Path], env: GoalEnv, tmp_path: Path
+) -> None:
+    (tmp_path / "names.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        LeRobotProposals(folders["act"], env, names=tmp_path / "names.yaml")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "policy_preprocessor.json"])
+def test_missing_and_damaged_files_are_named(
+    name: str, folders: dict[str, Path], env: GoalEnv, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["act"], tmp_path / "policy"))
+    (folder / name).write_bytes((folder / name).read_bytes()[:40])
+    with pytest.raises(UserError, match=f"{folder} is damaged or of another version"):
+        LeRobotProposals(folder, env)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"is no LeRobot policy, {name} is missing"):
+        LeRobotProposals(folder, env)
+
+
+def test_a_policy_of_another_environment_is_refused(folders: dict[str, Path]) -> None:
+    env = envs.make("rope", resolution=32)
+    with pytest.raises(UserError, match="--names FILE"):
+        LeRobotProposals(folders["act"], env)
+
+
+def test_act_without_a_latent_has_one_chunk_only(tmp_path: Path, env: GoalEnv) -> None:
+    with pytest.raises(UserError, match="all its chunks are one"):
+        LeRobotProposals(tiny_policy(tmp_path, "act", use_vae=False), env)
+
+
+def test_a_hub_name_without_the_hub_is_one_sentence(env: GoalEnv) -> None:
+    with pytest.raises(UserError, match=r"policy lerobot/smolvla_base is not to be had from the hub"):
+        load_sampler("lerobot/smolvla_base", env, torch.device("cpu"))
+
+
+def test_without_lerobot_the_extra_is_named(folders: dict[str, Path]) -> None:
+    code = (
+        "import sys; sys.modules['lerobot'] = None\n"
+        "from sparsewm.cli import main\n"
+        f"main(['plan', '--env', 'wall', '--selection', 'policy', '--proposals', {str(folders['act'])!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folders["act"].parent
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "error: policies of LeRobot need packages that are not installed" in done.stderr
+    assert "pip install 'sparsewm[vla]'" in done.stderr
+
+
+def test_a_saved_policy_plans_on_the_command_line(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = "plan --env wall --budget 20 --no-video --samples 6 --iterations 2 --candidates 4 --output"
+    found = {}
+    for kind, more in (
+        ("smolvla", "--proposal-mode replace --instruction 'go there'"),
+        ("act", "--proposal-mode seed"),
+        ("diffusion", "--selection policy"),
+        ("smolvla", "--proposal-mode prior --planner mppi --episodes 2 --batch 2"),
+    ):
+        code, out, err = call(f"{flags} {kind} {more} --proposals", folders[kind])
+        assert code == 0, err
+        assert f"candidates from {folders[kind]}" in out
+        found[kind, more] = json.loads((tmp_path / kind / "results.json").read_text())
+    replaced, seeded, alone, prior = found.values()
+    assert replaced["proposals"] == str(folders["smolvla"]) and replaced["instruction"] == "go there"
+    assert replaced["settings"]["hold"] is False and seeded["settings"]["hold"] is True
+    assert alone["checkpoint"] is None and alone["seconds_per_plan"]["median"] > 0
+    assert prior["settings"]["proposal_mode"] == "prior" and prior["episodes"] == 2

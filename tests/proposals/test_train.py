@@ -1,0 +1,46 @@
+"""The script that makes the shipped policies: data, backbone, LeRobot's training, and a folder that plans."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import envs
+from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
+from sparsewm.proposals.lerobot import LeRobotProposals
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vla.py"
+TINY = "--env wall --episodes 3 --chunk 12 --batch 4 --save-every 2 --workers 0 --no-bfloat16 --output vla"
+SIZES = "--sizes.image 32 --sizes.patch 8 --sizes.width 24 --sizes.layers 2 --sizes.heads 2 --sizes.mlp 32"
+
+
+def train(place: Path, steps: int) -> str:
+    command = [sys.executable, str(SCRIPT), *TINY.split(), *SIZES.split(), "--steps", str(steps)]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_training_goes_on_and_ends_in_a_policy_that_can_be_carried_away(tmp_path: Path) -> None:
+    train(tmp_path, 2)
+    run = tmp_path / "vla" / "wall"
+    made = {path: path.stat().st_mtime_ns for path in run.rglob("dataset/**/*")}
+    assert "Checkpoint policy after step 3" in train(tmp_path, 3)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("dataset/**/*")} == made
+    assert [path.name for path in sorted((run / "training/checkpoints").iterdir())] == [
+        "000002",
+        "000003",
+        "last",
+    ]
+    carried = (run / "policy").rename(tmp_path / "elsewhere")
+    run.rename(tmp_path / "gone")
+    assert not [path for path in carried.rglob("*.json") if str(tmp_path) in path.read_text()]
+    assert json.loads((carried / "config.json").read_text())["vlm_model_name"] == "backbone"
+    assert "3 steps of 4 frames" in (carried / "README.md").read_text()
+    env = envs.make("wall")
+    env.reset(seed=0)
+    trace = Trace(Task(env.state, env.goal, 0), [env.state])
+    actions = Proposals(LeRobotProposals(carried, env), 4).propose(env, [trace], 10)
+    assert actions.shape == (1, 4, 10, 2) and actions.std() > 0
