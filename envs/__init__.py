@@ -1,4 +1,4 @@
-"""Goal-reaching pixel environments: PushT, Wall, PointMaze, Rope, Granular, Block Push.
+"""Goal-reaching pixel environments: PushT, Wall, PointMaze (two mazes), Rope, Granular, Block Push.
 
     >>> import envs
     >>> env = envs.make("pusht", resolution=112)

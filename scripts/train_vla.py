@@ -11,6 +11,7 @@ Whatever is there already is not made again, and an interrupted training goes on
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -21,13 +22,15 @@ from pathlib import Path
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import torch
 import tyro
 from accelerate import Accelerator
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.scripts.lerobot_train import train
-from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+from lerobot.utils.constants import ACTION, CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors.torch import load_file, save_file
 
 from sparsewm.cli.common import progress_bar
@@ -36,6 +39,7 @@ from sparsewm.data.lerobot import export_lerobot, segments
 from sparsewm.errors import UserError
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, write_backbone
+from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.settings import at_least, environment_settings, make_env
 
 
@@ -55,10 +59,12 @@ class Arguments:
     """Environment steps to the goal, at least."""
     longest: int = 100
     """Environment steps to the goal, at most."""
-    chunk: int = 50
+    chunk: int = 25
     """Actions of a chunk."""
+    denoise: int = 4
+    """Denoising steps of a chunk."""
     steps: int = 20000
-    """Training steps; a finished run goes on when there are more."""
+    """Training steps. A finished run goes on when there are more, at the end of its first schedule."""
     batch: int = 64
     """Frames a step."""
     lr: float = 5e-4
@@ -71,6 +77,14 @@ class Arguments:
     """cpu or cuda."""
     bfloat16: bool = True
     """Compute in bfloat16 where autocast does."""
+    image_tokens: int = 0
+    """Tokens of a picture the transformer sees, chosen as the next three say (GridS); 0: all."""
+    choice: str = "grids"
+    """grids: learned places; random; or topk: the largest features."""
+    bilinear: bool = True
+    """Sample between patches, not the nearest one."""
+    coordinates: bool = True
+    """Add an encoding of a token's place."""
     sizes: BackboneSizes = field(default_factory=BackboneSizes)
     """Of the backbone."""
     seed: int = 0
@@ -105,11 +119,17 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
     backbone = folder / "backbone"
     if not backbone.is_dir():
         write_backbone(backbone, [text], sizes)
-    policy = SmolVLAConfig(
+    kind, few = SmolVLAConfig, {}
+    if arguments.image_tokens:
+        names = ("image_tokens", "choice", "bilinear", "coordinates")
+        kind, few = SmolVLAGridsConfig, {name: getattr(arguments, name) for name in names}
+    policy = kind(
+        **few,
         device=arguments.device,
         push_to_hub=False,
         chunk_size=arguments.chunk,
         n_action_steps=arguments.chunk,
+        num_steps=arguments.denoise,
         max_state_dim=8,
         max_action_dim=4,
         resize_imgs_with_padding=(sizes.image, sizes.image),
@@ -139,6 +159,19 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
     )
 
 
+def keep_actions_in_memory() -> None:
+    """Have LeRobot take actions from memory; else it decodes all pictures of a chunk to read its actions."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def query(dataset: LeRobotDataset, indices: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+        if not kept:
+            table = dataset.hf_dataset.select_columns([ACTION]).with_format("numpy")[:]
+            kept[ACTION] = torch.from_numpy(table[ACTION])
+        return {ACTION: kept[ACTION][indices[ACTION]]}  # observations are those of the frame itself
+
+    LeRobotDataset._query_hf_dataset = query
+
+
 def run_training(config: TrainPipelineConfig, bfloat16: bool) -> Path:
     """Train up to `config.steps`, from the last checkpoint where there is one; the folder of the last one."""
     assert config.output_dir is not None
@@ -153,6 +186,7 @@ def run_training(config: TrainPipelineConfig, bfloat16: bool) -> Path:
     elif config.output_dir.is_dir():
         shutil.rmtree(config.output_dir)  # interrupted before its first checkpoint
     assert config.policy is not None
+    keep_actions_in_memory()
     accelerator = Accelerator(
         mixed_precision="bf16" if bfloat16 else "no",
         cpu=config.policy.device == "cpu",
@@ -180,8 +214,9 @@ def ship(checkpoint: Path, backbone: Path, folder: Path, card: str) -> None:
             policy / "model.safetensors",
         )
         for name in ("config.json", "policy_preprocessor.json"):  # no path of this machine
-            text = (policy / name).read_text()
-            (policy / name).write_text(text.replace(str(backbone.resolve()), "backbone"))
+            content = json.loads((policy / name).read_text().replace(str(backbone.resolve()), "backbone"))
+            content.pop("pretrained_path", None)
+            (policy / name).write_text(json.dumps(content, indent=4) + "\n")
         (policy / "README.md").write_text(card)
         for file in policy.rglob("*.safetensors"):
             file.chmod(0o666 & ~umask())

@@ -130,13 +130,13 @@ def check_lerobot(dataset: Dataset, chosen: list[Segment], folder: Path, frames:
     """
     read = LeRobotDataset(repo_id(dataset), root=folder)
     ends = np.cumsum([segment.last - segment.first + 1 for segment in chosen])
-    table = read.hf_dataset.with_format("numpy")
+    table = read.hf_dataset.select_columns([ACTION, OBS_STATE]).with_format("numpy")[:]
     good = np.array_equal(read.meta.episodes["dataset_to_index"], ends) and len(read) == ends[-1]
     rows = np.concatenate([np.arange(segment.first, segment.last + 1) for segment in chosen])
     actions = dataset.action[rows].copy()
     actions[ends - 1] = 0
-    good = good and np.array_equal(np.stack(table[ACTION][:]), actions)
-    good = good and np.array_equal(np.stack(table[OBS_STATE][:]), dataset.proprio[rows])
+    good = good and np.array_equal(table[ACTION], actions)
+    good = good and np.array_equal(table[OBS_STATE], dataset.proprio[rows])
     for index in np.unique(np.linspace(0, len(rows) - 1, frames).astype(int)).tolist():
         goal = chosen[int(np.searchsorted(ends, index, "right"))].last
         for name, row in ((CAMERA, rows[index]), (GOAL, goal)):

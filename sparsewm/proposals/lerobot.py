@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from envs import GoalEnv
 from sparsewm.errors import UserError, needs_extra
+from sparsewm.proposals.modeling_grids import SmolVLAPolicy  # makes LeRobot know the one with few tokens too
 from sparsewm.proposals.names import Names, read_names
 
 with needs_extra("policies of LeRobot", "vla"):
@@ -142,7 +143,8 @@ class LeRobotProposals:
 
     def _chunks(self, batch: dict[str, Any], samples: int) -> Tensor:
         """Chunks (B * samples, chunk, A) of the policy, normalised as it has them."""
-        if self.config.type == "smolvla" and not (self.config.adapt_to_pi_aloha or self.config.rtc_config):
+        aloha = getattr(self.config, "adapt_to_pi_aloha", False)
+        if isinstance(self.policy, SmolVLAPolicy) and not (aloha or self.config.rtc_config):
             return _smolvla_chunks(self.policy, batch, samples)
         batch = {key: value.repeat_interleave(samples, 0) for key, value in batch.items()}
         if self.config.type == "diffusion":

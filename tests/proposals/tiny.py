@@ -13,6 +13,7 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 from sparsewm.proposals.backbone import BackboneSizes, write_backbone
+from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 
 CHUNK = 16
 ACTION_MEAN, ACTION_STD = torch.tensor([0.3, -0.2]), torch.tensor([0.1, 0.2])
@@ -30,12 +31,13 @@ def tiny_policy(
     folder: Path, kind: str, cameras: tuple[str, ...] = ("camera", "goal"), **changes: Any
 ) -> Path:
     """Save a policy for Wall (2-d state and action) into a folder."""
+    side = 64 if kind == "diffusion" else 32  # its keypoints need a map of more than one place
     shared: dict[str, Any] = {
         "device": "cpu",
         "push_to_hub": False,
         "input_features": {
             **{
-                f"observation.images.{camera}": PolicyFeature(FeatureType.VISUAL, (3, 32, 32))
+                f"observation.images.{camera}": PolicyFeature(FeatureType.VISUAL, (3, side, side))
                 for camera in cameras
             },
             "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
@@ -44,10 +46,11 @@ def tiny_policy(
     }
     folder.mkdir(parents=True, exist_ok=True)
     config: Any
-    if kind == "smolvla":
+    if kind in ("smolvla", "smolvla_grids"):
         sizes = BackboneSizes(image=32, patch=8, width=24, layers=2, heads=2, mlp=32, vocabulary=300)
         backbone = write_backbone(folder / "backbone", ["go to the goal"], sizes)
-        config = SmolVLAConfig(
+        kinds = {"smolvla": SmolVLAConfig, "smolvla_grids": SmolVLAGridsConfig}
+        config = kinds[kind](
             chunk_size=CHUNK,
             n_action_steps=CHUNK,
             max_state_dim=4,
@@ -74,7 +77,7 @@ def tiny_policy(
             for parameter in policy.parameters():  # nothing is hidden behind a zero
                 parameter.add_(0.05 * torch.randn_like(parameter))
     before, after = make_pre_post_processors(config, dataset_stats=STATS)
-    if kind == "smolvla":
+    if hasattr(config, "vlm_model_name"):
         policy.config.vlm_model_name = "backbone"  # beside the policy, wherever the folder is
     for part in (policy, before, after):
         part.save_pretrained(folder)

@@ -1,0 +1,40 @@
+"""Configuration of a SmolVLA that reads few places of a picture (`sparsewm.proposals.modeling_grids`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsewm.errors import needs_extra
+
+with needs_extra("policies of LeRobot", "vla"):
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+CHOICES = ("grids", "random", "topk")
+
+
+@PreTrainedConfig.register_subclass("smolvla_grids")
+@dataclass
+class SmolVLAGridsConfig(SmolVLAConfig):
+    """A SmolVLA whose transformer sees `image_tokens` tokens of each picture.
+
+    Attributes:
+        image_tokens: K, tokens kept of each picture.
+        choice: "grids" (places predicted from the pooled feature map), "random" patches, or "topk", those of
+            the largest features.
+        bilinear: sample between patches; otherwise the nearest one, which tells the places nothing to learn.
+        coordinates: add an encoding of a token's place.
+    """
+
+    image_tokens: int = 16
+    choice: str = "grids"
+    bilinear: bool = True
+    coordinates: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_tokens < 1 or self.choice not in CHOICES:
+            raise ValueError(
+                f"image_tokens must be at least 1 and choice one of {', '.join(CHOICES)}, not "
+                f"{self.image_tokens} and {self.choice!r}"
+            )
