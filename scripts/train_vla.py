@@ -4,7 +4,7 @@ Records demonstrations where there is an expert, exports goal-reaching segments 
 small vision-language backbone with its own tokenizer, trains, and writes a folder that `--proposals` takes.
 Whatever is there already is not made again, and an interrupted training goes on from its last checkpoint.
 
-    python scripts/train_vla.py --env pointmaze-large --steps 20000
+    python scripts/train_vla.py --env pointmaze-large --longest 400 --steps 20000
     python scripts/train_vla.py --env pusht --dataset data/pusht.h5 --steps 20000
     cp -r runs/vla/pusht/policy sparsewm/pretrained/vla/pusht
 """
