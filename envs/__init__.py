@@ -23,7 +23,7 @@ __all__ = ["GoalEnv", "Observation", "make", "names"]
 _ENVIRONMENTS = {
     "pusht": ("sparsewm/PushT-v0", "envs.pusht:PushTEnv", 50),
     "wall": ("sparsewm/Wall-v0", "envs.wall:WallEnv", 100),
-    "pointmaze": ("sparsewm/PointMaze-v0", "envs.pointmaze:PointMazeEnv", 250),
+    "pointmaze": ("sparsewm/PointMaze-v0", "envs.pointmaze:PointMazeEnv", 130),
     "pointmaze-large": ("sparsewm/PointMazeLarge-v0", "envs.pointmaze:PointMazeLargeEnv", 600),
     "rope": ("sparsewm/Rope-v0", "envs.rope:RopeEnv", 20),
     "granular": ("sparsewm/Granular-v0", "envs.granular:GranularEnv", 20),

@@ -22,6 +22,7 @@ from envs.appearance import (
     random_texture,
 )
 from envs.base import GoalEnv
+from envs.paths import ShortestPaths
 from envs.physics import NO_GL, mujoco
 
 RADIUS = 0.1  # of the ball
@@ -33,7 +34,6 @@ _DRAWN_RADIUS = 0.2  # of the ball: the original shows a marker of this size, tw
 _LEAST_PIXELS = 4.5 / 112  # the drawn radius is at least this fraction of the picture
 _MARGIN = 0.15  # of wall around the inner area in the picture
 _SLACK = 0.08  # contacts are soft: how far a ball may sink into a wall; seen up to 0.067
-_SEAM = 0.01  # walls that touch at a corner only let no path through
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PointMazeEnv(GoalEnv):
     The ball is nearer than 0.5 to the goal's position, at any velocity.
 
     ## Start and goal
-    Uniform over the free floor and at rest, the goal at least 1 away from the start. 250 environment steps by
+    Uniform over the free floor and at rest, the goal at least 1 away from the start. 130 environment steps by
     default. In one of five episodes in the U maze the goal lies across a wall such that every way there first
     leads away from it: a planner whose cost is the straight distance stays at the wall. `distance` gives the
     length of the shortest path too, and `shortfall`, what the oracle minimises, is that.
@@ -99,7 +99,7 @@ class PointMazeEnv(GoalEnv):
     """
 
     name = "pointmaze"
-    budget = 250
+    budget = 130
     goal_source = "random"
     _geometry = ("outline", "scale")
     state_names = ("x", "y", "vx", "vy")
@@ -182,11 +182,11 @@ class PointMazeEnv(GoalEnv):
 
     def distance(self, state: np.ndarray, goal: np.ndarray) -> dict[str, float]:
         """`position`: as the crow flies; `path`: the shortest way through the maze."""
-        path = self._maze.path_lengths(np.asarray(state)[None, :2], np.asarray(goal)[:2])
+        path = self._maze.paths.lengths(np.asarray(state)[None, :2], np.asarray(goal)[:2])
         return {"position": float(np.hypot(state[0] - goal[0], state[1] - goal[1])), "path": float(path[0])}
 
     def shortfall(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        return self._maze.path_lengths(states[:, :2], goal[:2]) / SUCCESS
+        return self._maze.paths.lengths(states[:, :2], goal[:2]) / SUCCESS
 
     def is_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
         return bool(np.hypot(state[0] - goal[0], state[1] - goal[1]) < SUCCESS)
@@ -242,6 +242,7 @@ class _Maze:
         boxes: walls as (x low, y low, x high, y high), (W, 4); neighbours in a row are one box.
         extent: side of the square that a picture shows.
         size: width and height of the map.
+        paths: shortest ways of the ball's centre.
     """
 
     def __init__(self, rows: list[list[int]]):
@@ -267,11 +268,7 @@ class _Maze:
                 if len(walls) == 1:
                     down, right = 0.5 - walls[0]  # away from the wall
                     corners.append((j - width / 2 + 2 * RADIUS * right, height / 2 - i - 2 * RADIUS * down))
-        self._corners = np.array(corners).reshape(-1, 2)  # (N, 2)
-        between = self._straight(self._corners, self._corners)
-        for middle in range(len(between)):  # Floyd and Warshall
-            between = np.minimum(between, between[:, middle, None] + between[middle])
-        self._between = between  # (N, N)
+        self.paths = ShortestPaths(self.boxes, np.array(corners).reshape(-1, 2))
 
     def is_free(self, position: np.ndarray, clearance: float) -> bool:
         """Whether a point (2,) is in the maze and at least `clearance` away from every wall."""
@@ -279,34 +276,6 @@ class _Maze:
         away = np.maximum(np.maximum(low - position, position - high), 0.0)
         inside = bool((np.abs(position) < np.array(self.size) / 2).all())
         return inside and bool((np.hypot(away[:, 0], away[:, 1]) >= clearance).all())
-
-    def path_lengths(self, points: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """Lengths (K,) of the shortest ways of the ball's centre from points (K, 2) to a goal (2,)."""
-        goal = goal[None]
-        from_corners = np.min(self._between + self._straight(goal, self._corners), 1, initial=np.inf)  # (N,)
-        round_corners = self._straight(points, self._corners) + from_corners
-        return np.minimum(self._straight(points, goal)[:, 0], np.min(round_corners, 1, initial=np.inf))
-
-    def next_point(self, point: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """Where the shortest way from a point (2,) to a goal (2,) first bends, or the goal."""
-        if np.isfinite(self._straight(point[None], goal[None])[0, 0]):
-            return goal
-        onwards = np.min(self._between + self._straight(goal[None], self._corners), 1, initial=np.inf)
-        lengths = self._straight(point[None], self._corners)[0] + onwards
-        return self._corners[lengths.argmin()] if np.isfinite(lengths).any() else goal
-
-    def _straight(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Distances (K, N) between points (K, 2) and (N, 2); infinite where a wall is between them."""
-        step = ends[None] - starts[:, None]  # (K, N, 2)
-        length = np.hypot(step[..., 0], step[..., 1])
-        step = np.where(np.abs(step) < 1e-12, 1e-12, step)  # no division by zero
-        start = starts[:, None, None]
-        low, high = self.boxes[:, :2] - _SEAM, self.boxes[:, 2:] + _SEAM
-        first, second = (low - start) / step[:, :, None], (high - start) / step[:, :, None]  # (K, N, W, 2)
-        enter = np.minimum(first, second).max(-1)
-        leave = np.maximum(first, second).min(-1)
-        blocked = ((enter < leave) & (leave > 0) & (enter < 1)).any(-1)
-        return np.where(blocked, np.inf, length)
 
 
 def _maps() -> tuple[dict[str, list[list[int]]], Path]:

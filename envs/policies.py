@@ -306,14 +306,14 @@ class PointMazeExpert:
     TOP = 4.0  # cells/s
 
     def __init__(self, env: PointMazeEnv, goal: np.ndarray, rng: np.random.Generator):
-        self._maze, self._goal, self._rng = env._maze, goal[:2], rng
+        self._paths, self._goal, self._rng = env._maze.paths, goal[:2], rng
         self._noise = np.zeros(2)
 
     def reset(self, state: np.ndarray) -> None:
         self._noise = np.zeros(2)
 
     def act(self, state: np.ndarray) -> np.ndarray:
-        way = self._maze.next_point(state[:2], self._goal) - state[:2]
+        way = self._paths.next_point(state[:2], self._goal) - state[:2]
         length = max(math.hypot(*way), 1e-6)
         velocity = min(self.TOP, math.sqrt(2 * self.BRAKING * length)) * way / length
         self._noise = 0.8 * self._noise + self._rng.normal(0, 0.1, 2)

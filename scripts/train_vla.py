@@ -102,7 +102,7 @@ def demonstrations(arguments: Arguments, folder: Path) -> Path:
     if path is None:
         path = folder / f"{env.name}-expert.h5"
         with progress_bar(f"recording {env.name}") as progress:
-            steps = env.budget
+            steps = 2 * env.budget
             seed, workers = arguments.seed, os.cpu_count() or 1
             collect(env.name, arguments.episodes, path, workers, seed, steps, 112, progress, expert=True)
     dataset = Dataset(path, env.name)

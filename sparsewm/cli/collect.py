@@ -57,7 +57,7 @@ class Collect:
                 path,
                 self.workers,
                 self.seed,
-                self.steps or (env.budget if expert else usual.steps),
+                self.steps or (2 * env.budget if expert else usual.steps),
                 self.resolution,
                 progress,
                 held,

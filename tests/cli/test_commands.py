@@ -287,7 +287,7 @@ def test_plan_writes_results_video_and_picture(trained: Path) -> None:
     assert content["command"] == f"sparsewm {arguments}"
     assert content["checkpoint"] == "run/checkpoint" and content["goal"]["budget"] == 20
     (episode,) = content["per_episode"]
-    assert 0 < episode["steps"] <= 20 and episode["distance"].keys() == {"position"}
+    assert 0 < episode["steps"] <= 20 and episode["distance"].keys() == {"position", "path"}
     assert content["success_rate"] == float(episode["success"])
     with imageio.get_reader(place / "planned" / "episode-000.mp4") as video:
         frames = list(video.iter_data())

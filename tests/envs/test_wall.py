@@ -58,7 +58,7 @@ def test_goal_is_in_the_other_room(env: WallEnv) -> None:
 def test_success_is_within_four_and_a_half(env: WallEnv) -> None:
     goal = np.array([10.0, 10.0])
     assert env.is_success(np.array([14.4, 10.0]), goal) and not env.is_success(np.array([10.0, 14.5]), goal)
-    assert env.distance(np.array([13.0, 14.0]), goal) == {"position": 5.0}
+    assert env.distance(np.array([13.0, 14.0]), goal) == {"position": 5.0, "path": 5.0}
 
 
 @pytest.mark.parametrize("state", [[32.0, 10.0], [32.0, 35.0], [1.0, 20.0], [20.0, 63.0]])
@@ -90,3 +90,36 @@ def test_dot_wall_and_door_are_drawn_where_they_are(env: WallEnv) -> None:
             if np.abs(state[1] - 58) > 4 and np.abs(env.door_y - 58) > 9:
                 wall = (row < 100).all(-1) & (x > 1) & (x < 63)
                 assert np.abs(x[wall] - env.wall_x).max() <= HALF_WALL
+
+
+def test_path_length_goes_through_the_door(env: WallEnv) -> None:
+    left, right = env.wall_x - HALF_WALL - RADIUS, env.wall_x + HALF_WALL + RADIUS
+    bottom = env.door_y - HALF_DOOR
+    start, goal = np.array([left - 3.0, bottom - 4.0]), np.array([right + 4.0, bottom - 3.0])
+    distance = env.distance(start, goal)
+    assert distance["path"] == pytest.approx(5 + (right - left) + 5)
+    assert distance["position"] == pytest.approx(np.hypot(right - left + 7, 1))
+    through = np.array([right + 4.0, env.door_y])
+    assert env.shortfall(np.array([[left, env.door_y], through]), through) * 4.5 == pytest.approx(
+        [right - left + 4, 0]
+    )
+
+
+def test_every_place_a_dot_can_reach_has_a_path(env: WallEnv) -> None:
+    rng = np.random.default_rng(1)
+    walks = rng.choice([-1.0, 1.0], (40, 5, 2)).repeat(10, axis=1)
+    start = np.array([env.wall_x - HALF_WALL - RADIUS, env.door_y - HALF_DOOR])  # touches the wall's corner
+    states = env.rollout_states(start, walks).reshape(-1, 2)
+    for goal in states[::400]:
+        assert np.isfinite(env.shortfall(states, goal)).all()
+
+
+def test_a_planner_that_shortens_the_path_goes_through_the_door(env: WallEnv) -> None:
+    rng = np.random.default_rng(4)
+    side = -4.5 if env.door_y > 40 else 59.5
+    state, goal = np.array([5.0, abs(side)]), np.array([58.0, abs(side)])
+    for _ in range(12):
+        sequences = rng.uniform(-1.5, 1.5, (200, 3, 2)).clip(-1, 1).repeat(5, axis=1)  # random shooting
+        paths = env.rollout_states(state, sequences)
+        state = paths[env.shortfall(paths[:, -1], goal).argmin(), 10]
+    assert env.is_success(state, goal)

@@ -178,8 +178,8 @@ def test_summary_counts_and_measures(env: GoalEnv) -> None:
         (4, True, 8),
         (5, False, 10),
     ]
-    assert [e["initial_distance"] for e in result["per_episode"]] == [{"position": 20}, {"position": 40}]
-    assert [e["distance"] for e in result["per_episode"]] == [{"position": 4}, {"position": 20}]
+    assert [e["initial_distance"]["position"] for e in result["per_episode"]] == [20, 40]
+    assert [e["distance"]["position"] for e in result["per_episode"]] == [4, 20]
 
 
 def test_planning_with_the_oracle_crosses_the_door_step_by_step(env: GoalEnv) -> None:

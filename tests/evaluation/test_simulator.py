@@ -40,7 +40,7 @@ def test_oracle_reaches_goals_with_cem(env: GoalEnv) -> None:
     for start, goal, actions, cost in zip(STARTS, GOALS, plan.actions, plan.cost, strict=True):
         final = env.rollout_states(start, actions.reshape(1, 25, 2).numpy())[0, -1]
         assert env.is_success(final, goal) and not env.is_success(start, goal)
-        assert cost == pytest.approx(env.distance(final, goal)["position"] / 4.5, abs=1e-4)
+        assert cost == pytest.approx(env.distance(final, goal)["path"] / 4.5, abs=1e-4)
 
 
 def test_cost_is_that_of_stepping_the_environment(env: GoalEnv) -> None:
@@ -54,7 +54,7 @@ def test_cost_is_that_of_stepping_the_environment(env: GoalEnv) -> None:
             for action in actions[b, s].reshape(10, 2).numpy():
                 env.step(action)
             assert float(cost[b, s]) == pytest.approx(
-                env.distance(env.state, GOALS[b])["position"] / 4.5, abs=1e-4
+                env.distance(env.state, GOALS[b])["path"] / 4.5, abs=1e-4
             )
 
 
