@@ -68,9 +68,7 @@ def test_trajectory_goals_are_not_reached_already(env: GoalEnv) -> None:
     assert not any(
         env.is_success(task.start, task.goal) for task in make_tasks(env, 40, source="trajectory", offset=8)
     )
-    with pytest.raises(
-        UserError, match="not reached already: raise --goal-offset"
-    ):
+    with pytest.raises(UserError, match="not reached already: raise --goal-offset"):
         make_tasks(env, 1, source="trajectory", offset=1)
 
 
