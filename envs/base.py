@@ -39,6 +39,7 @@ class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
     goal_source: ClassVar[str]  # "random", or "trajectory": the state goal_offset steps ahead in the data
     goal_offset: ClassVar[int] = 25
     state_names: ClassVar[tuple[str, ...]]
+    angle_symmetry: ClassVar[int] = 1  # how many angles of a body look the same: of a square, 4
     proprio_names: ClassVar[tuple[str, ...]]
     state_dim: ClassVar[int]  # D, counted from the names
     proprio_dim: ClassVar[int]  # P, likewise

@@ -108,6 +108,7 @@ class BlockPushEnv(GoalEnv):
     name = "blockpush"
     budget = 150
     goal_source = "random"
+    angle_symmetry = 4
     _geometry = ("shapes", "outline", "scale")
     state_names = ("x", "y", "red_x", "red_y", "red_angle", "blue_x", "blue_y", "blue_angle")
     proprio_names = ("x", "y")

@@ -130,7 +130,7 @@ def main(arguments: Arguments) -> None:
         env = make_env(name)
         settings = environment_settings(env.name).plan
         budget = arguments.budget or settings.budget
-        settings = replace(settings, execute=settings.horizon, budget=budget)
+        settings = replace(settings, budget=budget)
         pictures = env.render_states(explored(env, arguments.seed)[::8])
         for label, encoder in (("trained", trained), ("random twin", twin)):
             report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))

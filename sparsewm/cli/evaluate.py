@@ -145,7 +145,7 @@ class Eval:
         for name in self.yardsticks:
             one_of("yardsticks", name, YARDSTICKS)
         for name in self.environments():
-            cost = environment_settings(name).plan.cost
+            usual = environment_settings(name).plan
             plan = Plan(
                 name,
                 planner=self.planner,
@@ -176,14 +176,15 @@ class Eval:
                         checkpoint = self.checkpoint(self.cls_checkpoints, name)
                         yield Cell(selection, replace(plan, drop=0.0, checkpoint=checkpoint))
                 elif selection == "proprio":
-                    yield Cell(selection, replace(plan, drop=0.5, selection=selection))
+                    alpha = None if usual.alpha > 0 else 1.0  # else nothing would be left of the cost
+                    yield Cell(selection, replace(plan, drop=0.5, selection=selection, alpha=alpha))
                 else:
                     yield Cell(selection, replace(plan, drop=0.0, selection=selection, checkpoint=None))
             variants = [plan] if GAUSSIAN in self.proposals else []
             variants += [replace(p, proposal_mode=mode) for p in policies for mode in self.proposal_modes]
             if self.vision_only and name in PROPRIO_IS_STATE:
                 variants += [replace(variant, alpha=0.0) for variant in variants]
-            if self.mse and cost != "mse":
+            if self.mse and usual.cost != "mse":
                 variants += [replace(variant, cost="mse") for variant in variants if variant.alpha is None]
             for variant in variants:
                 for drop in self.drops:

@@ -24,6 +24,8 @@ Redraw = Literal["iteration", "plan", "never"]
 HELD_OUT = 977_000_000
 """Seeds of held-out trajectories start here; collected data never reaches it."""
 
+_ATTEMPTS = 20  # trajectories, and places in each, in which a goal that is not reached already is looked for
+
 
 @dataclass(frozen=True)
 class Task:
@@ -41,8 +43,8 @@ def make_tasks(
 
     Args:
         source: "random": start and goal as `env.reset` draws them; "trajectory": two states `offset`
-            environment steps apart in a scripted trajectory that no dataset contains. None: the environment's
-            own.
+            environment steps apart in a scripted trajectory that no dataset contains, such that the first
+            does not count as success already. None: the environment's own.
     """
     source = source or env.goal_source
     offset = env.goal_offset if offset is None else offset
@@ -56,10 +58,23 @@ def make_tasks(
             env.reset(seed=i)
             tasks.append(Task(env.state, env.goal.copy(), i))
         else:
-            states, _ = explore(env, HELD_OUT, i, max(100, offset))
-            first = int(np.random.default_rng([HELD_OUT, i, 1]).integers(len(states) - offset))
-            tasks.append(Task(states[first], states[first + offset], i))
+            tasks.append(_trajectory_task(env, i, offset))
     return tasks
+
+
+def _trajectory_task(env: GoalEnv, seed: int, offset: int) -> Task:
+    for attempt in range(_ATTEMPTS):
+        states, _ = explore(env, HELD_OUT + attempt, seed, max(100, offset))
+        rng = np.random.default_rng([HELD_OUT + attempt, seed, 1])
+        for _ in range(_ATTEMPTS):
+            first = int(rng.integers(len(states) - offset))
+            start, goal = states[first], states[first + offset]
+            if not env.is_success(start, goal):
+                return Task(start, goal, seed)
+    raise UserError(
+        f"{_ATTEMPTS} trajectories hold no goal {offset} steps ahead that is not reached already: raise "
+        "--goal-offset"
+    )
 
 
 @dataclass

@@ -13,7 +13,8 @@ SUMMARY = ("mean_x", "mean_y", "deviation_x", "deviation_y", "covariance")
 
 
 def probe_targets(env: GoalEnv, states: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """What a probe reads: the state's positions, angles as sine and cosine; of particles, the whole's shape.
+    """What a probe reads: the state's positions, angles as sine and cosine (of the
+    angle times how many look the same); of particles, the whole's shape.
 
     Args:
         states: (K, D).
@@ -30,7 +31,8 @@ def probe_targets(env: GoalEnv, states: np.ndarray) -> tuple[np.ndarray, tuple[s
     columns, names = [], []
     for name, column in zip(env.state_names, states.T, strict=True):
         if name.endswith("angle"):
-            columns += [np.sin(column), np.cos(column)]
+            turn = env.angle_symmetry * column
+            columns += [np.sin(turn), np.cos(turn)]
             names += [f"{name}_sin", f"{name}_cos"]
         elif not name.split("_")[-1].startswith("v"):  # velocities are not in a picture
             columns.append(column)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsewm.cli.evaluate import Eval
 from tests.cli.commands import PROGRAM, call, shell
 
 QUICK = "--episodes 2 --drops 0 0.5 --yardsticks none random_actions proprio --samples 8 --iterations 2"
@@ -47,6 +48,16 @@ def test_eval_writes_every_row_a_table_and_two_plots(wall: Path) -> None:
     assert table.count("| wall |") == len(cells) and "drop 50%" in table and "vision only" in table
     for plot in ("success_by_drop.png", "success_by_time.png"):
         assert (wall / "ev" / plot).stat().st_size > 1000
+
+
+def test_proprioception_alone_is_a_cost_where_planning_leaves_it_out() -> None:
+    cells = {
+        name: cell
+        for name in ("rope", "pusht")
+        for cell in Eval(envs=(name,), yardsticks=("proprio",), drops=()).cells()
+    }
+    assert cells["rope"].plan.alpha == 1.0  # Rope plans with alpha 0
+    assert cells["pusht"].plan.alpha is None  # as its settings have it
 
 
 def test_the_command_of_a_row_gives_that_row(wall: Path) -> None:

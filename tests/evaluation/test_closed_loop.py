@@ -57,10 +57,19 @@ def test_random_tasks_are_those_of_reset(env: GoalEnv) -> None:
 
 def test_trajectory_goals_are_as_many_steps_away_as_asked(env: GoalEnv) -> None:
     """Two units a step at most: near goals are near, and the same tasks with more steps go farther."""
-    near = make_tasks(env, 6, source="trajectory", offset=2)
+    near = make_tasks(env, 6, source="trajectory", offset=5)
     far = make_tasks(env, 6, source="trajectory", offset=40)
     reach = [max(np.abs(task.goal - task.start).max() for task in tasks) for tasks in (near, far)]
-    assert 0 < reach[0] <= 4 + 1e-9 and reach[1] > 8
+    assert 0 < reach[0] <= 10 + 1e-9 and reach[1] > 12
+
+
+def test_trajectory_goals_are_not_reached_already(env: GoalEnv) -> None:
+    """A walk often stays within Wall's 4.5 units for eight steps; one step never leaves them."""
+    assert not any(
+        env.is_success(task.start, task.goal) for task in make_tasks(env, 40, source="trajectory", offset=8)
+    )
+    with pytest.raises(UserError, match="not reached already: raise --goal-offset"):
+        make_tasks(env, 1, source="trajectory", offset=1)
 
 
 @pytest.mark.parametrize(

@@ -31,3 +31,13 @@ def test_targets_are_what_a_picture_can_show() -> None:
     values, names = probe_targets(rope, np.stack([rope.state, reversed_rope]))
     assert names == SUMMARY
     np.testing.assert_allclose(values[0], values[1], atol=1e-6)
+
+
+def test_squares_turned_by_a_quarter_read_the_same() -> None:
+    env = envs.make("blockpush")
+    env.reset(seed=0)
+    turned = env.state.copy()
+    turned[[4, 7]] += np.pi / 2
+    values, names = probe_targets(env, np.stack([env.state, turned]))
+    np.testing.assert_allclose(values[0], values[1], atol=1e-5)
+    assert "red_angle_sin" in names
