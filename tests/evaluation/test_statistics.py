@@ -73,5 +73,8 @@ class Readout:
 
 
 def test_cost_geometry_of_an_encoder_that_sees_the_state() -> None:
-    values = cost_geometry(envs.make("wall", resolution=56), Readout(), drops=(0.0,), states=60)["drop_0"]  # type: ignore[arg-type]
+    env = envs.make("wall", resolution=56)
+    straight = lambda states, goal: np.linalg.norm(states - goal, axis=1)  # noqa: E731
+    env.shortfall = straight  # type: ignore[method-assign]  # its own goes through the door
+    values = cost_geometry(env, Readout(), drops=(0.0,), states=60)["drop_0"]  # type: ignore[arg-type]
     assert min(values.values()) > 0.97
