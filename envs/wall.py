@@ -28,7 +28,7 @@ BORDER = 1.0  # width of the drawn border; the dot stops where it touches it
 
 _LOW, _HIGH = BORDER + RADIUS, SIZE - BORDER - RADIUS
 _REACH = HALF_WALL + RADIUS  # centre of a dot that touches the wall is this far from the wall's middle
-_TOUCH = 0.02
+_TOUCH = 0.02  # how much smaller the wall is for paths, more than `ShortestPaths` adds
 
 
 @dataclass(frozen=True)

@@ -195,19 +195,18 @@ def load_embedded(
     """The shipped encoder, or another file written by `scripts/pretrain_encoder.py`.
 
     Args:
-        weights: a file; None: a shipped one.
-        expected_hash: which of the shipped ones, where a checkpoint asks for it; the newest if none fits.
+        weights: a file; None: the shipped one.
+        expected_hash: of the shipped one with or without its maps, where a checkpoint asks for it.
         joined: with the maps in the file; without them, as it was before, if false.
 
     Raises:
         UserError: file missing, truncated, or of another architecture.
     """
     if weights is None and expected_hash is not None:
-        for file in sorted(EMBEDDED_WEIGHTS.parent.glob("*.safetensors")):
-            for with_maps in (True, False):
-                encoder = _load(file, with_maps)
-                if encoder.hash == expected_hash:
-                    return encoder
+        for with_maps in (True, False):
+            encoder = _load(EMBEDDED_WEIGHTS, with_maps)
+            if encoder.hash == expected_hash:
+                return encoder
     return _load(Path(weights) if weights is not None else EMBEDDED_WEIGHTS, joined)
 
 

@@ -13,8 +13,9 @@ SUMMARY = ("mean_x", "mean_y", "deviation_x", "deviation_y", "covariance")
 
 
 def probe_targets(env: GoalEnv, states: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """What a probe reads: the state's positions, angles as sine and cosine (of the
-    angle times how many look the same); of particles, the whole's shape.
+    """What a probe reads: positions, angles as sine and cosine; of particles, the whole's shape.
+
+    Angles that look the same (`GoalEnv.angle_symmetry`) read the same.
 
     Args:
         states: (K, D).

@@ -116,8 +116,8 @@ def test_every_place_a_dot_can_reach_has_a_path(env: WallEnv) -> None:
 
 def test_a_planner_that_shortens_the_path_goes_through_the_door(env: WallEnv) -> None:
     rng = np.random.default_rng(4)
-    side = -4.5 if env.door_y > 40 else 59.5
-    state, goal = np.array([5.0, abs(side)]), np.array([58.0, abs(side)])
+    far = 4.5 if env.door_y > 40 else 59.5  # from the door
+    state, goal = np.array([5.0, far]), np.array([58.0, far])
     for _ in range(12):
         sequences = rng.uniform(-1.5, 1.5, (200, 3, 2)).clip(-1, 1).repeat(5, axis=1)  # random shooting
         paths = env.rollout_states(state, sequences)
