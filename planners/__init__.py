@@ -19,7 +19,7 @@ from planners.mpc import MPC
 from planners.mppi import MPPI
 from planners.problems import DoubleIntegrator, Quadratic
 from planners.proposals import GaussianProposals, ProposalMode, ProposalSampler
-from planners.protocol import Plan, PlanningError, PlanningProblem
+from planners.protocol import Plan, PlanningError, PlanningProblem, RacingProblem, SeparableProblem
 
 PLANNERS: dict[str, type[Planner[Any]]] = {"cem": CEM, "icem": ICEM, "mppi": MPPI, "gd": GradientDescent}
 """Planners by the name the command line knows; all take ``samples``, ``iterations`` and ``seed``."""
@@ -40,4 +40,6 @@ __all__ = [
     "ProposalMode",
     "ProposalSampler",
     "Quadratic",
+    "RacingProblem",
+    "SeparableProblem",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Generic, TypeVar, get_args
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from planners.proposals import ProposalMode
-from planners.protocol import Plan, PlanningError, PlanningProblem
+from planners.protocol import Plan, PlanningError, PlanningProblem, RacingProblem, SeparableProblem
 
 State = TypeVar("State")
 
@@ -96,6 +96,10 @@ class Planner(ABC, Generic[State]):
         iterations: optimiser iterations, at least 1.
         elites: candidates reported as elite in the history (and fitted to by CEM), 1 to ``samples``.
         seed: seed of the random numbers, not negative.
+        race: candidates drawn for every one that is scored; a problem's ``rough_cost`` says which are worth
+            it. 1: all that are drawn.
+        settled: an episode whose elites lie closer together than this, in deviations of the problem's prior
+            and over all numbers of an action sequence, is not searched on. 0: every iteration is made.
 
     Raises:
         ValueError: an argument is out of range; the message says which and its value.
@@ -104,12 +108,20 @@ class Planner(ABC, Generic[State]):
     differentiates: bool = False  # whether the costs need a gradient with respect to the candidates
     kept: int = 1  # how many candidates Plan.elites holds
 
-    def __init__(self, samples: int, iterations: int, elites: int, seed: int) -> None:
+    def __init__(
+        self, samples: int, iterations: int, elites: int, seed: int, race: int = 1, settled: float = 0.0
+    ) -> None:
         at_least("samples", samples, 1)
         at_least("iterations", iterations, 1)
         at_least("seed", seed, 0)
         if not 1 <= elites <= samples:
             raise ValueError(f"elites must lie between 1 and samples={samples}, not {elites}")
+        at_least("race", race, 1)
+        at_least("settled", settled, 0.0)
+        if settled:
+            at_least("elites of a search that stops once they agree", elites, 2)
+        self.race = race
+        self.settled = settled
         self.samples = samples
         self.iterations = iterations
         self.elites = elites
@@ -122,8 +134,8 @@ class Planner(ABC, Generic[State]):
         """State of a new search around the prior."""
 
     @abstractmethod
-    def sample(self, state: State, space: Space, iteration: int) -> Tensor:
-        """Candidates (B, S, H, A) to score in this iteration, inside the bounds."""
+    def sample(self, state: State, space: Space, iteration: int, samples: int) -> Tensor:
+        """About `samples` candidates (B, S, H, A) for this iteration, inside the bounds; the mean first."""
 
     @abstractmethod
     def update(self, state: State, candidates: Tensor, costs: Tensor, space: Space, iteration: int) -> State:
@@ -139,8 +151,8 @@ class Planner(ABC, Generic[State]):
     ) -> Plan:
         """Plan every episode of the problem.
 
-        The plan is the best candidate of the *last* iteration: a problem that redraws its tokens makes costs
-        of different iterations incomparable. Costs that are not finite count as the worst.
+        The plan is the best candidate of an episode's *last* iteration: a problem that redraws its tokens
+        makes costs of different iterations incomparable. Costs that are not finite count as the worst.
 
         Args:
             problem: what to minimise.
@@ -158,8 +170,9 @@ class Planner(ABC, Generic[State]):
             The plan, on the problem's device.
 
         Raises:
-            PlanningError: the problem, warm start or proposals have a wrong shape or contain NaN, or all
-                candidates of an episode have a cost that is not finite.
+            PlanningError: the problem, warm start or proposals have a wrong shape or contain NaN, all
+                candidates of an episode have a cost that is not finite, or the planner races in a problem
+                without a ``rough_cost``.
         """
         started = time.perf_counter()
         space = Space.of(problem)
@@ -167,13 +180,18 @@ class Planner(ABC, Generic[State]):
             modes = ", ".join(get_args(ProposalMode))
             raise PlanningError(f"proposal_mode must be one of {modes}, not {proposal_mode!r}")
         prior, seeds = _first(space, warm_start, proposals, proposal_mode)
-        replace = proposals is not None and proposal_mode == "replace"
-        iterations = 1 if replace else self.iterations
+        replaced = proposals is not None and proposal_mode == "replace"
+        iterations = 1 if replaced else self.iterations
         limit = math.inf if deadline is None else deadline
         affordable = self._affordable(limit)
-
+        if self.race > 1 and not isinstance(problem, RacingProblem):
+            raise PlanningError(
+                "race needs a problem with a rough_cost, which this one has not: leave it at 1"
+            )
         history: list[dict[str, float]] = []
         seconds: list[float] = []
+        found: tuple[Tensor, Tensor] | None = None  # elites (B, K, H, A) and their costs (B, K)
+        rows = torch.arange(space.batch, device=space.low.device)  # the episodes that are searched on
         # Only gradient descent has to leave the caller's inference mode.
         inference = torch.is_inference_mode_enabled() and not self.differentiates
         with torch.inference_mode(inference), torch.no_grad():
@@ -185,23 +203,60 @@ class Planner(ABC, Generic[State]):
                 _synchronize(space.low.device)
                 begun = time.perf_counter()
                 problem.resample(iteration)
-                if replace:
+                if replaced:
                     candidates = seeds
                 else:
-                    candidates = self.sample(state, space, iteration)
+                    candidates = self._candidates(problem, state, space, iteration)
                     if affordable < self.samples:
                         candidates = candidates[:, :affordable]
                     if iteration == 0 and seeds.shape[1]:
                         candidates = _mix(candidates, seeds)
                 costs = self._score(problem, candidates, iteration, self.differentiates and not last)
-                best, best_costs = lowest(candidates.detach(), costs.detach(), max(self.kept, 1))
+                best = lowest(candidates.detach(), costs.detach(), max(self.kept, 1))
+                if found is None:
+                    found = best
+                else:
+                    for whole, part in zip(found, best, strict=True):
+                        whole[rows] = part
                 history.append(_summary(costs.detach(), self.elites))
+                going = rows
                 if not last:
-                    state = self.update(state, candidates, costs, space, iteration)
+                    going = self._unsettled(candidates, costs, space)
+                    if len(going):
+                        state = self.update(state, candidates, costs, space, iteration)
+                    if 0 < len(going) < len(rows) and isinstance(problem, SeparableProblem):
+                        problem, state = problem.select(going), _select(state, going)
+                        space, rows = replace(space, batch=len(going)), rows[going]
                 _synchronize(space.low.device)
                 seconds.append(time.perf_counter() - begun)
                 self._pace = max(seconds[-1] / candidates.shape[1], 0.9 * self._pace)
-        return Plan(best[:, 0].clone(), best_costs[:, 0].clone(), best, history, seconds)
+                if not len(going):
+                    break
+        assert found is not None
+        elites, best_costs = found
+        return Plan(elites[:, 0].clone(), best_costs[:, 0].clone(), elites, history, seconds)
+
+    def _candidates(self, problem: PlanningProblem, state: State, space: Space, iteration: int) -> Tensor:
+        """Candidates (B, S, H, A) to score: as drawn, or the most promising of more.
+
+        The first that is drawn, the mean of a search, is always among them, and first.
+        """
+        drawn = self.sample(state, space, iteration, self.race * self.samples)
+        if self.race == 1:
+            return drawn
+        assert isinstance(problem, RacingProblem)
+        costs = torch.nan_to_num(problem.rough_cost(drawn).float(), nan=torch.inf)
+        costs[:, 0] = torch.finfo(costs.dtype).min
+        scored = max(drawn.shape[1] // self.race, min(2 * self.elites, self.samples))
+        return lowest(drawn, costs, scored)[0]
+
+    def _unsettled(self, candidates: Tensor, costs: Tensor, space: Space) -> Tensor:
+        """Episodes whose elites still differ, as row numbers."""
+        if not self.settled:
+            return torch.arange(len(costs), device=costs.device)
+        elites, _ = lowest(candidates.detach(), costs.detach(), self.elites)
+        spread = (elites.std(dim=1, correction=0) / space.std).mean(dim=(1, 2))
+        return (spread >= self.settled).nonzero().flatten()
 
     def _affordable(self, limit: float) -> int:
         """Candidates of which, at the pace of earlier calls, three iterations fit into `limit` seconds."""
@@ -261,6 +316,14 @@ def within(name: str, value: float, smallest: float, largest: float) -> None:
     """Raise ValueError unless ``smallest <= value <= largest``."""
     if not smallest <= value <= largest:
         raise ValueError(f"{name} must lie between {smallest} and {largest}, not {value}")
+
+
+def _select(state: Any, rows: Tensor) -> Any:
+    """A search's state, a dataclass of tensors (B, ...), of some of its episodes."""
+    if is_dataclass(state) and not isinstance(state, type):
+        parts = {field.name: _select(getattr(state, field.name), rows) for field in fields(state)}
+        return replace(state, **parts)
+    return state[rows]
 
 
 def _first(

@@ -19,6 +19,8 @@ class CEM(Planner[Gaussian]):
         momentum: share of the old mean and std kept in each update, in [0, 1).
         min_std: floor under the sampling noise, as a fraction of the action range, in [0, 1].
         seed: seed of the random numbers.
+        race: candidates drawn for every one that is scored (`Planner`).
+        settled: how close together the elites of an episode end its search (`Planner`); 0: never.
 
     Raises:
         ValueError: an argument is out of range.
@@ -32,8 +34,10 @@ class CEM(Planner[Gaussian]):
         momentum: float = 0.0,
         min_std: float = 0.02,
         seed: int = 0,
+        race: int = 1,
+        settled: float = 0.0,
     ) -> None:
-        super().__init__(samples, iterations, elites, seed)
+        super().__init__(samples, iterations, elites, seed, race, settled)
         at_least("elites", elites, 2)
         within("momentum", momentum, 0.0, 0.999)
         within("min_std", min_std, 0.0, 1.0)
@@ -43,8 +47,8 @@ class CEM(Planner[Gaussian]):
     def start(self, prior: Gaussian, space: Space) -> Gaussian:
         return prior
 
-    def sample(self, state: Gaussian, space: Space, iteration: int) -> Tensor:
-        return state.sample(self.noise(space, self.samples), space)
+    def sample(self, state: Gaussian, space: Space, iteration: int, samples: int) -> Tensor:
+        return state.sample(self.noise(space, samples), space)
 
     def update(
         self, state: Gaussian, candidates: Tensor, costs: Tensor, space: Space, iteration: int

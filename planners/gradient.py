@@ -51,7 +51,7 @@ class GradientDescent(Planner[Descent]):
         zeros = torch.zeros(())  # shaped by the first update: seeds may add restarts
         return Descent(actions, zeros, zeros)
 
-    def sample(self, state: Descent, space: Space, iteration: int) -> Tensor:
+    def sample(self, state: Descent, space: Space, iteration: int, samples: int) -> Tensor:
         return state.actions
 
     def update(

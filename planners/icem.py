@@ -37,6 +37,8 @@ class ICEM(Planner[Search]):
         momentum: share of the old mean and std kept in each update, in [0, 1).
         min_std: floor under the sampling noise, as a fraction of the action range, in [0, 1].
         seed: seed of the random numbers.
+        race: candidates drawn for every one that is scored (`Planner`).
+        settled: how close together the elites of an episode end its search (`Planner`); 0: never.
 
     Raises:
         ValueError: an argument is out of range.
@@ -53,8 +55,10 @@ class ICEM(Planner[Search]):
         momentum: float = 0.1,
         min_std: float = 0.02,
         seed: int = 0,
+        race: int = 1,
+        settled: float = 0.0,
     ) -> None:
-        super().__init__(samples, iterations, elites, seed)
+        super().__init__(samples, iterations, elites, seed, race, settled)
         at_least("elites", elites, 2)
         at_least("noise_exponent", noise_exponent, 0.0)
         within("keep", keep, 0.0, 1.0)
@@ -70,9 +74,9 @@ class ICEM(Planner[Search]):
     def start(self, prior: Gaussian, space: Space) -> Search:
         return Search(prior, prior.mean[:, None][:, :0])
 
-    def sample(self, state: Search, space: Space, iteration: int) -> Tensor:
+    def sample(self, state: Search, space: Space, iteration: int, samples: int) -> Tensor:
         floor = min(2 * self.elites, self.samples)
-        samples = max(floor, int(self.samples / self.decay**iteration))
+        samples = max(floor, int(samples / self.decay**iteration))
         fresh = max(samples - state.elites.shape[1], 1)
         candidates = state.gaussian.sample(self.noise(space, fresh), space)
         return torch.cat([candidates, state.elites], dim=1)

@@ -21,6 +21,8 @@ class MPPI(Planner[Gaussian]):
         temperature: in units of the cost spread, above 0; small follows the best candidates only.
         min_std: floor under the sampling noise, as a fraction of the action range, in [0, 1].
         seed: seed of the random numbers.
+        race: candidates drawn for every one that is scored (`Planner`).
+        settled: how close together the elites of an episode end its search (`Planner`); 0: never.
 
     Raises:
         ValueError: an argument is out of range.
@@ -33,8 +35,10 @@ class MPPI(Planner[Gaussian]):
         temperature: float = 0.2,
         min_std: float = 0.02,
         seed: int = 0,
+        race: int = 1,
+        settled: float = 0.0,
     ) -> None:
-        super().__init__(samples, iterations, max(samples // 10, 1), seed)
+        super().__init__(samples, iterations, max(samples // 10, 1), seed, race, settled)
         at_least("samples", samples, 2)
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
@@ -45,8 +49,8 @@ class MPPI(Planner[Gaussian]):
     def start(self, prior: Gaussian, space: Space) -> Gaussian:
         return prior
 
-    def sample(self, state: Gaussian, space: Space, iteration: int) -> Tensor:
-        return state.sample(self.noise(space, self.samples), space)
+    def sample(self, state: Gaussian, space: Space, iteration: int, samples: int) -> Tensor:
+        return state.sample(self.noise(space, samples), space)
 
     def update(
         self, state: Gaussian, candidates: Tensor, costs: Tensor, space: Space, iteration: int

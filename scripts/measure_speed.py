@@ -30,12 +30,12 @@ from envs import GoalEnv
 from planners import CEM
 from sparsewm.evaluation.bench import paper_model
 from sparsewm.evaluation.dino_wm import WindowRollout
-from sparsewm.evaluation.geometry import spearman
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
+from sparsewm.model.drop import spearman
 from sparsewm.settings import choose_dtype, make_env
 
 CPU = torch.device("cpu")

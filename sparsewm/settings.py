@@ -36,6 +36,8 @@ class PlanSettings:
     samples: int = 100
     elites: int = 10
     iterations: int = 10
+    race: int = 1
+    settled: float = 0.0
     candidates: int = 16
     proposal_mode: ProposalMode = "replace"
 

@@ -277,7 +277,7 @@ class Cell:
         """File name."""
         parts: list[object] = [self.plan.env, self.selection]
         if self.selection in ("random", "proprio"):
-            parts.append(f"drop{self.plan.drop:g}")
+            parts.append(f"drop{self.plan.start_drop:g}")
         if self.plan.alpha is not None:
             parts.append(f"alpha{self.plan.alpha:g}")
         if self.plan.cost is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 import sparsewm
@@ -35,7 +37,7 @@ from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueD
 from sparsewm.evaluation.statistics import peak_memory
 from sparsewm.evaluation.table import seconds
 from sparsewm.files import write_json
-from sparsewm.model import WorldModel, kept_patches, load
+from sparsewm.model import AutoDrop, WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.model.problem import Measure, Scored
 from sparsewm.proposals import GAUSSIAN, check_proposals, load_sampler
@@ -85,8 +87,11 @@ class Plan:
 
     env: str
     """Environment: pusht, wall, pointmaze, rope, granular or blockpush."""
-    drop: float = 0.5
-    """Fraction of the patch tokens dropped, at least 0 and below 1, drawn anew at every iteration."""
+    drop: float | Literal["auto"] = 0.5
+    """Fraction of the patch tokens dropped, at least 0 and below 1, drawn anew at every iteration. auto: as
+    many as the scene allows, judged in every plan by whether more tokens would order candidates otherwise."""
+    drop_highest: float = 0.8
+    """What --drop auto may drop at most."""
     drop_last: float | None = None
     """Fraction dropped in the last iteration; from --drop it goes there in equal steps. Coarse first and fine
     later, where it is below --drop."""
@@ -124,6 +129,11 @@ class Plan:
     """Candidates the distribution is refitted to (cem, icem)."""
     iterations: int | None = None
     """Planner iterations per plan."""
+    race: int | None = None
+    """Candidates drawn for every one that is scored: a quarter of the kept tokens says which are worth it."""
+    settled: float | None = None
+    """A search ends early once its elites differ by less than this, in deviations of the first candidates; 0:
+    never."""
     horizon: int | None = None
     """Model steps imagined."""
     execute: int | None = None
@@ -251,10 +261,13 @@ class Plan:
         except PlanningError as error:
             raise UserError(str(error)) from None
         total = 64 if model is None else model.patches
+        drop = self.start_drop
+        if self.drop == "auto":  # what came of it
+            drop = 1 - float(np.mean([len(plan["patches"]) / total for t in traces for plan in t.plans]))
         results = {
             "environment": env.name,
-            "drop": self.drop,
-            "tokens": {"kept": kept_patches(total, self.drop), "total": total},
+            "drop": drop,
+            "tokens": {"kept": kept_patches(total, drop), "total": total},
             "planner": self.planner,
             "proposals": self.proposals,
             "instruction": None if ready.proposals is None else ready.proposals.instruction,
@@ -270,7 +283,8 @@ class Plan:
                 "offset": settings.goal_offset,
                 "budget": settings.budget,
             },
-            "settings": asdict(settings) | {"batch": self.batch, "redraw": self.redraw},
+            "settings": asdict(settings)
+            | {"batch": self.batch, "redraw": self.redraw, "drop_auto": self.drop == "auto"},
             **summarize(env, traces),
             "deadline": None if self.budget_ms is None else deadline_report(traces, self.budget_ms / 1000),
             "peak_memory_bytes": peak_memory(ready.device),
@@ -280,7 +294,17 @@ class Plan:
 
     def settings(self, env: GoalEnv) -> PlanSettings:
         """The environment's settings under this command's flags, checked."""
-        kept_patches(1, self.drop)
+        kept_patches(1, self.start_drop)
+        AutoDrop(self.drop_highest)
+        if self.drop == "auto":
+            if self.selection != "random":
+                raise UserError(f"--drop auto is not for --selection {self.selection}: give a fraction")
+            for flag, wrong in (
+                ("drop-last", self.drop_last is not None),
+                ("redraw", self.redraw == "never"),
+            ):
+                if wrong:
+                    raise UserError(f"--drop auto chooses the tokens itself: leave --{flag} out")
         if self.drop_last is not None:
             if not 0 <= self.drop_last < 1:
                 raise UserError(f"--drop-last must be at least 0 and below 1, got {self.drop_last:g}")
@@ -303,6 +327,12 @@ class Plan:
         names = [field.name for field in fields(PlanSettings)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         settings = replace(environment_settings(env.name).plan, **given)
+        if self.planner == "gd" and (settings.race > 1 or settings.settled):
+            raise UserError("--race and --settled are for --planner cem, icem or mppi: leave them out")
+        if self.selection in ("oracle", "encoder_oracle") and settings.race > 1:
+            raise UserError(f"--selection {self.selection} has no rough cost to race by: leave --race out")
+        at_least(1, race=self.race)
+        at_least(0, settled=self.settled)
         at_least(1 if self.planner == "gd" else 2, samples=self.samples)
         at_least(2, elites=self.elites)
         at_least(
@@ -339,6 +369,11 @@ class Plan:
                 "lower it"
             )
         return settings
+
+    @property
+    def start_drop(self) -> float:
+        """The drop ratio a first plan is made with."""
+        return AutoDrop(self.drop_highest).drop if self.drop == "auto" else self.drop
 
     def check_proposals(self, env: GoalEnv) -> None:
         """Refuse proposals that do not exist, and flags that would have no effect."""
@@ -402,9 +437,11 @@ class Plan:
         if self.selection == "policy":
             assert proposals is not None
             return FirstProposal(env, proposals, settings.execute * env.frameskip)
-        options = {"samples": settings.samples, "iterations": settings.iterations, "seed": self.seed}
-        if self.planner in ("cem", "icem"):
-            options["elites"] = settings.elites
+        options: dict[str, Any] = {
+            name: getattr(settings, name) for name in ("samples", "iterations", "elites", "race", "settled")
+        }
+        wanted = inspect.signature(PLANNERS[self.planner]).parameters
+        options = {name: value for name, value in options.items() if name in wanted} | {"seed": self.seed}
         mpc = MPC(PLANNERS[self.planner](**options), settings.execute)
         deadline = None if self.budget_ms is None else self.budget_ms / 1000
         generator = torch.Generator().manual_seed(self.seed)
@@ -436,7 +473,7 @@ class Plan:
                         model.encoder,
                         model.standardizer,
                         [traces[i].task.goal for i in active],
-                        self.drop,
+                        self.start_drop,
                         settings.alpha,
                         generator,
                     ),
@@ -456,8 +493,8 @@ class Plan:
                 self.seed,
                 self.redraw,
                 horizon=settings.horizon,
-                drop=self.drop,
-                later_drops=later_drops(self.drop, settings.drop_last, settings.iterations),
+                drop=AutoDrop(self.drop_highest) if self.drop == "auto" else self.drop,
+                later_drops=later_drops(self.start_drop, settings.drop_last, settings.iterations),
                 alpha=settings.alpha,
                 selection="proprio" if self.selection == "proprio" else "random",
                 measure=settings.cost,

@@ -16,7 +16,8 @@ from planners import MPC, PlanningError, PlanningProblem, ProposalMode, Proposal
 from sparsewm.data.collect import explore
 from sparsewm.errors import UserError
 from sparsewm.evaluation.statistics import quartiles, wilson
-from sparsewm.model.problem import LatentProblem, kept_patches
+from sparsewm.model.drop import kept_patches
+from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import Latent, WorldModel, random_patches
 
 Redraw = Literal["iteration", "plan", "never"]

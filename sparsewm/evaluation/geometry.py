@@ -12,7 +12,7 @@ from envs import GoalEnv
 from envs.table import TableEnv
 from sparsewm.data import token_statistics
 from sparsewm.encoders import PatchEncoder
-from sparsewm.model.problem import kept_patches
+from sparsewm.model.drop import kept_patches, spearman
 
 
 @torch.inference_mode()
@@ -23,17 +23,6 @@ def encode_states(env: GoalEnv, encoder: PatchEncoder, states: np.ndarray) -> Te
         for i in range(0, len(states), 128)
     ]
     return torch.cat(parts)
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    order = np.empty(len(values))
-    order[values.argsort()] = np.arange(len(values))
-    return order
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two samples (K,) without ties."""
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
 def cost_geometry(

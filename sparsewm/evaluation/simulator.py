@@ -16,7 +16,8 @@ from torch import Tensor
 
 from envs import GoalEnv
 from sparsewm.encoders import PatchEncoder
-from sparsewm.model.problem import Scored, kept_patches
+from sparsewm.model.drop import kept_patches
+from sparsewm.model.problem import Scored
 from sparsewm.model.world_model import Standardizer, gather_patches, random_patches
 
 

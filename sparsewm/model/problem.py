@@ -6,8 +6,10 @@ iterations only the drawn subset of patches, and what follows from it, changes.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from sparsewm.errors import UserError
 from sparsewm.model.distance import TemporalDistance
+from sparsewm.model.drop import AutoDrop, kept_patches
 from sparsewm.model.predictor import FrameCache
 from sparsewm.model.rollout import Rollout
 from sparsewm.model.world_model import Latent, WorldModel, gather_patches, random_patches
@@ -23,16 +26,26 @@ Selection = Literal["random", "proprio"]
 Measure = Literal["mse", "temporal"]
 Scored = Literal["last", "best"]
 
+ROUGH = 4
+"""A rough cost reads one of so many kept patches."""
 
-def kept_patches(patches: int, drop: float) -> int:
-    """How many of `patches` stay when a fraction `drop` is dropped, at least one.
 
-    Raises:
-        UserError: `drop` outside [0, 1).
+@dataclass
+class View:
+    """What a subset of the patches shows.
+
+    Attributes:
+        patches: (B, M) indices.
+        tokens: (B, M, D) of the present frame.
+        goal: what imagined frames are compared with: tokens (B, 1, M, D), or an embedding for the temporal
+            distance.
+        past: keys and values of earlier frames.
     """
-    if not 0 <= drop < 1:
-        raise UserError(f"--drop must be at least 0 and below 1, got {drop:g}: 0.5 drops half of the tokens")
-    return max(1, round((1 - drop) * patches))
+
+    patches: Tensor
+    tokens: Tensor
+    goal: Tensor
+    past: list[FrameCache]
 
 
 class LatentProblem:
@@ -49,6 +62,7 @@ class LatentProblem:
         low, high: (A,) bounds of the environment's action.
         horizon: H, model steps imagined.
         drop: fraction of patches dropped; redrawn by every `resample`, per episode, shared by its candidates.
+            Or what chooses it, and is told how well the first iteration's order stands on more patches.
         later_drops: the fractions of the second iteration, the third, ...; the last one stays.
         alpha: weight of the proprioception error.
         history: earlier (frame, action (B, C)) pairs, oldest first.
@@ -75,7 +89,7 @@ class LatentProblem:
         high: Tensor,
         *,
         horizon: int = 5,
-        drop: float = 0.0,
+        drop: float | AutoDrop = 0.0,
         later_drops: Sequence[float] = (),
         alpha: float = 1.0,
         history: Sequence[tuple[Latent, Tensor]] = (),
@@ -106,35 +120,55 @@ class LatentProblem:
         standardizer = model.standardizer
         self.mean = standardizer.action_mean.repeat(repeat).expand(horizon, -1)
         self.std = spread * standardizer.action_std.repeat(repeat).expand(horizon, -1)
-        self.counts = [kept_patches(model.patches, share) for share in (drop, *later_drops)]
-        self.kept = self.counts[0]
+        self.auto = drop if isinstance(drop, AutoDrop) else None
+        first = drop.drop if isinstance(drop, AutoDrop) else drop
+        self.counts = [kept_patches(model.patches, share) for share in (first, *later_drops)]
+        self.kept, self.iteration = self.counts[0], 0
         self.alpha, self.selection, self.measure, self.chunk = alpha, selection, measure, chunk
         self.scored = scored
         self.generator = generator or torch.Generator(device=self.device).manual_seed(0)
         if patches is None:
-            patches = random_patches(self.batch, model.patches, self.kept, self.generator)
+            patches = self._draw(self.kept)
         self.redraw = redraw
         self._rollout: Rollout | None = None
-        self._use(patches)
+        self.view = self._view(patches)
+
+    @property
+    def patches(self) -> Tensor:
+        """The present subset (B, M), sorted where it was drawn."""
+        return self.view.patches
 
     @torch.no_grad()  # not inference mode: gradient descent differentiates through what is kept here
     def resample(self, iteration: int) -> None:
         """Draw a new subset of patches for every episode."""
+        self.iteration = iteration
         if not self.redraw:
             return
         before, self.kept = self.kept, self.counts[min(iteration, len(self.counts) - 1)]
         if before == self.kept == self.model.patches:
             return
-        self._use(random_patches(self.batch, self.model.patches, self.kept, self.generator))
+        self.view = self._view(self._draw(self.kept))
 
-    def _use(self, patches: Tensor) -> None:
-        """Take the subset (B, M) of patches from here on."""
-        self.patches = patches.to(self.device)
-        self._tokens = gather_patches(self.start.tokens, self.patches)  # (B, M, D)
-        self._goal = gather_patches(self.goal.tokens, self.patches)[:, None]
+    def _draw(self, kept: int) -> Tensor:
+        return random_patches(self.batch, self.model.patches, kept, self.generator)
+
+    def _view(self, patches: Tensor) -> View:
+        """What patches (B, M) show."""
+        patches = patches.to(self.device)
+        goal = gather_patches(self.goal.tokens, patches)[:, None]
         if self.measure == "temporal":
-            self._goal = self._embedded(self._goal, self.goal.proprio[:, None])
-        self._past: list[FrameCache] = self.model.remember(self.history, self.patches) if self.history else []
+            goal = self._embedded(goal, self.goal.proprio[:, None], patches)
+        past = self.model.remember(self.history, patches) if self.history else []
+        return View(patches, gather_patches(self.start.tokens, patches), goal, past)
+
+    @torch.no_grad()
+    def select(self, rows: Tensor) -> LatentProblem:
+        """The same problem of episodes (b,): see `planners.SeparableProblem`."""
+        part = copy.copy(self)
+        part.batch, part.start, part.goal = len(rows), self.start[rows], self.goal[rows]
+        part.history = [(frame[rows], action[rows]) for frame, action in self.history]
+        part.view = part._view(self.patches[rows])
+        return part
 
     def executed(self, actions: Tensor) -> Tensor:
         """Planned actions (..., H, action_dim) as the model and the environment take them (..., H, C)."""
@@ -142,12 +176,23 @@ class LatentProblem:
 
     def cost(self, actions: Tensor) -> Tensor:
         """(B, S, H, action_dim) in the environment's units -> (B, S)."""
-        actions = self.executed(actions)
-        if actions.requires_grad:
-            return self._cost(actions)
-        with torch.inference_mode():
-            parts = actions.split(self.chunk or actions.shape[1], 1)
-            return torch.cat([self._cost(part) for part in parts], 1).clone()
+        costs = self._costs(actions, self.view)
+        if self.auto is not None and self.iteration == 0 and not actions.requires_grad:
+            self._check(actions[:, : self.auto.candidates], costs[:, : self.auto.candidates], self.auto)
+        return costs
+
+    def rough_cost(self, actions: Tensor) -> Tensor:
+        """As `cost`, from a quarter of the kept patches, spread over all of them."""
+        with torch.no_grad():
+            return self._costs(actions.detach(), self._view(self.patches[:, ::ROUGH]))
+
+    @torch.no_grad()
+    def _check(self, actions: Tensor, costs: Tensor, auto: AutoDrop) -> None:
+        """Tell `auto` how candidates stand on twice the patches."""
+        fuller = self._view(self._draw(min(2 * self.kept, self.model.patches)))
+        auto.observe(costs, self._costs(actions, fuller))
+        if self.redraw:
+            self.counts = [kept_patches(self.model.patches, auto.drop)]
 
     def imagined(self, actions: Tensor) -> Tensor:
         """Pictures uint8 (B, H, R, R, 3) of what actions (B, H, action_dim) lead to, on the present patches.
@@ -159,8 +204,8 @@ class LatentProblem:
             raise UserError("this world model has no decoder: train one with sparsewm train --extend")
         with torch.inference_mode():
             sequences = self.executed(actions)[:, None]
-            start = self._tokens, self.start.proprio
-            tokens, _ = self.model.rollout(*start, sequences, self.patches, self._past)
+            start = self.view.tokens, self.start.proprio
+            tokens, _ = self.model.rollout(*start, sequences, self.patches, self.view.past)
             return self.model.decoder.pictures(tokens[:, 0], self.patches)
 
     def steps(self, actions: Tensor) -> Tensor:
@@ -168,35 +213,44 @@ class LatentProblem:
         if self.scored == "last":
             return torch.full((self.batch,), self.horizon)
         with torch.inference_mode():
-            frames = self._frames(self.executed(actions)[:, None])
-            costs = torch.stack([self._distance(*frame) for frame in frames], -1)  # (B, 1, H)
+            frames = self._frames(self.executed(actions)[:, None], self.view)
+            costs = torch.stack([self._distance(*frame, self.view) for frame in frames], -1)  # (B, 1, H)
             return costs[:, 0].argmin(-1).cpu() + 1
 
-    def _frames(self, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        start = self._tokens, self.start.proprio
+    def _costs(self, actions: Tensor, view: View) -> Tensor:
+        actions = self.executed(actions)
+        if actions.requires_grad:
+            return self._cost(actions, view)
+        with torch.inference_mode():
+            parts = actions.split(self.chunk or actions.shape[1], 1)
+            return torch.cat([self._cost(part, view) for part in parts], 1).clone()
+
+    def _cost(self, actions: Tensor, view: View) -> Tensor:
+        frames = self._frames(actions, view)
+        if self.scored == "last":
+            (frame,) = deque(frames, maxlen=1)
+            return self._distance(*frame, view)
+        return torch.stack([self._distance(*frame, view) for frame in frames]).amin(0)
+
+    def _frames(self, actions: Tensor, view: View) -> Iterator[tuple[Tensor, Tensor]]:
+        start = view.tokens, self.start.proprio
         if torch.is_grad_enabled() or self.device.type != "cpu":
-            return self.model.imagine(*start, actions, self.patches, self._past)
+            return self.model.imagine(*start, actions, view.patches, view.past)
         if self._rollout is None:
             self._rollout = Rollout(self.model.predictor)
         normalised = self.model.standardizer.actions(actions)
-        return self._rollout.imagine(*start, normalised, self.patches, self._past)
+        return self._rollout.imagine(*start, normalised, view.patches, view.past)
 
-    def _cost(self, actions: Tensor) -> Tensor:
-        if self.scored == "last":
-            (frame,) = deque(self._frames(actions), maxlen=1)
-            return self._distance(*frame)
-        return torch.stack([self._distance(*frame) for frame in self._frames(actions)]).amin(0)
-
-    def _distance(self, tokens: Tensor, proprio: Tensor) -> Tensor:
+    def _distance(self, tokens: Tensor, proprio: Tensor, view: View) -> Tensor:
         """From frames (B, S, M, D), (B, S, P) to the goal, (B, S)."""
         if self.measure == "temporal":
-            return TemporalDistance.between(self._embedded(tokens, proprio), self._goal)
+            return TemporalDistance.between(self._embedded(tokens, proprio, view.patches), view.goal)
         cost = self.alpha * (proprio - self.goal.proprio[:, None]).square().mean(-1)
         if self.selection != "proprio":
-            cost = cost + self.model.standardizer.token_error(tokens, self._goal)
+            cost = cost + self.model.standardizer.token_error(tokens, view.goal)
         return cost
 
-    def _embedded(self, tokens: Tensor, proprio: Tensor) -> Tensor:
+    def _embedded(self, tokens: Tensor, proprio: Tensor, patches: Tensor) -> Tensor:
         """Frames (B, S, M, D), (B, S, P) as the temporal distance sees them."""
         assert self.model.distance is not None
-        return self.model.distance.embed(tokens, proprio if self.alpha > 0 else None, self.patches)
+        return self.model.distance.embed(tokens, proprio if self.alpha > 0 else None, patches)

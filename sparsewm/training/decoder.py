@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sparsewm.data import Dataset, TokenCache
 from sparsewm.errors import UserError
 from sparsewm.model.decoder import Decoder
-from sparsewm.model.problem import kept_patches
+from sparsewm.model.drop import kept_patches
 from sparsewm.model.world_model import WorldModel, gather_patches, random_patches
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.trainer import standardized

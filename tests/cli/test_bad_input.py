@@ -147,9 +147,20 @@ def test_a_drop_schedule_ends_below_1_and_redraws_at_every_iteration() -> None:
     assert "leave --redraw out" in refused(f"{PLAN} --drop-last 0.2 --redraw plan")
 
 
+def test_an_automatic_drop_chooses_alone() -> None:
+    assert "--drop-highest must be at least 0 and below 1" in refused(f"{PLAN} --drop auto --drop-highest 1")
+    assert "leave --redraw out" in refused(f"{PLAN} --drop auto --redraw never")
+    assert "leave --drop-last out" in refused(f"{PLAN} --drop auto --drop-last 0.2")
+    assert "--drop auto is not for --selection proprio" in refused(f"{PLAN} --drop auto --selection proprio")
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        (f"{PLAN} --race 0", "--race must be at least 1, got 0"),
+        (f"{PLAN} --race 2 --selection oracle", "leave --race out"),
+        (f"{PLAN} --race 2 --planner gd", "leave them out"),
+        (f"{PLAN} --settled -1", "--settled must be at least 0"),
         (f"{PLAN} --episodes 0", "--episodes must be at least 1, got 0"),
         (f"{PLAN} --batch -1", "--batch must be at least 1"),
         (f"{PLAN} --samples 1", "--samples must be at least 2"),

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import envs
-from sparsewm.evaluation.geometry import cost_geometry, spearman
+from sparsewm.evaluation.geometry import cost_geometry
 from sparsewm.evaluation.statistics import peak_memory, quartiles, wilson
+from sparsewm.model.drop import spearman
 from tests.model.tiny import tiny_encoder
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, GradientDescent, PlanningProblem
+from planners import CEM, GradientDescent, PlanningProblem, RacingProblem, SeparableProblem
 from sparsewm.data import token_statistics
 from sparsewm.errors import UserError
-from sparsewm.evaluation.geometry import spearman
 from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches
+from sparsewm.model.drop import AutoDrop, spearman
 from sparsewm.model.world_model import Standardizer, gather_patches
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
@@ -114,6 +114,65 @@ def test_later_iterations_may_keep_more_tokens() -> None:
     actions = candidates(model)
     problem.resample(2)
     close(problem.cost(actions), make_problem(model, drop=0.0).cost(actions))
+
+
+def test_rough_cost_reads_a_quarter_of_the_kept_tokens() -> None:
+    model = tiny_model()
+    problem, actions = make_problem(model, drop=0.5, seen=1), candidates(model)
+    before = problem.cost(actions)
+    rough = problem.rough_cost(actions)
+    few = make_problem(model, drop=0.5, seen=1, patches=problem.patches[:, ::4])
+    close(rough, few.cost(actions))
+    close(problem.cost(actions), before)  # and leaves the subset as it is
+    assert isinstance(problem, RacingProblem)
+
+
+@pytest.mark.parametrize("measure", ["mse", "temporal"])
+def test_some_of_the_episodes_are_the_same_problem(measure: str) -> None:
+    model = tiny_model()
+    problem, actions = (
+        make_problem(model, episodes=4, drop=0.5, seen=1, measure=measure),
+        candidates(model, 4),
+    )
+    rows = torch.tensor([2, 0])
+    part = problem.select(rows)
+    assert isinstance(problem, SeparableProblem) and part.batch == 2
+    close(part.cost(actions[rows]), problem.cost(actions)[rows])
+    before = problem.patches
+    part.resample(1)
+    assert part.patches.shape == (2, 8) and torch.equal(problem.patches, before)
+    planned = CEM(samples=12, elites=3, iterations=6, settled=0.6).plan(problem)
+    assert planned.actions.shape == (4, 5, 2) and len(planned.seconds_per_iteration) < 6
+
+
+def test_auto_drop_keeps_more_where_the_order_depends_on_the_subset() -> None:
+    auto = AutoDrop(highest=0.8, drop=0.5)
+    costs = torch.arange(16.0)[None]
+    auto.observe(costs, costs.exp())
+    assert auto.drop == pytest.approx(0.55) and auto.checks == [1.0]
+    auto.observe(costs, -costs)
+    assert auto.drop == pytest.approx(1 - 0.45 * 1.25) and auto.checks == [1.0, pytest.approx(-1)]
+    for _ in range(50):
+        auto.observe(costs, costs)
+    assert auto.drop == 0.8
+    for _ in range(50):
+        auto.observe(costs, -costs)
+    assert auto.drop == 0
+    assert AutoDrop(highest=0.3).drop == 0.3
+    with pytest.raises(UserError, match="--drop-highest must be at least 0 and below 1, got 1"):
+        AutoDrop(highest=1)
+
+
+def test_auto_drop_is_asked_once_a_plan_and_takes_effect_at_once() -> None:
+    model, auto = tiny_model(), AutoDrop(agreement=-1.0, candidates=5)  # every order is near enough
+    problem = make_problem(model, drop=auto, episodes=1)
+    kept = []
+    for iteration in range(4):
+        problem.resample(iteration)
+        kept.append(problem.patches.shape[1])
+        problem.cost(candidates(model, 1))
+    assert kept == [8, 7, 7, 7] and len(auto.checks) == 1
+    assert make_problem(model, drop=auto).patches.shape[1] == 7  # and in the next plan
 
 
 def test_candidates_of_an_episode_see_the_same_tokens() -> None:

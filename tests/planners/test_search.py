@@ -482,3 +482,80 @@ def test_a_wrong_problem_or_warm_start_is_refused_by_name() -> None:
     ):
         with pytest.raises(PlanningError, match=message):
             CEM().plan(made, **arguments)
+
+
+class Rough(MaskedQuadratic):
+    """A problem whose rough cost sees the first numbers of an action sequence alone."""
+
+    def __init__(self, target: Tensor) -> None:
+        super().__init__(target)
+        self.asked: list[Tensor] = []
+        self.drawn: list[Tensor] = []
+
+    def cost(self, actions: Tensor) -> Tensor:
+        self.asked.append(actions)
+        return super().cost(actions)
+
+    def rough_cost(self, actions: Tensor) -> Tensor:
+        self.drawn.append(actions)
+        return (actions - self.target[:, None])[:, :, 0].square().sum(2)
+
+
+@SAMPLERS
+def test_a_race_scores_the_candidates_of_lowest_rough_cost_and_the_mean(name: str) -> None:
+    problem = Rough(targets())
+    plan = PLANNERS[name](samples=20, iterations=3, race=4).plan(problem)
+    pairs = list(zip(problem.drawn, problem.asked, strict=True))
+    assert len(pairs) == 3
+    for drawn, asked in pairs:
+        assert asked.shape[1] == 20
+        assert drawn.shape[1] == 80
+        assert torch.equal(asked[:, 0], drawn[:, 0])
+        expected = problem.rough_cost(drawn[:, 1:]).sort(1).values[:, :19]
+        torch.testing.assert_close(problem.rough_cost(asked[:, 1:]), expected)
+    alone = PLANNERS[name](samples=20, iterations=3).plan(Rough(targets()))
+    error, unraced = ((found.actions - problem.target).square().mean() for found in (plan, alone))
+    assert error < unraced
+
+
+def test_a_race_needs_a_rough_cost() -> None:
+    with pytest.raises(PlanningError, match="rough_cost"):
+        CEM(race=2).plan(Quadratic(targets()))
+    with pytest.raises(ValueError, match="race must be at least 1, not 0"):
+        CEM(race=0)
+
+
+class Parts(Quadratic):
+    """A quadratic that can be taken apart, and remembers the sizes of its parts."""
+
+    def __init__(self, target: Tensor, sizes: list[int] | None = None) -> None:
+        super().__init__(target)
+        self.sizes = [] if sizes is None else sizes
+
+    def resample(self, iteration: int) -> None:
+        self.sizes.append(self.batch)
+
+    def select(self, rows: Tensor) -> Parts:
+        return Parts(self.target[rows], self.sizes)
+
+
+@SAMPLERS
+def test_settled_episodes_are_not_searched_on(name: str) -> None:
+    problem = Parts(targets(batch=12))
+    planner = PLANNERS[name](iterations=40, settled=0.2)
+    plan = planner.plan(problem)
+    sizes = problem.sizes
+    assert sizes[0] == 12 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 12
+    assert len(sizes) == len(plan.seconds_per_iteration) < 40
+    assert (plan.actions - problem.target).abs().max() < 0.4  # every row is its own episode's
+    torch.testing.assert_close(plan.cost, problem.cost(plan.actions[:, None])[:, 0])
+    whole = Quadratic(targets(batch=12))  # one that cannot be taken apart goes on until all have settled
+    together = PLANNERS[name](iterations=40, settled=0.2).plan(whole)
+    assert 1 < len(together.seconds_per_iteration) < 40
+
+
+def test_settled_is_a_distance() -> None:
+    with pytest.raises(ValueError, match=r"settled must be at least 0.0, not -1"):
+        CEM(settled=-1)
+    with pytest.raises(ValueError, match="elites"):
+        MPPI(samples=5, settled=0.1)
