@@ -263,7 +263,7 @@ class Plan:
         total = 64 if model is None else model.patches
         drop = self.start_drop
         if self.drop == "auto":  # what came of it
-            drop = 1 - float(np.mean([len(plan["patches"]) / total for t in traces for plan in t.plans]))
+            drop = 1 - float(np.mean([len(plan["kept"]) / total for t in traces for plan in t.plans]))
         results = {
             "environment": env.name,
             "drop": drop,

@@ -345,6 +345,16 @@ def test_every_planner_plans(planner: str, trained: Path, here: Path) -> None:
     assert content["seconds_per_iteration"]["median"] > 0
 
 
+@pytest.mark.parametrize(
+    "flags", ["--drop auto --drop-highest 0.7", "--race 3 --settled 0.5 --batch 2 --drop 0.5"]
+)
+def test_less_work_for_a_plan(flags: str, trained: Path, here: Path) -> None:
+    content = results("--checkpoint", trained / "checkpoint", "--episodes 2", flags)
+    assert 0 < content["drop"] <= 0.7
+    assert content["tokens"]["kept"] == round((1 - content["drop"]) * 64)
+    assert content["settings"]["drop_auto"] is ("auto" in flags)
+
+
 @pytest.mark.parametrize("selection", ["proprio", "encoder_oracle"])
 def test_yardsticks_on_the_checkpoint(selection: str, trained: Path, here: Path) -> None:
     content = results("--selection", selection, "--checkpoint", trained / "checkpoint")

@@ -142,7 +142,7 @@ def test_some_of_the_episodes_are_the_same_problem(measure: str) -> None:
     part.resample(1)
     assert part.patches.shape == (2, 8) and torch.equal(problem.patches, before)
     planned = CEM(samples=12, elites=3, iterations=6, settled=0.6).plan(problem)
-    assert planned.actions.shape == (4, 5, 2) and len(planned.seconds_per_iteration) < 6
+    assert planned.actions.shape == (4, 5, 4) and len(planned.seconds_per_iteration) < 6
 
 
 def test_auto_drop_keeps_more_where_the_order_depends_on_the_subset() -> None:
