@@ -1,23 +1,28 @@
-"""What sparse imagination owes to its two parts: the mask redrawn at every iteration, and grouped attention.
+r"""What sparse imagination owes to its parts, and what cheaper searches are worth.
+
+    redraw: the mask redrawn at every optimiser iteration, at every re-plan, and never.
+    groups: models trained with and without randomly grouped attention.
+    search: schedules of the drop ratio, racing, early stop and an automatic ratio, against more or fewer
+        candidates and tokens: success over the time of a plan. Run it with nothing else running.
 
 Example, after training a pair of models that differ by their groups alone:
 
-    sparsewm train --env wall --groups 1 --output runs/ungrouped/wall
-    sparsewm train --env wall --output runs/grouped/wall
-    python scripts/ablate.py --environments wall --ungrouped runs/ungrouped --grouped runs/grouped
+    sparsewm train --env rope --groups 1 --output runs/ungrouped/rope
+    sparsewm train --env rope --output runs/grouped/rope
+    python scripts/ablate.py --studies groups --environments rope \
+        --grouped runs/grouped --ungrouped runs/ungrouped
 
-Closed-loop success with the mask redrawn at every optimiser iteration, at every re-plan, and never; and of
-models trained with and without randomly grouped attention. Finished cells are kept, so an interrupted run
-continues. Writes ablations.json, ablations.md and a plot.
+Finished cells are kept, so an interrupted run continues. Of every study it writes JSON, a table and a plot.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,20 +31,41 @@ import tyro
 from sparsewm.cli.evaluate import Cell, cell_path, read_cell
 from sparsewm.cli.plan import Plan
 from sparsewm.evaluation.closed_loop import Redraw
-from sparsewm.evaluation.table import percent
+from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, write_json
+
+Study = Literal["redraw", "groups", "search"]
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "64 candidates": {},
+    "32 candidates": {"samples": 32},
+    "128 candidates": {"samples": 128},
+    "drop 30%": {"drop": 0.3},
+    "drop 70%": {"drop": 0.7},
+    "drop 80% to 20%": {"drop": 0.8, "drop_last": 0.2},
+    "drop 20% to 80%": {"drop": 0.2, "drop_last": 0.8},
+    "race of 128": {"race": 2},
+    "race of 128 for 32": {"samples": 32, "race": 4},
+    "race of 256": {"race": 4},
+    "settled at 0.5": {"settled": 0.5},
+    "settled at 0.3": {"settled": 0.3},
+    "drop auto": {"drop": "auto", "drop_highest": 0.9},
+}
+"""Searches by name, as they differ from the environment's usual one at half of the tokens."""
 
 
 @dataclass
 class Arguments:
-    """Success with the mask redrawn more or less often, and with and without grouped training."""
+    """Success of what is varied."""
 
-    environments: tuple[str, ...] = ("pusht", "wall")
+    studies: tuple[Study, ...] = ("redraw",)
+    """What is varied: redraw, groups, search."""
+    environments: tuple[str, ...] = ("pusht", "rope")
     """Environments."""
     drops: tuple[float, ...] = (0.0, 0.5)
     """Drop ratios at which models with and without groups are compared; masks are redrawn at the last one."""
     ungrouped: Path | None = None
-    """Folder of runs trained with --groups 1, by environment; without it only redrawing is varied."""
+    """Folder of runs trained with --groups 1, by environment; the study groups needs it."""
     grouped: Path | None = None
     """Folder of the same runs with groups; the shipped models when left out."""
     episodes: int = 60
@@ -50,53 +76,96 @@ class Arguments:
     """Folder of the results; the same one continues."""
 
 
-def cells(arguments: Arguments) -> Iterator[tuple[str, Cell]]:
+def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
     """What is varied, and the cell."""
     for name in arguments.environments:
-        plan = Plan(name, episodes=arguments.episodes, seed=arguments.seed, video=False, imagine=False)
-        for redraw in get_args(Redraw):
-            yield f"redrawn: {redraw}", Cell("random", replace(plan, drop=arguments.drops[-1], redraw=redraw))
-        if arguments.ungrouped is None:
-            continue
-        for label, folder in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
-            checkpoint = None if folder is None else folder / name / "checkpoint"
-            for drop in arguments.drops:
-                yield f"trained {label}", Cell("random", replace(plan, drop=drop, checkpoint=checkpoint))
+        drop = arguments.drops[-1]
+        plan = Plan(name, drop, episodes=arguments.episodes, seed=arguments.seed, video=False, imagine=False)
+        if study == "redraw":
+            for redraw in get_args(Redraw):
+                yield f"redrawn: {redraw}", Cell("random", replace(plan, redraw=redraw))
+        elif study == "search":
+            for label, varied in SEARCHES.items():
+                yield label, Cell("random", replace(plan, **varied))
+        else:
+            for label, folder in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
+                checkpoint = None if folder is None else folder / name / "checkpoint"
+                for drop in arguments.drops:
+                    varied_plan = replace(plan, drop=drop, checkpoint=checkpoint)
+                    yield f"trained {label}", Cell("random", varied_plan)
 
 
-def main(arguments: Arguments) -> None:
-    (arguments.output / "cells").mkdir(parents=True, exist_ok=True)
+def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
+    """Rows of a study, one per cell; finished ones are read."""
     rows: list[dict[str, Any]] = []
-    for label, cell in cells(arguments):
-        name = f"{cell.name}-{label.replace(': ', '-').replace(' ', '-')}"
+    for label, cell in cells(study, arguments):
+        name = f"{cell.name}-{re.sub('[^a-z0-9.]+', '-', label)}"
         request = cell.request() | {"redraw": cell.plan.redraw}
         result = read_cell(arguments.output, name, request)
         if result is None:
             result = {"request": request, **cell.run()}
             write_json(cell_path(arguments.output, name), result)
-        kept = ("success_rate", "success_ci95", "moved", "command")
-        row = {"environment": cell.plan.env, "varied": label, "drop": cell.plan.drop}
+        kept = ("drop", "success_rate", "success_ci95", "moved", "seconds_per_plan", "command", "threads")
+        row = {"environment": cell.plan.env, "varied": label}
         rows.append(row | {key: result[key] for key in kept if key in result})
-        print(f"{cell.plan.env}, {label}, drop {cell.plan.drop:g}: {percent(result)}", flush=True)
-    report = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
-    write_json(arguments.output / "ablations.json", report | {"rows": rows})
-    lines = ["| environment | | drop | success (95%) | T moves |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['environment']} | {row['varied']} | {100 * row['drop']:.0f}% | {percent(row)} "
-        f"| {percent(row.get('moved'))} |"
-        for row in rows
-    ]
-    with atomic_path(arguments.output / "ablations.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
-    figure, axes = plt.subplots(figsize=(8, 0.4 * len(rows) + 1), layout="constrained")
-    rates = np.array([row["success_rate"] for row in rows])
-    low, high = np.array([row["success_ci95"] for row in rows]).T
-    axes.barh(range(len(rows)), rates, xerr=[rates - low, high - rates], color="tab:blue", alpha=0.7)
-    names = [f"{row['environment']}, {row['varied']}, drop {100 * row['drop']:.0f}%" for row in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
-    axes.set(xlabel="success, 95% interval", xlim=(0, 1))
-    figure.savefig(arguments.output / "ablations.png", dpi=110)
+        print(f"{cell.plan.env}, {label}, drop {result['drop']:.2g}: {percent(result)}", flush=True)
+    return rows
+
+
+def main(arguments: Arguments) -> None:
+    if "groups" in arguments.studies and arguments.ungrouped is None:
+        sys.exit("error: the study groups compares trained models: say with --ungrouped where they are")
+    (arguments.output / "cells").mkdir(parents=True, exist_ok=True)
+    for study in arguments.studies:
+        rows = run(study, arguments)
+        report = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+        write_json(arguments.output / f"{study}.json", report | {"rows": rows})
+        lines = ["| environment | | drop | success (95%) | T moves | a plan |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"| {row['environment']} | {row['varied']} | {100 * row['drop']:.0f}% | {percent(row)} "
+            f"| {percent(row.get('moved'))} | {seconds(row['seconds_per_plan'])} |"
+            for row in rows
+        ]
+        with atomic_path(arguments.output / f"{study}.md") as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+        plot(arguments.output / f"{study}.png", rows, over_time=study == "search")
+
+
+def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
+    """Success with its interval: a bar for every row, or over the time of a plan, a panel per environment."""
+    names = list(dict.fromkeys(row["environment"] for row in rows))
+    height = 0.4 * len(rows) + 1
+    figure, panels = plt.subplots(
+        1,
+        len(names) if over_time else 1,
+        figsize=(6 * len(names), 4.5) if over_time else (8, height),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes, shown in zip(
+        panels[0],
+        [[row for row in rows if row["environment"] == name] for name in names] if over_time else [rows],
+        strict=True,
+    ):
+        rates = np.array([row["success_rate"] for row in shown])
+        low, high = np.array([row["success_ci95"] for row in shown]).T
+        spread = [rates - low, high - rates]
+        if over_time:
+            times = [row["seconds_per_plan"]["median"] for row in shown]
+            axes.errorbar(times, rates, spread, fmt="o", capsize=2, alpha=0.7)
+            for row, x, y in zip(shown, times, rates, strict=True):
+                axes.annotate(row["varied"], (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            axes.set(title=shown[0]["environment"], xlabel="seconds of a plan, median", ylim=(0, 1.02))
+            axes.set_ylabel("success, 95% interval")
+        else:
+            labels = [
+                f"{row['environment']}, {row['varied']}, drop {100 * row['drop']:.0f}%" for row in shown
+            ]
+            axes.barh(range(len(shown)), rates, xerr=spread, color="tab:blue", alpha=0.7)
+            axes.set_yticks(range(len(shown)), labels)
+            axes.invert_yaxis()
+            axes.set(xlabel="success, 95% interval", xlim=(0, 1))
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

@@ -305,6 +305,7 @@ class Cell:
             "episodes": plan.episodes,
             "seed": plan.seed,
             "weights": weights,
+            **({"drop_highest": plan.drop_highest} if plan.drop == "auto" else {}),
             **check_proposals(plan.proposals, plan.env, plan.instruction, plan.names),
         }
 
