@@ -5,8 +5,10 @@ Against calling the predictor frame by frame:
 * Weights are packed once for the matrix unit, and bias and ReLU are applied while a product's result is still
   in the cache. A plain linear layer first fills its result with the bias, then adds the product, then ReLU
   reads and writes it once more; for the widest layer that is more than half of its time.
-* Keys and values of imagined frames lie side by side in one buffer per layer, each frame in the place of the
-  one that leaves the window: one product for all scores, one for all values, nothing to join.
+* Attention is a kernel of our own where the processor has a matrix unit (`sparsewm.kernels`): scores never
+  leave the cache, and keys and values are read where the linear layer wrote them.
+* Elsewhere keys and values of imagined frames lie side by side in one buffer per layer, each frame in the
+  place of the one that leaves the window: one product for all scores, one for all values, nothing to join.
 * All layers' modulations come from one product per frame; the "1 +" of scales and gates and the 1/sqrt(d) of
   queries are in the weights.
 
@@ -17,12 +19,15 @@ Shapes: B episodes, S candidates, M kept patches, L = M + 1, W width, H heads of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsewm.kernels import WIDEST, Attention, Frame, attention
 from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
 
 ROWS_HINT = 4096
@@ -83,44 +88,77 @@ class PackedBlock:
         """x (B, S or 1, L, W), six modulations (B, S, 1, W) -> (B, S, L, W)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         b, s, w = shift1.shape[0], shift1.shape[1], x.shape[-1]
-        length = x.shape[2]
         y = torch.addcmul(shift1, F.layer_norm(x, (w,)), scale1)
-        qkv = self.qkv(y).view(b, s, length, 3, self.heads, -1).permute(3, 0, 4, 1, 2, 5)
-        q = qkv[0].contiguous()  # (B, H, S, L, d)
-        keys, values = window.add(layer, qkv[1], qkv[2], self.growth)
-        scores = [torch.matmul(q, keys.transpose(-1, -2))]
-        across = q.view(b, self.heads, s * length, -1)
-        for i, frame in enumerate(shared):  # oldest first
-            k = frame.keys[layer] + self.shared_age[window.frames + len(shared) - 1 - i]
-            part = across @ k.transpose(-1, -2)
-            scores.append(part.view(b, self.heads, s, length, -1))
-        weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, -1), -1)
-        if shared:
-            own, *others = weights.split([part.shape[-1] for part in scores], -1)
-            mixed = torch.matmul(own, values)
-            for part, frame in zip(others, shared, strict=True):
-                flat = part.reshape(b, self.heads, s * length, -1)
-                mixed += (flat @ frame.values[layer]).view_as(mixed)
-        else:
-            mixed = torch.matmul(weights, values)
-        mixed = self.out(mixed.permute(0, 2, 3, 1, 4).reshape(b, s, length, w))
+        qkv = self.qkv(y).view(b, s, x.shape[2], 3, self.heads, -1)
+        mixed = self.out(window.attend(layer, self, qkv, shared))
         x = torch.addcmul(x, mixed, gate1)
         y = torch.addcmul(shift2, F.layer_norm(x, (w,)), scale2)
         return x.addcmul_(self.down(self.up(y)), gate2)
 
 
-class Window:
-    """Keys and values of the imagined frames in the attention window, per layer side by side in one buffer.
+class Window(ABC):
+    """Keys and values of the imagined frames that attention still sees, per layer.
+
+    Args:
+        layers, history: of the predictor.
+    """
+
+    def __init__(self, layers: int, history: int) -> None:
+        self.layers, self.history = layers, history
+        self.frames = 0  # imagined ones in the window, the present one included
+
+    def advance(self) -> None:
+        """Begin the next frame; it takes the place of the one that leaves the window."""
+        self.frames = min(self.frames + 1, self.history)
+
+    @abstractmethod
+    def attend(self, layer: int, block: PackedBlock, qkv: Tensor, shared: Sequence[FrameCache]) -> Tensor:
+        """Queries, keys and values (B, S, L, 3, H, d) of the present frame -> what it reads (B, S, L, W).
+
+        Args:
+            shared: recorded frames before the imagined ones, oldest first, shared by all candidates.
+        """
+
+
+class FusedWindow(Window):
+    """Frames stay where the linear layer wrote them; a compiled kernel reads them all in one pass.
+
+    Args:
+        kernel: `sparsewm.kernels.attention()`.
+    """
+
+    def __init__(self, layers: int, history: int, kernel: Attention) -> None:
+        super().__init__(layers, history)
+        self.kernel = kernel
+        self.past: list[deque[Tensor]] = [deque(maxlen=history) for _ in range(layers)]  # the newest first
+
+    def attend(self, layer: int, block: PackedBlock, qkv: Tensor, shared: Sequence[FrameCache]) -> Tensor:
+        past = self.past[layer]
+        past.appendleft(qkv)
+        ages = block.shared_age
+        seen = [Frame(x[:, :, :, 1], x[:, :, :, 2], ages[age] if age else None) for age, x in enumerate(past)]
+        candidates = qkv.shape[1]
+        for i, cache in enumerate(reversed(shared)):
+            keys, values = (
+                x[layer].transpose(1, 2)[:, None].expand(-1, candidates, -1, -1, -1)
+                for x in (cache.keys, cache.values)
+            )
+            seen.append(Frame(keys, values, ages[len(past) + i]))
+        return self.kernel(qkv[:, :, :, 0], seen)
+
+
+class BufferWindow(Window):
+    """Frames lie in one buffer per layer, side by side, for torch's products.
 
     Buffers are as long as the window is by now, for products of a part of a longer one copy it first.
 
     Args:
-        layers, history: of the predictor. shape: (B, H, S, L, d) of one frame's keys. like: sets the dtype.
+        shape: (B, H, S, L, d) of one frame's keys. like: sets the dtype.
     """
 
     def __init__(self, layers: int, history: int, shape: Sequence[int], like: Tensor) -> None:
-        self.history, self.shape, self.like = history, tuple(shape), like
-        self.frames, self.slot = 0, -1
+        super().__init__(layers, history)
+        self.shape, self.like, self.slot = tuple(shape), like, -1
         self.keys: list[Tensor] = [self._buffer(0)] * layers
         self.values: list[Tensor] = [self._buffer(0)] * layers
 
@@ -133,11 +171,32 @@ class Window:
         return slice(slot * length, (slot + 1) * length)
 
     def advance(self) -> None:
-        """Begin the next frame; it takes the place of the one that leaves the window."""
+        super().advance()
         self.slot = (self.slot + 1) % self.history
-        self.frames = min(self.frames + 1, self.history)
 
-    def add(self, layer: int, k: Tensor, v: Tensor, growth: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: int, block: PackedBlock, qkv: Tensor, shared: Sequence[FrameCache]) -> Tensor:
+        b, heads, s, length, _ = self.shape
+        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5)
+        q = q.contiguous()  # (B, H, S, L, d)
+        keys, values = self._add(layer, k, v, block.growth)
+        scores = [torch.matmul(q, keys.transpose(-1, -2))]
+        across = q.view(b, heads, s * length, -1)
+        for i, frame in enumerate(shared):
+            k = frame.keys[layer] + block.shared_age[self.frames + len(shared) - 1 - i]
+            part = across @ k.transpose(-1, -2)
+            scores.append(part.view(b, heads, s, length, -1))
+        weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, -1), -1)
+        if shared:
+            own, *others = weights.split([part.shape[-1] for part in scores], -1)
+            mixed = torch.matmul(own, values)
+            for part, frame in zip(others, shared, strict=True):
+                flat = part.reshape(b, heads, s * length, -1)
+                mixed += (flat @ frame.values[layer]).view_as(mixed)
+        else:
+            mixed = torch.matmul(weights, values)
+        return mixed.permute(0, 2, 3, 1, 4).reshape(b, s, length, -1)
+
+    def _add(self, layer: int, k: Tensor, v: Tensor, growth: Tensor) -> tuple[Tensor, Tensor]:
         """Store this frame's keys and values, let older keys age; all of the window (B, H, S, F * L, d)."""
         keys, values = old_keys, old_values = self.keys[layer], self.values[layer]
         grown = self.frames * self.shape[3] > keys.shape[3]
@@ -175,6 +234,10 @@ class Rollout:
             self.modulation = PackedLinear(
                 torch.cat([block.modulation.weight for block in blocks]), (bias.float() + ones).to(self.dtype)
             )
+            size = config.width // config.heads
+            usable = self.dtype == torch.bfloat16 and size <= WIDEST and size % 2 == 0
+            kernel = attention() if usable else None
+            self.kernel = kernel if isinstance(kernel, Attention) else None
             self.embed_tokens = self._packed(predictor.embed_tokens)
             self.token_change = self._packed(predictor.token_change)
 
@@ -195,7 +258,12 @@ class Rollout:
         b, s, steps, _ = actions.shape
         length, width, heads = tokens.shape[1] + 1, self.config.width, self.config.heads
         positions = net.positions_of(patches)[:, None]
-        window = Window(len(self.blocks), history, (b, heads, s, length, width // heads), positions)
+        window: Window
+        if self.kernel is not None:
+            window = FusedWindow(len(self.blocks), history, self.kernel)
+        else:
+            shape = b, heads, s, length, width // heads
+            window = BufferWindow(len(self.blocks), history, shape, positions)
         now_tokens, now_proprio = tokens[:, None], proprio[:, None]
         for step in range(steps):
             condition = torch.cat([actions[:, :, step], now_proprio.expand(-1, s, -1)], -1).to(self.dtype)

@@ -1,0 +1,162 @@
+"""Compiled parts of the planner's rollout, for processors with a matrix unit. Nothing needs them.
+
+`attention.c` is compiled once, by the machine's C compiler, and kept in the user's cache folder. Where there
+is no compiler, another processor or another system, torch's own operations take its place; SPARSEWM_KERNELS=0
+asks for that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("attention.c")
+NEEDED = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
+"""What a processor must be able to do, as Linux calls it."""
+FLAGS: tuple[str, ...] = ("-O3", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl")
+FLAGS += ("-mavx512dq", "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
+WIDEST = 64
+"""Numbers of a head's keys, at most."""
+
+
+class _Frame(ctypes.Structure):
+    _fields_ = [
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("age", ctypes.c_void_p),
+        ("length", ctypes.c_int64),
+        ("key_stride", ctypes.c_int64 * 4),
+        ("value_stride", ctypes.c_int64 * 4),
+    ]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Keys and values of one frame, seen by `Attention`.
+
+    Attributes:
+        keys, values: bfloat16 (B, S, L, H, d), numbers of a head side by side; expanded dimensions are not
+            copied. age: (H, 1, d) contiguous, added to the keys, or None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    age: Tensor | None = None
+
+
+class Attention:
+    """softmax(q k^T) v on the matrix unit, in one pass over queries, keys and values where they lie.
+
+    Args:
+        library: compiled `attention.c`.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._attend = library.attend
+        self._attend.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_int]
+
+    def __call__(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
+        """Queries bfloat16 (B, S, L, H, d), scaled already, to mixed values (B, S, L, H * d).
+
+        Raises:
+            MemoryError: there is none left.
+        """
+        b, s, length, heads, d = queries.shape
+        out = queries.new_empty(b, s, length, heads * d)
+        array = (_Frame * len(frames))()
+        for entry, frame in zip(array, frames, strict=True):
+            entry.keys, entry.values = frame.keys.data_ptr(), frame.values.data_ptr()
+            entry.age = None if frame.age is None else frame.age.data_ptr()
+            entry.length = frame.keys.shape[2]
+            entry.key_stride[:] = frame.keys.stride()[:4]
+            entry.value_stride[:] = frame.values.stride()[:4]
+        stride = (ctypes.c_int64 * 4)(*queries.stride()[:4])
+        failed = self._attend(
+            queries.data_ptr(),
+            ctypes.addressof(stride),
+            out.data_ptr(),
+            ctypes.addressof(array),
+            len(frames),
+            b,
+            s,
+            length,
+            heads,
+            d,
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError("no memory for attention: lower --samples, or give --chunk")
+        return out
+
+
+@functools.cache
+def attention() -> Attention | str:
+    """The compiled kernel, or in one phrase why there is none."""
+    if os.environ.get("SPARSEWM_KERNELS") == "0":
+        return "SPARSEWM_KERNELS=0"
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        return "Linux on x86-64 alone"
+    missing = [name for name in NEEDED if name not in _processor()]
+    if missing:
+        return f"the processor has no {missing[0]}"
+    try:
+        path = _compiled()
+        if isinstance(path, str):
+            return path
+        threads = re.search(r"\S*/libgomp\S*", Path("/proc/self/maps").read_text())
+        if threads is None:
+            return "torch brings no OpenMP of GNU"
+        ctypes.CDLL(threads.group(), ctypes.RTLD_GLOBAL)  # one pool of threads for torch and the kernel
+        library = ctypes.CDLL(str(path))
+        if library.request_tiles():
+            return "the system does not lend its matrix unit"
+        return Attention(library)
+    except OSError as error:
+        return str(error)
+
+
+def _processor() -> set[str]:
+    try:
+        line = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return set()
+    return set(line.group(1).split()) if line else set()
+
+
+def _compiled() -> Path | str:
+    """The shared library, compiled where this source was not yet; or why it is not."""
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsewm"
+    path = cache / f"attention-{key}.so"
+    if path.is_file():
+        return path
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
+    if not compiler[0]:
+        return "no C compiler"
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        parts, library = Path(folder) / "attention.o", Path(folder) / "attention.so"
+        # Not linked with a library of OpenMP: the one that torch has loaded serves both.
+        for step in ([*FLAGS, "-c", SOURCE, "-o", parts], ["-shared", parts, "-o", library]):
+            words = [*compiler, *map(str, step)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            if done.returncode:
+                first = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+                return f"{compiler[0]} does not compile it: {first}"
+        os.replace(library, path)
+    return path

@@ -1,0 +1,170 @@
+"""The compiled attention computes what torch's operations do, and nothing depends on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsewm import kernels
+from sparsewm.kernels import Attention, Frame, attention
+from sparsewm.model import rollout
+from sparsewm.model.rollout import BufferWindow, Rollout
+from sparsewm.model.world_model import gather_patches
+from tests.model.tiny import random_actions, random_latent, tiny_model
+
+KERNEL = attention()
+compiled = pytest.mark.skipif(isinstance(KERNEL, str), reason=f"{KERNEL}")
+
+
+@pytest.fixture
+def afresh() -> Iterator[None]:
+    """Look for the kernel anew, now and afterwards."""
+    attention.cache_clear()
+    yield
+    attention.cache_clear()
+
+
+def reference(queries: Tensor, frames: list[Frame]) -> Tensor:
+    keys, values = [], []
+    for frame in frames:
+        age = 0 if frame.age is None else frame.age.float().transpose(0, 1)
+        keys.append((frame.keys.float() + age).transpose(2, 3))
+        values.append(frame.values.float().transpose(2, 3))
+    weights = torch.softmax(queries.float().transpose(2, 3) @ torch.cat(keys, 3).mT, -1)
+    return (weights @ torch.cat(values, 3)).transpose(2, 3).flatten(3)
+
+
+@compiled
+@pytest.mark.parametrize("size", [2, 16, 24, 32, 40, 64])
+@pytest.mark.parametrize("length", [1, 15, 16, 33, 50])
+@pytest.mark.parametrize(("own", "shared"), [(1, 0), (3, 0), (1, 2), (2, 1)])
+def test_attention_is_softmax_of_products(size: int, length: int, own: int, shared: int) -> None:
+    assert isinstance(KERNEL, Attention)
+    generator = torch.Generator().manual_seed(size * length + own)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16()
+
+    b, s, heads = 2, 3, 2
+    ages = 0.5 * random(own + shared, heads, 1, size)
+    frames = []
+    for age in range(own):
+        qkv = random(b, s, length, 3, heads, size)
+        frames.append(Frame(qkv[:, :, :, 1], qkv[:, :, :, 2], ages[age] if age else None))
+    queries = qkv[:, :, :, 0] * size**-0.5
+    for age in range(own, own + shared):  # of another length, in another layout, one for all candidates
+        keys, values = (random(b, heads, length + 3, size).transpose(1, 2)[:, None] for _ in range(2))
+        frames.append(Frame(*(x.expand(-1, s, -1, -1, -1) for x in (keys, values)), ages[age]))
+    found = KERNEL(queries, frames)
+    assert found.shape == (b, s, length, heads * size) and found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), reference(queries, frames), rtol=0.02, atol=0.02)
+
+
+@compiled
+def test_large_scores_do_not_overflow() -> None:
+    assert isinstance(KERNEL, Attention)
+    qkv = 60 * torch.randn(1, 2, 40, 3, 2, 32).bfloat16()
+    frame = Frame(qkv[:, :, :, 1], qkv[:, :, :, 2])
+    found = KERNEL(qkv[:, :, :, 0], [frame])
+    torch.testing.assert_close(found.float(), reference(qkv[:, :, :, 0], [frame]), rtol=0.02, atol=2.0)
+
+
+@compiled
+def test_any_number_of_threads_gives_the_same() -> None:
+    assert isinstance(KERNEL, Attention)
+    qkv = torch.randn(2, 5, 20, 3, 2, 24).bfloat16()
+    frame, before = Frame(qkv[:, :, :, 1], qkv[:, :, :, 2]), torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(KERNEL(qkv[:, :, :, 0], [frame]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("seen", [0, 2])
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_rollout_in_bfloat16_is_near_the_exact_one(
+    seen: int, switched_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = tiny_model(history=3)
+    with torch.no_grad():
+        for block in model.predictor.blocks:
+            block.age += torch.randn(block.age.shape, generator=generator)
+    latent, patches = random_latent(model, 2, generator), torch.tensor([[3, 1, 9], [14, 0, 5]])
+    seen_frames = [(random_latent(model, 2, generator), random_actions(model, 2, generator=generator))] * seen
+    actions = random_actions(model, 2, 4, 5, generator=generator)
+    start = gather_patches(latent.tokens, patches), latent.proprio
+    exact = list(model.imagine(*start, actions, patches, model.remember(seen_frames, patches)))
+    model.predictor.to(torch.bfloat16)
+    if switched_off:
+        monkeypatch.setattr(rollout, "attention", lambda: "switched off")
+    with torch.inference_mode():
+        past = model.remember(seen_frames, patches)
+        fast = Rollout(model.predictor)
+        assert isinstance(fast.kernel, Attention) == (isinstance(KERNEL, Attention) and not switched_off)
+        found = list(fast.imagine(*start, model.standardizer.actions(actions), patches, past))
+    change = (exact[-1][0] - start[0][:, None]).square().mean().sqrt()
+    for (tokens, _), (expected, _) in zip(found, exact, strict=True):
+        assert (tokens - expected).square().mean().sqrt() < 0.03 * change
+
+
+def test_heads_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(width=160, heads=2)
+    model.predictor.to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    latent, patches = random_latent(model, 1, generator), torch.arange(4)[None]
+    actions = random_actions(model, 1, 2, 1, generator=generator)
+    used = []
+    attend = BufferWindow.attend
+    monkeypatch.setattr(BufferWindow, "attend", lambda self, *rest: used.append(1) or attend(self, *rest))
+    start = gather_patches(latent.tokens, patches), latent.proprio
+    with torch.inference_mode():
+        next(Rollout(model.predictor).imagine(*start, actions, patches))
+    assert used
+
+
+@pytest.mark.usefixtures("afresh")
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("SPARSEWM_KERNELS", "0", "SPARSEWM_KERNELS=0"),
+        ("CC", "false --really", "does not compile it"),
+        ("CC", "no-such-compiler", "no-such-compiler"),
+        ("PATH", "", "no C compiler"),
+    ],
+)
+def test_without_a_kernel_there_is_a_reason(
+    name: str, value: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_processor", lambda: set(kernels.NEEDED))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(name, value)
+    assert reason in str(attention())
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))  # nothing is left half-made
+
+
+@pytest.mark.usefixtures("afresh")
+def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_processor", lambda: {"avx2"})
+    assert attention() == "the processor has no amx_bf16"
+
+
+@compiled
+@pytest.mark.usefixtures("afresh")
+def test_kernel_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert isinstance(attention(), Attention)
+    (library,) = (tmp_path / "sparsewm").iterdir()
+    made = os.stat(library).st_mtime_ns
+    attention.cache_clear()
+    assert isinstance(attention(), Attention) and os.stat(library).st_mtime_ns == made
