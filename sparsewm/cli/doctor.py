@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsewm.errors import UserError
-from sparsewm.kernels import attention
+from sparsewm.kernels import kernels
 from sparsewm.settings import choose_device, fast_bfloat16
 
 PYTHONS = ((3, 10), (3, 13))
@@ -94,7 +94,7 @@ def examine(device: str = "auto") -> Iterator[Check]:
     yield _try("Python", True, install, check_python)
     yield _try("packages", True, install, check_packages)
     yield _try("device", True, "choose another one with --device", lambda: check_device(device))
-    yield _try("attention kernel", False, "", check_kernel)
+    yield _try("kernels", False, "", check_kernels)
     yield _try("video", True, install, check_video)
     yield _try("rendering", False, install, check_rendering)
     yield _try("encoder", True, "get sparsewm/pretrained/ from the repository again", check_encoder)
@@ -154,12 +154,12 @@ def check_device(device: str) -> str:
     return finding
 
 
-def check_kernel() -> str:
-    """That planning on the CPU has its compiled attention."""
-    kernel = attention()
-    if isinstance(kernel, str):
-        remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in kernel else ""
-        raise Trouble(f"{kernel}; torch's own operations take its place, more slowly", remedy)
+def check_kernels() -> str:
+    """That planning on the CPU has its compiled kernels."""
+    found = kernels()
+    if isinstance(found, str):
+        remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in found else ""
+        raise Trouble(f"{found}; torch's own operations take their place, more slowly", remedy)
     return "compiled for this processor"
 
 

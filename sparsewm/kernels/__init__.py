@@ -1,7 +1,7 @@
 """Compiled parts of the planner's rollout, for processors with a matrix unit. Nothing needs them.
 
-`attention.c` is compiled once, by the machine's C compiler, and kept in the user's cache folder. Where there
-is no compiler, another processor or another system, torch's own operations take its place; SPARSEWM_KERNELS=0
+The C files here are compiled once, by the machine's C compiler, and kept in the user's cache folder. Where there
+is no compiler, another processor or another system, torch's own operations take their place; SPARSEWM_KERNELS=0
 asks for that.
 """
 
@@ -25,13 +25,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("attention.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "norm.c")]
 NEEDED = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
 """What a processor must be able to do, as Linux calls it."""
 FLAGS: tuple[str, ...] = ("-O3", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl")
 FLAGS += ("-mavx512dq", "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
-WIDEST = 64
-"""Numbers of a head's keys, at most."""
 
 
 class _Frame(ctypes.Structure):
@@ -47,7 +45,7 @@ class _Frame(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Frame:
-    """Keys and values of one frame, seen by `Attention`.
+    """Keys and values of one frame, seen by `Kernels.attend`.
 
     Attributes:
         keys, values: bfloat16 (B, S, L, H, d), numbers of a head side by side; expanded dimensions are not
@@ -59,19 +57,35 @@ class Frame:
     age: Tensor | None = None
 
 
-class Attention:
-    """softmax(q k^T) v on the matrix unit, in one pass over queries, keys and values where they lie.
+class Kernels:
+    """The compiled functions.
 
     Args:
-        library: compiled `attention.c`.
+        library: of the C files here.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._attend = library.attend
-        self._attend.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_int]
+        pointer, number, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        self._attend, self._modulate = library.attend, library.modulate
+        self._attend.argtypes = [pointer] * 4 + [number] * 6 + [threads]
+        self._modulate.argtypes = [pointer, number, *[pointer] * 3, number, pointer, pointer, number, pointer]
+        self._modulate.argtypes += [number] * 3 + [ctypes.c_float, threads]
+        self._modulate.restype = None
 
-    def __call__(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
-        """Queries bfloat16 (B, S, L, H, d), scaled already, to mixed values (B, S, L, H * d).
+    @staticmethod
+    def fit(dtype: torch.dtype, width: int, heads: int) -> bool:
+        """Whether a predictor of these sizes can be computed: bfloat16, heads of up to 64 numbers."""
+        size = width // heads
+        return dtype == torch.bfloat16 and size <= 64 and size % 2 == 0 and width % 16 == 0 and width <= 4096
+
+    def attend(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
+        """softmax(q k^T) v on the matrix unit, in one pass over queries, keys and values where they lie.
+
+        Args:
+            queries: bfloat16 (B, S, L, H, d), scaled already. frames: what they see.
+
+        Returns:
+            mixed values (B, S, L, H * d).
 
         Raises:
             MemoryError: there is none left.
@@ -103,10 +117,47 @@ class Attention:
             raise MemoryError("no memory for attention: lower --samples, or give --chunk")
         return out
 
+    def modulate(
+        self, x: Tensor, added: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x + gate * added, and shift + scale * its layer norm, in one pass.
+
+        Args:
+            x: bfloat16 (B, S or 1, L, W), contiguous; overwritten where it has all S candidates.
+            added: (B, S, L, W), contiguous, with its gate (B, S, 1, W); or None.
+            shift, scale: (B, S, 1, W), or (W,) for all.
+
+        Returns:
+            the sum (B, S, L, W), x itself where nothing is added; what becomes of it (B, S, L, W).
+        """
+        one = shift if shift.ndim == 4 else gate
+        b, s = (x if one is None else one).shape[:2]
+        length, width = x.shape[2:]
+        y = x.new_empty(b, s, length, width)
+        total = x if added is None or x.shape[1] == s else torch.empty_like(y)
+        self._modulate(
+            x.data_ptr(),
+            b * x.shape[1],
+            total.data_ptr(),
+            None if added is None else added.data_ptr(),
+            None if gate is None else gate.data_ptr(),
+            0 if gate is None else gate.stride(1),
+            shift.data_ptr(),
+            scale.data_ptr(),
+            shift.stride(1) if shift.ndim == 4 else 0,
+            y.data_ptr(),
+            b * s,
+            length,
+            width,
+            1e-5,
+            torch.get_num_threads(),
+        )
+        return total, y
+
 
 @functools.cache
-def attention() -> Attention | str:
-    """The compiled kernel, or in one phrase why there is none."""
+def kernels() -> Kernels | str:
+    """The compiled functions, or in one phrase why there are none."""
     if os.environ.get("SPARSEWM_KERNELS") == "0":
         return "SPARSEWM_KERNELS=0"
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
@@ -125,7 +176,7 @@ def attention() -> Attention | str:
         library = ctypes.CDLL(str(path))
         if library.request_tiles():
             return "the system does not lend its matrix unit"
-        return Attention(library)
+        return Kernels(library)
     except OSError as error:
         return str(error)
 
@@ -140,9 +191,11 @@ def _processor() -> set[str]:
 
 def _compiled() -> Path | str:
     """The shared library, compiled where this source was not yet; or why it is not."""
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        b"".join(source.read_bytes() for source in SOURCES) + " ".join(FLAGS).encode()
+    ).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsewm"
-    path = cache / f"attention-{key}.so"
+    path = cache / f"kernels-{key}.so"
     if path.is_file():
         return path
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
@@ -150,13 +203,15 @@ def _compiled() -> Path | str:
         return "no C compiler"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        parts, library = Path(folder) / "attention.o", Path(folder) / "attention.so"
+        library = Path(folder) / "kernels.so"
+        parts = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
         # Not linked with a library of OpenMP: the one that torch has loaded serves both.
-        for step in ([*FLAGS, "-c", SOURCE, "-o", parts], ["-shared", parts, "-o", library]):
+        steps = [[*FLAGS, "-c", source, "-o", part] for source, part in zip(SOURCES, parts, strict=True)]
+        for step in (*steps, ["-shared", *parts, "-o", library]):
             words = [*compiler, *map(str, step)]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode:
                 first = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
-                return f"{compiler[0]} does not compile it: {first}"
+                return f"{compiler[0]} does not compile them: {first}"
         os.replace(library, path)
     return path

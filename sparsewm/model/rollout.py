@@ -5,8 +5,9 @@ Against calling the predictor frame by frame:
 * Weights are packed once for the matrix unit, and bias and ReLU are applied while a product's result is still
   in the cache. A plain linear layer first fills its result with the bias, then adds the product, then ReLU
   reads and writes it once more; for the widest layer that is more than half of its time.
-* Attention is a kernel of our own where the processor has a matrix unit (`sparsewm.kernels`): scores never
-  leave the cache, and keys and values are read where the linear layer wrote them.
+* Where the processor has a matrix unit, what is not a linear layer is compiled (`sparsewm.kernels`): attention,
+  whose scores never leave the cache and whose keys and values are read where the linear layer wrote them; and
+  residual, layer norm and modulation in one pass.
 * Elsewhere keys and values of imagined frames lie side by side in one buffer per layer, each frame in the
   place of the one that leaves the window: one product for all scores, one for all values, nothing to join.
 * All layers' modulations come from one product per frame; the "1 +" of scales and gates and the 1/sqrt(d) of
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.kernels import WIDEST, Attention, Frame, attention
+from sparsewm.kernels import Frame, Kernels, kernels
 from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
 
 ROWS_HINT = 4096
@@ -77,24 +78,6 @@ class PackedBlock:
         self.growth = (age[1:] - age[:-1]).to(block.age.dtype)  # (history - 1, H, 1, d)
         self.shared_age = (age - age[:1]).to(block.age.dtype)
 
-    def __call__(
-        self,
-        x: Tensor,
-        modulation: Sequence[Tensor],
-        window: Window,
-        layer: int,
-        shared: Sequence[FrameCache],
-    ) -> Tensor:
-        """x (B, S or 1, L, W), six modulations (B, S, 1, W) -> (B, S, L, W)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        b, s, w = shift1.shape[0], shift1.shape[1], x.shape[-1]
-        y = torch.addcmul(shift1, F.layer_norm(x, (w,)), scale1)
-        qkv = self.qkv(y).view(b, s, x.shape[2], 3, self.heads, -1)
-        mixed = self.out(window.attend(layer, self, qkv, shared))
-        x = torch.addcmul(x, mixed, gate1)
-        y = torch.addcmul(shift2, F.layer_norm(x, (w,)), scale2)
-        return x.addcmul_(self.down(self.up(y)), gate2)
-
 
 class Window(ABC):
     """Keys and values of the imagined frames that attention still sees, per layer.
@@ -124,12 +107,12 @@ class FusedWindow(Window):
     """Frames stay where the linear layer wrote them; a compiled kernel reads them all in one pass.
 
     Args:
-        kernel: `sparsewm.kernels.attention()`.
+        compiled: `sparsewm.kernels.kernels()`.
     """
 
-    def __init__(self, layers: int, history: int, kernel: Attention) -> None:
+    def __init__(self, layers: int, history: int, compiled: Kernels) -> None:
         super().__init__(layers, history)
-        self.kernel = kernel
+        self.compiled = compiled
         self.past: list[deque[Tensor]] = [deque(maxlen=history) for _ in range(layers)]  # the newest first
 
     def attend(self, layer: int, block: PackedBlock, qkv: Tensor, shared: Sequence[FrameCache]) -> Tensor:
@@ -144,7 +127,7 @@ class FusedWindow(Window):
                 for x in (cache.keys, cache.values)
             )
             seen.append(Frame(keys, values, ages[len(past) + i]))
-        return self.kernel(qkv[:, :, :, 0], seen)
+        return self.compiled.attend(qkv[:, :, :, 0], seen)
 
 
 class BufferWindow(Window):
@@ -234,10 +217,10 @@ class Rollout:
             self.modulation = PackedLinear(
                 torch.cat([block.modulation.weight for block in blocks]), (bias.float() + ones).to(self.dtype)
             )
-            size = config.width // config.heads
-            usable = self.dtype == torch.bfloat16 and size <= WIDEST and size % 2 == 0
-            kernel = attention() if usable else None
-            self.kernel = kernel if isinstance(kernel, Attention) else None
+            usable = Kernels.fit(self.dtype, config.width, config.heads)
+            compiled = kernels() if usable else None
+            self.compiled = compiled if isinstance(compiled, Kernels) else None
+            self.modulated = modulate if self.compiled is None else self.compiled.modulate
             self.embed_tokens = self._packed(predictor.embed_tokens)
             self.token_change = self._packed(predictor.token_change)
 
@@ -259,8 +242,8 @@ class Rollout:
         length, width, heads = tokens.shape[1] + 1, self.config.width, self.config.heads
         positions = net.positions_of(patches)[:, None]
         window: Window
-        if self.kernel is not None:
-            window = FusedWindow(len(self.blocks), history, self.kernel)
+        if self.compiled is not None:
+            window = FusedWindow(len(self.blocks), history, self.compiled)
         else:
             shape = b, heads, s, length, width // heads
             window = BufferWindow(len(self.blocks), history, shape, positions)
@@ -274,12 +257,27 @@ class Rollout:
             x[:, :, -1] = net.embed_proprio(now_proprio.to(self.dtype))
             window.advance()
             shared = list(past)[max(0, len(past) - (history - window.frames)) :]
+            x, y = self.modulated(x, None, None, *parts[:2])
             for layer, block in enumerate(self.blocks):
-                x = block(x, parts[6 * layer : 6 * layer + 6], window, layer, shared)
-            x = F.layer_norm(x, (width,), net.norm.weight, net.norm.bias)
-            now_tokens = now_tokens + self.token_change(x)[:, :, :-1]
-            now_proprio = now_proprio + net.proprio_change(x[:, :, -1])
+                gate1, shift2, scale2, gate2 = parts[6 * layer + 2 : 6 * layer + 6]
+                qkv = block.qkv(y).view(b, s, length, 3, heads, -1)
+                mixed = block.out(window.attend(layer, block, qkv, shared))
+                x, y = self.modulated(x, mixed, gate1, shift2, scale2)
+                following = parts[6 * layer + 6 : 6 * layer + 8] or (net.norm.bias, net.norm.weight)
+                x, y = self.modulated(x, block.down(block.up(y)), gate2, *following)
+            now_tokens = now_tokens + self.token_change(y)[:, :, :-1]
+            now_proprio = now_proprio + net.proprio_change(y[:, :, -1])
             yield now_tokens, now_proprio
+
+
+def modulate(
+    x: Tensor, added: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `Kernels.modulate`, by torch's operations."""
+    if added is not None:
+        assert gate is not None
+        x = torch.addcmul(x, added, gate)
+    return x, torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale)
 
 
 def _scaled(parameter: Tensor, scale: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The compiled attention computes what torch's operations do, and nothing depends on it."""
+"""The compiled kernels compute what torch's operations do, and nothing depends on them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm import kernels
-from sparsewm.kernels import Attention, Frame, attention
+from sparsewm import kernels as module
+from sparsewm.kernels import Frame, Kernels, kernels
 from sparsewm.model import rollout
 from sparsewm.model.rollout import BufferWindow, Rollout
 from sparsewm.model.world_model import gather_patches
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
-KERNEL = attention()
-compiled = pytest.mark.skipif(isinstance(KERNEL, str), reason=f"{KERNEL}")
+KERNELS = kernels()
+compiled = pytest.mark.skipif(isinstance(KERNELS, str), reason=f"{KERNELS}")
 
 
 @pytest.fixture
 def afresh() -> Iterator[None]:
     """Look for the kernel anew, now and afterwards."""
-    attention.cache_clear()
+    kernels.cache_clear()
     yield
-    attention.cache_clear()
+    kernels.cache_clear()
 
 
 def reference(queries: Tensor, frames: list[Frame]) -> Tensor:
@@ -44,7 +44,7 @@ def reference(queries: Tensor, frames: list[Frame]) -> Tensor:
 @pytest.mark.parametrize("length", [1, 15, 16, 33, 50])
 @pytest.mark.parametrize(("own", "shared"), [(1, 0), (3, 0), (1, 2), (2, 1)])
 def test_attention_is_softmax_of_products(size: int, length: int, own: int, shared: int) -> None:
-    assert isinstance(KERNEL, Attention)
+    assert isinstance(KERNELS, Kernels)
     generator = torch.Generator().manual_seed(size * length + own)
 
     def random(*shape: int) -> Tensor:
@@ -60,33 +60,59 @@ def test_attention_is_softmax_of_products(size: int, length: int, own: int, shar
     for age in range(own, own + shared):  # of another length, in another layout, one for all candidates
         keys, values = (random(b, heads, length + 3, size).transpose(1, 2)[:, None] for _ in range(2))
         frames.append(Frame(*(x.expand(-1, s, -1, -1, -1) for x in (keys, values)), ages[age]))
-    found = KERNEL(queries, frames)
+    found = KERNELS.attend(queries, frames)
     assert found.shape == (b, s, length, heads * size) and found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), reference(queries, frames), rtol=0.02, atol=0.02)
 
 
 @compiled
 def test_large_scores_do_not_overflow() -> None:
-    assert isinstance(KERNEL, Attention)
+    assert isinstance(KERNELS, Kernels)
     qkv = 60 * torch.randn(1, 2, 40, 3, 2, 32).bfloat16()
     frame = Frame(qkv[:, :, :, 1], qkv[:, :, :, 2])
-    found = KERNEL(qkv[:, :, :, 0], [frame])
+    found = KERNELS.attend(qkv[:, :, :, 0], [frame])
     torch.testing.assert_close(found.float(), reference(qkv[:, :, :, 0], [frame]), rtol=0.02, atol=2.0)
 
 
 @compiled
 def test_any_number_of_threads_gives_the_same() -> None:
-    assert isinstance(KERNEL, Attention)
+    assert isinstance(KERNELS, Kernels)
     qkv = torch.randn(2, 5, 20, 3, 2, 24).bfloat16()
     frame, before = Frame(qkv[:, :, :, 1], qkv[:, :, :, 2]), torch.get_num_threads()
     try:
         found = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(KERNEL(qkv[:, :, :, 0], [frame]))
+            found.append(KERNELS.attend(qkv[:, :, :, 0], [frame]))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@compiled
+@pytest.mark.parametrize("width", [16, 192, 400])
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_modulation_is_that_of_torch(width: int, alone: bool, adds: bool, everywhere: bool) -> None:
+    assert isinstance(KERNELS, Kernels)
+    generator = torch.Generator().manual_seed(width)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16()
+
+    x = 3 + random(2, 1 if alone else 3, 5, width)
+    parts = random(2, 3, 1, 4 * width).chunk(4, -1)  # rows of a larger tensor, as in the rollout
+    added, gate = (random(2, 3, 5, width), parts[0]) if adds else (None, None)
+    shift, scale = (random(width), random(width)) if everywhere else parts[1:3]
+    wide = [None if part is None else part.float() for part in (x, added, gate, shift, scale)]
+    total, y = rollout.modulate(*wide)  # type: ignore[arg-type]
+    if everywhere and not adds:
+        y = y.expand(2, x.shape[1], -1, -1)
+    found_total, found = KERNELS.modulate(x.clone(), added, gate, shift, scale)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found_total.float(), total, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(found.float(), y, rtol=0.02, atol=0.03)
 
 
 @pytest.mark.parametrize("seen", [0, 2])
@@ -106,11 +132,11 @@ def test_rollout_in_bfloat16_is_near_the_exact_one(
     exact = list(model.imagine(*start, actions, patches, model.remember(seen_frames, patches)))
     model.predictor.to(torch.bfloat16)
     if switched_off:
-        monkeypatch.setattr(rollout, "attention", lambda: "switched off")
+        monkeypatch.setattr(rollout, "kernels", lambda: "switched off")
     with torch.inference_mode():
         past = model.remember(seen_frames, patches)
         fast = Rollout(model.predictor)
-        assert isinstance(fast.kernel, Attention) == (isinstance(KERNEL, Attention) and not switched_off)
+        assert isinstance(fast.compiled, Kernels) == (isinstance(KERNELS, Kernels) and not switched_off)
         found = list(fast.imagine(*start, model.standardizer.actions(actions), patches, past))
     change = (exact[-1][0] - start[0][:, None]).square().mean().sqrt()
     for (tokens, _), (expected, _) in zip(found, exact, strict=True):
@@ -137,7 +163,7 @@ def test_heads_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest
     ("name", "value", "reason"),
     [
         ("SPARSEWM_KERNELS", "0", "SPARSEWM_KERNELS=0"),
-        ("CC", "false --really", "does not compile it"),
+        ("CC", "false --really", "does not compile them"),
         ("CC", "no-such-compiler", "no-such-compiler"),
         ("PATH", "", "no C compiler"),
     ],
@@ -145,26 +171,26 @@ def test_heads_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest
 def test_without_a_kernel_there_is_a_reason(
     name: str, value: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_processor", lambda: set(kernels.NEEDED))
+    monkeypatch.setattr(module, "_processor", lambda: set(module.NEEDED))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(name, value)
-    assert reason in str(attention())
+    assert reason in str(kernels())
     assert not any(path.is_file() for path in tmp_path.rglob("*"))  # nothing is left half-made
 
 
 @pytest.mark.usefixtures("afresh")
 def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_processor", lambda: {"avx2"})
-    assert attention() == "the processor has no amx_bf16"
+    monkeypatch.setattr(module, "_processor", lambda: {"avx2"})
+    assert kernels() == "the processor has no amx_bf16"
 
 
 @compiled
 @pytest.mark.usefixtures("afresh")
 def test_kernel_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert isinstance(attention(), Attention)
+    assert isinstance(kernels(), Kernels)
     (library,) = (tmp_path / "sparsewm").iterdir()
     made = os.stat(library).st_mtime_ns
-    attention.cache_clear()
-    assert isinstance(attention(), Attention) and os.stat(library).st_mtime_ns == made
+    kernels.cache_clear()
+    assert isinstance(kernels(), Kernels) and os.stat(library).st_mtime_ns == made
