@@ -1,8 +1,8 @@
 """Compiled parts of the planner's rollout, for processors with a matrix unit. Nothing needs them.
 
-The C files here are compiled once, by the machine's C compiler, and kept in the user's cache folder. Where there
-is no compiler, another processor or another system, torch's own operations take their place; SPARSEWM_KERNELS=0
-asks for that.
+The C files here are compiled once, by the machine's C compiler, and kept in the user's cache folder. Where
+there is no compiler, another processor or another system, torch's own operations take their place;
+SPARSEWM_KERNELS=0 asks for that.
 """
 
 from __future__ import annotations
@@ -191,9 +191,8 @@ def _processor() -> set[str]:
 
 def _compiled() -> Path | str:
     """The shared library, compiled where this source was not yet; or why it is not."""
-    key = hashlib.sha256(
-        b"".join(source.read_bytes() for source in SOURCES) + " ".join(FLAGS).encode()
-    ).hexdigest()[:16]
+    content = b"".join(source.read_bytes() for source in SOURCES) + " ".join(FLAGS).encode()
+    key = hashlib.sha256(content).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsewm"
     path = cache / f"kernels-{key}.so"
     if path.is_file():
