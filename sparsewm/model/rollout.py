@@ -6,8 +6,8 @@ Against calling the predictor frame by frame:
   in the cache. A plain linear layer first fills its result with the bias, then adds the product, then ReLU
   reads and writes it once more; for the widest layer that is more than half of its time.
 * Where the processor has a matrix unit, what is not a linear layer is compiled (`sparsewm.kernels`):
-  attention, whose scores never leave the cache and whose keys and values are read where the linear layer wrote
-  them; and residual, layer norm and modulation in one pass.
+  attention, whose scores never leave the cache and whose keys and values are read where they were written;
+  and residual, layer norm and modulation in one pass.
 * Elsewhere keys and values of imagined frames lie side by side in one buffer per layer, each frame in the
   place of the one that leaves the window: one product for all scores, one for all values, nothing to join.
 * All layers' modulations come from one product per frame; the "1 +" of scales and gates and the 1/sqrt(d) of
