@@ -1,5 +1,10 @@
-/* Attention of a planner's rollout, in one pass: scores, softmax and mixed values of 16 queries never leave the
- * cache. bfloat16 in and out, float32 between; products on the matrix unit (AMX), exponentials on AVX-512.
+/* Attention of a planner's rollout, in one pass: of 16 queries at a time, 32 keys at a time, scores become weights
+ * and weights mixed values without leaving the first-level cache. bfloat16 in and out, float32 between; products
+ * on the matrix unit (AMX), exponentials on AVX-512.
+ *
+ * Exponents need only be small, not least: a query's are lowered by its largest score of the first 32 keys, so that
+ * no pass over all scores is needed first. Should a later score be so much larger that the sum overflows, the
+ * largest of all is found and the block computed again.
  *
  * Keys and values are read where the linear layer wrote them, frame by frame, so that nothing is copied between
  * imagined steps. The age of a frame is a vector per head that is added to its keys while they are packed.
@@ -8,6 +13,7 @@
  */
 
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +21,8 @@
 #include <unistd.h>
 
 typedef uint16_t bf16;
+
+#define INLINE static inline __attribute__((always_inline)) /* tiles want constants */
 
 enum { ROWS = 16, PAIRS = 32, LINE = 64 }; /* of a tile: rows, bfloat16 numbers a row, bytes a row */
 
@@ -52,13 +60,9 @@ static inline __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-static inline __m256i narrow(__m512 x) {
-    return (__m256i)_mm512_cvtneps_pbh(x);
-}
-
-/* 32 numbers of a row, the first `count` of them; the rest is 0. */
-static inline __m512i row_of(const bf16 *from, int64_t count) {
-    return _mm512_maskz_loadu_epi16(count >= PAIRS ? 0xffffffffu : (1u << count) - 1, from);
+/* A mask of the first `count` of up to 32 numbers. */
+static inline __mmask32 first_of(int64_t count) {
+    return count >= PAIRS ? 0xffffffffu : count <= 0 ? 0 : (1u << count) - 1;
 }
 
 /* Sixteen rows of sixteen 32-bit words, rows become columns. */
@@ -88,70 +92,92 @@ static inline void transpose(__m512i r[16]) {
     }
 }
 
+/* Goes through the keys or values of all frames, one after the other. */
+typedef struct {
+    const Frame *frame;
+    const bf16 *row, *age;
+    int64_t left, step, b, s, h, d;
+    int values;
+} Cursor;
+
+static inline void enter(Cursor *at, const Frame *frame) {
+    const int64_t *stride = at->values ? frame->value_stride : frame->key_stride;
+    const bf16 *base = at->values ? frame->values : frame->keys;
+    at->frame = frame;
+    at->row = base + at->b * stride[0] + at->s * stride[1] + at->h * stride[3];
+    at->age = frame->age && !at->values ? frame->age + at->h * at->d : NULL;
+    at->left = frame->length;
+    at->step = stride[2];
+}
+
+/* The next row; not called after the last one of the last frame. */
+static inline const bf16 *next(Cursor *at, const bf16 **age) {
+    while (at->left == 0) enter(at, at->frame + 1);
+    const bf16 *row = at->row;
+    *age = at->age;
+    at->row += at->step;
+    at->left--;
+    return row;
+}
+
 /* 32 numbers of a key with its age. */
-static inline __m512i aged(const bf16 *key, const bf16 *age, int64_t count) {
-    __m512i k = row_of(key, count);
+static inline __m512i aged(const bf16 *key, const bf16 *age, __mmask32 mask) {
+    __m512i k = _mm512_maskz_loadu_epi16(mask, key);
     if (!age) return k;
-    __m512i a = row_of(age, count);
+    __m512i a = _mm512_maskz_loadu_epi16(mask, age);
     __m512 low = _mm512_add_ps(widen(_mm512_castsi512_si256(k)), widen(_mm512_castsi512_si256(a)));
     __m512 high =
         _mm512_add_ps(widen(_mm512_extracti64x4_epi64(k, 1)), widen(_mm512_extracti64x4_epi64(a, 1)));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
-typedef struct {
-    const bf16 *row;
-    const bf16 *age;
-} Key;
-
-/* Where the keys or values of all frames lie, one pointer each. */
-static void find(const Frame *frames, int64_t count, int64_t b, int64_t s, int64_t h, int64_t d, Key *keys,
-                 const bf16 **values) {
-    for (int64_t f = 0; f < count; f++) {
-        const Frame *frame = frames + f;
-        const int64_t *k = frame->key_stride, *v = frame->value_stride;
-        const bf16 *key = frame->keys + b * k[0] + s * k[1] + h * k[3];
-        const bf16 *value = frame->values + b * v[0] + s * v[1] + h * v[3];
-        const bf16 *age = frame->age ? frame->age + h * d : NULL;
-        for (int64_t n = 0; n < frame->length; n++) {
-            keys->row = key + n * k[2];
-            keys++->age = age;
-            *values++ = value + n * v[2];
+/* Keys as tiles for the product with queries: per 16 keys and 32 numbers, 16 pairs of numbers x 16 keys. */
+static void pack_keys(Cursor at, int64_t count, int64_t padded, int64_t slabs, uint8_t *out) {
+    const __mmask32 masks[2] = {first_of(at.d), first_of(at.d - PAIRS)};
+    for (int64_t n = 0; n < padded; n += ROWS) {
+        __m512i r[2][16];
+        for (int i = 0; i < ROWS; i++) {
+            r[0][i] = r[1][i] = _mm512_setzero_si512();
+            if (n + i < count) {
+                const bf16 *age, *row = next(&at, &age);
+                r[0][i] = aged(row, age, masks[0]);
+                if (slabs == 2) r[1][i] = aged(row + PAIRS, age ? age + PAIRS : NULL, masks[1]);
+            }
+        }
+        for (int64_t slab = 0; slab < slabs; slab++, out += ROWS * LINE) {
+            transpose(r[slab]);
+            for (int i = 0; i < ROWS; i++) _mm512_store_si512(out + i * LINE, r[slab][i]);
         }
     }
 }
 
-/* Keys as tiles for the product with queries: per 16 keys and 32 numbers, 16 pairs of numbers x 16 keys. */
-static void pack_keys(const Key *keys, int64_t count, int64_t padded, int64_t d, int64_t slabs, uint8_t *out) {
-    for (int64_t n = 0; n < padded; n += ROWS)
-        for (int64_t slab = 0; slab < slabs; slab++, out += ROWS * LINE) {
-            __m512i r[16];
-            for (int i = 0; i < ROWS; i++) {
-                const Key *key = keys + n + i;
-                const bf16 *age = n + i < count && key->age ? key->age + slab * PAIRS : NULL;
-                r[i] = n + i < count ? aged(key->row + slab * PAIRS, age, d - slab * PAIRS)
-                                     : _mm512_setzero_si512();
+/* Values as tiles for the product with weights: per 32 keys and 32 numbers two tiles of 16 pairs of keys x 16
+ * numbers. The first has numbers 0-3, 8-11, 16-19 and 24-27 of the 32, as they come: `write_row` puts them right. */
+static void pack_values(Cursor at, int64_t count, int64_t padded, int64_t slabs, uint8_t *out) {
+    const __mmask32 masks[2] = {first_of(at.d), first_of(at.d - PAIRS)};
+    for (int64_t n = 0; n < padded; n += PAIRS, out += 2 * slabs * ROWS * LINE)
+        for (int i = 0; i < ROWS; i++) {
+            const bf16 *none, *even = n + 2 * i < count ? next(&at, &none) : NULL;
+            const bf16 *odd = n + 2 * i + 1 < count ? next(&at, &none) : NULL;
+            for (int64_t slab = 0; slab < slabs; slab++) {
+                __m512i a = _mm512_setzero_si512(), b = a;
+                if (even) a = _mm512_maskz_loadu_epi16(masks[slab], even + slab * PAIRS);
+                if (odd) b = _mm512_maskz_loadu_epi16(masks[slab], odd + slab * PAIRS);
+                uint8_t *tile = out + 2 * slab * ROWS * LINE + i * LINE;
+                _mm512_store_si512(tile, _mm512_unpacklo_epi16(a, b));
+                _mm512_store_si512(tile + ROWS * LINE, _mm512_unpackhi_epi16(a, b));
             }
-            transpose(r);
-            for (int i = 0; i < ROWS; i++) _mm512_store_si512(out + i * LINE, r[i]);
         }
 }
 
-/* Values as tiles for the product with weights: per 32 keys and 16 numbers, 16 pairs of keys x 16 numbers. */
-static void pack_values(const bf16 **values, int64_t count, int64_t padded, int64_t d, int64_t blocks,
-                        uint8_t *out) {
-    for (int64_t n = 0; n < padded; n += PAIRS)
-        for (int64_t block = 0; block < blocks; block++, out += ROWS * LINE)
-            for (int i = 0; i < ROWS; i++) {
-                int64_t first = n + 2 * i, left = d - block * ROWS;
-                __mmask16 mask = left >= ROWS ? 0xffff : (__mmask16)((1u << left) - 1);
-                __m256i even = _mm256_setzero_si256(), odd = even;
-                if (first < count) even = _mm256_maskz_loadu_epi16(mask, values[first] + block * ROWS);
-                if (first + 1 < count) odd = _mm256_maskz_loadu_epi16(mask, values[first + 1] + block * ROWS);
-                __m512i pair = _mm512_or_si512(_mm512_cvtepu16_epi32(even),
-                                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-                _mm512_store_si512(out + i * LINE, pair);
-            }
+/* 32 numbers of a result, from the order of `pack_values`, times `factor`. */
+static inline void write_row(const float *mixed, float factor, __mmask32 mask, bf16 *to) {
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    __m512 a = _mm512_load_ps(mixed), b = _mm512_load_ps(mixed + ROWS), f = _mm512_set1_ps(factor);
+    __m512 first = _mm512_mul_ps(_mm512_permutex2var_ps(a, low, b), f);
+    __m512 second = _mm512_mul_ps(_mm512_permutex2var_ps(a, high, b), f);
+    _mm512_mask_storeu_epi16(to, mask, (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 
 /* 2^x to 8e-5 of its value, which bfloat16 does not see. */
@@ -164,88 +190,144 @@ static inline __m512 exp2_of(__m512 x) {
     return _mm512_scalef_ps(p, x);
 }
 
-/* Scores of one query to weights, in their place as bfloat16; the sum of the weights before rounding.
- * A row is as long as `padded`; what lies behind `count` becomes 0. */
-static inline float soften(float *row, int64_t count, int64_t padded) {
-    const __m512 log2e = _mm512_set1_ps(1.44269504f);
-    __m512 top = _mm512_set1_ps(-3.0e38f);
-    int64_t n = 0, whole = count & ~(int64_t)15;
-    __mmask16 rest = (__mmask16)((1u << (count - whole)) - 1);
-    for (; n < whole; n += 16) top = _mm512_max_ps(top, _mm512_load_ps(row + n));
-    if (rest) top = _mm512_mask_max_ps(top, rest, top, _mm512_load_ps(row + n));
-    const __m512 shift = _mm512_set1_ps(-1.44269504f * _mm512_reduce_max_ps(top));
-    __m512 sum = _mm512_setzero_ps();
-    bf16 *out = (bf16 *)row; /* never ahead of what is read */
-    for (n = 0; n < padded; n += 32) {
-        __m512 a = _mm512_load_ps(row + n), b = _mm512_load_ps(row + n + 16);
-        a = exp2_of(_mm512_fmadd_ps(a, log2e, shift));
-        b = exp2_of(_mm512_fmadd_ps(b, log2e, shift));
-        if (n + 32 > count) {
-            int64_t left = count - n;
-            a = _mm512_maskz_mov_ps(left >= 16 ? 0xffff : (__mmask16)((1u << (left > 0 ? left : 0)) - 1), a);
-            left -= 16;
-            b = _mm512_maskz_mov_ps(left >= 16 ? 0xffff : (__mmask16)((1u << (left > 0 ? left : 0)) - 1), b);
-        }
-        sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-        _mm512_store_si512(out + n, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+/* Of a block of 16 queries. */
+typedef struct {
+    float scores[2][ROWS * 2 * ROWS]; /* of 32 keys, and of the 32 before them */
+    bf16 weights[ROWS * PAIRS];
+    __m512 sums[ROWS];
+    float shift[ROWS]; /* what makes exponents small: minus the largest score of the first keys, or of all */
+    float mixed[ROWS * 4 * ROWS];
+} Block;
+
+/* The largest of the first `count` of 32 scores of every query, taken into `shift`. */
+static void lower(Block *block, const float *scores, int64_t count) {
+    const __m512 least = _mm512_set1_ps(-3.0e38f);
+    for (int i = 0; i < ROWS; i++) {
+        __m512 a = _mm512_mask_loadu_ps(least, (__mmask16)first_of(count), scores + i * PAIRS);
+        __m512 b = _mm512_mask_loadu_ps(least, (__mmask16)first_of(count - 16), scores + i * PAIRS + 16);
+        float top = -1.44269504f * _mm512_reduce_max_ps(_mm512_max_ps(a, b));
+        if (top < block->shift[i]) block->shift[i] = top;
     }
-    return _mm512_reduce_add_ps(sum);
 }
 
-/* Sixteen queries (padded, in `queries`) against all packed keys and values. */
-static void block(const bf16 *queries, const uint8_t *keys, const uint8_t *values, int64_t count,
-                  int64_t padded, int64_t slabs, int64_t blocks, float *scores, float *mixed, float *scale) {
-    const int64_t stride = padded * sizeof(float);
-    _tile_loadd(0, queries, slabs * LINE);
-    if (slabs == 2) _tile_loadd(1, queries + PAIRS, slabs * LINE);
-    for (int64_t n = 0; n < padded; n += 2 * ROWS) { /* two tiles of scores at once: their products overlap */
-        _tile_zero(2);
-        _tile_zero(3);
-        _tile_loadd(4, keys, LINE);
-        _tile_dpbf16ps(2, 0, 4);
-        if (slabs == 2) {
-            _tile_loadd(5, keys + ROWS * LINE, LINE);
-            _tile_dpbf16ps(2, 1, 5);
+/* Scores of 32 keys to weights, not yet divided by their sum; those behind `count` become 0. */
+INLINE void soften(Block *block, const float *scores, int64_t count) {
+    const __m512 log2e = _mm512_set1_ps(1.44269504f);
+    for (int i = 0; i < ROWS; i++) {
+        const __m512 shift = _mm512_set1_ps(block->shift[i]);
+        __m512 a = exp2_of(_mm512_fmadd_ps(_mm512_load_ps(scores + i * PAIRS), log2e, shift));
+        __m512 b = exp2_of(_mm512_fmadd_ps(_mm512_load_ps(scores + i * PAIRS + 16), log2e, shift));
+        if (count < PAIRS) {
+            a = _mm512_maskz_mov_ps((__mmask16)first_of(count), a);
+            b = _mm512_maskz_mov_ps((__mmask16)first_of(count - 16), b);
         }
-        keys += slabs * ROWS * LINE;
-        _tile_loadd(6, keys, LINE);
-        _tile_dpbf16ps(3, 0, 6);
-        if (slabs == 2) {
-            _tile_loadd(7, keys + ROWS * LINE, LINE);
-            _tile_dpbf16ps(3, 1, 7);
-        }
-        keys += slabs * ROWS * LINE;
-        _tile_stored(2, scores + n, stride);
-        _tile_stored(3, scores + n + ROWS, stride);
+        block->sums[i] = _mm512_add_ps(block->sums[i], _mm512_add_ps(a, b));
+        _mm512_store_si512(block->weights + i * PAIRS, (__m512i)_mm512_cvtne2ps_pbh(b, a));
     }
-    for (int i = 0; i < ROWS; i++) scale[i] = 1.0f / soften(scores + i * padded, count, padded);
-    const int64_t slab = blocks * ROWS * LINE;
+}
+
+/* Scores of 16 queries for 32 keys. */
+INLINE void score(const bf16 *queries, const uint8_t *keys, int slabs, float *scores) {
+    _tile_zero(4);
+    _tile_zero(5);
+    if (slabs == 1) { /* queries stay in tile 2 */
+        _tile_loadd(6, keys, LINE);
+        _tile_dpbf16ps(4, 2, 6);
+        _tile_loadd(7, keys + ROWS * LINE, LINE);
+        _tile_dpbf16ps(5, 2, 7);
+    } else {
+        _tile_loadd(6, queries, 2 * LINE);
+        _tile_loadd(7, keys, LINE);
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_loadd(7, keys + 2 * ROWS * LINE, LINE);
+        _tile_dpbf16ps(5, 6, 7);
+        _tile_loadd(6, queries + PAIRS, 2 * LINE);
+        _tile_loadd(7, keys + ROWS * LINE, LINE);
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_loadd(7, keys + 3 * ROWS * LINE, LINE);
+        _tile_dpbf16ps(5, 6, 7);
+    }
+    _tile_stored(4, scores, 2 * LINE);
+    _tile_stored(5, scores + ROWS, 2 * LINE);
+}
+
+/* Add the values of 32 keys by their weights. */
+INLINE void mix(const bf16 *weights, const uint8_t *values, int slabs) {
+    if (slabs == 1) {
+        _tile_loadd(3, weights, LINE);
+        _tile_loadd(6, values, LINE);
+        _tile_dpbf16ps(0, 3, 6);
+        _tile_loadd(7, values + ROWS * LINE, LINE);
+        _tile_dpbf16ps(1, 3, 7);
+    } else {
+        _tile_loadd(6, weights, LINE);
+        _tile_loadd(7, values, LINE);
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_loadd(7, values + ROWS * LINE, LINE);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_loadd(7, values + 2 * ROWS * LINE, LINE);
+        _tile_dpbf16ps(2, 6, 7);
+        _tile_loadd(7, values + 3 * ROWS * LINE, LINE);
+        _tile_dpbf16ps(3, 6, 7);
+    }
+}
+
+/* Sixteen queries against all packed keys and values, 32 keys at a time; the product for the next ones runs while
+ * the exponentials of these are computed. */
+INLINE void pass(Block *block, const bf16 *queries, const uint8_t *keys, const uint8_t *values, int64_t count,
+                 int slabs) {
+    const int64_t step = 2 * slabs * ROWS * LINE; /* of 32 keys or values */
+    memset(block->sums, 0, sizeof block->sums);
     _tile_zero(0);
     _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t n = 0; n < padded; n += PAIRS, values += slab) {
-        _tile_loadd(4, (const bf16 *)scores + n, stride);
-        _tile_loadd(5, values, LINE);
-        _tile_dpbf16ps(0, 4, 5);
-        if (blocks > 1) {
-            _tile_loadd(6, values + ROWS * LINE, LINE);
-            _tile_dpbf16ps(1, 4, 6);
-        }
-        if (blocks > 2) {
-            _tile_loadd(5, values + 2 * ROWS * LINE, LINE);
-            _tile_dpbf16ps(2, 4, 5);
-        }
-        if (blocks > 3) {
-            _tile_loadd(6, values + 3 * ROWS * LINE, LINE);
-            _tile_dpbf16ps(3, 4, 6);
-        }
+    if (slabs == 1)
+        _tile_loadd(2, queries, LINE);
+    else {
+        _tile_zero(2);
+        _tile_zero(3);
     }
-    const int64_t wide = blocks * ROWS * sizeof(float);
-    _tile_stored(0, mixed, wide);
-    if (blocks > 1) _tile_stored(1, mixed + ROWS, wide);
-    if (blocks > 2) _tile_stored(2, mixed + 2 * ROWS, wide);
-    if (blocks > 3) _tile_stored(3, mixed + 3 * ROWS, wide);
+    score(queries, keys, slabs, block->scores[0]);
+    int which = 0;
+    if (block->shift[0] == INFINITY) lower(block, block->scores[0], count);
+    for (; count > PAIRS; count -= PAIRS, which ^= 1) {
+        keys += step;
+        score(queries, keys, slabs, block->scores[which ^ 1]);
+        soften(block, block->scores[which], PAIRS);
+        mix(block->weights, values, slabs);
+        values += step;
+    }
+    soften(block, block->scores[which], count);
+    mix(block->weights, values, slabs);
+}
+
+/* Sums of the values times `scale` are what the queries read. */
+INLINE void attend_block(Block *block, const bf16 *queries, const uint8_t *keys, const uint8_t *values,
+                         int64_t count, int slabs, float *scale) {
+    for (int i = 0; i < ROWS; i++) block->shift[i] = INFINITY;
+    pass(block, queries, keys, values, count, slabs);
+    int large = 0;
+    for (int i = 0; i < ROWS; i++) {
+        float sum = _mm512_reduce_add_ps(block->sums[i]);
+        scale[i] = 1.0f / sum;
+        large |= !(sum < 1e37f);
+    }
+    if (large) { /* a later score is far above those of the first keys: subtract the largest of all */
+        const uint8_t *at = keys;
+        if (slabs == 1) _tile_loadd(2, queries, LINE);
+        for (int64_t left = count; left > 0; left -= PAIRS, at += 2 * slabs * ROWS * LINE) {
+            score(queries, at, slabs, block->scores[0]);
+            lower(block, block->scores[0], left);
+        }
+        pass(block, queries, keys, values, count, slabs);
+        for (int i = 0; i < ROWS; i++) scale[i] = 1.0f / _mm512_reduce_add_ps(block->sums[i]);
+    }
+    const int64_t wide = 2 * slabs * LINE;
+    _tile_stored(0, block->mixed, wide);
+    _tile_stored(1, block->mixed + ROWS, wide);
+    if (slabs == 2) {
+        _tile_stored(2, block->mixed + 2 * ROWS, wide);
+        _tile_stored(3, block->mixed + 3 * ROWS, wide);
+    }
 }
 
 static int64_t up(int64_t value, int64_t step) {
@@ -261,12 +343,10 @@ int attend(const bf16 *queries, const int64_t *q_stride, bf16 *out, const Frame 
            int64_t episodes, int64_t candidates, int64_t length, int64_t heads, int64_t d, int threads) {
     int64_t count = 0;
     for (int64_t f = 0; f < frame_count; f++) count += frames[f].length;
-    const int64_t padded = up(count, PAIRS), slabs = up(d, PAIRS) / PAIRS, blocks = up(d, ROWS) / ROWS;
-    const size_t keys_size = padded * slabs * LINE, values_size = padded * blocks * ROWS * sizeof(bf16);
-    const size_t scores_size = ROWS * padded * sizeof(float), mixed_size = ROWS * blocks * ROWS * sizeof(float);
+    const int64_t padded = up(count, PAIRS), slabs = up(d, PAIRS) / PAIRS;
+    const size_t keys_size = padded * slabs * LINE, values_size = keys_size;
     const size_t queries_size = ROWS * slabs * LINE;
-    const size_t pointers = up(count * (sizeof(Key) + sizeof(bf16 *)), LINE);
-    const size_t whole = keys_size + values_size + scores_size + mixed_size + queries_size + pointers;
+    const size_t whole = keys_size + values_size + sizeof(Block) + queries_size;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -279,19 +359,20 @@ int attend(const bf16 *queries, const int64_t *q_stride, bf16 *out, const Frame 
             memset(memory, 0, whole);
         }
         uint8_t *keys = memory, *values = keys + keys_size;
-        float *scores = (float *)(values + values_size), *mixed = (float *)((uint8_t *)scores + scores_size);
-        bf16 *padded_queries = (bf16 *)((uint8_t *)mixed + mixed_size);
-        Key *key_rows = (Key *)((uint8_t *)padded_queries + queries_size);
-        const bf16 **value_rows = (const bf16 **)(key_rows + count);
+        Block *block = (Block *)(values + values_size);
+        bf16 *padded_queries = (bf16 *)(block + 1);
         float scale[ROWS];
 #pragma omp for schedule(static) collapse(3)
         for (int64_t b = 0; b < episodes; b++)
             for (int64_t s = 0; s < candidates; s++)
                 for (int64_t h = 0; h < heads; h++) {
                     if (!memory) continue;
-                    find(frames, frame_count, b, s, h, d, key_rows, value_rows);
-                    pack_keys(key_rows, count, padded, d, slabs, keys);
-                    pack_values(value_rows, count, padded, d, blocks, values);
+                    Cursor at = {.b = b, .s = s, .h = h, .d = d};
+                    enter(&at, frames);
+                    pack_keys(at, count, padded, slabs, keys);
+                    at.values = 1;
+                    enter(&at, frames);
+                    pack_values(at, count, padded, slabs, values);
                     const bf16 *q = queries + b * q_stride[0] + s * q_stride[1] + h * q_stride[3];
                     bf16 *o = out + ((b * candidates + s) * length * heads + h) * d;
                     for (int64_t first = 0; first < length; first += ROWS) {
@@ -300,18 +381,16 @@ int attend(const bf16 *queries, const int64_t *q_stride, bf16 *out, const Frame 
                             for (int64_t slab = 0; slab < slabs; slab++)
                                 _mm512_store_si512(
                                     padded_queries + (i * slabs + slab) * PAIRS,
-                                    row_of(q + (first + i) * q_stride[2] + slab * PAIRS, d - slab * PAIRS));
-                        block(padded_queries, keys, values, count, padded, slabs, blocks, scores, mixed, scale);
-                        for (int64_t i = 0; i < rows; i++) {
-                            const __m512 factor = _mm512_set1_ps(scale[i]);
-                            for (int64_t c = 0; c < blocks; c++) {
-                                int64_t left = d - c * ROWS;
-                                __mmask16 mask = left >= ROWS ? 0xffff : (__mmask16)((1u << left) - 1);
-                                __m512 x = _mm512_load_ps(mixed + (i * blocks + c) * ROWS);
-                                _mm256_mask_storeu_epi16(o + (first + i) * heads * d + c * ROWS, mask,
-                                                         narrow(_mm512_mul_ps(x, factor)));
-                            }
-                        }
+                                    _mm512_maskz_loadu_epi16(first_of(d - slab * PAIRS),
+                                                             q + (first + i) * q_stride[2] + slab * PAIRS));
+                        if (slabs == 1)
+                            attend_block(block, padded_queries, keys, values, count, 1, scale);
+                        else
+                            attend_block(block, padded_queries, keys, values, count, 2, scale);
+                        for (int64_t i = 0; i < rows; i++)
+                            for (int64_t slab = 0; slab < slabs; slab++)
+                                write_row(block->mixed + (i * slabs + slab) * PAIRS, scale[i],
+                                          first_of(d - slab * PAIRS), o + (first + i) * heads * d + slab * PAIRS);
                     }
                 }
         if (memory) _tile_release();
