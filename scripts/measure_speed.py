@@ -36,6 +36,7 @@ from sparsewm.memory import keep_freed_memory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
 from sparsewm.model.drop import spearman
+from sparsewm.model.rollout import modulate
 from sparsewm.settings import choose_dtype, make_env
 
 CPU = torch.device("cpu")
@@ -105,9 +106,9 @@ def generic(problem: LatentProblem, actions: torch.Tensor) -> Callable[[], Any]:
 
     def work() -> None:
         with torch.inference_mode():
-            start = problem._tokens, problem.start.proprio
+            start = problem.view.tokens, problem.start.proprio
             *_, last = problem.model.imagine(*start, actions, problem.patches)
-            problem._distance(*last)
+            problem._distance(*last, problem.view)
 
     return work
 
@@ -117,16 +118,20 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     fast, exact = (make_model(preset, dtype, env) for dtype in (FAST, torch.float32))
     actions = some_actions(fast, arguments.candidates)
     sparse, slow = (problem_of(model, env, arguments.drop) for model in (fast, exact))
-    plain = problem_of(fast, env, arguments.drop)
-    with mock.patch("torch.backends.mkldnn.is_available", lambda: False):
-        plain.cost(actions)  # a rollout without packed weights
     if arguments.only_last:
         return interleaved({"last": lambda: sparse.cost(actions)}, arguments.repeats)
+    plain, packed, attending = (problem_of(fast, env, arguments.drop) for _ in range(3))
+    with mock.patch("sparsewm.model.rollout.kernels", lambda: "left out"):
+        packed.cost(actions)  # a rollout without compiled kernels
+        with mock.patch("torch.backends.mkldnn.is_available", lambda: False):
+            plain.cost(actions)  # and without packed weights
+    attending.cost(actions)
+    assert attending._rollout is not None
+    attending._rollout.modulated = modulate  # torch's
     window = WindowRollout(exact)
     copies = Latent(
         *(x.expand(arguments.candidates, *x.shape[1:]) for x in (slow.start.tokens, slow.start.proprio))
     )
-    last = "weights packed, bias and ReLU fused into products"
     found = interleaved(
         {
             "DINO-WM: float32, window recomputed": lambda: window.cost(
@@ -135,7 +140,9 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
             "keys and values cached, one frame a step": generic(slow, actions),
             "bfloat16": generic(sparse, actions),
             "one buffer of keys, modulations at once": lambda: plain.cost(actions),
-            last: lambda: sparse.cost(actions),
+            "weights packed, bias and ReLU fused into products": lambda: packed.cost(actions),
+            "attention compiled, in one pass": lambda: attending.cost(actions),
+            "residual, norm and modulation compiled": lambda: sparse.cost(actions),
         },
         arguments.repeats,
     )
