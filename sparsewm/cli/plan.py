@@ -15,6 +15,7 @@ import sparsewm
 from envs import GoalEnv
 from planners import MPC, PLANNERS, PlanningError, ProposalMode
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
+from sparsewm.cli.devices import run_on
 from sparsewm.encoders import ENCODERS
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import (
@@ -168,7 +169,7 @@ class Plan:
     imagine: bool = True
     """Show imagined frames in video and picture, where the world model has a decoder."""
     device: str = "auto"
-    """auto, cpu, cuda, ..."""
+    """auto, cpu, cuda, ...; several, as cuda:0,cuda:1, share the episodes."""
     dtype: str = "auto"
     """Precision of the predictor: auto, bfloat16 or float32."""
     seed: int = 0
@@ -227,7 +228,7 @@ class Plan:
         """Everything that can be refused, before anything is written or run."""
         env = make_env(self.env)
         settings = self.settings(env)
-        device = choose_device(self.device)
+        device, *_ = [choose_device(name) for name in self.devices]
         dtype = choose_dtype(self.dtype, device)
         model = self.load_model(env, settings, device, dtype)
         tasks = make_tasks(env, self.episodes, self.seed, settings.goal_source, settings.goal_offset)
@@ -250,16 +251,10 @@ class Plan:
             the traces, and what goes into results.json besides the command.
         """
         env, settings, model = ready.env, ready.settings, ready.model
-
-        def planned(episode: int, decision: int, trace: Trace) -> None:
-            if on_plan is not None:
-                on_plan(episode, decision, min(1.0, trace.steps / settings.budget))
-
-        try:
-            policy = self.policy(env, model, settings, ready.proposals)
-            traces = run_episodes(env, ready.tasks, policy, settings.budget, self.batch, planned, on_episode)
-        except PlanningError as error:
-            raise UserError(str(error)) from None
+        if len(self.devices) > 1:
+            traces = run_on(self.devices, self, on_episode)
+        else:
+            traces = self.traces(ready, on_plan, on_episode)
         total = 64 if model is None else model.patches
         drop = self.start_drop
         if self.drop == "auto":  # what came of it
@@ -274,7 +269,7 @@ class Plan:
             "selection": self.selection,
             "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
             "checkpoint": None if model is None else str(self.checkpoint or f"pretrained/{env.name}"),
-            "device": str(ready.device),
+            "device": str(ready.device) if len(self.devices) == 1 else self.device,
             "dtype": str(ready.dtype).removeprefix("torch."),
             "seed": self.seed,
             "episodes": len(traces),
@@ -291,6 +286,30 @@ class Plan:
             "version": sparsewm.__version__,
         }
         return traces, results
+
+    def traces(
+        self,
+        ready: Prepared,
+        on_plan: Callable[[int, int, float], None] | None = None,
+        on_episode: Callable[[int, Trace], None] | None = None,
+    ) -> list[Trace]:
+        """Run the episodes of `ready` on its device; arguments as of `evaluate`."""
+        env, settings = ready.env, ready.settings
+
+        def planned(episode: int, decision: int, trace: Trace) -> None:
+            if on_plan is not None:
+                on_plan(episode, decision, min(1.0, trace.steps / settings.budget))
+
+        try:
+            policy = self.policy(env, ready.model, settings, ready.proposals)
+            return run_episodes(env, ready.tasks, policy, settings.budget, self.batch, planned, on_episode)
+        except PlanningError as error:
+            raise UserError(str(error)) from None
+
+    @property
+    def devices(self) -> list[str]:
+        """Names of the devices that share the episodes."""
+        return self.device.split(",")
 
     def settings(self, env: GoalEnv) -> PlanSettings:
         """The environment's settings under this command's flags, checked."""

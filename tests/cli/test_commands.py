@@ -388,6 +388,16 @@ def test_several_episodes_are_planned_at_once(trained: Path, here: Path) -> None
     assert [episode["seed"] for episode in content["per_episode"]] == [0, 1, 2]
 
 
+def test_devices_share_episodes_and_change_none(trained: Path, here: Path) -> None:
+    words = ["--checkpoint", trained / "checkpoint", "--episodes 3"]
+    one, two = (results(*words, "--device", device) for device in ("cpu", "cpu,cpu"))
+    assert two["device"] == "cpu,cpu"
+    assert [episode["seed"] for episode in two["per_episode"]] == [0, 1, 2]
+    assert two["per_episode"][0] == one["per_episode"][0]
+    again = results(*words, "--device", "cpu,cpu,cpu")
+    assert again["per_episode"] == two["per_episode"]  # whichever device was free
+
+
 @pytest.mark.parametrize("command", ["collect", "train", "plan", "bench", "export", "doctor"])
 def test_help_shows_an_example_that_is_a_command(command: str) -> None:
     code, out, _ = call(command, "--help")
