@@ -3,7 +3,8 @@ r"""What sparse imagination owes to its parts, and what cheaper searches are wor
     redraw: the mask redrawn at every optimiser iteration, at every re-plan, and never.
     groups: models trained with and without randomly grouped attention.
     search: schedules of the drop ratio, racing, early stop and an automatic ratio, against more or fewer
-        candidates and tokens: success over the time of a plan. Run it with nothing else running.
+        candidates and tokens: success over the time of a plan. Plans of all searches are timed in turns, at
+        the end: let nothing else run then.
 
 Example, after training a pair of models that differ by their groups alone:
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +32,8 @@ import tyro
 
 from sparsewm.cli.evaluate import Cell, cell_path, read_cell
 from sparsewm.cli.plan import Plan
-from sparsewm.evaluation.closed_loop import Redraw
+from sparsewm.evaluation.closed_loop import Redraw, Trace
+from sparsewm.evaluation.statistics import quartiles
 from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, write_json
 
@@ -53,6 +56,9 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 """Searches by name, as they differ from the environment's usual one at half of the tokens."""
 
+WARM_UP = 10
+"""Plans that are not timed, within which an automatic drop ratio comes to rest."""
+
 
 @dataclass
 class Arguments:
@@ -72,6 +78,8 @@ class Arguments:
     """Episodes per cell."""
     seed: int = 0
     """Seed of tasks, candidates and masks."""
+    repeats: int = 15
+    """Timed plans of each search."""
     output: Path = Path("results/ablations")
     """Folder of the results; the same one continues."""
 
@@ -112,12 +120,34 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
     return rows
 
 
+def time_plans(study: Study, arguments: Arguments) -> list[dict[str, float]]:
+    """Quartiles of the seconds of a plan, per cell: every search plans for the first task, again and again, in
+    turns with the others."""
+    policies, times = [], []
+    for _, cell in cells(study, arguments):
+        ready = replace(cell.plan, episodes=1).prepare()
+        policy = cell.plan.policy(ready.env, ready.model, ready.settings)
+        policy.begin([Trace(ready.tasks[0], [ready.tasks[0].start])])
+        policies.append(policy)
+        times.append([])
+    for repeat in range(arguments.repeats + WARM_UP):
+        for policy, spent in zip(policies, times, strict=True):
+            started = time.perf_counter()
+            policy.act(np.array([0]))
+            if repeat >= WARM_UP:
+                spent.append(time.perf_counter() - started)
+    return [quartiles(spent) for spent in times]
+
+
 def main(arguments: Arguments) -> None:
     if "groups" in arguments.studies and arguments.ungrouped is None:
         sys.exit("error: the study groups compares trained models: say with --ungrouped where they are")
     (arguments.output / "cells").mkdir(parents=True, exist_ok=True)
     for study in arguments.studies:
         rows = run(study, arguments)
+        if study == "search":
+            for row, spent in zip(rows, time_plans(study, arguments), strict=True):
+                row["seconds_per_plan"] = spent
         report = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
         write_json(arguments.output / f"{study}.json", report | {"rows": rows})
         lines = ["| environment | | drop | success (95%) | T moves | a plan |", "|---|---|---|---|---|---|"]
