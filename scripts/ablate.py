@@ -121,8 +121,7 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
 
 
 def time_plans(study: Study, arguments: Arguments) -> list[dict[str, float]]:
-    """Quartiles of the seconds of a plan, per cell: every search plans for the first task, again and again, in
-    turns with the others."""
+    """Quartiles of the seconds of a plan, per cell: searches plan for the first task in turns."""
     policies, times = [], []
     for _, cell in cells(study, arguments):
         ready = replace(cell.plan, episodes=1).prepare()
