@@ -16,6 +16,8 @@ from sparsewm.model import LatentProblem
 
 PARTS = {
     "linear layers": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
+    "attention": ("sparsewm::attend",),
+    "residual, norm, modulation": ("sparsewm::modulate",),
     "attention products": ("aten::bmm", "aten::baddbmm"),
     "fused attention": (
         "aten::_scaled_dot_product_flash_attention",
@@ -70,7 +72,7 @@ def profile_iterations(
     seconds: dict[str, float] = {}
     calls: dict[str, int] = {}
     for event in events:
-        if not event.key.startswith(("aten::", "mkldnn::")):
+        if not event.key.startswith(("aten::", "mkldnn::", "sparsewm::")):
             continue
         part = owner.get(event.key, "other operations")
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total

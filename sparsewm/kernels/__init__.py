@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "norm.c")]
 NEEDED = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
@@ -100,19 +101,20 @@ class Kernels:
             entry.key_stride[:] = frame.keys.stride()[:4]
             entry.value_stride[:] = frame.values.stride()[:4]
         stride = (ctypes.c_int64 * 4)(*queries.stride()[:4])
-        failed = self._attend(
-            queries.data_ptr(),
-            ctypes.addressof(stride),
-            out.data_ptr(),
-            ctypes.addressof(array),
-            len(frames),
-            b,
-            s,
-            length,
-            heads,
-            d,
-            torch.get_num_threads(),
-        )
+        with record_function("sparsewm::attend"):
+            failed = self._attend(
+                queries.data_ptr(),
+                ctypes.addressof(stride),
+                out.data_ptr(),
+                ctypes.addressof(array),
+                len(frames),
+                b,
+                s,
+                length,
+                heads,
+                d,
+                torch.get_num_threads(),
+            )
         if failed:
             raise MemoryError("no memory for attention: lower --samples, or give --chunk")
         return out
@@ -135,23 +137,24 @@ class Kernels:
         length, width = x.shape[2:]
         y = x.new_empty(b, s, length, width)
         total = x if added is None or x.shape[1] == s else torch.empty_like(y)
-        self._modulate(
-            x.data_ptr(),
-            b * x.shape[1],
-            total.data_ptr(),
-            None if added is None else added.data_ptr(),
-            None if gate is None else gate.data_ptr(),
-            0 if gate is None else gate.stride(1),
-            shift.data_ptr(),
-            scale.data_ptr(),
-            shift.stride(1) if shift.ndim == 4 else 0,
-            y.data_ptr(),
-            b * s,
-            length,
-            width,
-            1e-5,
-            torch.get_num_threads(),
-        )
+        with record_function("sparsewm::modulate"):
+            self._modulate(
+                x.data_ptr(),
+                b * x.shape[1],
+                total.data_ptr(),
+                None if added is None else added.data_ptr(),
+                None if gate is None else gate.data_ptr(),
+                0 if gate is None else gate.stride(1),
+                shift.data_ptr(),
+                scale.data_ptr(),
+                shift.stride(1) if shift.ndim == 4 else 0,
+                y.data_ptr(),
+                b * s,
+                length,
+                width,
+                1e-5,
+                torch.get_num_threads(),
+            )
         return total, y
 
 

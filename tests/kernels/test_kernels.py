@@ -22,8 +22,9 @@ compiled = pytest.mark.skipif(isinstance(KERNELS, str), reason=f"{KERNELS}")
 
 
 @pytest.fixture
-def afresh() -> Iterator[None]:
-    """Look for the kernel anew, now and afterwards."""
+def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Look for the kernels anew, now and afterwards."""
+    monkeypatch.delenv("SPARSEWM_KERNELS", raising=False)
     kernels.cache_clear()
     yield
     kernels.cache_clear()

@@ -1,0 +1,1 @@
+"""A package: a dependency installs one called tests, too, which would win over a mere folder."""
