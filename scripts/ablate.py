@@ -54,7 +54,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "settled at 0.3": {"settled": 0.3},
     "drop auto": {"drop": "auto", "drop_highest": 0.9},
 }
-"""Searches by name, as they differ from the environment's usual one at half of the tokens."""
+"""Searches by name, as they differ from 64 candidates at half of the tokens and the usual settings."""
 
 WARM_UP = 10
 """Plans that are not timed, within which an automatic drop ratio comes to rest."""
@@ -94,7 +94,7 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
                 yield f"redrawn: {redraw}", Cell("random", replace(plan, redraw=redraw))
         elif study == "search":
             for label, varied in SEARCHES.items():
-                yield label, Cell("random", replace(plan, **varied))
+                yield label, Cell("random", replace(plan, **({"samples": 64} | varied)))
         else:
             for label, folder in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
                 checkpoint = None if folder is None else folder / name / "checkpoint"
