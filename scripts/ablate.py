@@ -181,10 +181,13 @@ def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
         spread = [rates - low, high - rates]
         if over_time:
             times = [row["seconds_per_plan"]["median"] for row in shown]
-            axes.errorbar(times, rates, spread, fmt="o", capsize=2, alpha=0.7)
-            for row, x, y in zip(shown, times, rates, strict=True):
-                axes.annotate(row["varied"], (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-            axes.set(title=shown[0]["environment"], xlabel="seconds of a plan, median", ylim=(0, 1.02))
+            for i, (row, x, y) in enumerate(zip(shown, times, rates, strict=True)):
+                error = [[spread[0][i]], [spread[1][i]]]
+                mark, colour, label = "osD^v"[i // 10 % 5], f"C{i % 10}", row["varied"]
+                axes.errorbar(
+                    x, y, error, linestyle="none", marker=mark, color=colour, label=label, capsize=2
+                )
+            axes.set(title=shown[0]["environment"], xlabel="seconds of a plan, median", xlim=0)
             axes.set_ylabel("success, 95% interval")
         else:
             labels = [
@@ -194,6 +197,8 @@ def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
             axes.set_yticks(range(len(shown)), labels)
             axes.invert_yaxis()
             axes.set(xlabel="success, 95% interval", xlim=(0, 1))
+    if over_time:
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
