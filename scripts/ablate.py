@@ -32,7 +32,7 @@ import tyro
 
 from sparsewm.cli.evaluate import Cell, cell_path, read_cell
 from sparsewm.cli.plan import Plan
-from sparsewm.evaluation.closed_loop import Redraw, Trace
+from sparsewm.evaluation.closed_loop import Policy, Redraw, Trace
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, write_json
@@ -120,9 +120,10 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
     return rows
 
 
-def time_plans(study: Study, arguments: Arguments) -> list[dict[str, float]]:
+def time_plans(study: Study, arguments: Arguments) -> list[dict[str, float] | None]:
     """Quartiles of the seconds of a plan, per cell: searches plan for the first task in turns."""
-    policies, times = [], []
+    policies: list[Policy] = []
+    times: list[list[float]] = []
     for _, cell in cells(study, arguments):
         ready = replace(cell.plan, episodes=1).prepare()
         policy = cell.plan.policy(ready.env, ready.model, ready.settings)
