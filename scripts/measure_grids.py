@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsewm.evaluation.closed_loop import observations
 from sparsewm.files import atomic_path, write_json
-from sparsewm.proposals.backbone import BackboneSizes, write_backbone
+from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.proposals.modeling_grids import SmolVLAGridsPolicy, retention
@@ -67,16 +67,8 @@ def random_policy(arguments: Arguments, backbone: Path, tokens: int) -> SmolVLAG
     picture = PolicyFeature(FeatureType.VISUAL, (3, arguments.sizes.image, arguments.sizes.image))
     config = SmolVLAGridsConfig(
         image_tokens=tokens,
+        **smolvla_options(backbone, arguments.sizes, arguments.chunk, arguments.denoise),
         device="cpu",
-        push_to_hub=False,
-        chunk_size=arguments.chunk,
-        n_action_steps=arguments.chunk,
-        num_steps=arguments.denoise,
-        max_state_dim=8,
-        max_action_dim=4,
-        resize_imgs_with_padding=(arguments.sizes.image, arguments.sizes.image),
-        num_vlm_layers=0,
-        vlm_model_name=str(backbone),
         input_features={
             "observation.images.camera": picture,
             "observation.images.goal": picture,

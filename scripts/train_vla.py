@@ -38,7 +38,7 @@ from sparsewm.data import Dataset, collect
 from sparsewm.data.lerobot import export_lerobot, segments
 from sparsewm.errors import UserError
 from sparsewm.files import read_json, umask
-from sparsewm.proposals.backbone import BackboneSizes, write_backbone
+from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.settings import at_least, environment_settings, make_env
 
@@ -125,17 +125,9 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
         kind, few = SmolVLAGridsConfig, {name: getattr(arguments, name) for name in names}
     policy = kind(
         **few,
+        **smolvla_options(backbone.resolve(), sizes, arguments.chunk, arguments.denoise),
         device=arguments.device,
-        push_to_hub=False,
-        chunk_size=arguments.chunk,
-        n_action_steps=arguments.chunk,
-        num_steps=arguments.denoise,
-        max_state_dim=8,
-        max_action_dim=4,
-        resize_imgs_with_padding=(sizes.image, sizes.image),
-        vlm_model_name=str(backbone.resolve()),
         load_vlm_weights=False,
-        num_vlm_layers=0,
         freeze_vision_encoder=False,
         train_expert_only=False,
         optimizer_lr=arguments.lr,

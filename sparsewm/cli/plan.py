@@ -257,8 +257,9 @@ class Plan:
             traces = self.traces(ready, on_plan, on_episode)
         total = 64 if model is None else model.patches
         drop = self.start_drop
-        if self.drop == "auto":  # what came of it
-            drop = 1 - float(np.mean([len(plan["kept"]) / total for t in traces for plan in t.plans]))
+        kept = [len(plan["kept"]) for trace in traces for plan in trace.plans if plan["kept"] is not None]
+        if self.drop == "auto" and kept:  # what came of it
+            drop = 1 - float(np.mean(kept)) / total
         results = {
             "environment": env.name,
             "drop": drop,

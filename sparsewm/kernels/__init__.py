@@ -19,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +103,7 @@ class Kernels:
             entry.key_stride[:] = frame.keys.stride()[:4]
             entry.value_stride[:] = frame.values.stride()[:4]
         stride = (ctypes.c_int64 * 4)(*queries.stride()[:4])
-        with record_function("sparsewm::attend"):
+        with _named("sparsewm::attend"):
             failed = self._attend(
                 queries.data_ptr(),
                 ctypes.addressof(stride),
@@ -127,7 +129,8 @@ class Kernels:
         Args:
             x: bfloat16 (B, S or 1, L, W), contiguous; overwritten where it has all S candidates.
             added: (B, S, L, W), contiguous, with its gate (B, S, 1, W); or None.
-            shift, scale: (B, S, 1, W), or (W,) for all.
+            shift, scale: (B, S, 1, W), or (W,) for all. They and the gate are parts of
+                contiguous rows.
 
         Returns:
             the sum (B, S, L, W), x itself where nothing is added; what becomes of it (B, S, L, W).
@@ -137,17 +140,17 @@ class Kernels:
         length, width = x.shape[2:]
         y = x.new_empty(b, s, length, width)
         total = x if added is None or x.shape[1] == s else torch.empty_like(y)
-        with record_function("sparsewm::modulate"):
+        with _named("sparsewm::modulate"):
             self._modulate(
                 x.data_ptr(),
                 b * x.shape[1],
                 total.data_ptr(),
                 None if added is None else added.data_ptr(),
                 None if gate is None else gate.data_ptr(),
-                0 if gate is None else gate.stride(1),
+                0 if gate is None else gate.stride(0) // s,
                 shift.data_ptr(),
                 scale.data_ptr(),
-                shift.stride(1) if shift.ndim == 4 else 0,
+                shift.stride(0) // s if shift.ndim == 4 else 0,
                 y.data_ptr(),
                 b * s,
                 length,
@@ -158,6 +161,11 @@ class Kernels:
         return total, y
 
 
+def _named(what: str) -> AbstractContextManager[Any]:
+    """A name in profiles; without a profiler it costs nothing."""
+    return record_function(what) if torch.autograd.profiler._is_profiler_enabled else nullcontext()
+
+
 @functools.cache
 def kernels() -> Kernels | str:
     """The compiled functions, or in one phrase why there are none."""
@@ -165,7 +173,8 @@ def kernels() -> Kernels | str:
         return "SPARSEWM_KERNELS=0"
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
         return "Linux on x86-64 alone"
-    missing = [name for name in NEEDED if name not in _processor()]
+    able = _processor()
+    missing = [name for name in NEEDED if name not in able]
     if missing:
         return f"the processor has no {missing[0]}"
     try:

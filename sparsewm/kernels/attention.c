@@ -40,7 +40,7 @@ typedef struct {
     uint8_t rows[16];
 } TileConfig;
 
-/* The kernel lets a process use tiles after this call. Returns 0 when it does. */
+/* The system lets a process use tiles after this call. Returns 0 when it does. */
 int request_tiles(void) {
     return (int)syscall(SYS_arch_prctl, 0x1023, 18);
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparsewm.errors import UserError, needs_extra
 from sparsewm.files import disk_errors
@@ -111,6 +112,26 @@ def write_backbone(folder: Path, texts: Sequence[str], sizes: BackboneSizes = Ba
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
     return folder
+
+
+def smolvla_options(backbone: Path, sizes: BackboneSizes, chunk: int, denoise: int) -> dict[str, Any]:
+    """What a SmolVLA's configuration says of its backbone, and of chunks for small environments.
+
+    Args:
+        backbone: folder that `write_backbone` wrote, with these sizes.
+        chunk: actions of a chunk. denoise: denoising steps of a chunk.
+    """
+    return {
+        "vlm_model_name": str(backbone),
+        "num_vlm_layers": 0,  # all of them
+        "resize_imgs_with_padding": (sizes.image, sizes.image),
+        "chunk_size": chunk,
+        "n_action_steps": chunk,
+        "num_steps": denoise,
+        "max_state_dim": 8,
+        "max_action_dim": 4,
+        "push_to_hub": False,
+    }
 
 
 def _tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -116,6 +116,16 @@ def test_modulation_is_that_of_torch(width: int, alone: bool, adds: bool, everyw
     torch.testing.assert_close(found.float(), y, rtol=0.02, atol=0.03)
 
 
+@compiled
+def test_modulation_of_episodes_with_one_candidate_each() -> None:
+    assert isinstance(KERNELS, Kernels)
+    x, added = torch.randn(2, 2, 1, 5, 32).bfloat16()
+    gate, shift, scale = torch.randn(2, 1, 1, 96).bfloat16().chunk(3, -1)
+    expected = rollout.modulate(*(part.float() for part in (x, added, gate, shift, scale)))
+    for found, exact in zip(KERNELS.modulate(x, added, gate, shift, scale), expected, strict=True):
+        torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.03)
+
+
 @pytest.mark.parametrize("seen", [0, 2])
 @pytest.mark.parametrize("switched_off", [False, True])
 def test_rollout_in_bfloat16_is_near_the_exact_one(
