@@ -119,12 +119,14 @@ class PushTExploration:
         self.reset(np.zeros(7))
 
     def reset(self, state: np.ndarray) -> None:
-        self._command = np.zeros(2)  # smoothed offset of the target, px
-        self._noise = np.zeros(2)
+        self._command: np.ndarray = np.zeros(2)  # smoothed offset of the target, px
+        self._noise: np.ndarray = np.zeros(2)
         self._way: list[np.ndarray] = []  # points (2,) still to pass before the push, px
         self._steps_left = 0  # of the push
         self._pace = self._push_pace = 0.0
-        self._direction = np.zeros(2)  # of the push: unit vector, in the T's frame if it turns with the T
+        self._direction: np.ndarray = np.zeros(
+            2
+        )  # of the push: unit vector, in the T's frame if it turns with the T
         self._turns_with_block = False
 
     def act(self, state: np.ndarray) -> np.ndarray:
@@ -286,7 +288,7 @@ class PointMazeExploration:
 
     def reset(self, state: np.ndarray) -> None:
         self._steps, self._steps_left = 0, 0
-        self._force = np.zeros(2)
+        self._force: np.ndarray = np.zeros(2)
 
     def act(self, state: np.ndarray) -> np.ndarray:
         rng = self._rng
@@ -307,7 +309,7 @@ class PointMazeExpert:
 
     def __init__(self, env: PointMazeEnv, goal: np.ndarray, rng: np.random.Generator):
         self._paths, self._goal, self._rng = env._maze.paths, goal[:2], rng
-        self._noise = np.zeros(2)
+        self._noise: np.ndarray = np.zeros(2)
 
     def reset(self, state: np.ndarray) -> None:
         self._noise = np.zeros(2)
@@ -389,8 +391,8 @@ class BlockPushExploration:
         self._steps_left = 0  # of the push
         self._patience = 0
         self._pace = 1.0
-        self._direction = np.zeros(2)
-        self._noise = np.zeros(2)
+        self._direction: np.ndarray = np.zeros(2)
+        self._noise: np.ndarray = np.zeros(2)
 
     def act(self, state: np.ndarray) -> np.ndarray:
         effector = state[:2]

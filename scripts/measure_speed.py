@@ -121,10 +121,16 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     if arguments.only_last:
         return interleaved({"last": lambda: sparse.cost(actions)}, arguments.repeats)
     plain, packed, attending = (problem_of(fast, env, arguments.drop) for _ in range(3))
-    with mock.patch("sparsewm.model.rollout.kernels", lambda: "left out"):
+    with (
+        mock.patch("sparsewm.model.rollout.kernels", lambda: "left out"),
+        mock.patch("sparsewm.model.rollout.layers_library", lambda: "left out"),
+    ):
         packed.cost(actions)  # a rollout without compiled kernels
         with mock.patch("torch.backends.mkldnn.is_available", lambda: False):
             plain.cost(actions)  # and without packed weights
+    sparse.cost(actions)
+    assert sparse._rollout is not None
+    matrix_unit, whole = sparse._rollout.compiled is not None, sparse._rollout.whole is not None
     attending.cost(actions)
     assert attending._rollout is not None
     attending._rollout.modulated = modulate  # torch's
@@ -132,20 +138,22 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     copies = Latent(
         *(x.expand(arguments.candidates, *x.shape[1:]) for x in (slow.start.tokens, slow.start.proprio))
     )
-    found = interleaved(
-        {
-            "DINO-WM: float32, window recomputed": lambda: window.cost(
-                copies, slow.goal, actions[0], slow.patches[0]
-            ),
-            "keys and values cached, one frame a step": generic(slow, actions),
-            "bfloat16": generic(sparse, actions),
-            "one buffer of keys, modulations at once": lambda: plain.cost(actions),
-            "weights packed, bias and ReLU fused into products": lambda: packed.cost(actions),
-            "attention compiled, in one pass": lambda: attending.cost(actions),
-            "residual, norm and modulation compiled": lambda: sparse.cost(actions),
-        },
-        arguments.repeats,
-    )
+    variants: dict[str, Callable[[], Any]] = {
+        "DINO-WM: float32, window recomputed": lambda: window.cost(
+            copies, slow.goal, actions[0], slow.patches[0]
+        ),
+        "keys and values cached, one frame a step": generic(slow, actions),
+    }
+    if FAST == torch.bfloat16:
+        variants["bfloat16"] = generic(sparse, actions)
+    variants["one buffer of keys, modulations at once"] = lambda: plain.cost(actions)
+    variants["weights packed, bias and ReLU fused into products"] = lambda: packed.cost(actions)
+    if matrix_unit:
+        variants["attention compiled, in one pass"] = lambda: attending.cost(actions)
+        variants["residual, norm and modulation compiled"] = lambda: sparse.cost(actions)
+    elif whole:
+        variants["all layers of a frame compiled, a few candidates at a time"] = lambda: sparse.cost(actions)
+    found = interleaved(variants, arguments.repeats)
     command = [sys.executable, __file__, "--presets", preset, "--drop", str(arguments.drop), "--only-last"]
     command += ["--candidates", str(arguments.candidates), "--repeats", str(arguments.repeats)]
     for keep in (True, False):

@@ -28,6 +28,7 @@ from sparsewm.data.collect import explore
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.files import atomic_path, read_json, write_json
+from sparsewm.settings import choose_dtype
 from sparsewm.training.pretrain import DistillationConfig, join_readings, pretrain
 
 NEIGHBOUR = {"pusht": 4, "wall": 4, "pointmaze": 6, "rope": 1, "granular": 1, "blockpush": 4}
@@ -171,9 +172,9 @@ def main(arguments: Arguments) -> None:
     if arguments.recipe.steps:
         scenes = make_scenes(arguments, encoder.resolution)
         with bar:
-            result = pretrain(
-                scenes, arguments.recipe, encoder.train().requires_grad_(True), arguments.seed, report
-            )
+            student = encoder.train().requires_grad_(True)
+            dtype = choose_dtype("auto", torch.device("cpu"))
+            result = pretrain(scenes, arguments.recipe, student, arguments.seed, report, dtype)
     if arguments.readings:
         result.load_state_dict(
             {name: tensor.bfloat16().float() for name, tensor in result.state_dict().items()}

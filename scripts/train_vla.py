@@ -40,7 +40,7 @@ from sparsewm.errors import UserError
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
-from sparsewm.settings import at_least, environment_settings, make_env
+from sparsewm.settings import at_least, environment_settings, fast_bfloat16, make_env
 
 
 @dataclass
@@ -75,8 +75,8 @@ class Arguments:
     """Processes that load data; 0: none."""
     device: str = "cpu"
     """cpu or cuda."""
-    bfloat16: bool = True
-    """Compute in bfloat16 where autocast does."""
+    bfloat16: bool | None = None
+    """Compute in bfloat16 where autocast does; left out: where the machine is fast in it."""
     image_tokens: int = 0
     """Tokens of a picture the transformer sees, chosen as the next three say (GridS); 0: all."""
     choice: str = "grids"
@@ -226,7 +226,8 @@ def main() -> None:
         folder = arguments.output / arguments.env
         data = demonstrations(arguments, folder)
         config = configuration(arguments, data, folder)
-        checkpoint = run_training(config, arguments.bfloat16)
+        fast = fast_bfloat16(torch.device(arguments.device))
+        checkpoint = run_training(config, fast if arguments.bfloat16 is None else arguments.bfloat16)
         information = read_json(data / "meta" / "info.json")
         size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
         card = CARD.format(

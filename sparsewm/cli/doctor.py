@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsewm.errors import UserError
-from sparsewm.kernels import kernels
+from sparsewm.kernels import kernels, layers_library
 from sparsewm.settings import choose_device, fast_bfloat16
 
 PYTHONS = ((3, 10), (3, 13))
@@ -157,10 +157,13 @@ def check_device(device: str) -> str:
 def check_kernels() -> str:
     """That planning on the CPU has its compiled kernels."""
     found = kernels()
-    if isinstance(found, str):
-        remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in found else ""
-        raise Trouble(f"{found}; torch's own operations take their place, more slowly", remedy)
-    return "compiled for this processor"
+    if not isinstance(found, str):
+        return "compiled for this processor's matrix unit, bfloat16"
+    exact = layers_library()
+    if not isinstance(exact, str):
+        return f"compiled for this processor, float32 ({found})"
+    remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in exact else ""
+    raise Trouble(f"{exact}; torch's own operations take their place, more slowly", remedy)
 
 
 def check_video() -> str:

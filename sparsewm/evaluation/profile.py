@@ -16,6 +16,7 @@ from sparsewm.model import LatentProblem
 
 PARTS = {
     "linear layers": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
+    "all layers of a frame": ("sparsewm::advance",),
     "attention": ("sparsewm::attend",),
     "residual, norm, modulation": ("sparsewm::modulate",),
     "attention products": ("aten::bmm", "aten::baddbmm"),

@@ -8,6 +8,8 @@ Against calling the predictor frame by frame:
 * Where the processor has a matrix unit, what is not a linear layer is compiled (`sparsewm.kernels`):
   attention, whose scores never leave the cache and whose keys and values are read where they were written;
   and residual, layer norm and modulation in one pass.
+* Where it has AVX2, float32 goes through all layers in one compiled call per frame, a few candidates at a
+  time, whose activations stay in the cache.
 * Elsewhere keys and values of imagined frames lie side by side in one buffer per layer, each frame in the
   place of the one that leaves the window: one product for all scores, one for all values, nothing to join.
 * All layers' modulations come from one product per frame; the "1 +" of scales and gates and the 1/sqrt(d) of
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.kernels import Frame, Kernels, kernels
+from sparsewm.kernels import CompiledLayers, Frame, Kernels, LayersFrame, kernels, layers_library
 from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
 
 ROWS_HINT = 4096
@@ -197,6 +199,81 @@ class BufferWindow(Window):
         return keys, values
 
 
+class Layers(ABC):
+    """A predictor's layers, for the frames of one rollout.
+
+    Args:
+        past: recorded frames before the imagined ones, oldest first, shared by all candidates.
+        history: of the predictor.
+    """
+
+    def __init__(self, past: Sequence[FrameCache], history: int) -> None:
+        self.past, self.history = list(past), history
+
+    @abstractmethod
+    def advance(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """The next frame.
+
+        Args:
+            x: embedded tokens (B, S, L, W); S may be 1 while the modulation has more candidates.
+            modulation: (B, S, layers * 6 * W): shift, scale and gate, twice, of every layer.
+
+        Returns:
+            normalised tokens (B, S, L, W).
+        """
+
+
+class BlockLayers(Layers):
+    """One operation after the other; see `Layers`.
+
+    Args:
+        rollout: has the blocks.
+    """
+
+    def __init__(self, rollout: Rollout, past: Sequence[FrameCache]) -> None:
+        super().__init__(past, rollout.config.history)
+        self.rollout = rollout
+        self.window: Window | None = None
+
+    def _window(self, shape: Sequence[int], like: Tensor) -> Window:
+        if self.rollout.compiled is not None:
+            return FusedWindow(len(self.rollout.blocks), self.history, self.rollout.compiled)
+        return BufferWindow(len(self.rollout.blocks), self.history, shape, like)
+
+    def advance(self, x: Tensor, modulation: Tensor) -> Tensor:
+        (b, s), (length, width), heads = modulation.shape[:2], x.shape[2:], self.rollout.config.heads
+        if self.window is None:
+            self.window = self._window((b, heads, s, length, width // heads), x)
+        window, modulated, norm = self.window, self.rollout.modulated, self.rollout.predictor.norm
+        parts = modulation[:, :, None].chunk(6 * len(self.rollout.blocks), -1)
+        window.advance()
+        shared = self.past[max(0, len(self.past) - (self.history - window.frames)) :]
+        x, y = modulated(x, None, None, *parts[:2])
+        for layer, block in enumerate(self.rollout.blocks):
+            gate1, shift2, scale2, gate2 = parts[6 * layer + 2 : 6 * layer + 6]
+            qkv = block.qkv(y).view(b, s, length, 3, heads, -1)
+            mixed = block.out(window.attend(layer, block, qkv, shared))
+            x, y = modulated(x, mixed, gate1, shift2, scale2)
+            following = parts[6 * layer + 6 : 6 * layer + 8] or (norm.bias, norm.weight)
+            x, y = modulated(x, block.down(block.up(y)), gate2, *following)
+        return y
+
+
+class FrameLayers(Layers):
+    """All layers of a frame in one compiled call; see `Layers`."""
+
+    def __init__(self, compiled: CompiledLayers, past: Sequence[FrameCache], history: int) -> None:
+        super().__init__(past, history)
+        self.compiled = compiled
+        recorded = [LayersFrame.of(frame.keys, frame.values) for frame in self.past[::-1]]
+        self.seen = deque(recorded[: history - 1], maxlen=history - 1)  # the newest first
+
+    def advance(self, x: Tensor, modulation: Tensor) -> Tensor:
+        y, frame = self.compiled.advance(x, modulation, list(self.seen))
+        self.seen.appendleft(frame)
+        return y
+
+
 class Rollout:
     """Imagines with a predictor's present weights; make a new one when they change.
 
@@ -210,19 +287,28 @@ class Rollout:
             self.dtype = predictor.embed_tokens.weight.dtype
             self.predictor = predictor
             blocks = [block for block in predictor.blocks if isinstance(block, ConditionedBlock)]
-            self.blocks = [PackedBlock(block) for block in blocks]
             one = torch.tensor([0.0, 1, 1, 0, 1, 1])  # of shift, scale, gate, twice
             ones = one.repeat_interleave(config.width).repeat(config.depth)
             bias = torch.cat([block.modulation.bias for block in blocks])
             self.modulation = PackedLinear(
                 torch.cat([block.modulation.weight for block in blocks]), (bias.float() + ones).to(self.dtype)
             )
+            self.whole = self._whole(blocks)
+            self.blocks = [PackedBlock(block) for block in blocks] if self.whole is None else []
             usable = Kernels.fit(self.dtype, config.width, config.heads)
             compiled = kernels() if usable else None
             self.compiled = compiled if isinstance(compiled, Kernels) else None
             self.modulated = modulate if self.compiled is None else self.compiled.modulate
             self.embed_tokens = self._packed(predictor.embed_tokens)
             self.token_change = self._packed(predictor.token_change)
+
+    def _whole(self, blocks: Sequence[ConditionedBlock]) -> CompiledLayers | None:
+        """All layers compiled, where they can be."""
+        config = self.config
+        if self.dtype != torch.float32 or not CompiledLayers.fit(config.width, config.heads, config.mlp):
+            return None
+        library = layers_library()
+        return None if isinstance(library, str) else CompiledLayers(library, blocks, self.predictor.norm)
 
     @staticmethod
     def _packed(layer: nn.Linear) -> PackedLinear:
@@ -237,34 +323,22 @@ class Rollout:
         past: Sequence[FrameCache] = (),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `WorldModel.imagine`, of standardised actions (B, S, T, C), under inference mode."""
-        net, history = self.predictor, self.config.history
+        net = self.predictor
         b, s, steps, _ = actions.shape
-        length, width, heads = tokens.shape[1] + 1, self.config.width, self.config.heads
+        length, width = tokens.shape[1] + 1, self.config.width
         positions = net.positions_of(patches)[:, None]
-        window: Window
-        if self.compiled is not None:
-            window = FusedWindow(len(self.blocks), history, self.compiled)
+        layers: Layers
+        if self.whole is None:
+            layers = BlockLayers(self, past)
         else:
-            shape = b, heads, s, length, width // heads
-            window = BufferWindow(len(self.blocks), history, shape, positions)
+            layers = FrameLayers(self.whole, past, self.config.history)
         now_tokens, now_proprio = tokens[:, None], proprio[:, None]
         for step in range(steps):
             condition = torch.cat([actions[:, :, step], now_proprio.expand(-1, s, -1)], -1).to(self.dtype)
-            modulation = self.modulation(net.embed_condition(condition))[:, :, None]
-            parts = modulation.chunk(6 * len(self.blocks), -1)
             x = positions.new_empty(b, now_tokens.shape[1], length, width)
             torch.add(self.embed_tokens(now_tokens.to(self.dtype)), positions, out=x[:, :, :-1])
             x[:, :, -1] = net.embed_proprio(now_proprio.to(self.dtype))
-            window.advance()
-            shared = list(past)[max(0, len(past) - (history - window.frames)) :]
-            x, y = self.modulated(x, None, None, *parts[:2])
-            for layer, block in enumerate(self.blocks):
-                gate1, shift2, scale2, gate2 = parts[6 * layer + 2 : 6 * layer + 6]
-                qkv = block.qkv(y).view(b, s, length, 3, heads, -1)
-                mixed = block.out(window.attend(layer, block, qkv, shared))
-                x, y = self.modulated(x, mixed, gate1, shift2, scale2)
-                following = parts[6 * layer + 6 : 6 * layer + 8] or (net.norm.bias, net.norm.weight)
-                x, y = self.modulated(x, block.down(block.up(y)), gate2, *following)
+            y = layers.advance(x, self.modulation(net.embed_condition(condition)))
             now_tokens = now_tokens + self.token_change(y)[:, :, :-1]
             now_proprio = now_proprio + net.proprio_change(y[:, :, -1])
             yield now_tokens, now_proprio

@@ -1,7 +1,8 @@
 """AdamW and Muon for networks kept in bfloat16, with float32 master weights.
 
 On a CPU with bfloat16 matrix instructions this is more than twice as fast as autocast, which converts
-every weight at every step; the float32 master keeps updates that bfloat16 would round away.
+every weight at every step; the float32 master keeps updates that bfloat16 would round away. Networks kept in
+float32, where bfloat16 is slow, have masters, too.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class MasterMuon(MasterAdamW):
         updates: dict[int, Tensor] = {}
         for shape in {part.shape for part in parts}:  # all matrices of one shape in one batch
             same = [i for i, part in enumerate(parts) if part.shape == shape]
-            batch = orthogonalized(torch.stack([parts[i] for i in same])) * (0.2 * math.sqrt(max(shape)))
+            stacked = torch.stack([parts[i] for i in same]).to(self.live[0].dtype)
+            batch = orthogonalized(stacked) * (0.2 * math.sqrt(max(shape)))
             updates |= dict(zip(same, batch.float(), strict=True))
         torch._foreach_mul_(self.moved, 1 - rate * self.weight_decay)
         torch._foreach_add_(self._layers(self.moved), [updates[i] for i in range(len(parts))], alpha=-rate)
@@ -173,12 +175,13 @@ class MasterMuon(MasterAdamW):
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Roughly the nearest orthogonal matrices to (K, R, C), in bfloat16: singular values between 0.7 and 1.2.
+    """Roughly the nearest orthogonal matrices to (K, R, C), in their precision, of which bfloat16 is enough.
 
-    A Newton-Schulz iteration whose coefficients (Jordan et al. 2024) lift small singular values fast.
+    Singular values end between 0.7 and 1.2, by a Newton-Schulz iteration whose coefficients (Jordan et al.
+    2024) lift small ones fast.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -220,6 +220,7 @@ def pretrain(
     encoder: ViT,
     seed: int = 0,
     progress: Callable[[int, dict[str, float]], bool | None] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> ViT:
     """Train an encoder on pre-rendered scenes; returns the teacher, frozen, in float32.
 
@@ -227,12 +228,13 @@ def pretrain(
         scenes: per environment, uint8 (K, 2, R, R, 3): two looks of K states; the looks change every
             `config.block` scenes.
         progress: called every 20 steps with the step and the mean losses; returning True stops early.
+        dtype: precision of weights and activations; masters are float32.
     """
     generator = torch.Generator().manual_seed(seed)
     student = encoder
-    student = student.bfloat16()
+    student = student.to(dtype)
     teacher = deepcopy(student).requires_grad_(False)
-    reader = nn.Linear(student.dim, sum(size for size, _ in READINGS)).bfloat16()
+    reader = nn.Linear(student.dim, sum(size for size, _ in READINGS)).to(dtype)
     read = list(reader.parameters())
     ema = [p.detach().float().clone() for p in [*student.parameters(), *read]]
     optimizer = MasterAdamW(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sparsewm import kernels as module
-from sparsewm.kernels import Frame, Kernels, kernels
+from sparsewm.kernels import Frame, Kernels, amx, build, kernels, layers, layers_library
 from sparsewm.model import rollout
 from sparsewm.model.rollout import BufferWindow, Rollout
 from sparsewm.model.world_model import gather_patches
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
 KERNELS = kernels()
+LOADERS = (kernels, layers_library)
 compiled = pytest.mark.skipif(isinstance(KERNELS, str), reason=f"{KERNELS}")
 
 
@@ -25,9 +26,11 @@ compiled = pytest.mark.skipif(isinstance(KERNELS, str), reason=f"{KERNELS}")
 def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Look for the kernels anew, now and afterwards."""
     monkeypatch.delenv("SPARSEWM_KERNELS", raising=False)
-    kernels.cache_clear()
+    for load in LOADERS:
+        load.cache_clear()
     yield
-    kernels.cache_clear()
+    for load in LOADERS:
+        load.cache_clear()
 
 
 def reference(queries: Tensor, frames: list[Frame]) -> Tensor:
@@ -170,6 +173,7 @@ def test_heads_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("afresh")
+@pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -180,28 +184,35 @@ def test_heads_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest
     ],
 )
 def test_without_a_kernel_there_is_a_reason(
-    name: str, value: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Any,
+    name: str,
+    value: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_processor", lambda: set(module.NEEDED))
+    monkeypatch.setattr(build, "processor", lambda: {*amx.NEEDED, *layers.NEEDED})
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(name, value)
-    assert reason in str(kernels())
+    assert reason in str(load())
     assert not any(path.is_file() for path in tmp_path.rglob("*"))  # nothing is left half-made
 
 
 @pytest.mark.usefixtures("afresh")
 def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_processor", lambda: {"avx2"})
+    monkeypatch.setattr(build, "processor", lambda: {"avx2"})
     assert kernels() == "the processor has no amx_bf16"
+    assert layers_library() == "the processor has no fma"
 
 
-@compiled
 @pytest.mark.usefixtures("afresh")
-def test_kernel_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("load", LOADERS)
+def test_kernels_are_compiled_once(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert isinstance(kernels(), Kernels)
+    if isinstance(load(), str):
+        pytest.skip(str(load()))
     (library,) = (tmp_path / "sparsewm").iterdir()
     made = os.stat(library).st_mtime_ns
-    kernels.cache_clear()
-    assert isinstance(kernels(), Kernels) and os.stat(library).st_mtime_ns == made
+    load.cache_clear()
+    assert not isinstance(load(), str) and os.stat(library).st_mtime_ns == made

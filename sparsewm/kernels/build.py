@@ -1,0 +1,92 @@
+"""Compiles the C files of this folder at first use, into the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import record_function
+
+
+def named(what: str) -> AbstractContextManager[Any]:
+    """A name in profiles; without a profiler it costs nothing."""
+    return record_function(what) if torch.autograd.profiler._is_profiler_enabled else nullcontext()
+
+
+def load_library(
+    name: str, sources: Sequence[Path], flags: Sequence[str], needed: Sequence[str]
+) -> ctypes.CDLL | str:
+    """C files as a library, compiled where they were not yet; or in one phrase why there is none.
+
+    Args:
+        name: of the file in the cache folder. flags: of the compiler.
+        needed: what the processor must be able to do, as Linux calls it.
+    """
+    if os.environ.get("SPARSEWM_KERNELS") == "0":
+        return "SPARSEWM_KERNELS=0"
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        return "Linux on x86-64 alone"
+    able = processor()
+    missing = [name for name in needed if name not in able]
+    if missing:
+        return f"the processor has no {missing[0]}"
+    try:
+        path = compiled(name, sources, flags)
+        if isinstance(path, str):
+            return path
+        threads = re.search(r"\S*/libgomp\S*", Path("/proc/self/maps").read_text())
+        if threads is None:
+            return "torch brings no OpenMP of GNU"
+        ctypes.CDLL(threads.group(), ctypes.RTLD_GLOBAL)  # one pool of threads for torch and the kernels
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        return str(error)
+
+
+def processor() -> set[str]:
+    """What the processor can do, as Linux calls it."""
+    try:
+        line = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return set()
+    return set(line.group(1).split()) if line else set()
+
+
+def compiled(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path | str:
+    """The shared library, compiled where these sources were not yet; or why it is not."""
+    content = b"".join(source.read_bytes() for source in sources) + " ".join(flags).encode()
+    key = hashlib.sha256(content).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsewm"
+    path = cache / f"{name}-{key}.so"
+    if path.is_file():
+        return path
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
+    if not compiler[0]:
+        return "no C compiler"
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        library = Path(folder) / f"{name}.so"
+        parts = [Path(folder) / f"{source.stem}.o" for source in sources]
+        # Not linked with a library of OpenMP: the one that torch has loaded serves both.
+        steps = [[*flags, "-c", source, "-o", part] for source, part in zip(sources, parts, strict=True)]
+        for step in (*steps, ["-shared", *parts, "-o", library]):
+            words = [*compiler, *map(str, step)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            if done.returncode:
+                first = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+                return f"{compiler[0]} does not compile them: {first}"
+        os.replace(library, path)
+    return path
