@@ -37,7 +37,7 @@ from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
 from sparsewm.model.drop import spearman
 from sparsewm.model.rollout import modulate
-from sparsewm.settings import choose_dtype, make_env
+from sparsewm.settings import choose_dtype, fast_bfloat16, make_env
 
 CPU = torch.device("cpu")
 FAST = choose_dtype("auto", CPU)
@@ -144,7 +144,7 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
         ),
         "keys and values cached, one frame a step": generic(slow, actions),
     }
-    if FAST == torch.bfloat16:
+    if fast_bfloat16(CPU):
         variants["bfloat16"] = generic(sparse, actions)
     variants["one buffer of keys, modulations at once"] = lambda: plain.cost(actions)
     variants["weights packed, bias and ReLU fused into products"] = lambda: packed.cost(actions)
