@@ -16,6 +16,9 @@ from planners.protocol import Plan, PlanningError, PlanningProblem, RacingProble
 
 State = TypeVar("State")
 
+SLOWER = 1.1
+"""How much longer an iteration may take than the slowest lately, where a deadline is kept."""
+
 
 @dataclass(frozen=True)
 class Space:
@@ -159,9 +162,10 @@ class Planner(ABC, Generic[State]):
             warm_start: action sequences (B, H, A) to search around, the noise still the problem's own. Or
                 (B, K, H, A): the first is searched around, the others join the first iteration.
             proposals: candidates (B, K, H, A) from elsewhere, see ``proposal_mode``.
-            deadline: seconds this call may take. An iteration that would end later, judging by the slowest of
-                those before it, is not started; the first always is. Where earlier calls of this planner were
-                too slow for three iterations, it takes fewer candidates (gradient descent excepted).
+            deadline: seconds this call may take. An iteration that would end later if it took a tenth longer
+                than the slowest lately, in this plan and in those before it, is not started; the first always
+                is. Where that is too slow for three iterations, fewer candidates are drawn (gradient descent
+                excepted).
             proposal_mode: "seed" mixes the proposals into the first iteration; "prior" starts from a Gaussian
                 fitted to them (its std at least a tenth of the problem's); "replace" scores them once and
                 takes the best, without any search.
@@ -190,6 +194,7 @@ class Planner(ABC, Generic[State]):
             )
         history: list[dict[str, float]] = []
         seconds: list[float] = []
+        count = self.samples
         found: tuple[Tensor, Tensor] | None = None  # elites (B, K, H, A) and their costs (B, K)
         rows = torch.arange(space.batch, device=space.low.device)  # the episodes that are searched on
         # Only gradient descent has to leave the caller's inference mode.
@@ -197,7 +202,8 @@ class Planner(ABC, Generic[State]):
         with torch.inference_mode(inference), torch.no_grad():
             state = self.start(prior, space)
             for iteration in range(iterations):
-                if seconds and time.perf_counter() - started + max(seconds) > limit:
+                slowest = max(seconds[-1], self._pace * count) if seconds else 0.0
+                if seconds and time.perf_counter() - started + SLOWER * slowest > limit:
                     break
                 last = iteration + 1 == iterations
                 _synchronize(space.low.device)
@@ -229,7 +235,8 @@ class Planner(ABC, Generic[State]):
                         space, rows = replace(space, batch=len(going)), rows[going]
                 _synchronize(space.low.device)
                 seconds.append(time.perf_counter() - begun)
-                self._pace = max(seconds[-1] / candidates.shape[1], 0.9 * self._pace)
+                count = candidates.shape[1]
+                self._pace = max(seconds[-1] / count, 0.9 * self._pace)
                 if not len(going):
                     break
         assert found is not None
@@ -262,7 +269,7 @@ class Planner(ABC, Generic[State]):
         """Candidates of which, at the pace of earlier calls, three iterations fit into `limit` seconds."""
         if self.differentiates or not self._pace or math.isinf(limit):
             return self.samples
-        return min(self.samples, max(self.elites, 2, int(limit / (3 * self._pace))))
+        return min(self.samples, max(self.elites, 2, int(limit / ((2 + SLOWER) * self._pace))))
 
     def noise(self, space: Space, samples: int) -> Tensor:
         """Unit Gaussian noise (B, samples, H, A) from the planner's own generator."""

@@ -265,7 +265,7 @@ def test_a_deadline_ends_the_search_after_at_least_one_iteration(name: str, now:
 
     planner = PLANNERS[name](iterations=10)
     counts = []
-    for deadline in (-1.0, 0.5, 1.9, 2.0, 4.5, 100.0, None):
+    for deadline in (-1.0, 0.5, 2.0, 2.2, 4.5, 100.0, None):  # the next may take a tenth longer
         now[0] = 0.0
         counts.append(len(planner.plan(Slow(targets()), deadline=deadline).history))
     assert counts == [1, 1, 1, 2, 4, 10, 10]
@@ -292,7 +292,7 @@ def test_a_deadline_too_short_for_three_iterations_takes_fewer_candidates(
         started = now[0]
         plan = planner.plan(problem, deadline=deadline)
         assert now[0] - started <= deadline and len(plan.history) >= 3
-        assert max(asked) == round(deadline / 3 / 0.01)
+        assert max(asked) == int(deadline / (3 + 0.1) / 0.01)  # the last may take a tenth longer
     asked.clear()
     planner.plan(problem, deadline=0.01)  # hopeless: no fewer than the elites
     assert asked == [planner.elites]
