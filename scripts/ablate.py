@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +29,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from sparsewm.cli.evaluate import Cell, cell_path, read_cell
+from sparsewm.cli.evaluate import Cell, cell_path, read_cell, time_cells
 from sparsewm.cli.plan import Plan
-from sparsewm.evaluation.closed_loop import Policy, Redraw, Trace
-from sparsewm.evaluation.statistics import quartiles
+from sparsewm.evaluation.closed_loop import Redraw
 from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, write_json
 
@@ -120,25 +118,6 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
     return rows
 
 
-def time_plans(study: Study, arguments: Arguments) -> list[dict[str, float] | None]:
-    """Quartiles of the seconds of a plan, per cell: searches plan for the first task in turns."""
-    policies: list[Policy] = []
-    times: list[list[float]] = []
-    for _, cell in cells(study, arguments):
-        ready = replace(cell.plan, episodes=1).prepare()
-        policy = cell.plan.policy(ready.env, ready.model, ready.settings)
-        policy.begin([Trace(ready.tasks[0], [ready.tasks[0].start])])
-        policies.append(policy)
-        times.append([])
-    for repeat in range(arguments.repeats + WARM_UP):
-        for policy, spent in zip(policies, times, strict=True):
-            started = time.perf_counter()
-            policy.act(np.array([0]))
-            if repeat >= WARM_UP:
-                spent.append(time.perf_counter() - started)
-    return [quartiles(spent) for spent in times]
-
-
 def main(arguments: Arguments) -> None:
     if "groups" in arguments.studies and arguments.ungrouped is None:
         sys.exit("error: the study groups compares trained models: say with --ungrouped where they are")
@@ -146,8 +125,12 @@ def main(arguments: Arguments) -> None:
     for study in arguments.studies:
         rows = run(study, arguments)
         if study == "search":
-            for row, spent in zip(rows, time_plans(study, arguments), strict=True):
-                row["seconds_per_plan"] = spent
+            searched = [cell for _, cell in cells(study, arguments)]
+            for row, times in zip(
+                rows, time_cells(searched, arguments.repeats, warm_up=WARM_UP), strict=True
+            ):
+                assert times is not None
+                row["seconds_per_plan"] = times["seconds_per_plan"]
         report = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
         write_json(arguments.output / f"{study}.json", report | {"rows": rows})
         lines = ["| environment | | drop | success (95%) | T moves | a plan |", "|---|---|---|---|---|---|"]

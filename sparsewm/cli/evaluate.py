@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import envs
@@ -22,12 +23,16 @@ from planners import ProposalMode
 from sparsewm.cli.common import command_line, output_folder, progress_bar
 from sparsewm.cli.plan import WITHOUT_MODEL, Plan
 from sparsewm.errors import UserError
+from sparsewm.evaluation.bench import machine
+from sparsewm.evaluation.closed_loop import Policy, Trace
+from sparsewm.evaluation.statistics import quartiles
 from sparsewm.evaluation.table import cell_row, markdown
 from sparsewm.files import write_json
+from sparsewm.memory import without_long_collections
 from sparsewm.model.checkpoint import PRETRAINED, checkpoint_hash, pretrained_path
 from sparsewm.proposals import GAUSSIAN, check_proposals
 from sparsewm.report.plots import plot_success
-from sparsewm.settings import PlanSettings, at_least, environment_settings, make_env, one_of
+from sparsewm.settings import PlanSettings, at_least, choose_device, environment_settings, make_env, one_of
 
 YARDSTICKS = ("none", "random_actions", "oracle", "cls", "proprio", "policy")
 PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large")
@@ -94,8 +99,11 @@ class Eval:
     cls rows are left out."""
     batch: int = 1
     """Episodes planned at once."""
+    timed: int = 5
+    """Decisions of every cell timed at the end, of all cells in turns by this process alone, so that times of
+    rows compare whenever and beside whatever the cells ran; 0: the times of each cell's own run."""
     workers: int = 1
-    """Processes that share the cells and the cores: compare times at one number only."""
+    """Processes that share the cells and the cores."""
     ray_address: str | None = None
     """Spread the cells over Ray: the address of a cluster, or local."""
     device: str = "auto"
@@ -109,6 +117,7 @@ class Eval:
 
     def run(self) -> int:
         at_least(1, workers=self.workers, episodes=self.episodes)
+        at_least(0, timed=self.timed)
         cells = list(self.cells())
         requests = {cell.name: cell.request() for cell in cells}  # refuses what cannot run
         folder = output_folder(self.output)
@@ -130,8 +139,13 @@ class Eval:
             kept = read_cell(folder, cell.name, requests[cell.name])
             assert kept is not None
             rows.append(cell_row(cell.selection, kept))
+        if self.timed:
+            with progress_bar("timing") as progress:
+                for row, times in zip(rows, time_cells(cells, self.timed, progress), strict=True):
+                    retime(row, times)
         title = f"{self.episodes} episodes a cell, seed {self.seed}, {self.planner}"
         report = {"rows": rows, "command": command_line(), "version": sparsewm.__version__, "seed": self.seed}
+        report |= {"timed": self.timed, "machine": machine(choose_device(self.device))}
         write_json(folder / "eval.json", report)
         (folder / "eval.md").write_text(markdown(rows, title))
         plot_success(folder / "success_by_drop.png", rows, "drop", title)
@@ -330,6 +344,73 @@ class Cell:
                 flag = field.name.replace("_", "-")
                 words += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
         return shlex.join(words)
+
+
+WARM_UP = 2
+"""Decisions of a cell that are not timed."""
+
+
+def time_cells(
+    cells: Sequence[Cell],
+    repeats: int,
+    progress: Callable[[float, float], None] | None = None,
+    warm_up: int = WARM_UP,
+) -> list[dict[str, dict[str, float] | None] | None]:
+    """How long cells take to decide, on an otherwise idle machine.
+
+    Each decides for its first task, again and again, all of them in turns: what disturbs the machine disturbs
+    all alike.
+
+    Args:
+        progress: called with what is done and the whole.
+        warm_up: decisions before the timed ones.
+
+    Returns:
+        quartiles of ``seconds_per_iteration`` and ``seconds_per_plan`` per cell; None where nothing is
+        planned, and for the oracle, which spends its time in the simulator.
+    """
+    runs: list[tuple[Policy, Trace] | None] = []
+    for cell in cells:
+        if cell.plan.selection in ("none", "random_actions", "oracle"):
+            runs.append(None)
+            continue
+        ready = replace(cell.plan, episodes=1).prepare()
+        policy = cell.plan.policy(ready.env, ready.model, ready.settings, ready.proposals)
+        trace = Trace(ready.tasks[0], [ready.tasks[0].start])
+        policy.begin([trace])
+        runs.append((policy, trace))
+    rounds = warm_up + repeats
+    with without_long_collections():
+        for turn in range(rounds):
+            for policy, trace in filter(None, runs):
+                if turn == warm_up:
+                    trace.seconds_per_iteration.clear()
+                    trace.seconds_per_plan.clear()
+                policy.act(np.array([0]))
+            if progress is not None:
+                progress(turn + 1, rounds)
+    return [
+        None
+        if run is None
+        else {
+            "seconds_per_iteration": quartiles(run[1].seconds_per_iteration),
+            "seconds_per_plan": quartiles(run[1].seconds_per_plan),
+        }
+        for run in runs
+    ]
+
+
+def retime(row: dict[str, Any], times: dict[str, dict[str, float] | None] | None) -> None:
+    """Put times of `time_cells` into a row; an episode has as many decisions as in the cell's own run."""
+    if times is None:
+        return
+    before, now = row["seconds_per_plan"], times["seconds_per_plan"]
+    row |= times
+    if row["seconds_per_episode"] and before and now:
+        factor = now["median"] / before["median"]
+        row["seconds_per_episode"] = {
+            name: factor * value for name, value in row["seconds_per_episode"].items()
+        }
 
 
 def cell_path(folder: Path, name: str) -> Path:

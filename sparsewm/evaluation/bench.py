@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -20,7 +21,7 @@ from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import peak_memory, quartiles
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, load
 from sparsewm.model.checkpoint import pretrained_path
-from sparsewm.settings import preset
+from sparsewm.settings import fast_bfloat16, preset
 
 
 def bench_model(
@@ -71,6 +72,28 @@ def rollout_operations(model: WorldModel, kept: int, candidates: int, horizon: i
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What times were measured on."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "processor": processor_name(),
+        "bfloat16": fast_bfloat16(device),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or "unknown"
 
 
 def measure(
@@ -171,14 +194,7 @@ def measure(
         if not ours:  # what it encodes anew in every iteration comes on top
             row["encoding_seconds_per_iteration"] = quartiles(encoding)
         rows.append(row)
-    machine = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    report = {"machine": machine, "matmul_peak_flops": peak, "rows": rows}
+    report = {"machine": machine(device), "matmul_peak_flops": peak, "rows": rows}
     if traces is not None:
         report["profile"] = {
             f"{drop:g}": profile_iterations(problem, actions, traces / f"trace_drop{drop:g}.json")

@@ -12,7 +12,9 @@ def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
     settings = result["settings"]
     keys = ("environment", "drop", "planner", "proposals", "episodes", "success_rate", "success_ci95")
     times = ("seconds_per_iteration", "seconds_per_plan", "seconds_per_episode")
-    row = {key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "threads")}
+    row = {
+        key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "threads", "dtype")
+    }
     row |= {"selection": selection, "alpha": settings["alpha"], "cost": settings["cost"]}
     row["proposal_mode"] = settings.get("proposal_mode", "replace")
     if "moved" in result:

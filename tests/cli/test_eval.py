@@ -90,6 +90,27 @@ def test_finished_cells_are_kept_and_changed_ones_run_again(wall: Path) -> None:
     assert rows(wall) == known
 
 
+def test_times_of_all_rows_are_taken_in_turns_whatever_the_cells_took(wall: Path) -> None:
+    cell = wall / "ev" / "cells" / "wall-random-drop0.5.json"
+    before = cell.read_text()
+    content = json.loads(before)
+    for name in ("seconds_per_iteration", "seconds_per_plan", "seconds_per_episode"):
+        content[name] = {key: 1e6 * value for key, value in content[name].items()}  # a machine that was busy
+    cell.write_text(json.dumps(content))
+    found = {}
+    for timed in (0, 2):
+        done = shell(wall, "eval --envs wall", QUICK, f"--output ev --timed {timed}")
+        assert done.returncode == 0, done.stderr
+        report = json.loads((wall / "ev" / "eval.json").read_text())
+        found[timed] = next(row for row in report["rows"] if row["command"] == content["command"])
+    cell.write_text(before)
+    assert found[0]["seconds_per_plan"]["median"] > 1000
+    for name in ("iteration", "plan", "episode"):
+        assert 0 < found[2][f"seconds_per_{name}"]["median"] < 60, name
+    assert found[2]["seconds_per_iteration"]["median"] < found[2]["seconds_per_plan"]["median"]
+    assert report["timed"] == 2 and report["machine"]["threads"] >= 1
+
+
 def test_a_killed_evaluation_continues(tmp_path: Path, wall: Path) -> None:
     command = [PROGRAM, "eval", "--envs", "wall", *QUICK.split(), "--output", "ev"]
     run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -139,8 +160,9 @@ def test_candidates_of_a_policy_have_rows_of_their_own(tmp_path: Path) -> None:
     table = (tmp_path / "ev" / "eval.md").read_text()
     for words in ("| rest, the first |", "| rest, replace |", "| rest, seed |", "| cem |", "a decision"):
         assert words in table
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "ev" / "cells").iterdir()}
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0 and json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"] == found
+    assert again.returncode == 0 and all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
 
 
 @pytest.mark.parametrize("flags", ["--workers 2", "--workers 2 --ray-address local"])
