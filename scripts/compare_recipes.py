@@ -27,7 +27,8 @@ from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.checkpoint import load, pretrained_path
 from sparsewm.model.world_model import WorldModel
-from sparsewm.settings import choose_dtype, make_env
+from sparsewm.precision import fastest_dtype
+from sparsewm.settings import make_env
 from sparsewm.training.trainer import TrainConfig, Trainer
 
 NEVER = 10**9
@@ -64,7 +65,7 @@ def compare(arguments: Arguments) -> dict[str, Any]:
     shipped = load(pretrained_path(env.name), "cpu", torch.float32, environment=env.name)
     dataset = Dataset(arguments.data / f"{env.name}.h5", env.name)
     some = np.unique(np.linspace(0, dataset.rows - 1, 64).astype(int))
-    dtype = choose_dtype("auto", torch.device("cpu"))
+    dtype = fastest_dtype(torch.device("cpu"))
     cache = TokenCache(dataset, fast_copy(shipped.encoder, dataset.pixels[some], dtype))
     frames = shipped.history + arguments.horizon
     train, held_out = (Windows(dataset, cache, frames, env.frameskip, part) for part in dataset.split())

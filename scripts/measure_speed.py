@@ -37,10 +37,11 @@ from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
 from sparsewm.model.drop import spearman
 from sparsewm.model.rollout import modulate
-from sparsewm.settings import choose_dtype, fast_bfloat16, make_env
+from sparsewm.precision import fast_bfloat16, fastest_dtype
+from sparsewm.settings import make_env
 
 CPU = torch.device("cpu")
-FAST = choose_dtype("auto", CPU)
+FAST = fastest_dtype(CPU)
 
 
 @dataclass

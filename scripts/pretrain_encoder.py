@@ -28,7 +28,7 @@ from sparsewm.data.collect import explore
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.files import atomic_path, read_json, write_json
-from sparsewm.settings import choose_dtype
+from sparsewm.precision import fastest_dtype
 from sparsewm.training.pretrain import DistillationConfig, join_readings, pretrain
 
 NEIGHBOUR = {"pusht": 4, "wall": 4, "pointmaze": 6, "rope": 1, "granular": 1, "blockpush": 4}
@@ -173,7 +173,7 @@ def main(arguments: Arguments) -> None:
         scenes = make_scenes(arguments, encoder.resolution)
         with bar:
             student = encoder.train().requires_grad_(True)
-            dtype = choose_dtype("auto", torch.device("cpu"))
+            dtype = fastest_dtype(torch.device("cpu"))
             result = pretrain(scenes, arguments.recipe, student, arguments.seed, report, dtype)
     if arguments.readings:
         result.load_state_dict(

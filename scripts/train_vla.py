@@ -38,9 +38,10 @@ from sparsewm.data import Dataset, collect
 from sparsewm.data.lerobot import export_lerobot, segments
 from sparsewm.errors import UserError
 from sparsewm.files import read_json, umask
+from sparsewm.precision import fast_bfloat16
 from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
-from sparsewm.settings import at_least, environment_settings, fast_bfloat16, make_env
+from sparsewm.settings import at_least, environment_settings, make_env
 
 
 @dataclass

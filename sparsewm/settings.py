@@ -16,6 +16,7 @@ import envs
 from planners import ProposalMode
 from sparsewm.errors import UserError, suggest
 from sparsewm.model.problem import Scored
+from sparsewm.precision import fastest_dtype
 
 
 @dataclass(frozen=True)
@@ -170,23 +171,10 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrices multiply faster than float32 ones (CUDA; AMX or AVX512-BF16 on a CPU)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of a `--dtype` flag: auto, bfloat16 or float32."""
     known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if name == "auto":
-        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+        return fastest_dtype(device)
     one_of("dtype", name, ["auto", *known])
     return known[name]

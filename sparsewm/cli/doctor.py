@@ -21,7 +21,8 @@ from rich.table import Column, Table
 
 from sparsewm.errors import UserError
 from sparsewm.kernels import kernels, layers_library
-from sparsewm.settings import choose_device, fast_bfloat16
+from sparsewm.precision import fastest_dtype
+from sparsewm.settings import choose_device
 
 PYTHONS = ((3, 10), (3, 13))
 PACKAGES = ("cv2", "gym_pusht", "gymnasium_robotics", "h5py", "hdf5plugin", "mujoco", "pymunk", "torchvision")
@@ -144,7 +145,7 @@ def check_packages(names: tuple[str, ...] = PACKAGES) -> str:
 def check_device(device: str) -> str:
     """What the device is and whether it multiplies bfloat16 in hardware."""
     chosen = choose_device(device)
-    dtype = "bfloat16" if fast_bfloat16(chosen) else "float32"
+    dtype = str(fastest_dtype(chosen)).removeprefix("torch.")
     if chosen.type == "cuda":
         properties = torch.cuda.get_device_properties(chosen)
         return f"{chosen}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {dtype}"

@@ -102,6 +102,8 @@ class Eval:
     timed: int = 5
     """Decisions of every cell timed at the end, of all cells in turns by this process alone, so that times of
     rows compare whenever and beside whatever the cells ran; 0: the times of each cell's own run."""
+    run_missing: bool = True
+    """Run what is not finished; otherwise table and plots are of the finished cells alone."""
     workers: int = 1
     """Processes that share the cells and the cores."""
     ray_address: str | None = None
@@ -123,6 +125,10 @@ class Eval:
         folder = output_folder(self.output)
         (folder / "cells").mkdir(exist_ok=True)
         waiting = [cell for cell in cells if read_cell(folder, cell.name, requests[cell.name]) is None]
+        if not self.run_missing:
+            cells, waiting = [cell for cell in cells if cell not in waiting], []
+            if not cells:
+                raise UserError(f"{folder} holds no finished cell of this table: leave --no-run-missing out")
         with progress_bar("evaluating") as progress:
             finished = [cell.name for cell in cells if cell not in waiting]
 

@@ -21,7 +21,8 @@ from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import peak_memory, quartiles
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, load
 from sparsewm.model.checkpoint import pretrained_path
-from sparsewm.settings import fast_bfloat16, preset
+from sparsewm.precision import fast_bfloat16
+from sparsewm.settings import preset
 
 
 def bench_model(

@@ -23,6 +23,7 @@ from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
+from sparsewm.precision import fastest_dtype
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 FILES = ("model.safetensors", "config.yaml", "metadata.json")
@@ -186,7 +187,12 @@ def pretrained_path(environment: str) -> Path:
 
 
 def load_pretrained(
-    environment: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    environment: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> WorldModel:
-    """The shipped world model of an environment, e.g. ``load_pretrained("pusht")``."""
+    """The shipped world model of an environment, e.g. ``load_pretrained("pusht")``.
+
+    Args:
+        dtype: precision it computes in; None: the one the device is fastest in.
+    """
+    dtype = fastest_dtype(torch.device(device)) if dtype is None else dtype
     return load(pretrained_path(environment), device, dtype, environment=environment)

@@ -111,6 +111,20 @@ def test_times_of_all_rows_are_taken_in_turns_whatever_the_cells_took(wall: Path
     assert report["timed"] == 2 and report["machine"]["threads"] >= 1
 
 
+def test_a_table_of_what_is_finished_runs_nothing(wall: Path, tmp_path: Path) -> None:
+    few = tmp_path / "ev" / "cells"
+    few.mkdir(parents=True)
+    for name in ("wall-none", "wall-random-drop0.5"):
+        (few / f"{name}.json").write_bytes((wall / "ev" / "cells" / f"{name}.json").read_bytes())
+    done = shell(tmp_path, "eval --envs wall", QUICK, "--output ev --no-run-missing --timed 0")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
+    assert [(row["selection"], row["drop"]) for row in found] == [("none", 0.0), ("random", 0.5)]
+    assert len(list(few.iterdir())) == 2
+    done = shell(tmp_path, "eval --envs rope", QUICK, "--output ev --no-run-missing")
+    assert done.returncode == 2 and "no finished cell" in done.stderr
+
+
 def test_a_killed_evaluation_continues(tmp_path: Path, wall: Path) -> None:
     command = [PROGRAM, "eval", "--envs", "wall", *QUICK.split(), "--output", "ev"]
     run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
