@@ -392,6 +392,7 @@ def time_cells(
                 if turn == warm_up:
                     trace.seconds_per_iteration.clear()
                     trace.seconds_per_plan.clear()
+                trace.latents.pop(trace.steps, None)  # the present is new, as in an episode; the goal is not
                 policy.act(np.array([0]))
             if progress is not None:
                 progress(turn + 1, rounds)

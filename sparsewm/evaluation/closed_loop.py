@@ -78,6 +78,10 @@ def _trajectory_task(env: GoalEnv, seed: int, offset: int) -> Task:
     )
 
 
+GOAL = -1
+"""In place of an environment step: the goal."""
+
+
 @dataclass
 class Trace:
     """What happened in one episode.
@@ -88,6 +92,7 @@ class Trace:
         plans: per re-plan: the step it was made at, the patches kept in its last iteration (M,) or None, its
             cost, and the imagined frames uint8 (H, R, R, 3) or None.
         seconds_per_iteration, seconds_per_plan: one entry each, per episode of the batch.
+        latents: what a world model has encoded and may ask for again, by environment step, or GOAL.
     """
 
     task: Task
@@ -97,6 +102,7 @@ class Trace:
     plans: list[dict[str, Any]] = field(default_factory=list)
     seconds_per_iteration: list[float] = field(default_factory=list)
     seconds_per_plan: list[float] = field(default_factory=list)
+    latents: dict[int, Latent] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def steps(self) -> int:
@@ -339,23 +345,45 @@ class ModelProblems:
         pixels = self.env.render_states(np.stack(list(states)))
         return self.model.encode(pixels, np.stack([self.env.proprio_of(state) for state in states]))
 
+    def frames(self, rows: Sequence[Trace], steps: Sequence[int]) -> list[Latent]:
+        """Frames of all episodes at each of `steps`, counted back from the present; or GOAL.
+
+        What earlier plans have encoded is kept, the rest is encoded in one batch.
+        """
+        places = [[step if step == GOAL else trace.steps - step for trace in rows] for step in steps]
+        pairs = [(trace, at) for column in places for trace, at in zip(rows, column, strict=True)]
+        missing = [(trace, at) for trace, at in pairs if at not in trace.latents]
+        if missing:
+            seen = self.observe(
+                [trace.task.goal if at == GOAL else trace.states[at] for trace, at in missing]
+            )
+            for i, (trace, at) in enumerate(missing):
+                trace.latents[at] = seen[i : i + 1]
+        oldest = (self.model.history - 1) * self.env.frameskip
+        for trace in rows:
+            kept = trace.latents.items()
+            trace.latents = {at: x for at, x in kept if at == GOAL or at >= trace.steps - oldest}
+        return [
+            Latent.cat([trace.latents[at] for trace, at in zip(rows, column, strict=True)])
+            for column in places
+        ]
+
     def __call__(self, traces: Sequence[Trace], active: np.ndarray) -> LatentProblem:
         rows = [traces[i] for i in active]
         skip = self.env.frameskip
         depth = min(self.model.history - 1, min(trace.steps for trace in rows) // skip)
+        back = [skip * i for i in range(depth, 0, -1)]  # oldest first
+        *past, present, goal = self.frames(rows, [*back, 0, GOAL])
         history = []
-        for back in range(depth, 0, -1):  # oldest first
-            frame = self.observe([trace.states[-1 - back * skip] for trace in rows])
-            done = np.stack(
-                [np.stack(trace.actions[len(trace.actions) - back * skip :][:skip]) for trace in rows]
-            )
+        for frame, ago in zip(past, back, strict=True):
+            done = np.stack([np.stack(trace.actions[trace.steps - ago :][:skip]) for trace in rows])
             history.append(
                 (frame, torch.as_tensor(done, dtype=torch.float32).flatten(1).to(self.model.device))
             )
         return LatentProblem(
             self.model,
-            self.observe([trace.states[-1] for trace in rows]),
-            self.observe([trace.task.goal for trace in rows]),
+            present,
+            goal,
             self.low,
             self.high,
             history=history,
@@ -419,6 +447,7 @@ def run_episodes(
                     on_plan(first + int(i), decision, trace)
             decision += 1
         for i, trace in enumerate(group):
+            trace.latents.clear()
             if on_episode is not None:
                 on_episode(first + i, trace)
         traces += group

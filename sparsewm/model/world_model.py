@@ -39,6 +39,18 @@ class Latent:
         pick = lambda x: None if x is None else x[episodes]  # noqa: E731
         return Latent(self.tokens[episodes], self.proprio[episodes], pick(self.cls), pick(self.attention))
 
+    @staticmethod
+    def cat(parts: Sequence[Latent]) -> Latent:
+        """Frames one after the other, along the first axis."""
+        cls = [part.cls for part in parts if part.cls is not None]
+        attention = [part.attention for part in parts if part.attention is not None]
+        return Latent(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.proprio for part in parts]),
+            torch.cat(cls) if cls else None,
+            torch.cat(attention) if attention else None,
+        )
+
 
 class Standardizer(nn.Module):
     """Statistics of the training data, part of every checkpoint.

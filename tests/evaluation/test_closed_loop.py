@@ -280,6 +280,21 @@ def test_model_sees_the_frames_and_actions_of_the_past(env: GoalEnv) -> None:
         assert np.array_equal(trace.plans[-1]["kept"], problems[-1].patches[row].numpy())
 
 
+def test_no_frame_is_encoded_twice(env: GoalEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(history=3, frameskip=5)
+    make = ModelProblems(model, env, horizon=2, drop=0.5, alpha=1.0, seed=0)
+    encoded, observe = [], make.observe
+    monkeypatch.setattr(make, "observe", lambda states: encoded.append(len(states)) or observe(states))
+    policy = Planned(env, MPC(CEM(samples=6, elites=2, iterations=2), execute=1), make)
+    traces = run_episodes(env, make_tasks(env, 2, seed=3), policy, budget=20, batch=2)
+    assert encoded == [4, 2, 2, 2]  # start and goal of both episodes, then what is new
+    encoded.clear()
+    policy = Planned(env, MPC(CEM(samples=6, elites=2, iterations=2), execute=2), make)
+    run_episodes(env, make_tasks(env, 1, seed=3), policy, budget=30)
+    assert encoded == [2, 2, 2]  # the present, and the frame that went by unplanned
+    assert not any(trace.latents for trace in traces)  # they are not sent between processes
+
+
 @pytest.mark.parametrize("redraw", ["iteration", "plan", "never"])
 def test_patches_are_redrawn_as_often_as_asked(redraw: str) -> None:
     env = envs.make("wall", resolution=56)
