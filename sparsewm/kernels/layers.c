@@ -42,6 +42,14 @@ typedef struct {
     float epsilon;
 } Sizes;
 
+static inline float *keys_of(const Frame *frame, int64_t layer, int64_t b, int64_t s) {
+    return frame->keys + layer * frame->layer_keys + b * frame->key_stride[0] + s * frame->key_stride[1];
+}
+
+static inline float *values_of(const Frame *frame, int64_t layer, int64_t b, int64_t s) {
+    return frame->values + layer * frame->layer_values + b * frame->value_stride[0] + s * frame->value_stride[1];
+}
+
 static int64_t up(int64_t value, int64_t step) {
     return (value + step - 1) / step * step;
 }
@@ -75,8 +83,8 @@ static inline __m256 exp2_of(__m256 x) {
 }
 
 /* Some rows against one panel of 16 columns, added to `bias`, or to what is there where that is NULL. */
-INLINE void multiply(const float *rows, int64_t stride, const float *panel, int64_t inputs, const float *bias, float *out,
-                     int64_t out_stride, int relu, int count) {
+INLINE void multiply(const float *rows, int64_t stride, const float *panel, int64_t inputs, const float *bias,
+                     float *out, int64_t out_stride, int relu, int count) {
     __m256 sums[TILE][2];
     for (int r = 0; r < count; r++) {
         const float *from = bias ? bias : out + r * out_stride;
@@ -102,19 +110,20 @@ INLINE void multiply(const float *rows, int64_t stride, const float *panel, int6
 }
 
 /* Calls `call` with the number of rows that are left, at most TILE, as a constant. */
-#define CONSTANT(call, left)                                                                                             \
-    switch (left) {                                                                                                      \
-    case 1: call(1); break;                                                                                              \
-    case 2: call(2); break;                                                                                              \
-    case 3: call(3); break;                                                                                              \
-    case 4: call(4); break;                                                                                              \
-    case 5: call(5); break;                                                                                              \
-    default: call(TILE);                                                                                                 \
+#define CONSTANT(call, left)                                                                                  \
+    switch (left) {                                                                                           \
+    case 1: call(1); break;                                                                                   \
+    case 2: call(2); break;                                                                                   \
+    case 3: call(3); break;                                                                                   \
+    case 4: call(4); break;                                                                                   \
+    case 5: call(5); break;                                                                                   \
+    default: call(TILE);                                                                                      \
     }
 
-/* Up to BLOCK rows through a linear layer, DEPTH inputs at a time: so much of a panel stays in the first-level cache. */
-static __attribute__((noinline)) void linear(const Linear *layer, const float *rows, int64_t stride, int64_t count, float *out,
-                                             int64_t out_stride, int relu) {
+/* Up to BLOCK rows through a linear layer, DEPTH inputs at a time: so much of a panel stays in the first-level
+ * cache. */
+static __attribute__((noinline)) void linear(const Linear *layer, const float *rows, int64_t stride, int64_t count,
+                                             float *out, int64_t out_stride, int relu) {
     for (int64_t k = 0; k < layer->inputs; k += DEPTH) {
         const int64_t inputs = layer->inputs - k < DEPTH ? layer->inputs - k : DEPTH;
         const int last = k + inputs == layer->inputs;
@@ -122,8 +131,9 @@ static __attribute__((noinline)) void linear(const Linear *layer, const float *r
             const float *panel = layer->weights + (p * layer->inputs + k) * PANEL;
             const float *bias = k ? NULL : layer->bias + p * PANEL;
             for (int64_t r = 0; r < count; r += TILE) {
-#define SOME(n)                                                                                                          \
-    multiply(rows + r * stride + k, stride, panel, inputs, bias, out + r * out_stride + p * PANEL, out_stride, relu && last, n)
+#define SOME(n)                                                                                               \
+    multiply(rows + r * stride + k, stride, panel, inputs, bias, out + r * out_stride + p * PANEL, out_stride,\
+             relu && last, n)
                 CONSTANT(SOME, count - r)
 #undef SOME
             }
@@ -132,7 +142,8 @@ static __attribute__((noinline)) void linear(const Linear *layer, const float *r
 }
 
 /* shift + scale * layer norm of a row. */
-static void normalize(const float *row, int64_t width, const float *shift, const float *scale, float epsilon, float *out) {
+static void normalize(const float *row, int64_t width, const float *shift, const float *scale, float epsilon,
+                      float *out) {
     __m256 sum = _mm256_setzero_ps(), squares = sum;
     for (int64_t i = 0; i < width; i += LANES) sum = _mm256_add_ps(sum, _mm256_loadu_ps(row + i));
     const __m256 mean = _mm256_set1_ps(sum_of(sum) / (float)width);
@@ -149,8 +160,10 @@ static void normalize(const float *row, int64_t width, const float *shift, const
 
 /* x += gate * added. */
 static void add_gated(float *x, const float *gate, const float *added, int64_t width) {
-    for (int64_t i = 0; i < width; i += LANES)
-        _mm256_storeu_ps(x + i, _mm256_fmadd_ps(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(added + i), _mm256_loadu_ps(x + i)));
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m256 part = _mm256_loadu_ps(added + i);
+        _mm256_storeu_ps(x + i, _mm256_fmadd_ps(_mm256_loadu_ps(gate + i), part, _mm256_loadu_ps(x + i)));
+    }
 }
 
 /* Scores of some queries for 8 or 16 keys of a frame, `count` and `wide` constants. */
@@ -202,8 +215,7 @@ INLINE void attend_some(const float *queries, int64_t q_stride, const Frame *fra
     for (int64_t f = 0; f < sizes->frames; f++) {
         const Frame *frame = frames + f;
         const int64_t blocks = up(frame->length, LANES) / LANES;
-        const float *keys = frame->keys + layer * frame->layer_keys + b * frame->key_stride[0] + s * frame->key_stride[1] +
-                            h * blocks * d * LANES;
+        const float *keys = keys_of(frame, layer, b, s) + h * blocks * d * LANES;
         const float *age = ages + (frame->age * sizes->heads + h) * d;
         for (int r = 0; r < count; r++) {
             __m256 sum = _mm256_setzero_ps();
@@ -238,8 +250,7 @@ INLINE void attend_some(const float *queries, int64_t q_stride, const Frame *fra
     at = 0;
     for (int64_t f = 0; f < sizes->frames; f++) {
         const Frame *frame = frames + f;
-        const float *values = frame->values + layer * frame->layer_values + b * frame->value_stride[0] +
-                              s * frame->value_stride[1] + h * frame->length * d;
+        const float *values = values_of(frame, layer, b, s) + h * frame->length * d;
         int64_t k = 0;
         for (; k + PANEL <= d; k += PANEL)
             mix(scores + at, room, values + k, d, frame->length, out + k, o_stride, count, 2);
@@ -277,12 +288,12 @@ static void remember(const float *qkv, const Sizes *sizes, float *keys, float *v
 int advance(const float *from, const float *modulation, const float *norm, const Layer *layers, const Frame *frames,
             const Sizes *sizes, float *out, int threads) {
     const int64_t width = sizes->width, length = sizes->length, mlp = sizes->mlp, d = width / sizes->heads;
-    const int64_t together = length >= GROUP ? 1 : GROUP / length;
-    const int64_t groups = sizes->episodes * sizes->candidates;
+    const int64_t groups = sizes->episodes * sizes->candidates, fair = up(groups, 4 * threads) / (4 * threads);
+    const int64_t fitting = length >= GROUP ? 1 : GROUP / length, together = fitting < fair ? fitting : fair;
     const int64_t most = together * length;
     int64_t room = 0;
     for (int64_t f = 0; f < sizes->frames; f++) room += up(frames[f].length, LANES);
-    const int64_t floats[] = {most * width, most * 3 * width, most * width, BLOCK * width, BLOCK * mlp, TILE * room};
+    const int64_t floats[] = {most * width, 3 * most * width, most * width, BLOCK * width, BLOCK * mlp, TILE * room};
     enum { PARTS = sizeof floats / sizeof *floats };
     int64_t whole = 0;
     for (int i = 0; i < PARTS; i++) whole += up(floats[i] * sizeof(float), LINE);
@@ -323,14 +334,11 @@ int advance(const float *from, const float *modulation, const float *norm, const
                 for (int64_t g = 0; g < count; g++) {
                     const int64_t b = (first + g) / sizes->candidates, s = (first + g) % sizes->candidates;
                     const float *own = qkv + g * length * 3 * width;
-                    remember(own, sizes,
-                             frames->keys + l * frames->layer_keys + b * frames->key_stride[0] + s * frames->key_stride[1],
-                             frames->values + l * frames->layer_values + b * frames->value_stride[0] +
-                                 s * frames->value_stride[1]);
+                    remember(own, sizes, keys_of(frames, l, b, s), values_of(frames, l, b, s));
                     for (int64_t h = 0; h < sizes->heads; h++)
                         for (int64_t r = 0; r < length; r += TILE) {
-#define SOME(n)                                                                                                          \
-    attend_some(own + r * 3 * width + h * d, 3 * width, frames, sizes, l, b, s, h, layer->ages, scores, room,            \
+#define SOME(n)                                                                                               \
+    attend_some(own + r * 3 * width + h * d, 3 * width, frames, sizes, l, b, s, h, layer->ages, scores, room, \
                 mixed + (g * length + r) * width + h * d, n)
                             CONSTANT(SOME, length - r)
 #undef SOME
@@ -342,7 +350,8 @@ int advance(const float *from, const float *modulation, const float *norm, const
                     for (int64_t r = 0; r < some; r++) {
                         float *row = x + (at + r) * width;
                         add_gated(row, MODULATION(at + r, 2), y + r * width, width);
-                        normalize(row, width, MODULATION(at + r, 3), MODULATION(at + r, 4), sizes->epsilon, y + r * width);
+                        normalize(row, width, MODULATION(at + r, 3), MODULATION(at + r, 4), sizes->epsilon,
+                                  y + r * width);
                     }
                     linear(&layer->up, y, width, some, hidden, mlp, 1);
                     linear(&layer->down, hidden, mlp, some, y, width, 0);
@@ -352,7 +361,8 @@ int advance(const float *from, const float *modulation, const float *norm, const
 #undef MODULATION
             }
             for (int64_t r = 0; r < rows; r++)
-                normalize(x + r * width, width, norm, norm + width, sizes->epsilon, out + (first * length + r) * width);
+                normalize(x + r * width, width, norm, norm + width, sizes->epsilon,
+                          out + (first * length + r) * width);
         }
         free(memory);
     }
