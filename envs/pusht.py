@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,9 @@ from envs.appearance import (
 from envs.base import GoalEnv
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # gym_pusht imports pygame, which greets on stdout
-from gym_pusht.envs.pusht import PushTEnv as GymPushT
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # which pygame imports
+    from gym_pusht.envs.pusht import PushTEnv as GymPushT
 
 SIZE = 512.0
 RADIUS = 15.0  # of the agent
