@@ -120,7 +120,7 @@ INLINE void multiply(const float *rows, int64_t stride, const float *panel, int6
     default: call(TILE);                                                                                      \
     }
 
-/* Up to BLOCK rows through a linear layer, DEPTH inputs at a time: so much of a panel stays in the first-level
+/* Some rows through a linear layer, DEPTH inputs at a time: so much of a panel stays in the first-level
  * cache. */
 static __attribute__((noinline)) void linear(const Linear *layer, const float *rows, int64_t stride, int64_t count,
                                              float *out, int64_t out_stride, int relu) {
@@ -277,6 +277,13 @@ static void remember(const float *qkv, const Sizes *sizes, float *keys, float *v
     }
 }
 
+/* Rows that go through a layer together: about BLOCK of them, in blocks of one size. */
+static int64_t block_of(int64_t rows) {
+    int64_t blocks = (rows + BLOCK / 2) / BLOCK;
+    if (blocks < 1) blocks = 1;
+    return up((rows + blocks - 1) / blocks, TILE);
+}
+
 /* All layers of one imagined frame.
  *
  * from: embedded tokens (episodes, from_candidates, length, width). modulation: (episodes * candidates, layers, 6,
@@ -293,7 +300,8 @@ int advance(const float *from, const float *modulation, const float *norm, const
     const int64_t most = together * length;
     int64_t room = 0;
     for (int64_t f = 0; f < sizes->frames; f++) room += up(frames[f].length, LANES);
-    const int64_t floats[] = {most * width, 3 * most * width, most * width, BLOCK * width, BLOCK * mlp, TILE * room};
+    const int64_t deep = 2 * BLOCK;
+    const int64_t floats[] = {most * width, 3 * most * width, most * width, deep * width, deep * mlp, TILE * room};
     enum { PARTS = sizeof floats / sizeof *floats };
     int64_t whole = 0;
     for (int i = 0; i < PARTS; i++) whole += up(floats[i] * sizeof(float), LINE);
@@ -316,6 +324,7 @@ int advance(const float *from, const float *modulation, const float *norm, const
         for (int64_t first = 0; first < groups; first += together) {
             if (!memory) continue;
             const int64_t count = groups - first < together ? groups - first : together, rows = count * length;
+            const int64_t block = block_of(rows);
             for (int64_t g = 0; g < count; g++) {
                 const int64_t b = (first + g) / sizes->candidates, s = (first + g) % sizes->candidates;
                 const int64_t source = b * sizes->from_candidates + (sizes->from_candidates > 1 ? s : 0);
@@ -324,8 +333,8 @@ int advance(const float *from, const float *modulation, const float *norm, const
             for (int64_t l = 0; l < sizes->layers; l++) {
                 const Layer *layer = layers + l;
 #define MODULATION(row, which) (modulation + (((first + (row) / length) * sizes->layers + l) * 6 + (which)) * width)
-                for (int64_t at = 0; at < rows; at += BLOCK) {
-                    const int64_t some = rows - at < BLOCK ? rows - at : BLOCK;
+                for (int64_t at = 0; at < rows; at += block) {
+                    const int64_t some = rows - at < block ? rows - at : block;
                     for (int64_t r = 0; r < some; r++)
                         normalize(x + (at + r) * width, width, MODULATION(at + r, 0), MODULATION(at + r, 1),
                                   sizes->epsilon, y + r * width);
@@ -344,8 +353,8 @@ int advance(const float *from, const float *modulation, const float *norm, const
 #undef SOME
                         }
                 }
-                for (int64_t at = 0; at < rows; at += BLOCK) {
-                    const int64_t some = rows - at < BLOCK ? rows - at : BLOCK;
+                for (int64_t at = 0; at < rows; at += block) {
+                    const int64_t some = rows - at < block ? rows - at : block;
                     linear(&layer->out, mixed + at * width, width, some, y, width, 0);
                     for (int64_t r = 0; r < some; r++) {
                         float *row = x + (at + r) * width;
