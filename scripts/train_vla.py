@@ -38,10 +38,9 @@ from sparsewm.data import Dataset, collect
 from sparsewm.data.lerobot import export_lerobot, segments
 from sparsewm.errors import UserError
 from sparsewm.files import read_json, umask
-from sparsewm.precision import fast_bfloat16
 from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
-from sparsewm.settings import at_least, environment_settings, make_env
+from sparsewm.settings import at_least, choose_dtype, environment_settings, make_env
 
 
 @dataclass
@@ -76,8 +75,8 @@ class Arguments:
     """Processes that load data; 0: none."""
     device: str = "cpu"
     """cpu or cuda."""
-    bfloat16: bool | None = None
-    """Compute in bfloat16 where autocast does; left out: where the machine is fast in it."""
+    dtype: str = "auto"
+    """auto, bfloat16 (where autocast uses it) or float32."""
     image_tokens: int = 0
     """Tokens of a picture the transformer sees, chosen as the next three say (GridS); 0: all."""
     choice: str = "grids"
@@ -227,8 +226,8 @@ def main() -> None:
         folder = arguments.output / arguments.env
         data = demonstrations(arguments, folder)
         config = configuration(arguments, data, folder)
-        fast = fast_bfloat16(torch.device(arguments.device))
-        checkpoint = run_training(config, fast if arguments.bfloat16 is None else arguments.bfloat16)
+        dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
+        checkpoint = run_training(config, dtype == torch.bfloat16)
         information = read_json(data / "meta" / "info.json")
         size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
         card = CARD.format(

@@ -12,7 +12,7 @@ from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
 from sparsewm.proposals.lerobot import LeRobotProposals
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vla.py"
-TINY = "--env wall --episodes 3 --chunk 12 --batch 4 --save-every 2 --workers 0 --no-bfloat16 --output vla"
+TINY = "--env wall --episodes 3 --chunk 12 --batch 4 --save-every 2 --workers 0 --dtype float32 --output vla"
 SIZES = "--sizes.image 32 --sizes.patch 8 --sizes.width 24 --sizes.layers 2 --sizes.heads 2 --sizes.mlp 32"
 
 
