@@ -194,7 +194,6 @@ class Planner(ABC, Generic[State]):
             )
         history: list[dict[str, float]] = []
         seconds: list[float] = []
-        count = self.samples
         found: tuple[Tensor, Tensor] | None = None  # elites (B, K, H, A) and their costs (B, K)
         rows = torch.arange(space.batch, device=space.low.device)  # the episodes that are searched on
         # Only gradient descent has to leave the caller's inference mode.
@@ -202,9 +201,10 @@ class Planner(ABC, Generic[State]):
         with torch.inference_mode(inference), torch.no_grad():
             state = self.start(prior, space)
             for iteration in range(iterations):
-                slowest = max(seconds[-1], self._pace * count) if seconds else 0.0
-                if seconds and time.perf_counter() - started + SLOWER * slowest > limit:
-                    break
+                if seconds:
+                    slowest = self._pace * candidates.shape[1]
+                    if time.perf_counter() - started + SLOWER * slowest > limit:
+                        break
                 last = iteration + 1 == iterations
                 _synchronize(space.low.device)
                 begun = time.perf_counter()
@@ -235,8 +235,7 @@ class Planner(ABC, Generic[State]):
                         space, rows = replace(space, batch=len(going)), rows[going]
                 _synchronize(space.low.device)
                 seconds.append(time.perf_counter() - begun)
-                count = candidates.shape[1]
-                self._pace = max(seconds[-1] / count, 0.9 * self._pace)
+                self._pace = max(seconds[-1] / candidates.shape[1], 0.9 * self._pace)
                 if not len(going):
                     break
         assert found is not None

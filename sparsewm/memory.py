@@ -1,12 +1,9 @@
-"""Memory of this process: kept for the next tensor instead of given back, and not searched while it plans."""
+"""Memory of this process: kept for the next tensor instead of given back."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
 
@@ -30,19 +27,3 @@ def keep_freed_memory() -> bool:
     settings = (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)
     done = [mallopt(option, value) == 1 for option, value in settings]
     return all(done)
-
-
-@contextmanager
-def without_long_collections() -> Iterator[None]:
-    """Leave what lives now out of Python's garbage collections.
-
-    A full collection looks at every object, of which torch alone brings hundreds of thousands: a tenth of a
-    second and more, in the middle of a plan, once in a few dozen plans. Inside this context it looks at those
-    that were made since.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

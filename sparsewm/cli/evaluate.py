@@ -28,7 +28,6 @@ from sparsewm.evaluation.closed_loop import Policy, Trace
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.evaluation.table import cell_row, markdown
 from sparsewm.files import write_json
-from sparsewm.memory import without_long_collections
 from sparsewm.model.checkpoint import PRETRAINED, checkpoint_hash, pretrained_path
 from sparsewm.proposals import GAUSSIAN, check_proposals
 from sparsewm.report.plots import plot_success
@@ -122,13 +121,15 @@ class Eval:
         at_least(0, timed=self.timed)
         cells = list(self.cells())
         requests = {cell.name: cell.request() for cell in cells}  # refuses what cannot run
-        folder = output_folder(self.output)
-        (folder / "cells").mkdir(exist_ok=True)
-        waiting = [cell for cell in cells if read_cell(folder, cell.name, requests[cell.name]) is None]
+        waiting = [cell for cell in cells if read_cell(self.output, cell.name, requests[cell.name]) is None]
         if not self.run_missing:
             cells, waiting = [cell for cell in cells if cell not in waiting], []
             if not cells:
-                raise UserError(f"{folder} holds no finished cell of this table: leave --no-run-missing out")
+                raise UserError(
+                    f"{self.output} holds no finished cell of this table: leave --no-run-missing out"
+                )
+        folder = output_folder(self.output)
+        (folder / "cells").mkdir(exist_ok=True)
         with progress_bar("evaluating") as progress:
             finished = [cell.name for cell in cells if cell not in waiting]
 
@@ -151,7 +152,7 @@ class Eval:
                     retime(row, times)
         title = f"{self.episodes} episodes a cell, seed {self.seed}, {self.planner}"
         report = {"rows": rows, "command": command_line(), "version": sparsewm.__version__, "seed": self.seed}
-        report |= {"timed": self.timed, "machine": machine(choose_device(self.device))}
+        report |= {"timed": self.timed, "machine": machine(choose_device(self.device.split(",")[0]))}
         write_json(folder / "eval.json", report)
         (folder / "eval.md").write_text(markdown(rows, title))
         plot_success(folder / "success_by_drop.png", rows, "drop", title)
@@ -386,16 +387,15 @@ def time_cells(
         policy.begin([trace])
         runs.append((policy, trace))
     rounds = warm_up + repeats
-    with without_long_collections():
-        for turn in range(rounds):
-            for policy, trace in filter(None, runs):
-                if turn == warm_up:
-                    trace.seconds_per_iteration.clear()
-                    trace.seconds_per_plan.clear()
-                trace.latents.pop(trace.steps, None)  # the present is new, as in an episode; the goal is not
-                policy.act(np.array([0]))
-            if progress is not None:
-                progress(turn + 1, rounds)
+    for turn in range(rounds):
+        for policy, trace in filter(None, runs):
+            if turn == warm_up:
+                trace.seconds_per_iteration.clear()
+                trace.seconds_per_plan.clear()
+            trace.latents.pop(trace.steps, None)  # the present is new, as in an episode; the goal is not
+            policy.act(np.array([0]))
+        if progress is not None:
+            progress(turn + 1, rounds)
     return [
         None
         if run is None

@@ -38,7 +38,6 @@ from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueD
 from sparsewm.evaluation.statistics import peak_memory
 from sparsewm.evaluation.table import seconds
 from sparsewm.files import write_json
-from sparsewm.memory import without_long_collections
 from sparsewm.model import AutoDrop, WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.model.problem import Measure, Scored
@@ -304,10 +303,7 @@ class Plan:
 
         try:
             policy = self.policy(env, ready.model, settings, ready.proposals)
-            with without_long_collections():
-                return run_episodes(
-                    env, ready.tasks, policy, settings.budget, self.batch, planned, on_episode
-                )
+            return run_episodes(env, ready.tasks, policy, settings.budget, self.batch, planned, on_episode)
         except PlanningError as error:
             raise UserError(str(error)) from None
 
