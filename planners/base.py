@@ -194,6 +194,7 @@ class Planner(ABC, Generic[State]):
             )
         history: list[dict[str, float]] = []
         seconds: list[float] = []
+        count = self.samples  # of the last iteration's candidates
         found: tuple[Tensor, Tensor] | None = None  # elites (B, K, H, A) and their costs (B, K)
         rows = torch.arange(space.batch, device=space.low.device)  # the episodes that are searched on
         # Only gradient descent has to leave the caller's inference mode.
@@ -201,10 +202,8 @@ class Planner(ABC, Generic[State]):
         with torch.inference_mode(inference), torch.no_grad():
             state = self.start(prior, space)
             for iteration in range(iterations):
-                if seconds:
-                    slowest = self._pace * candidates.shape[1]
-                    if time.perf_counter() - started + SLOWER * slowest > limit:
-                        break
+                if seconds and time.perf_counter() - started + SLOWER * self._pace * count > limit:
+                    break
                 last = iteration + 1 == iterations
                 _synchronize(space.low.device)
                 begun = time.perf_counter()
@@ -235,7 +234,8 @@ class Planner(ABC, Generic[State]):
                         space, rows = replace(space, batch=len(going)), rows[going]
                 _synchronize(space.low.device)
                 seconds.append(time.perf_counter() - begun)
-                self._pace = max(seconds[-1] / candidates.shape[1], 0.9 * self._pace)
+                count = candidates.shape[1]
+                self._pace = max(seconds[-1] / count, 0.9 * self._pace)
                 if not len(going):
                     break
         assert found is not None

@@ -166,7 +166,6 @@ class CompiledLayers:
 
     Args:
         library: of the C file here. blocks: `ConditionedBlock`s. norm: the layer norm after them.
-        mlp: their inner width.
     """
 
     def __init__(self, library: ctypes.CDLL, blocks: Sequence[Any], norm: nn.LayerNorm) -> None:

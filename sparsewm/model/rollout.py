@@ -200,15 +200,7 @@ class BufferWindow(Window):
 
 
 class Layers(ABC):
-    """A predictor's layers, for the frames of one rollout.
-
-    Args:
-        past: recorded frames before the imagined ones, oldest first, shared by all candidates.
-        history: of the predictor.
-    """
-
-    def __init__(self, past: Sequence[FrameCache], history: int) -> None:
-        self.past, self.history = list(past), history
+    """A predictor's layers, for the frames of one rollout."""
 
     @abstractmethod
     def advance(self, x: Tensor, modulation: Tensor) -> Tensor:
@@ -228,11 +220,11 @@ class BlockLayers(Layers):
 
     Args:
         rollout: has the blocks.
+        past: recorded frames before the imagined ones, oldest first, shared by all candidates.
     """
 
     def __init__(self, rollout: Rollout, past: Sequence[FrameCache]) -> None:
-        super().__init__(past, rollout.config.history)
-        self.rollout = rollout
+        self.rollout, self.past, self.history = rollout, list(past), rollout.config.history
         self.window: Window | None = None
 
     def _window(self, shape: Sequence[int], like: Tensor) -> Window:
@@ -260,13 +252,16 @@ class BlockLayers(Layers):
 
 
 class FrameLayers(Layers):
-    """All layers of a frame in one compiled call; see `Layers`."""
+    """All layers of a frame in one compiled call; see `Layers`.
+
+    Args:
+        past: recorded frames, oldest first, shared by all candidates. history: of the predictor.
+    """
 
     def __init__(self, compiled: CompiledLayers, past: Sequence[FrameCache], history: int) -> None:
-        super().__init__(past, history)
         self.compiled = compiled
-        recorded = [LayersFrame.of(frame.keys, frame.values) for frame in self.past[::-1]]
-        self.seen = deque(recorded[: history - 1], maxlen=history - 1)  # the newest first
+        recorded = [LayersFrame.of(frame.keys, frame.values) for frame in [*past][::-1][: history - 1]]
+        self.seen = deque(recorded, maxlen=history - 1)  # the newest first
 
     def advance(self, x: Tensor, modulation: Tensor) -> Tensor:
         y, frame = self.compiled.advance(x, modulation, list(self.seen))

@@ -116,13 +116,17 @@ def test_a_table_of_what_is_finished_runs_nothing(wall: Path, tmp_path: Path) ->
     few.mkdir(parents=True)
     for name in ("wall-none", "wall-random-drop0.5"):
         (few / f"{name}.json").write_bytes((wall / "ev" / "cells" / f"{name}.json").read_bytes())
-    done = shell(tmp_path, "eval --envs wall", QUICK, "--output ev --no-run-missing --timed 0")
+    done = shell(
+        tmp_path, "eval --envs wall", QUICK, "--output ev --no-run-missing --timed 0 --device cpu,cpu"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
     assert [(row["selection"], row["drop"]) for row in found] == [("none", 0.0), ("random", 0.5)]
     assert len(list(few.iterdir())) == 2
     done = shell(tmp_path, "eval --envs rope", QUICK, "--output ev --no-run-missing")
     assert done.returncode == 2 and "no finished cell" in done.stderr
+    done = shell(tmp_path, "eval --envs rope", QUICK, "--output other --no-run-missing")
+    assert done.returncode == 2 and not (tmp_path / "other").exists()
 
 
 def test_a_killed_evaluation_continues(tmp_path: Path, wall: Path) -> None:
