@@ -3,8 +3,12 @@ r"""What sparse imagination owes to its parts, and what cheaper searches are wor
     redraw: the mask redrawn at every optimiser iteration, at every re-plan, and never.
     groups: models trained with and without randomly grouped attention.
     search: schedules of the drop ratio, racing, early stop and an automatic ratio, against more or fewer
-        candidates and tokens: success over the time of a plan. Plans of all searches are timed in turns, at
-        the end: let nothing else run then.
+        candidates and tokens.
+    proposals: candidates from a VLA (the policy alone, the best of 16 at all and half of the tokens, searched
+        on) against noise, for goals far ahead.
+
+Of the last two success is shown over the time of a decision: all of them are timed in turns, at the end; let
+nothing else run then.
 
 Example, after training a pair of models that differ by their groups alone:
 
@@ -34,8 +38,11 @@ from sparsewm.cli.plan import Plan
 from sparsewm.evaluation.closed_loop import Redraw
 from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, write_json
+from sparsewm.proposals import GAUSSIAN
 
-Study = Literal["redraw", "groups", "search"]
+Study = Literal["redraw", "groups", "search", "proposals"]
+TIMED: tuple[Study, ...] = ("search", "proposals")
+"""Studies that ask what success costs."""
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "64 candidates": {},
@@ -54,6 +61,20 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 """Searches by name, as they differ from 64 candidates at half of the tokens and the usual settings."""
 
+PROPOSALS: dict[str, dict[str, Any]] = {
+    "VLA alone": {"selection": "policy"},
+    "VLA, best of 16, all tokens": {"proposal_mode": "replace", "drop": 0.0},
+    "VLA, best of 16, half": {"proposal_mode": "replace"},
+    "VLA, seed, half": {"proposal_mode": "seed"},
+    "VLA, prior, half": {"proposal_mode": "prior"},
+    "noise, 64 candidates, half": {"proposals": GAUSSIAN},
+    "noise, 16 candidates, half": {"proposals": GAUSSIAN, "samples": 16},
+}
+"""What is done with a VLA's candidates, and the planner's own."""
+
+FAR: dict[str, dict[str, Any]] = {"pusht": {"goal_offset": 75, "budget": 300}}
+"""Goals of the study of proposals, where an environment's usual ones are near."""
+
 WARM_UP = 10
 """Plans that are not timed, within which an automatic drop ratio comes to rest."""
 
@@ -63,7 +84,7 @@ class Arguments:
     """Success of what is varied."""
 
     studies: tuple[Study, ...] = ("redraw",)
-    """What is varied: redraw, groups, search."""
+    """What is varied: redraw, groups, search, proposals."""
     environments: tuple[str, ...] = ("pusht", "rope")
     """Environments."""
     drops: tuple[float, ...] = (0.0, 0.5)
@@ -72,6 +93,8 @@ class Arguments:
     """Folder of runs trained with --groups 1, by environment; the study groups needs it."""
     grouped: Path | None = None
     """Folder of the same runs with groups; the shipped models when left out."""
+    vla: str = "vla"
+    """Policy of the study of proposals: vla, the shipped one, or the folder of one."""
     episodes: int = 60
     """Episodes per cell."""
     seed: int = 0
@@ -93,6 +116,10 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
         elif study == "search":
             for label, varied in SEARCHES.items():
                 yield label, Cell("random", replace(plan, **({"samples": 64} | varied)))
+        elif study == "proposals":
+            for label, varied in PROPOSALS.items():
+                changed = {"proposals": arguments.vla} | FAR.get(name, {}) | varied
+                yield label, Cell(changed.get("selection", "random"), replace(plan, **changed))
         else:
             for label, folder in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
                 checkpoint = None if folder is None else folder / name / "checkpoint"
@@ -124,7 +151,7 @@ def main(arguments: Arguments) -> None:
     (arguments.output / "cells").mkdir(parents=True, exist_ok=True)
     for study in arguments.studies:
         rows = run(study, arguments)
-        if study == "search":
+        if study in TIMED:
             searched = [cell for _, cell in cells(study, arguments)]
             for row, times in zip(
                 rows, time_cells(searched, arguments.repeats, warm_up=WARM_UP), strict=True
@@ -141,7 +168,7 @@ def main(arguments: Arguments) -> None:
         ]
         with atomic_path(arguments.output / f"{study}.md") as temporary:
             temporary.write_text("\n".join(lines) + "\n")
-        plot(arguments.output / f"{study}.png", rows, over_time=study == "search")
+        plot(arguments.output / f"{study}.png", rows, over_time=study in TIMED)
 
 
 def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,21 @@ def reference(queries: Tensor, frames: list[Frame]) -> Tensor:
         values.append(frame.values.float().transpose(2, 3))
     weights = torch.softmax(queries.float().transpose(2, 3) @ torch.cat(keys, 3).mT, -1)
     return (weights @ torch.cat(values, 3)).transpose(2, 3).flatten(3)
+
+
+class ByTorch(Kernels):
+    """The compiled functions by torch's operations: what is built around them runs on any processor."""
+
+    def __init__(self) -> None:
+        pass
+
+    def attend(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
+        return reference(queries, [*frames]).to(queries.dtype)
+
+    def modulate(
+        self, x: Tensor, added: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return rollout.modulate(x, added, gate, shift, scale)
 
 
 @compiled
@@ -131,9 +146,11 @@ def test_modulation_of_episodes_with_one_candidate_each() -> None:
 
 
 @pytest.mark.parametrize("seen", [0, 2])
-@pytest.mark.parametrize("switched_off", [False, True])
+@pytest.mark.parametrize(
+    "used", [KERNELS, ByTorch(), "switched off"], ids=["as here", "stand-in", "switched off"]
+)
 def test_rollout_in_bfloat16_is_near_the_exact_one(
-    seen: int, switched_off: bool, monkeypatch: pytest.MonkeyPatch
+    seen: int, used: Kernels | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     model = tiny_model(history=3)
@@ -146,12 +163,11 @@ def test_rollout_in_bfloat16_is_near_the_exact_one(
     start = gather_patches(latent.tokens, patches), latent.proprio
     exact = list(model.imagine(*start, actions, patches, model.remember(seen_frames, patches)))
     model.predictor.to(torch.bfloat16)
-    if switched_off:
-        monkeypatch.setattr(rollout, "kernels", lambda: "switched off")
+    monkeypatch.setattr(rollout, "kernels", lambda: used)
     with torch.inference_mode():
         past = model.remember(seen_frames, patches)
         fast = Rollout(model.predictor)
-        assert isinstance(fast.compiled, Kernels) == (isinstance(KERNELS, Kernels) and not switched_off)
+        assert fast.compiled is (used if isinstance(used, Kernels) else None)
         found = list(fast.imagine(*start, model.standardizer.actions(actions), patches, past))
     change = (exact[-1][0] - start[0][:, None]).square().mean().sqrt()
     for (tokens, _), (expected, _) in zip(found, exact, strict=True):
