@@ -61,18 +61,21 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 """Searches by name, as they differ from 64 candidates at half of the tokens and the usual settings."""
 
+SHORT = {"samples": 32, "iterations": 2}
+"""A search that takes about as long as a policy needs to propose and a world model to score its proposals."""
+
 PROPOSALS: dict[str, dict[str, Any]] = {
     "VLA alone": {"selection": "policy"},
-    "VLA, best of 16, all tokens": {"proposal_mode": "replace", "drop": 0.0},
-    "VLA, best of 16, half": {"proposal_mode": "replace"},
-    "VLA, seed, half": {"proposal_mode": "seed"},
-    "VLA, prior, half": {"proposal_mode": "prior"},
-    "noise, 64 candidates, half": {"proposals": GAUSSIAN},
-    "noise, 16 candidates, half": {"proposals": GAUSSIAN, "samples": 16},
+    "VLA, best of 32, all tokens": {"candidates": 32, "proposal_mode": "replace", "drop": 0.0},
+    "VLA, best of 32": {"candidates": 32, "proposal_mode": "replace"},
+    "VLA, seed of a short search": {"proposal_mode": "seed"} | SHORT,
+    "VLA, prior of a short search": {"proposal_mode": "prior"} | SHORT,
+    "noise, short search": {"proposals": GAUSSIAN} | SHORT,
+    "noise, usual search": {"proposals": GAUSSIAN},
 }
-"""What is done with a VLA's candidates, and the planner's own."""
+"""What is done with a VLA's candidates, and the planner's own; half of the tokens but where it says so."""
 
-FAR: dict[str, dict[str, Any]] = {"pusht": {"goal_offset": 75, "budget": 300}}
+FAR: dict[str, dict[str, Any]] = {"pusht": {"goal_offset": 75, "budget": 200}}
 """Goals of the study of proposals, where an environment's usual ones are near."""
 
 WARM_UP = 10

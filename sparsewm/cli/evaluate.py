@@ -60,6 +60,8 @@ class Eval:
     """Also plan by squared error where an environment's own cost is another."""
     vision_only: bool = True
     """Also plan without proprioception (alpha 0) where that is the whole state: Wall, PointMaze."""
+    variant_drops: tuple[float, ...] = (0.0, 0.5)
+    """Those of --drops at which --mse and --vision-only add rows."""
     episodes: int = 60
     """Episodes per cell."""
     planner: str = "cem"
@@ -201,15 +203,18 @@ class Eval:
                     yield Cell(selection, replace(plan, drop=0.5, selection=selection, alpha=alpha))
                 else:
                     yield Cell(selection, replace(plan, drop=0.0, selection=selection, checkpoint=None))
-            variants = [plan] if GAUSSIAN in self.proposals else []
-            variants += [replace(p, proposal_mode=mode) for p in policies for mode in self.proposal_modes]
+            planned = [plan] if GAUSSIAN in self.proposals else []
+            planned += [replace(p, proposal_mode=mode) for p in policies for mode in self.proposal_modes]
+            variants: list[Plan] = []
             if self.vision_only and name in PROPRIO_IS_STATE:
-                variants += [replace(variant, alpha=0.0) for variant in variants]
+                variants += [replace(plan, alpha=0.0) for plan in planned]
             if self.mse and usual.cost != "mse":
-                variants += [replace(variant, cost="mse") for variant in variants if variant.alpha is None]
-            for variant in variants:
-                for drop in self.drops:
-                    yield Cell("random", replace(variant, drop=drop))
+                variants += [replace(plan, cost="mse") for plan in planned]
+            few = [drop for drop in self.drops if drop in self.variant_drops]
+            for rows, drops in ((planned, self.drops), (variants, few)):
+                for row in rows:
+                    for drop in drops:
+                        yield Cell("random", replace(row, drop=drop))
 
     def policy(self, name: str) -> dict[str, Any]:
         """Flags of `plan` for the candidates of a policy."""

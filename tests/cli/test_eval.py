@@ -60,6 +60,12 @@ def test_proprioception_alone_is_a_cost_where_planning_leaves_it_out() -> None:
     assert cells["pusht"].plan.alpha is None  # as its settings have it
 
 
+def test_variants_are_planned_at_few_of_the_ratios() -> None:
+    cells = [*Eval(envs=("wall",), yardsticks=(), drops=(0.0, 0.3, 0.5), variant_drops=(0.5, 0.7)).cells()]
+    found = [(cell.plan.alpha, cell.plan.cost, cell.plan.drop) for cell in cells]
+    assert found == [(None, None, drop) for drop in (0.0, 0.3, 0.5)] + [(0.0, None, 0.5), (None, "mse", 0.5)]
+
+
 def test_the_command_of_a_row_gives_that_row(wall: Path) -> None:
     row = json.loads((wall / "ev" / "eval.json").read_text())["rows"][6]
     assert row["alpha"] == 0.0
