@@ -71,11 +71,10 @@ PROPOSALS: dict[str, dict[str, Any]] = {
     "VLA, seed of a short search": {"proposal_mode": "seed"} | SHORT,
     "VLA, prior of a short search": {"proposal_mode": "prior"} | SHORT,
     "noise, short search": {"proposals": GAUSSIAN} | SHORT,
-    "noise, usual search": {"proposals": GAUSSIAN},
 }
 """What is done with a VLA's candidates, and the planner's own; half of the tokens but where it says so."""
 
-FAR: dict[str, dict[str, Any]] = {"pusht": {"goal_offset": 75, "budget": 200}}
+FAR: dict[str, dict[str, Any]] = {"pusht": {"goal_offset": 75, "budget": 150}}
 """Goals of the study of proposals, where an environment's usual ones are near."""
 
 WARM_UP = 10
