@@ -22,9 +22,8 @@ import tyro
 
 from envs import GoalEnv
 from envs.table import TableEnv
-from planners import CEM, MPC
-from sparsewm.evaluation.closed_loop import Planned, Policy, RandomActions, Still, make_tasks, run_episodes
-from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
+from sparsewm.evaluation.closed_loop import Policy, RandomActions, Still, make_tasks, run_episodes
+from sparsewm.evaluation.oracle import oracle
 from sparsewm.evaluation.statistics import wilson
 from sparsewm.files import write_json
 from sparsewm.settings import environment_settings, make_env
@@ -48,18 +47,8 @@ class Arguments:
 
 def policies(env: GoalEnv, seed: int) -> dict[str, Policy]:
     """Yardsticks by name."""
-    settings = environment_settings(env.name).plan
-    planner = CEM(settings.samples, settings.elites, settings.iterations, seed=seed)
-
-    def problem(traces: Any, active: Any) -> SimulatorProblem:
-        cost = TrueDistance(env, [traces[i].task.goal for i in active])
-        states = [traces[i].states[-1] for i in active]
-        return SimulatorProblem(
-            env, states, cost, settings.horizon, hold=settings.hold, scored=settings.scored
-        )
-
-    oracle = Planned(env, MPC(planner, settings.execute), problem)
-    return {"none": Still(env), "random_actions": RandomActions(env), "oracle": oracle}
+    planned = oracle(env, environment_settings(env.name).plan, seed)
+    return {"none": Still(env), "random_actions": RandomActions(env), "oracle": planned}
 
 
 def main(arguments: Arguments) -> None:

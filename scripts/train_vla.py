@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
 from sparsewm.data.lerobot import export_lerobot, segments
 from sparsewm.errors import UserError
+from sparsewm.evaluation.oracle import demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
@@ -50,7 +52,7 @@ class Arguments:
     env: str
     """Environment."""
     dataset: Path | None = None
-    """Recorded HDF5 file; left out, an expert's ways are recorded (wall, pointmaze, pointmaze-large)."""
+    """Recorded HDF5 file; left out, an expert's ways are recorded, as by sparsewm collect --policy expert."""
     episodes: int = 2000
     """Episodes to record."""
     segments: int = 1
@@ -102,9 +104,10 @@ def demonstrations(arguments: Arguments, folder: Path) -> Path:
     if path is None:
         path = folder / f"{env.name}-expert.h5"
         with progress_bar(f"recording {env.name}") as progress:
-            steps = 2 * env.budget
+            steps = max(2 * env.budget, environment_settings(env.name).plan.budget)
             seed, workers = arguments.seed, os.cpu_count() or 1
-            collect(env.name, arguments.episodes, path, workers, seed, steps, 112, progress, expert=True)
+            expert = demonstrator(env)
+            collect(env.name, arguments.episodes, path, workers, seed, steps, 112, progress, expert=expert)
     dataset = Dataset(path, env.name)
     chosen = segments(dataset, arguments.segments, arguments.shortest, arguments.longest, arguments.seed)
     text, fps = environment_settings(env.name).instruction, int(env.metadata["render_fps"])
@@ -220,6 +223,7 @@ def ship(checkpoint: Path, backbone: Path, folder: Path, card: str) -> None:
 
 def main() -> None:
     arguments = tyro.cli(Arguments)
+    command = shlex.join(["python", *sys.argv])
     try:
         at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
         arguments.env = make_env(arguments.env).name
@@ -240,6 +244,7 @@ def main() -> None:
             text=environment_settings(arguments.env).instruction,
             **{name: getattr(arguments, name) for name in ("shortest", "longest", "chunk", "steps", "batch")},
             seed=arguments.seed,
+            command=command,
         )
         ship(checkpoint, folder / "backbone", folder / "policy", card)
     except UserError as error:
@@ -258,7 +263,7 @@ proprioception and an instruction.
 - Backbone: {sizes}; its tokenizer is made of the instruction "{text}" and reads other texts byte by byte.
 - Data: {episodes} goal-reaching segments of {source}, {shortest} to {longest} steps long, {frames} frames.
 - Training: {steps} steps of {batch} frames, seed {seed}.
-- Made by: `python scripts/train_vla.py --env {env}`.
+- Made by: `{command}`.
 """
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.data import Dataset, collect
+from sparsewm.evaluation.oracle import demonstrator
 from sparsewm.files import write_json
 from sparsewm.report.plots import plot_dataset
 from sparsewm.settings import at_least, environment_settings, make_env
@@ -23,8 +24,8 @@ class Collect:
     env: str
     """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular or blockpush."""
     policy: Literal["exploration", "expert"] = "exploration"
-    """exploration, for world models; or expert: short ways to random goals, for policies to imitate (wall,
-    pointmaze, pointmaze-large)."""
+    """exploration, for world models; or expert: short ways to goals, for policies to imitate, scripted (wall,
+    pointmaze, pointmaze-large) or planned on the true simulator (seconds an episode)."""
     episodes: int = 0
     """Episodes to record; 0 takes the environment's usual number."""
     steps: int = 0
@@ -57,11 +58,11 @@ class Collect:
                 path,
                 self.workers,
                 self.seed,
-                self.steps or (2 * env.budget if expert else usual.steps),
+                self.steps or (max(2 * env.budget, usual.plan.budget) if expert else usual.steps),
                 self.resolution,
                 progress,
                 held,
-                expert,
+                demonstrator(env) if expert else None,
             )
         dataset = Dataset(path, env.name)
         write_json(

@@ -35,6 +35,11 @@ STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100, "pointmaze-large": 200}
 """Environment steps of an episode."""
 
 
+Demonstrator = Callable[[GoalEnv, int, int, int], tuple[np.ndarray, np.ndarray]]
+"""Shows a way to a goal: (environment, seed, episode, steps) -> states (T + 1, D) and actions (T, A), T at
+most `steps`. A function at the top of a module, for worker processes."""
+
+
 def explore(
     env: GoalEnv, seed: int, episode: int, steps: int, held: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -76,11 +81,16 @@ def demonstrate(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.n
 
 
 def record_episode(
-    env: GoalEnv, seed: int, episode: int, steps: int, held: float = 0.0, expert: bool = False
+    env: GoalEnv,
+    seed: int,
+    episode: int,
+    steps: int,
+    held: float = 0.0,
+    expert: Demonstrator | None = None,
 ) -> dict[str, np.ndarray]:
     """The rows of one exploratory or expert episode, columns as in `sparsewm.data.dataset`."""
-    if expert:
-        states, actions = demonstrate(env, seed, episode, steps)
+    if expert is not None:
+        states, actions = expert(env, seed, episode, steps)
     else:
         states, actions = explore(env, seed, episode, steps, held)
     return {
@@ -91,7 +101,10 @@ def record_episode(
     }
 
 
-def _record_part(job: tuple[str, int, int, int, int, str, dict[str, Any], int, float, bool]) -> int:
+Job = tuple[str, int, int, int, int, str, dict[str, Any], int, float, Demonstrator | None]
+
+
+def _record_part(job: Job) -> int:
     name, first, stop, seed, steps, path, attributes, resolution, held, expert = job
     env = envs.make(name, resolution=resolution)
     try:
@@ -127,7 +140,7 @@ def collect(
     resolution: int = 112,
     progress: Callable[[int, int], None] | None = None,
     held: float = 0.0,
-    expert: bool = False,
+    expert: Demonstrator | None = None,
 ) -> Path:
     """Record exploratory or expert episodes into one HDF5 file.
 
@@ -136,7 +149,8 @@ def collect(
         workers: processes. seed: of everything. steps: environment steps an episode, None for the usual.
         resolution: side of the pictures in pixels.
         progress: called with the episodes done and wanted. held: share of steps with held random actions.
-        expert: record ways to random goals, each `steps` long at most, instead.
+        expert: records ways to goals, each `steps` long at most, instead: `demonstrate`, the scripted ones,
+            or another.
 
     Raises:
         UserError: a flag is out of range, the environment has no expert, the disk is full, a worker died, or
@@ -151,21 +165,24 @@ def collect(
         raise UserError(f"--held must be at least 0 and below 1, got {held:g}")
     if seed < 0:
         raise UserError(f"--seed must be at least 0, got {seed}")
-    if expert and held:
+    if expert is not None and held:
         raise UserError("--held interrupts exploration: leave it out with --policy expert")
     spec = envs.make(environment, resolution=resolution)
+    policy = "exploration" + (f", {held:g} held actions" if held else "")
+    if expert is not None:
+        policy = "expert" if expert is demonstrate else f"expert, {expert.__name__}"
     attributes: dict[str, Any] = {
         "environment": environment,
         "frameskip": spec.frameskip,
         "seed": seed,
         "steps": steps,
         "resolution": resolution,
-        "policy": "expert" if expert else "exploration" + (f", {held:g} held actions" if held else ""),
+        "policy": policy,
         "version": 1,
         "action_low": spec.action_space.low,
         "action_high": spec.action_space.high,
     }
-    if expert:
+    if expert is demonstrate:
         try:
             expert_policy(spec, spec.goal, np.random.default_rng(0))
         except ValueError as error:

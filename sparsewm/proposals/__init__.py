@@ -18,6 +18,9 @@ from sparsewm.proposals.names import read_names
 SAMPLERS: dict[str, Callable[[GoalEnv], ProposalSampler]] = {}
 """Samplers of your own by the name `--proposals` knows; each is made from the environment."""
 
+VLAS = PRETRAINED / "vla"
+"""Shipped policies by environment."""
+
 GAUSSIAN = "gaussian"
 """The planner's own noise: no sampler."""
 
@@ -27,6 +30,11 @@ def known_names() -> list[str]:
     return [GAUSSIAN, "vla", *SAMPLERS]
 
 
+def shipped_vlas() -> list[str]:
+    """Environments that a VLA is shipped for."""
+    return sorted(path.parent.name for path in VLAS.glob("*/config.json"))
+
+
 def policy_path(name: str, environment: str) -> str:
     """Folder or hub name of the LeRobot policy that `--proposals` means.
 
@@ -34,12 +42,12 @@ def policy_path(name: str, environment: str) -> str:
         UserError: neither a shipped policy, nor a folder, nor the form of a hub name.
     """
     if name == "vla":
-        folder = PRETRAINED / "vla" / environment
+        folder = VLAS / environment
         if folder.is_dir():
             return str(folder)
         raise UserError(
-            f"no VLA for {environment} is shipped: give --proposals the folder of a LeRobot policy, or train "
-            "one with scripts/train_vla.py"
+            f"no VLA for {environment} is shipped, there is one for {', '.join(shipped_vlas())}: give "
+            "--proposals the folder of a LeRobot policy, or train one with scripts/train_vla.py"
         )
     if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/"))):
         return name

@@ -14,6 +14,7 @@ import planners
 import sparsewm
 from sparsewm.kernels import Kernels, kernels, layers_library
 from sparsewm.model.checkpoint import shipped
+from sparsewm.proposals import VLAS, shipped_vlas
 from tests.cli.commands import call, shell
 
 
@@ -48,6 +49,20 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
     plan = planners.CEM(samples=16, elites=4, iterations=2).plan(problem)
     assert plan.actions.shape == (1, 5, env.frameskip * env.action_dim)
     assert bool(torch.isfinite(plan.cost).all())
+
+
+@pytest.mark.parametrize("name", shipped_vlas())
+def test_the_shipped_vla_proposes_and_the_world_model_chooses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = VLAS / name
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 8e6
+    assert "Made by" in (folder / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(f"plan --env {name} --proposals vla --candidates 4 --budget 10 --no-video")
+    assert code == 0, err
+    content = json.loads(Path("runs/plan/results.json").read_text())
+    assert (content["proposals"], content["settings"]["proposal_mode"]) == ("vla", "replace")
 
 
 def test_wall_is_solved_at_half_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import envs
 from sparsewm.data import Dataset, DatasetWriter, collect
+from sparsewm.data.collect import demonstrate
 from sparsewm.errors import UserError
 from tests.data.test_dataset import small_disk
 
@@ -193,7 +194,7 @@ def test_flags_out_of_range(tmp_path: Path, flag: str) -> None:
 
 def test_experts_are_recorded_up_to_the_goal(tmp_path: Path) -> None:
     """Episodes end ten steps after the goal is reached, or when their steps are spent."""
-    path = collect("wall", path=tmp_path / "e.h5", workers=1, expert=True, **SETTINGS | {"steps": 60})
+    path = collect("wall", path=tmp_path / "e.h5", workers=1, expert=demonstrate, **SETTINGS | {"steps": 60})
     dataset = Dataset(path, "wall")
     assert dataset.attributes["policy"] == "expert" and len(set(dataset.lengths.tolist())) > 1
     ends = dataset.state[dataset.offsets + dataset.lengths - 1]
@@ -201,6 +202,6 @@ def test_experts_are_recorded_up_to_the_goal(tmp_path: Path) -> None:
     rest = np.concatenate([dataset.state[end - 5 : end] for end in dataset.offsets + dataset.lengths])
     assert (np.abs(np.diff(rest.reshape(5, 5, 2), axis=1)) < 1).all()  # it stays there
     with pytest.raises(UserError, match="no expert for environment 'pusht'"):
-        collect("pusht", path=tmp_path / "p.h5", workers=1, expert=True, **SETTINGS)
+        collect("pusht", path=tmp_path / "p.h5", workers=1, expert=demonstrate, **SETTINGS)
     with pytest.raises(UserError, match="leave it out with --policy expert"):
-        collect("wall", path=tmp_path / "h.h5", workers=1, expert=True, held=0.3, **SETTINGS)
+        collect("wall", path=tmp_path / "h.h5", workers=1, expert=demonstrate, held=0.3, **SETTINGS)

@@ -1,0 +1,66 @@
+"""The planner on the true simulator: a yardstick, and an expert worth imitating where none is scripted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs import GoalEnv
+from envs.policies import expert_policy
+from planners import CEM, MPC
+from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore
+from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, Task, run_episodes
+from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
+from sparsewm.settings import PlanSettings, environment_settings
+
+_WAYS = HELD_OUT - 1_000_000  # seeds of trajectories whose ends are goals: neither data nor held out
+_ATTEMPTS = 4
+
+
+def oracle(env: GoalEnv, settings: PlanSettings, seed: int = 0) -> Planned:
+    """CEM with an environment's settings on its true dynamics and its true distance."""
+    planner = CEM(settings.samples, settings.elites, settings.iterations, seed=seed)
+    return Planned(
+        env,
+        MPC(planner, settings.execute),
+        lambda traces, active: SimulatorProblem(
+            env,
+            [traces[i].states[-1] for i in active],
+            TrueDistance(env, [traces[i].task.goal for i in active]),
+            settings.horizon,
+            hold=settings.hold,
+            scored=settings.scored,
+        ),
+    )
+
+
+def plan_demonstration(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """States (T + 1, D) and actions (T, A) of the oracle on its way to a goal; T is `steps` at most.
+
+    Goals are random where the environment plans to such, else the ends of scripted trajectories, far from
+    their starts. A way that does not get there is tried again with another goal, a few times. A pure function
+    of (seed, episode, steps).
+    """
+    settings = environment_settings(env.name).plan
+    for attempt in range(_ATTEMPTS):
+        rng = np.random.default_rng([seed, episode, 2, attempt])
+        number = int(rng.integers(2**31))
+        if settings.goal_source == "random":
+            env.reset(seed=number)
+            start, goal = env.state, env.goal.copy()
+        else:
+            states, _ = explore(env, _WAYS + seed, number, STEPS.get(env.name, 100))
+            start, goal = states[int(rng.integers(len(states) // 4))], states[-1]
+        [trace] = run_episodes(env, [Task(start, goal, number)], oracle(env, settings, number), steps)
+        if trace.success and trace.actions:
+            break
+    actions = np.asarray(trace.actions, np.float32).reshape(-1, env.action_dim)
+    return np.stack(trace.states), actions
+
+
+def demonstrator(env: GoalEnv) -> Demonstrator:
+    """Who shows short ways to goals: an environment's scripted expert, or the oracle."""
+    try:
+        expert_policy(env, env.goal, np.random.default_rng(0))
+    except ValueError:
+        return plan_demonstration
+    return demonstrate

@@ -1,0 +1,61 @@
+"""The oracle's ways to goals are demonstrations where no expert is scripted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import envs
+from envs import GoalEnv
+from sparsewm.data import Dataset, collect
+from sparsewm.data.collect import demonstrate, explore
+from sparsewm.evaluation import oracle
+from sparsewm.evaluation.closed_loop import Task, run_episodes
+from sparsewm.settings import environment_settings
+
+
+@pytest.mark.parametrize(("name", "scripted"), [("wall", True), ("pointmaze", True), ("pusht", False)])
+def test_the_oracle_demonstrates_where_no_expert_is_scripted(name: str, scripted: bool) -> None:
+    found = oracle.demonstrator(envs.make(name))
+    assert found is (demonstrate if scripted else oracle.plan_demonstration)
+
+
+def test_a_planned_way_ends_at_its_goal_and_depends_on_its_number_alone() -> None:
+    env = envs.make("wall")
+    states, actions = oracle.plan_demonstration(env, 3, 5, 100)
+    assert len(states) == len(actions) + 1 <= 101 and actions.dtype == np.float32
+    np.testing.assert_allclose(states[1:], env.rollout_states(states[0], actions[None])[0, 1:], atol=1e-6)
+    rng = np.random.default_rng([3, 5, 2, 0])
+    env.reset(seed=int(rng.integers(2**31)))
+    assert env.is_success(states[-1], env.goal) and not env.is_success(states[0], env.goal)
+    again, _ = oracle.plan_demonstration(env, 3, 5, 100)
+    other, _ = oracle.plan_demonstration(env, 3, 6, 100)
+    assert np.array_equal(states, again) and not np.array_equal(states[0], other[0])
+
+
+def test_goals_lie_far_along_trajectories_where_goals_are_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planning on PushT takes seconds: here the start is the goal."""
+    tasks: list[Task] = []
+
+    def noted(env: GoalEnv, asked: list[Task], *rest: object) -> list[object]:
+        tasks.extend(asked)
+        return run_episodes(env, asked, oracle.oracle(env, environment_settings("pusht").plan), budget=0)
+
+    monkeypatch.setattr(oracle, "run_episodes", noted)
+    env = envs.make("pusht")
+    states, actions = oracle.plan_demonstration(env, 0, 0, 10)
+    assert states.shape == (1, env.state.size) and actions.shape == (0, env.action_dim)
+    assert len(tasks) == oracle._ATTEMPTS  # none succeeded: tried again with others
+    way, _ = explore(env, oracle._WAYS, tasks[0].seed, 100)
+    place = np.flatnonzero((way == tasks[0].start).all(1))
+    assert np.array_equal(way[-1], tasks[0].goal) and place[0] <= 25
+
+
+def test_planned_ways_are_recorded(tmp_path: Path) -> None:
+    path = collect(
+        "wall", 2, tmp_path / "e.h5", workers=1, steps=60, resolution=16, expert=oracle.plan_demonstration
+    )
+    dataset = Dataset(path, "wall")
+    assert dataset.attributes["policy"] == "expert, plan_demonstration" and dataset.episodes == 2
