@@ -195,8 +195,8 @@ class Eval:
                     for policy in policies:
                         yield Cell(selection, replace(policy, drop=0.0, selection=selection, checkpoint=None))
                 elif selection == "cls":
-                    if self.cls_checkpoints is not None:
-                        checkpoint = self.checkpoint(self.cls_checkpoints, name)
+                    checkpoint = self.checkpoint(self.cls_checkpoints, name)
+                    if checkpoint is not None and (self.run_missing or checkpoint.is_dir()):
                         yield Cell(selection, replace(plan, drop=0.0, checkpoint=checkpoint))
                 elif selection == "proprio":
                     alpha = None if usual.alpha > 0 else 1.0  # else nothing would be left of the cost
