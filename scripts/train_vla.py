@@ -38,7 +38,7 @@ from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
 from sparsewm.data.lerobot import export_lerobot, segments
 from sparsewm.errors import UserError
-from sparsewm.evaluation.oracle import demonstrator
+from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
@@ -104,7 +104,7 @@ def demonstrations(arguments: Arguments, folder: Path) -> Path:
     if path is None:
         path = folder / f"{env.name}-expert.h5"
         with progress_bar(f"recording {env.name}") as progress:
-            steps = max(2 * env.budget, environment_settings(env.name).plan.budget)
+            steps = demonstration_steps(env)
             seed, workers = arguments.seed, os.cpu_count() or 1
             expert = demonstrator(env)
             collect(env.name, arguments.episodes, path, workers, seed, steps, 112, progress, expert=expert)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.data import Dataset, collect
-from sparsewm.evaluation.oracle import demonstrator
+from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import write_json
 from sparsewm.report.plots import plot_dataset
 from sparsewm.settings import at_least, environment_settings, make_env
@@ -58,7 +58,7 @@ class Collect:
                 path,
                 self.workers,
                 self.seed,
-                self.steps or (max(2 * env.budget, usual.plan.budget) if expert else usual.steps),
+                self.steps or (demonstration_steps(env) if expert else usual.steps),
                 self.resolution,
                 progress,
                 held,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,7 +35,8 @@ from sparsewm.evaluation.closed_loop import (
     run_episodes,
     summarize,
 )
-from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
+from sparsewm.evaluation.oracle import simulator_problems
+from sparsewm.evaluation.simulator import TokenDistance, TrueDistance
 from sparsewm.evaluation.statistics import peak_memory
 from sparsewm.evaluation.table import seconds
 from sparsewm.files import write_json
@@ -466,44 +468,17 @@ class Plan:
         deadline = None if self.budget_ms is None else self.budget_ms / 1000
         generator = torch.Generator().manual_seed(self.seed)
         if self.selection == "oracle":
-            return Planned(
-                env,
-                mpc,
-                lambda traces, active: SimulatorProblem(
-                    env,
-                    [traces[i].states[-1] for i in active],
-                    TrueDistance(env, [traces[i].task.goal for i in active]),
-                    settings.horizon,
-                    hold=settings.hold,
-                    scored=settings.scored,
-                ),
-                deadline=deadline,
-                proposals=proposals,
-            )
+            problems = simulator_problems(env, settings, partial(TrueDistance, env))
+            return Planned(env, mpc, problems, deadline=deadline, proposals=proposals)
         assert model is not None
         if self.selection == "encoder_oracle":
-            return Planned(
-                env,
-                mpc,
-                lambda traces, active: SimulatorProblem(
-                    env,
-                    [traces[i].states[-1] for i in active],
-                    TokenDistance(
-                        env,
-                        model.encoder,
-                        model.standardizer,
-                        [traces[i].task.goal for i in active],
-                        self.start_drop,
-                        settings.alpha,
-                        generator,
-                    ),
-                    settings.horizon,
-                    hold=settings.hold,
-                    scored=settings.scored,
-                ),
-                deadline=deadline,
-                proposals=proposals,
-            )
+
+            def token_distance(goals: Sequence[np.ndarray]) -> TokenDistance:
+                encoder, standardizer, alpha = model.encoder, model.standardizer, settings.alpha
+                return TokenDistance(env, encoder, standardizer, goals, self.start_drop, alpha, generator)
+
+            problems = simulator_problems(env, settings, token_distance)
+            return Planned(env, mpc, problems, deadline=deadline, proposals=proposals)
         return Planned(
             env,
             mpc,

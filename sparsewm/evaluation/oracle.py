@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import numpy as np
 
 from envs import GoalEnv
 from envs.policies import expert_policy
 from planners import CEM, MPC
 from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore
-from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, Task, run_episodes
-from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
+from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, ProblemMaker, Task, run_episodes
+from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
 from sparsewm.settings import PlanSettings, environment_settings
 
 _WAYS = HELD_OUT - 1_000_000  # seeds of trajectories whose ends are goals: neither data nor held out
 _ATTEMPTS = 4
 
 
+def simulator_problems(
+    env: GoalEnv, settings: PlanSettings, cost: Callable[[Sequence[np.ndarray]], StateCost]
+) -> ProblemMaker:
+    """Makes the simulator's planning problems; `cost` is made from the goals of the episodes."""
+    return lambda traces, active: SimulatorProblem(
+        env,
+        [traces[i].states[-1] for i in active],
+        cost([traces[i].task.goal for i in active]),
+        settings.horizon,
+        hold=settings.hold,
+        scored=settings.scored,
+    )
+
+
 def oracle(env: GoalEnv, settings: PlanSettings, seed: int = 0) -> Planned:
     """CEM with an environment's settings on its true dynamics and its true distance."""
     planner = CEM(settings.samples, settings.elites, settings.iterations, seed=seed)
-    return Planned(
-        env,
-        MPC(planner, settings.execute),
-        lambda traces, active: SimulatorProblem(
-            env,
-            [traces[i].states[-1] for i in active],
-            TrueDistance(env, [traces[i].task.goal for i in active]),
-            settings.horizon,
-            hold=settings.hold,
-            scored=settings.scored,
-        ),
-    )
+    problems = simulator_problems(env, settings, partial(TrueDistance, env))
+    return Planned(env, MPC(planner, settings.execute), problems)
+
+
+def demonstration_steps(env: GoalEnv) -> int:
+    """Environment steps a demonstration may take, where nobody says."""
+    return max(2 * env.budget, environment_settings(env.name).plan.budget)
 
 
 def plan_demonstration(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
