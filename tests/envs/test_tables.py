@@ -86,6 +86,17 @@ def test_chamfer_distance() -> None:
     np.testing.assert_allclose(chamfer(np.array([[0.0, 0.0, 0.0, 0.0]]), cloud), [(0 + (0 + 1) / 2) / 2])
 
 
+def test_a_ropes_shortfall_takes_points_to_their_places_from_either_end() -> None:
+    env = envs.make("rope")
+    goal = env.sample_goal()
+    turned = np.concatenate([goal[:-2].reshape(-1, 2)[::-1].ravel(), goal[-2:]])
+    aside = goal + np.concatenate([np.tile([0.03, 0.04], len(goal) // 2 - 1), np.zeros(2)])
+    states = np.stack([goal, turned, aside])
+    np.testing.assert_allclose(env.shortfall(states, goal) * env.threshold, [0, 0, 0.05], atol=1e-9)
+    states = np.stack([env.sample_state() for _ in range(10)])
+    assert (chamfer(states[:, :-2], goal[:-2]) <= env.shortfall(states, goal) * env.threshold).all()
+
+
 def test_impossible_particles_are_refused() -> None:
     rope, granular = envs.make("rope"), envs.make("granular")
     stretched = rope.state
