@@ -53,8 +53,8 @@ class RopeEnv(TableEnv):
 
     ## Success
     Chamfer distance of the 21 points to the goal's below 0.03 m. `shortfall`, what the oracle minimises, is
-    the mean distance of each point to its own place, whichever end comes first: a rope across its goal has
-    pushes that lessen it where none lessens the Chamfer distance.
+    the mean distance of each point to its own place, whichever end comes first: under the
+    Chamfer distance single pushes got stuck just above the threshold.
 
     ## Start and goal
     A random, mildly curved rope; the goal is the same rope turned by up to 90 degrees and moved by up to 0.2
