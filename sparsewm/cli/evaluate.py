@@ -59,7 +59,8 @@ class Eval:
     mse: bool = True
     """Also plan by squared error where an environment's own cost is another."""
     vision_only: bool = True
-    """Also plan without proprioception (alpha 0) where that is the whole state: Wall, PointMaze."""
+    """Also plan without proprioception (alpha 0) where that is the whole state, Wall and PointMaze: by patch
+    tokens and by the image token."""
     variant_drops: tuple[float, ...] = (0.0, 0.5)
     """Those of --drops at which --mse and --vision-only add rows."""
     episodes: int = 60
@@ -189,6 +190,7 @@ class Eval:
                 dtype=self.dtype,
                 seed=self.seed,
             )
+            blind = self.vision_only and name in PROPRIO_IS_STATE
             policies = [replace(plan, **self.policy(name)) for name in self.proposals if name != GAUSSIAN]
             for selection in self.yardsticks:
                 if selection == "policy":
@@ -197,7 +199,10 @@ class Eval:
                 elif selection == "cls":
                     checkpoint = self.checkpoint(self.cls_checkpoints, name)
                     if checkpoint is not None and (self.run_missing or checkpoint.is_dir()):
-                        yield Cell(selection, replace(plan, drop=0.0, checkpoint=checkpoint))
+                        row = replace(plan, drop=0.0, checkpoint=checkpoint)
+                        yield Cell(selection, row)
+                        if blind:
+                            yield Cell(selection, replace(row, alpha=0.0))
                 elif selection == "proprio":
                     alpha = None if usual.alpha > 0 else 1.0  # else nothing would be left of the cost
                     yield Cell(selection, replace(plan, drop=0.5, selection=selection, alpha=alpha))
@@ -206,7 +211,7 @@ class Eval:
             planned = [plan] if GAUSSIAN in self.proposals else []
             planned += [replace(p, proposal_mode=mode) for p in policies for mode in self.proposal_modes]
             variants: list[Plan] = []
-            if self.vision_only and name in PROPRIO_IS_STATE:
+            if blind:
                 variants += [replace(plan, alpha=0.0) for plan in planned]
             if self.mse and usual.cost != "mse":
                 variants += [replace(plan, cost="mse") for plan in planned]

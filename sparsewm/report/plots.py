@@ -174,8 +174,9 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
                         row["selection"], "#999999"
                     )
                 )
+                blind = ", vision only" if row["selection"] == "cls" and row["alpha"] == 0 else ""
                 axis.annotate(
-                    row["selection"].replace("_", " "),
+                    row["selection"].replace("_", " ") + blind,
                     (0.01, 100 * row["success_rate"] + 1),
                     xycoords=("axes fraction", "data"),
                     fontsize=6,

@@ -66,6 +66,21 @@ def test_variants_are_planned_at_few_of_the_ratios() -> None:
     assert found == [(None, None, drop) for drop in (0.0, 0.3, 0.5)] + [(0.0, None, 0.5), (None, "mse", 0.5)]
 
 
+def test_the_image_token_is_asked_alone_too_where_proprioception_is_the_state(tmp_path: Path) -> None:
+    found = {
+        name: [
+            (cell.name, cell.plan.alpha)
+            for cell in Eval(
+                envs=(name,), yardsticks=("cls",), drops=(), cls_checkpoints=tmp_path, vision_only=vision
+            ).cells()
+        ]
+        for name, vision in (("wall", True), ("pointmaze", False), ("rope", True))
+    }
+    assert found["wall"] == [("wall-cls", None), ("wall-cls-alpha0", 0.0)]
+    assert found["pointmaze"] == [("pointmaze-cls", None)]
+    assert found["rope"] == [("rope-cls", None)]  # plans by vision alone anyway
+
+
 def test_the_command_of_a_row_gives_that_row(wall: Path) -> None:
     row = json.loads((wall / "ev" / "eval.json").read_text())["rows"][6]
     assert row["alpha"] == 0.0
