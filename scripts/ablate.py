@@ -90,7 +90,8 @@ class Arguments:
     environments: tuple[str, ...] = ("pusht", "rope")
     """Environments."""
     drops: tuple[float, ...] = (0.0, 0.5)
-    """Drop ratios at which models with and without groups are compared; masks are redrawn at the last one."""
+    """Drop ratios at which models with and without groups are compared, and masks redrawn where tokens are
+    dropped; the other studies take the last one."""
     ungrouped: Path | None = None
     """Folder of runs trained with --groups 1, by environment; the study groups needs it."""
     grouped: Path | None = None
@@ -113,8 +114,9 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
         drop = arguments.drops[-1]
         plan = Plan(name, drop, episodes=arguments.episodes, seed=arguments.seed, video=False, imagine=False)
         if study == "redraw":
-            for redraw in get_args(Redraw):
-                yield f"redrawn: {redraw}", Cell("random", replace(plan, redraw=redraw))
+            for drop in filter(None, arguments.drops):  # without a mask there is nothing to redraw
+                for redraw in get_args(Redraw):
+                    yield f"redrawn: {redraw}", Cell("random", replace(plan, drop=drop, redraw=redraw))
         elif study == "search":
             for label, varied in SEARCHES.items():
                 yield label, Cell("random", replace(plan, **({"samples": 64} | varied)))

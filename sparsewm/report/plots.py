@@ -156,11 +156,13 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
     names = list(dict.fromkeys(row["environment"] for row in rows))
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
+    colours = {"oracle": "#2f855a", "cls": "#805ad5", "proprio": "#b7791f"}
     figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.4 * lines), squeeze=False)
     for axis in axes.ravel()[len(names) :]:
         axis.set_axis_off()
     for axis, name in zip(axes.ravel(), names, strict=False):
         curves: dict[str, list[dict[str, Any]]] = {}
+        yardsticks: list[tuple[float, str]] = []
         for row in (row for row in rows if row["environment"] == name):
             if row["selection"] == "random":
                 label = row["cost"] + (", vision only" if row["alpha"] == 0 else "")
@@ -168,20 +170,22 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
                     label += f", {candidates(row)}"
                 curves.setdefault(label, []).append(row)
             else:
-                line = axis.axhline(100 * row["success_rate"], linestyle="--", linewidth=0.8)
-                line.set_color(
-                    {"oracle": "#2f855a", "cls": "#805ad5", "proprio": "#b7791f"}.get(
-                        row["selection"], "#999999"
-                    )
-                )
                 blind = ", vision only" if row["selection"] == "cls" and row["alpha"] == 0 else ""
-                axis.annotate(
-                    row["selection"].replace("_", " ") + blind,
-                    (0.01, 100 * row["success_rate"] + 1),
-                    xycoords=("axes fraction", "data"),
-                    fontsize=6,
-                    color=line.get_color(),
-                )
+                yardsticks.append((100 * row["success_rate"], row["selection"].replace("_", " ") + blind))
+                colour = colours.get(row["selection"], "#999999")
+                axis.axhline(yardsticks[-1][0], linestyle="--", linewidth=0.8, color=colour)
+        labels: dict[float, list[str]] = {}
+        for percent, label in sorted(yardsticks, reverse=True):
+            place = next((height for height in labels if height - percent < 4), percent)
+            labels.setdefault(place, []).append(label)  # neighbours share a line of text
+        for height, shared in labels.items():
+            axis.annotate(
+                "; ".join(shared),
+                (0.01, height + 1),
+                xycoords=("axes fraction", "data"),
+                fontsize=6,
+                color="#555555",
+            )
         for label, points in curves.items():
             points = sorted(points, key=lambda row: row["drop"])
             rate = np.array([100 * row["success_rate"] for row in points])
@@ -190,12 +194,12 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
             axis.errorbar(
                 x, rate, yerr=np.abs(bounds - rate), marker="o", markersize=4, capsize=2, label=label
             )
-        axis.set(title=name, ylim=(-3, 103), ylabel="success, %")
+        axis.set(title=name, ylim=(-3, 107), ylabel="success, %")
         axis.set_xlabel("tokens dropped" if over == "drop" else "seconds per planner iteration")
         if over == "seconds":
             axis.set_xlim(left=0)
         if curves:
-            axis.legend(fontsize=7, loc="lower left")
+            axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 0.2))  # yardsticks lie below
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     _save(figure, path)
