@@ -152,6 +152,8 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
 def main(arguments: Arguments) -> None:
     if "groups" in arguments.studies and arguments.ungrouped is None:
         sys.exit("error: the study groups compares trained models: say with --ungrouped where they are")
+    if "redraw" in arguments.studies and not any(arguments.drops):
+        sys.exit("error: the study redraw needs tokens to be dropped: give --drops a ratio above 0")
     (arguments.output / "cells").mkdir(parents=True, exist_ok=True)
     for study in arguments.studies:
         rows = run(study, arguments)

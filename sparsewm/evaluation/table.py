@@ -32,11 +32,16 @@ def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
         tokens = row["selection"].replace("_", " ") if yardstick else f"drop {100 * row['drop']:.0f}%"
         cost = ""
         if row["selection"] in ("random", "cls"):
-            cost = row["cost"] + (", vision only" if row["alpha"] == 0 else "")
+            cost = row["cost"] + vision_only(row)
         cells = [row["environment"], tokens, cost, candidates(row), percent(row), percent(row.get("moved"))]
         cells += [seconds(row[f"seconds_per_{name}"]) for name in ("iteration", "plan", "episode")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def vision_only(row: dict[str, Any]) -> str:
+    """What follows a row's cost or name where proprioception has no weight in it."""
+    return ", vision only" if row["alpha"] == 0 else ""
 
 
 def candidates(row: dict[str, Any]) -> str:

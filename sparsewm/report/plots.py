@@ -16,7 +16,7 @@ import numpy as np
 from envs import GoalEnv
 from sparsewm.data import Dataset
 from sparsewm.evaluation.closed_loop import Trace
-from sparsewm.evaluation.table import candidates
+from sparsewm.evaluation.table import candidates, vision_only
 from sparsewm.files import atomic_path
 from sparsewm.report.video import dim_dropped
 
@@ -165,15 +165,17 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
         yardsticks: list[tuple[float, str]] = []
         for row in (row for row in rows if row["environment"] == name):
             if row["selection"] == "random":
-                label = row["cost"] + (", vision only" if row["alpha"] == 0 else "")
+                label = row["cost"] + vision_only(row)
                 if row["proposals"] != "gaussian":
                     label += f", {candidates(row)}"
                 curves.setdefault(label, []).append(row)
             else:
-                blind = ", vision only" if row["selection"] == "cls" and row["alpha"] == 0 else ""
-                yardsticks.append((100 * row["success_rate"], row["selection"].replace("_", " ") + blind))
+                percent, label = 100 * row["success_rate"], row["selection"].replace("_", " ")
+                if row["selection"] == "cls":
+                    label += vision_only(row)
+                yardsticks.append((percent, label))
                 colour = colours.get(row["selection"], "#999999")
-                axis.axhline(yardsticks[-1][0], linestyle="--", linewidth=0.8, color=colour)
+                axis.axhline(percent, linestyle="--", linewidth=0.8, color=colour)
         labels: dict[float, list[str]] = {}
         for percent, label in sorted(yardsticks, reverse=True):
             place = next((height for height in labels if height - percent < 4), percent)
