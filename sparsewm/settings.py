@@ -50,7 +50,8 @@ class EnvironmentSettings:
     Attributes:
         episodes, steps, held: of a dataset (`sparsewm.data.collect`).
         train: settings of `sparsewm.training.TrainConfig` by name.
-        heads: steps of the temporal `distance` and of the `decoder`. plan: how to plan.
+        heads: steps of the temporal `distance` and of the `decoder`. reach: of the distance, in model steps.
+        plan: how to plan.
         instruction: what a language-conditioned policy is told.
     """
 
@@ -59,6 +60,7 @@ class EnvironmentSettings:
     held: float
     train: dict[str, Any]
     heads: dict[str, int]
+    reach: float
     plan: PlanSettings
     instruction: str
 
@@ -103,6 +105,7 @@ def environment_settings(name: str) -> EnvironmentSettings:
             content["collect"].get("held", 0.0),
             train,
             {head: int(train.pop(f"{head}_steps")) for head in ("distance", "decoder")},
+            float(train.pop("distance_reach", 30.0)),
             PlanSettings(**content["plan"]),
             content["instruction"],
         )

@@ -78,6 +78,8 @@ class Train:
     """Steps between checkpoints."""
     distance_steps: int | None = None
     """Optimiser steps of the temporal distance (`plan --cost temporal`), trained last; 0: none."""
+    distance_reach: float | None = None
+    """Model steps up to which the temporal distance tells ways apart: about the longest one there is."""
     decoder_steps: int | None = None
     """Optimiser steps of the decoder that draws imagined frames, trained last; 0: none."""
     extend: Path | None = None
@@ -309,7 +311,8 @@ class Train:
         """Train what is asked for beside the predictor; whether there was anything."""
         train_episodes, held_out = dataset.split()
         if steps := self.head_steps(env, "distance"):
-            config = DistanceTrainConfig(steps=steps, seed=self.seed)
+            reach = self.distance_reach or environment_settings(env.name).reach
+            config = DistanceTrainConfig(steps=steps, reach=reach, seed=self.seed)
             model.distance = self.train_distance(model, dataset, tokens, train_episodes, config, dtype)
         drawn = self.head_steps(env, "decoder")
         if drawn and model.patches > 1:  # the image token alone draws nothing
@@ -388,6 +391,7 @@ class Train:
         """The preset's training under this command's flags, checked."""
         check_seed(self.seed)
         at_least(1, steps=self.steps, batch=self.batch, groups=self.groups, horizon=self.horizon)
+        at_least(1, distance_reach=self.distance_reach)
         at_least(0, distance_steps=self.distance_steps, decoder_steps=self.decoder_steps)
         if self.extend is not None and not any(
             self.head_steps(env, head) for head in ("distance", "decoder")

@@ -29,7 +29,8 @@ class DistanceTrainConfig:
 
     Attributes:
         steps: optimiser steps. batch: windows a step. lr, warmup, weight_decay: AdamW with a cosine.
-        reach: distance, in model steps, beyond which random pairs are hardly pushed apart any more.
+        reach: distance, in model steps, beyond which random pairs are hardly pushed apart any more: about the
+            longest way between two frames.
         penalty: weight of successive frames being more than one step apart.
         smallest: fewest patches of a random subset.
         blind: every so many steps proprioception is left out, as for planning by vision alone.
@@ -74,7 +75,7 @@ def distance_loss(
     goal = distance.embed(gather_patches(tokens[order], patches), None if blind else proprio[order], patches)
     local = distance.between(here[:, :-1], here[:, 1:])
     far = distance.between(here, goal)
-    apart = F.softplus(config.reach - far, beta=0.1).mean()
+    apart = F.softplus(config.reach - far, beta=3 / config.reach).mean()
     together = F.relu(local - 1).square().mean()
     return {"loss": apart + config.penalty * together, "far": far.mean(), "local": local.mean()}
 
@@ -135,4 +136,5 @@ def train_distance(
     with torch.no_grad():
         torch._foreach_copy_(list(distance.parameters()), average)
     distance.eval().requires_grad_(False)
-    return {"steps": config.steps, "batch": config.batch, "seed": config.seed, **values}
+    kept = ("steps", "batch", "reach", "seed")
+    return {name: getattr(config, name) for name in kept} | values

@@ -35,7 +35,7 @@ class Walks:
         return {"tokens": tokens, "proprio": proprio, "action": torch.zeros(batch, 3, 4)}
 
 
-def trained(steps: int, seed: int = 0) -> TemporalDistance:
+def trained(steps: int, seed: int = 0, reach: float = 30.0) -> TemporalDistance:
     model = tiny_model()
     model.standardizer.fit(
         {f"{name}_mean": torch.zeros(size) for name, size in (("token", (16, 8)), ("proprio", 2))}
@@ -43,7 +43,7 @@ def trained(steps: int, seed: int = 0) -> TemporalDistance:
     )
     torch.manual_seed(seed)
     distance = TemporalDistance(8, (4, 4), 2, DistanceConfig(width=32, heads=2, features=16))
-    config = DistanceTrainConfig(steps=steps, batch=32, warmup=10, seed=seed, smallest=4)
+    config = DistanceTrainConfig(steps=steps, batch=32, warmup=10, seed=seed, smallest=4, reach=reach)
     train_distance(model, distance, Walks(), config, torch.float32)  # type: ignore[arg-type]
     return distance
 
@@ -59,6 +59,15 @@ def test_it_learns_the_way_round_a_wall_from_single_steps() -> None:
     assert np.corrcoef(found.flatten().numpy(), steps.flatten().numpy())[0, 1] > 0.9
     assert found[0, -1] > 2 * found[0, POSITIONS // 3], "the ends of the horseshoe are far apart"
     assert straight[0, -1] < 0.5 * straight[0, POSITIONS // 3], "though they look close"
+
+
+def test_ways_beyond_reach_are_not_told_apart() -> None:
+    tokens, proprio = look(torch.tensor([0, POSITIONS - 1]))
+    longest = {}
+    for reach in (3.0, 30.0):
+        start, end = trained(400, reach=reach).embed(tokens[None], proprio[None], torch.arange(16)[None])[0]
+        longest[reach] = float(TemporalDistance.between(start, end))
+    assert longest[30.0] > 2 * longest[3.0]
 
 
 def test_the_same_seed_learns_the_same_distance() -> None:
