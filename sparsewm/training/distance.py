@@ -136,5 +136,5 @@ def train_distance(
     with torch.no_grad():
         torch._foreach_copy_(list(distance.parameters()), average)
     distance.eval().requires_grad_(False)
-    kept = ("steps", "batch", "reach", "seed")
-    return {name: getattr(config, name) for name in kept} | values
+    settings = {name: getattr(config, name) for name in ("steps", "batch", "reach", "seed")}
+    return settings | values
