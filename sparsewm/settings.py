@@ -50,8 +50,8 @@ class EnvironmentSettings:
     Attributes:
         episodes, steps, held: of a dataset (`sparsewm.data.collect`).
         train: settings of `sparsewm.training.TrainConfig` by name.
-        heads: steps of the temporal `distance` and of the `decoder`. reach: of the distance, in model steps.
-        plan: how to plan.
+        heads: steps of the temporal `distance` and of the `decoder`. reach: of the distance
+        (`sparsewm.training.distance`), None for the usual one. plan: how to plan.
         instruction: what a language-conditioned policy is told.
     """
 
@@ -60,7 +60,7 @@ class EnvironmentSettings:
     held: float
     train: dict[str, Any]
     heads: dict[str, int]
-    reach: float
+    reach: float | None
     plan: PlanSettings
     instruction: str
 
@@ -105,7 +105,7 @@ def environment_settings(name: str) -> EnvironmentSettings:
             content["collect"].get("held", 0.0),
             train,
             {head: int(train.pop(f"{head}_steps")) for head in ("distance", "decoder")},
-            float(train.pop("distance_reach", 30.0)),
+            train.pop("distance_reach", None),
             PlanSettings(**content["plan"]),
             content["instruction"],
         )

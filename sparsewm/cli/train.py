@@ -311,8 +311,8 @@ class Train:
         """Train what is asked for beside the predictor; whether there was anything."""
         train_episodes, held_out = dataset.split()
         if steps := self.head_steps(env, "distance"):
-            reach = self.distance_reach or environment_settings(env.name).reach
-            config = DistanceTrainConfig(steps=steps, reach=reach, seed=self.seed)
+            usual = environment_settings(env.name).reach or DistanceTrainConfig.reach
+            config = DistanceTrainConfig(steps, reach=self.distance_reach or usual, seed=self.seed)
             model.distance = self.train_distance(model, dataset, tokens, train_episodes, config, dtype)
         drawn = self.head_steps(env, "decoder")
         if drawn and model.patches > 1:  # the image token alone draws nothing
