@@ -1,11 +1,12 @@
 """Make a small SmolVLA for an environment: LeRobot's class and training code, from scratch, offline.
 
-Records demonstrations where there is an expert, exports goal-reaching segments as a LeRobotDataset, builds a
-small vision-language backbone with its own tokenizer, trains, and writes a folder that `--proposals` takes.
-Whatever is there already is not made again, and an interrupted training goes on from its last checkpoint.
+Records an expert's demonstrations where no dataset is given, builds a small vision-language backbone with
+its own tokenizer, trains on frames with goals from their future, and writes a folder that `--proposals`
+takes. Whatever is there already is not made again, and an interrupted training goes on from its last
+checkpoint.
 
     python scripts/train_vla.py --env pointmaze-large --longest 400 --steps 20000
-    python scripts/train_vla.py --env pusht --dataset data/pusht.h5 --steps 20000
+    python scripts/train_vla.py --env pusht --dataset data/pusht-expert.h5 --steps 20000
     cp -r runs/vla/pusht/policy sparsewm/pretrained/vla/pusht
 """
 
@@ -28,15 +29,14 @@ import tyro
 from accelerate import Accelerator
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
-from lerobot.scripts.lerobot_train import train
-from lerobot.utils.constants import ACTION, CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+from lerobot.scripts import lerobot_train
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors.torch import load_file, save_file
 
 from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
-from sparsewm.data.lerobot import export_lerobot, segments
+from sparsewm.data.hindsight import HindsightFrames
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
@@ -55,12 +55,10 @@ class Arguments:
     """Recorded HDF5 file; left out, an expert's ways are recorded, as by sparsewm collect --policy expert."""
     episodes: int = 2000
     """Episodes to record."""
-    segments: int = 1
-    """Segments of every episode."""
-    shortest: int = 25
-    """Environment steps to the goal, at least."""
     longest: int = 100
     """Environment steps to the goal, at most."""
+    ends: float = 0.5
+    """Share of goals that are an episode's last frame; the others are drawn evenly from the frames ahead."""
     chunk: int = 25
     """Actions of a chunk."""
     denoise: int = 4
@@ -95,11 +93,8 @@ class Arguments:
     """Folder; everything goes to ENV in there."""
 
 
-def demonstrations(arguments: Arguments, folder: Path) -> Path:
-    """The LeRobotDataset to train on, made where it is missing."""
-    target = folder / "dataset"
-    if target.is_dir():
-        return target
+def demonstrations(arguments: Arguments, folder: Path) -> tuple[HindsightFrames, Path]:
+    """What to train on, recorded where it is missing, and its file."""
     env, path = make_env(arguments.env), arguments.dataset
     if path is None:
         path = folder / f"{env.name}-expert.h5"
@@ -108,12 +103,18 @@ def demonstrations(arguments: Arguments, folder: Path) -> Path:
             seed, workers = arguments.seed, os.cpu_count() or 1
             expert = demonstrator(env)
             collect(env.name, arguments.episodes, path, workers, seed, steps, 112, progress, expert=expert)
-    dataset = Dataset(path, env.name)
-    chosen = segments(dataset, arguments.segments, arguments.shortest, arguments.longest, arguments.seed)
-    text, fps = environment_settings(env.name).instruction, int(env.metadata["render_fps"])
-    with progress_bar(f"exporting {env.name}") as progress:
-        export_lerobot(dataset, chosen, target, env.proprio_names, text, fps, progress)
-    return target
+    text = environment_settings(env.name).instruction
+    with progress_bar(f"reading {env.name}") as progress:
+        frames = HindsightFrames(
+            Dataset(path, env.name),
+            env.proprio_names,
+            text,
+            arguments.chunk,
+            arguments.longest,
+            arguments.ends,
+            progress,
+        )
+    return frames, path
 
 
 def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipelineConfig:
@@ -154,20 +155,7 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
     )
 
 
-def keep_actions_in_memory() -> None:
-    """Have LeRobot take actions from memory; else it decodes all pictures of a chunk to read its actions."""
-    kept: dict[str, torch.Tensor] = {}
-
-    def query(dataset: LeRobotDataset, indices: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-        if not kept:
-            table = dataset.hf_dataset.select_columns([ACTION]).with_format("numpy")[:]
-            kept[ACTION] = torch.from_numpy(table[ACTION])
-        return {ACTION: kept[ACTION][indices[ACTION]]}  # observations are those of the frame itself
-
-    LeRobotDataset._query_hf_dataset = query
-
-
-def run_training(config: TrainPipelineConfig, bfloat16: bool) -> Path:
+def run_training(config: TrainPipelineConfig, frames: HindsightFrames, bfloat16: bool) -> Path:
     """Train up to `config.steps`, from the last checkpoint where there is one; the folder of the last one."""
     assert config.output_dir is not None
     last = config.output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK
@@ -181,13 +169,13 @@ def run_training(config: TrainPipelineConfig, bfloat16: bool) -> Path:
     elif config.output_dir.is_dir():
         shutil.rmtree(config.output_dir)  # interrupted before its first checkpoint
     assert config.policy is not None
-    keep_actions_in_memory()
+    lerobot_train.make_dataset = lambda config: frames
     accelerator = Accelerator(
         mixed_precision="bf16" if bfloat16 else "no",
         cpu=config.policy.device == "cpu",
         step_scheduler_with_optimizer=False,
     )
-    train(config, accelerator)
+    lerobot_train.train(config, accelerator)
     return last
 
 
@@ -228,21 +216,20 @@ def main() -> None:
         at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
         arguments.env = make_env(arguments.env).name
         folder = arguments.output / arguments.env
-        data = demonstrations(arguments, folder)
+        frames, data = demonstrations(arguments, folder)
         config = configuration(arguments, data, folder)
         dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
-        checkpoint = run_training(config, dtype == torch.bfloat16)
-        information = read_json(data / "meta" / "info.json")
+        checkpoint = run_training(config, frames, dtype == torch.bfloat16)
         size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
         card = CARD.format(
             env=arguments.env,
             parameters=size / 4e6,
             sizes=", ".join(f"{name} {value}" for name, value in asdict(arguments.sizes).items()),
-            episodes=information["total_episodes"],
-            frames=information["total_frames"],
-            source="an expert's ways" if arguments.dataset is None else "recorded exploration",
+            episodes=frames.num_episodes,
+            frames=frames.num_frames,
+            source=Dataset(data).attributes.get("policy", "unknown policy"),
             text=environment_settings(arguments.env).instruction,
-            **{name: getattr(arguments, name) for name in ("shortest", "longest", "chunk", "steps", "batch")},
+            **{name: getattr(arguments, name) for name in ("longest", "ends", "chunk", "steps", "batch")},
             seed=arguments.seed,
             command=command,
         )
@@ -261,7 +248,8 @@ from scratch: chunks of {chunk} environment actions from the present picture, th
 proprioception and an instruction.
 
 - Backbone: {sizes}; its tokenizer is made of the instruction "{text}" and reads other texts byte by byte.
-- Data: {episodes} goal-reaching segments of {source}, {shortest} to {longest} steps long, {frames} frames.
+- Data: {episodes} episodes ({source}), {frames} frames; goals at most {longest} steps ahead, {ends:.0%} of
+  them an episode's end.
 - Training: {steps} steps of {batch} frames, seed {seed}.
 - Made by: `{command}`.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -223,7 +223,26 @@ class LatentProblem:
             return self._cost(actions, view)
         with torch.inference_mode():
             parts = actions.split(self.chunk or actions.shape[1], 1)
-            return torch.cat([self._cost(part, view) for part in parts], 1).clone()
+            cost = self._recorded_cost if self.device.type == "cuda" else self._cost
+            return torch.cat([cost(part, view) for part in parts], 1).clone()
+
+    def _recorded_cost(self, actions: Tensor, view: View) -> Tensor:
+        """`_cost` from a CUDA graph; what changes between plans is handed in."""
+        kept = [tensor for frame in view.past for tensor in (*frame.keys, *frame.values)]
+        seen = [view.patches, view.tokens, view.goal, self.start.proprio, self.goal.proprio]
+        depth = self.model.config.depth
+
+        def cost(inputs: Sequence[Tensor]) -> Tensor:
+            actions, patches, tokens, goal, start_proprio, goal_proprio, *kept = inputs
+            firsts = range(0, len(kept), 2 * depth)
+            past = [FrameCache(kept[i : i + depth], kept[i + depth : i + 2 * depth]) for i in firsts]
+            problem = copy.copy(self)
+            problem.start = replace(self.start, proprio=start_proprio)
+            problem.goal = replace(self.goal, proprio=goal_proprio)
+            return problem._cost(actions, View(patches, tokens, goal, past))
+
+        name = (self.alpha, self.selection, self.measure, self.scored)
+        return self.model.graphs.run(name, cost, [actions, *seen, *kept])
 
     def _cost(self, actions: Tensor, view: View) -> Tensor:
         frames = self._frames(actions, view)

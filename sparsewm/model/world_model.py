@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparsewm.encoders.base import PatchEncoder
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
+from sparsewm.model.graphs import Graphs
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class WorldModel(nn.Module):
         )
         self.config, self.environment, self.frameskip = config, environment, frameskip
         self.metadata = dict(metadata or {})
+        self.graphs = Graphs()  # of what planners compute with this model on a GPU
         object.__setattr__(self, "encoder", encoder)  # kept out of parameters and state dict
 
     encoder: PatchEncoder
@@ -177,6 +179,7 @@ class WorldModel(nn.Module):
                 head.to(device=device, dtype=dtype)
         self.standardizer.to(device=device)
         self.encoder.to(device)
+        self.graphs = Graphs()  # graphs are bound to the places of weights
         return self
 
     @torch.no_grad()

@@ -1,0 +1,114 @@
+"""Frames of recorded episodes with goals from their future, as LeRobot's trainer reads a dataset.
+
+Any stretch of an episode shows how to get from its first frame to its last one. A goal is drawn anew each
+time a frame is read, so that an epoch never shows the same stretches as the one before; frames lie in memory,
+and nothing is written. For a dataset on disk, with stretches cut once, see `sparsewm.data.lerobot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsewm.data.cameras import CAMERA, GOAL
+from sparsewm.data.dataset import Dataset
+from sparsewm.errors import UserError, needs_extra
+
+with needs_extra("training policies of LeRobot", "vla"):
+    from lerobot.utils.constants import ACTION, OBS_STATE
+
+READ = 4096  # rows read at once
+
+
+class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
+    """Every row of every episode once; its goal is a later row of the episode.
+
+    Args:
+        dataset: recorded episodes.
+        names: of the numbers of proprioception. instruction: the task.
+        chunk: actions of a sample; behind the goal they stand still.
+        longest: environment steps to the goal, at most.
+        ends: share of goals that are the episode's last frame, or where that is too far the farthest one; the
+            others are drawn evenly.
+        progress: called with the rows read and wanted.
+
+    Attributes:
+        meta: features and statistics, as LeRobot asks a dataset for them.
+
+    Raises:
+        UserError: a flag is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        names: tuple[str, ...],
+        instruction: str,
+        chunk: int,
+        longest: int,
+        ends: float = 0.5,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if longest < 1:
+            raise UserError(f"--longest must be at least 1, got {longest}")
+        if not 0 <= ends <= 1:
+            raise UserError(f"--ends must be from 0 to 1, got {ends:g}")
+        self.instruction, self.chunk, self.longest, self.ends = instruction, chunk, longest, ends
+        self.action, self.proprio = torch.from_numpy(dataset.action), torch.from_numpy(dataset.proprio)
+        self.last = np.repeat(dataset.offsets + dataset.lengths - 1, dataset.lengths)
+        self.pixels = np.empty(dataset.pixels.shape, np.uint8)
+        for first in range(0, dataset.rows, READ):
+            rows = slice(first, min(first + READ, dataset.rows))
+            self.pixels[rows] = dataset.pixels[rows]
+            if progress is not None:
+                progress(rows.stop, dataset.rows)
+        self.num_frames, self.num_episodes, self.episodes = dataset.rows, dataset.episodes, None
+        side, size = self.pixels.shape[1], self.action.shape[1]
+        picture = {"dtype": "image", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
+        self.meta = SimpleNamespace(
+            features={
+                CAMERA: picture,
+                GOAL: picture,
+                OBS_STATE: {"dtype": "float32", "shape": (len(names),), "names": list(names)},
+                ACTION: {"dtype": "float32", "shape": (size,), "names": [f"action_{i}" for i in range(size)]},
+            },
+            stats={OBS_STATE: _statistics(dataset.proprio), ACTION: _statistics(dataset.action)},
+        )
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        farthest = min(self.longest, int(self.last[index]) - index)
+        ahead = farthest
+        if torch.rand(()) >= self.ends:
+            ahead = int(torch.randint(farthest + 1, ()))
+        action = torch.zeros(self.chunk, self.action.shape[1])
+        taken = self.action[index : index + min(ahead, self.chunk)]
+        action[: len(taken)] = taken
+        return {
+            CAMERA: self._picture(index),
+            GOAL: self._picture(index + ahead),
+            OBS_STATE: self.proprio[index],
+            ACTION: action,
+            "task": self.instruction,
+        }
+
+    def _picture(self, row: int) -> Tensor:
+        return torch.from_numpy(self.pixels[row]).permute(2, 0, 1).float() / 255
+
+
+def _statistics(column: np.ndarray) -> dict[str, np.ndarray]:
+    """What LeRobot normalises by."""
+    return {
+        "mean": column.mean(0),
+        "std": column.std(0),
+        "min": column.min(0),
+        "max": column.max(0),
+        "count": np.array([len(column)]),
+    }

@@ -1,0 +1,76 @@
+"""CUDA graphs: the kernels of a computation recorded once, then started together.
+
+An iteration of the planner is some hundred kernels of a few microseconds each; on a fast GPU, starting them
+one by one from Python takes longer than running them. A graph is recorded for one set of shapes, with inputs
+and outputs at fixed places in memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Sequence[Tensor]], Tensor]
+
+
+class Recorded:
+    """One computation of given shapes.
+
+    Args:
+        function: of tensors on a GPU; must not look at their values. inputs: of the shapes to come.
+    """
+
+    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.inputs[0].device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # libraries choose their kernels before anything is recorded
+                function(self.inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.output = function(self.inputs)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        for place, tensor in zip(self.inputs, inputs, strict=True):
+            place.copy_(tensor)
+        self.graph.replay()
+        return self.output.clone()
+
+
+class Graphs:
+    """Computations by name and shapes; each is recorded when it comes for the second time.
+
+    Args:
+        capacity: graphs kept, the least recently used one goes first. Each holds the memory of its
+            computation.
+    """
+
+    def __init__(self, capacity: int = 8) -> None:
+        self.capacity = capacity
+        self._seen: OrderedDict[object, Recorded | None] = OrderedDict()
+
+    def run(self, name: object, function: Function, inputs: Sequence[Tensor]) -> Tensor:
+        """`function(inputs)`, from its graph where there is one.
+
+        Args:
+            name: what else than the shapes of its inputs the function depends on.
+            function: must give the same for the same name and inputs.
+        """
+        key = (name, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
+        if key not in self._seen:
+            self._keep(key, None)
+            return function(inputs)
+        found = self._seen.pop(key) or Recorded(function, inputs)
+        self._keep(key, found)
+        return found(inputs)
+
+    def _keep(self, key: object, recorded: Recorded | None) -> None:
+        self._seen[key] = recorded
+        graphs = [other for other, graph in self._seen.items() if graph is not None]
+        for other in graphs[: -self.capacity]:
+            del self._seen[other]

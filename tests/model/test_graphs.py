@@ -1,0 +1,60 @@
+"""CUDA graphs: recorded at the second sight of a shape, the least used one forgotten, the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsewm.model import graphs
+from sparsewm.model.graphs import Function, Graphs
+
+
+class Noted:
+    """Stands in for a graph where there is no GPU."""
+
+    made: list[tuple[int, ...]]
+
+    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
+        self.function = function
+        Noted.made.append(tuple(inputs[0].shape))
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        return self.function(inputs)
+
+
+def test_shapes_are_recorded_when_they_return_and_the_least_used_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graphs, "Recorded", Noted)
+    Noted.made, kept = [], Graphs(capacity=2)
+
+    def see(size: int) -> None:
+        assert kept.run("sum", lambda inputs: inputs[0].sum(), [torch.ones(size)]) == size
+
+    see(1)
+    assert Noted.made == []
+    see(1)
+    see(1)
+    assert Noted.made == [(1,)]
+    for size in (2, 2, 1, 3, 3):  # 2 has waited longest when 3 is recorded
+        see(size)
+    see(1)
+    assert Noted.made == [(1,), (2,), (3,)]
+    see(2)
+    see(2)
+    assert Noted.made == [(1,), (2,), (3,), (2,)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_computes_what_it_recorded_on_new_inputs() -> None:
+    kept = Graphs()
+    weight = torch.randn(8, 8, device="cuda")
+    with torch.inference_mode():
+        for seed in range(4):
+            x = torch.randn(3, 8, device="cuda", generator=torch.Generator("cuda").manual_seed(seed))
+            assert torch.allclose(
+                kept.run("product", lambda inputs: inputs[0] @ weight, [x]), x @ weight, atol=1e-4
+            )
