@@ -6,9 +6,10 @@ r"""What sparse imagination owes to its parts, and what cheaper searches are wor
         candidates and tokens.
     proposals: candidates from a VLA (the policy alone, the best of 16 at all and half of the tokens, searched
         on) against noise, for goals far ahead.
+    grids: VLAs that see few tokens of a picture, each alone.
 
-Of the last two success is shown over the time of a decision: all of them are timed in turns, at the end; let
-nothing else run then.
+Of search and proposals success is shown over the time of a decision: all of them are timed in turns, at the
+end; let nothing else run then.
 
 Example, after training a pair of models that differ by their groups alone:
 
@@ -37,10 +38,10 @@ from sparsewm.cli.evaluate import Cell, cell_path, read_cell, time_cells
 from sparsewm.cli.plan import Plan
 from sparsewm.evaluation.closed_loop import Redraw
 from sparsewm.evaluation.table import percent, seconds
-from sparsewm.files import atomic_path, write_json
+from sparsewm.files import atomic_path, read_json, write_json
 from sparsewm.proposals import GAUSSIAN
 
-Study = Literal["redraw", "groups", "search", "proposals"]
+Study = Literal["redraw", "groups", "search", "proposals", "grids"]
 TIMED: tuple[Study, ...] = ("search", "proposals")
 """Studies that ask what success costs."""
 
@@ -86,7 +87,7 @@ class Arguments:
     """Success of what is varied."""
 
     studies: tuple[Study, ...] = ("redraw",)
-    """What is varied: redraw, groups, search, proposals."""
+    """What is varied: redraw, groups, search, proposals, grids."""
     environments: tuple[str, ...] = ("pusht", "rope")
     """Environments."""
     drops: tuple[float, ...] = (0.0, 0.5)
@@ -98,6 +99,9 @@ class Arguments:
     """Folder of the same runs with groups; the shipped models when left out."""
     vla: str = "vla"
     """Policy of the study of proposals: vla, the shipped one, or the folder of one."""
+    grids: Path = Path("runs/grids")
+    """Folder of the policies of the study of grids, NAME/ENV/policy as scripts/train_vla.py writes them into
+    --output FOLDER/NAME."""
     episodes: int = 60
     """Episodes per cell."""
     seed: int = 0
@@ -124,12 +128,27 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
             for label, varied in PROPOSALS.items():
                 changed = {"proposals": arguments.vla} | FAR.get(name, {}) | varied
                 yield label, Cell(changed.get("selection", "random"), replace(plan, **changed))
+        elif study == "grids":
+            for folder in sorted(arguments.grids.glob(f"*/{name}/policy")):
+                changed = {"proposals": str(folder), "selection": "policy"} | FAR.get(name, {})
+                yield picture_tokens(folder), Cell("policy", replace(plan, **changed))
         else:
             for label, folder in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
                 checkpoint = None if folder is None else folder / name / "checkpoint"
                 for drop in arguments.drops:
                     varied_plan = replace(plan, drop=drop, checkpoint=checkpoint)
                     yield f"trained {label}", Cell("random", varied_plan)
+
+
+def picture_tokens(policy: Path) -> str:
+    """Which tokens of a picture a policy sees."""
+    config = read_json(policy / "config.json")
+    if "image_tokens" not in config:
+        return "all tokens"
+    words = [str(config["image_tokens"]), config["choice"]]
+    words += [] if config["bilinear"] else ["nearest patch"]
+    words += [] if config["coordinates"] else ["no coordinates"]
+    return ", ".join(words)
 
 
 def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:

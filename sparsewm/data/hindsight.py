@@ -26,7 +26,7 @@ READ = 4096  # rows read at once
 
 
 class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
-    """Every row of every episode once; its goal is a later row of the episode.
+    """Rows of episodes, each once; its goal is a later row of the episode.
 
     Args:
         dataset: recorded episodes.
@@ -35,6 +35,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         longest: environment steps to the goal, at most.
         ends: share of goals that are the episode's last frame, or where that is too far the farthest one; the
             others are drawn evenly.
+        batch: rows beyond a whole number of batches are left out, so that all batches have one size.
         progress: called with the rows read and wanted.
 
     Attributes:
@@ -52,6 +53,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         chunk: int,
         longest: int,
         ends: float = 0.5,
+        batch: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if longest < 1:
@@ -61,14 +63,16 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         self.instruction, self.chunk, self.longest, self.ends = instruction, chunk, longest, ends
         self.action, self.proprio = torch.from_numpy(dataset.action), torch.from_numpy(dataset.proprio)
         self.last = np.repeat(dataset.offsets + dataset.lengths - 1, dataset.lengths)
-        self.pixels = np.empty(dataset.pixels.shape, np.uint8)
+        side = dataset.pixels.shape[1]
+        self.pixels = torch.empty(dataset.rows, 3, side, side, dtype=torch.uint8)
         for first in range(0, dataset.rows, READ):
             rows = slice(first, min(first + READ, dataset.rows))
-            self.pixels[rows] = dataset.pixels[rows]
+            self.pixels[rows] = torch.from_numpy(dataset.pixels[rows]).permute(0, 3, 1, 2)
             if progress is not None:
                 progress(rows.stop, dataset.rows)
-        self.num_frames, self.num_episodes, self.episodes = dataset.rows, dataset.episodes, None
-        side, size = self.pixels.shape[1], self.action.shape[1]
+        self.num_frames = dataset.rows // batch * batch or dataset.rows
+        self.num_episodes, self.episodes = dataset.episodes, None
+        size = self.action.shape[1]
         picture = {"dtype": "image", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
         self.meta = SimpleNamespace(
             features={
@@ -100,7 +104,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
     def _picture(self, row: int) -> Tensor:
-        return torch.from_numpy(self.pixels[row]).permute(2, 0, 1).float() / 255
+        return self.pixels[row].float().div_(255)
 
 
 def _statistics(column: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from sparsewm.errors import UserError, needs_extra
 from sparsewm.files import disk_errors
@@ -20,6 +24,7 @@ with needs_extra("vision-language backbones", "vla"):
         SmolVLMProcessor,
         SmolVLMVideoProcessor,
     )
+    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionEmbeddings
 
 SPECIAL = {
     "pad_token": "<pad>",
@@ -150,3 +155,31 @@ def _tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast
     general = {name: SPECIAL[name] for name in ("pad_token", "bos_token", "eos_token")}
     extra = {name: token for name, token in SPECIAL.items() if name not in general}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=extra, **general)
+
+
+def place_once() -> None:
+    """Have SmolVLM's vision encoder work out once where the patches of a picture are, not for every picture.
+
+    It reads pictures of any shape, and finds the places of one after the other, from masks: hundreds of small
+    operations for each, and on a GPU as many waits. Policies show it whole pictures of one shape alone.
+    """
+    original = SmolVLMVisionEmbeddings.forward
+
+    def forward(self: Any, pixel_values: Tensor, patch_attention_mask: Tensor) -> Tensor:
+        rows, columns = patch_attention_mask.shape[1:]
+        known = getattr(self, "known_places", None)
+        if known is None or known[0] != (rows, columns):
+            blank = SimpleNamespace(
+                patch_size=self.patch_size,
+                num_patches_per_side=self.num_patches_per_side,
+                patch_embedding=lambda x: torch.zeros(1, 1, rows, columns, dtype=torch.long),
+                position_embedding=lambda places: places[..., None],
+            )
+            picture = torch.zeros(1, 3, rows * self.patch_size, columns * self.patch_size)
+            whole = torch.ones(1, rows, columns, dtype=torch.bool)
+            known = (rows, columns), original(blank, picture, whole)[..., 0].to(pixel_values.device)
+            self.known_places = known
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        return patches + self.position_embedding(known[1])
+
+    SmolVLMVisionEmbeddings.forward = forward

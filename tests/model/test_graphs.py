@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sparsewm.model import graphs
 from sparsewm.model.graphs import Function, Graphs
+from sparsewm.model.problem import Scored
+from tests.model.test_problem import candidates, make_problem
+from tests.model.tiny import tiny_model
 
 
 class Noted:
@@ -46,6 +49,31 @@ def test_shapes_are_recorded_when_they_return_and_the_least_used_are_forgotten(
     see(2)
     see(2)
     assert Noted.made == [(1,), (2,), (3,), (2,)]
+
+
+@pytest.mark.parametrize("scored", ["last", "best"])
+def test_a_problem_hands_in_all_that_changes(monkeypatch: pytest.MonkeyPatch, scored: Scored) -> None:
+    """What was recorded for one observation must be right for the next one, whose tensors lie elsewhere."""
+    kept: list[Noted] = []
+
+    class Stale(Noted):
+        def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
+            super().__init__(function, inputs)
+            kept.append(self)
+
+    monkeypatch.setattr(graphs, "Recorded", Stale)
+    Noted.made = []
+    model = tiny_model()
+    for seed in range(4):
+        problem = make_problem(model, seen=1, seed=seed, drop=0.5, scored=scored)
+        shift = torch.randn(1, generator=torch.Generator().manual_seed(seed))
+        problem.start.proprio.add_(shift)
+        problem.goal.proprio.sub_(shift)
+        actions = candidates(model) + 0.1 * shift
+        with torch.inference_mode():
+            found = problem._recorded_cost(actions, problem.view)
+            assert torch.allclose(found, problem._cost(actions, problem.view), atol=1e-5)
+    assert len(kept) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
