@@ -35,7 +35,7 @@ import numpy as np
 import tyro
 
 from sparsewm.cli.evaluate import Cell, cell_path, read_cell, time_cells
-from sparsewm.cli.plan import Plan
+from sparsewm.cli.plan import WITHOUT_MODEL, Plan
 from sparsewm.evaluation.closed_loop import Redraw
 from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, read_json, write_json
@@ -140,6 +140,11 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
                     yield f"trained {label}", Cell("random", varied_plan)
 
 
+def dropped(row: dict[str, Any]) -> str:
+    """The share of tokens a world model drops; nothing where there is none."""
+    return "" if row["drop"] is None else f"{100 * row['drop']:.0f}%"
+
+
 def picture_tokens(policy: Path) -> str:
     """Which tokens of a picture a policy sees."""
     config = read_json(policy / "config.json")
@@ -164,6 +169,8 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
         kept = ("drop", "success_rate", "success_ci95", "moved", "seconds_per_plan", "command", "threads")
         row = {"environment": cell.plan.env, "varied": label}
         rows.append(row | {key: result[key] for key in kept if key in result})
+        if cell.plan.selection in WITHOUT_MODEL:
+            rows[-1]["drop"] = None
         print(f"{cell.plan.env}, {label}, drop {result['drop']:.2g}: {percent(result)}", flush=True)
     return rows
 
@@ -187,7 +194,7 @@ def main(arguments: Arguments) -> None:
         write_json(arguments.output / f"{study}.json", report | {"rows": rows})
         lines = ["| environment | | drop | success (95%) | T moves | a plan |", "|---|---|---|---|---|---|"]
         lines += [
-            f"| {row['environment']} | {row['varied']} | {100 * row['drop']:.0f}% | {percent(row)} "
+            f"| {row['environment']} | {row['varied']} | {dropped(row)} | {percent(row)} "
             f"| {percent(row.get('moved'))} | {seconds(row['seconds_per_plan'])} |"
             for row in rows
         ]
@@ -227,7 +234,9 @@ def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
             axes.set_ylabel("success, 95% interval")
         else:
             labels = [
-                f"{row['environment']}, {row['varied']}, drop {100 * row['drop']:.0f}%" for row in shown
+                f"{row['environment']}, {row['varied']}"
+                + f", drop {dropped(row)}" * (row["drop"] is not None)
+                for row in shown
             ]
             axes.barh(range(len(shown)), rates, xerr=spread, color="tab:blue", alpha=0.7)
             axes.set_yticks(range(len(shown)), labels)
