@@ -53,6 +53,9 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
     """Model card in Markdown from a checkpoint's metadata."""
     training, data, validation = metadata["training"], metadata["dataset"], metadata["validation"]
     skip = metadata["frameskip"]
+    steps = str(training["step"])
+    if training["step"] < training["steps"]:
+        steps = f"stopped after {training['step']} of {training['steps']}"
     lines = [
         f"# World model: {name}",
         "",
@@ -62,7 +65,7 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         f"- Data: {data['episodes']} exploratory episodes, {data['rows']} frames (`sparsewm collect --env "
         f"{name}`; {data.get('policy', 'exploration')}), dataset hash `{data['hash'][:12]}`; the last 5% "
         "held out.",
-        f"- Training: {training['step']} steps of {training['batch']} windows, "
+        f"- Training: {steps} steps of {training['batch']} windows, "
         f"{training['seconds'] / 60:.0f} minutes on a machine of two CPU "
         f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
         f"groups, tokens whitened by {training.get('whitening', 0.0):g}, "

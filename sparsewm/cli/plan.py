@@ -89,7 +89,7 @@ class Plan:
     """
 
     env: str
-    """Environment: pusht, wall, pointmaze, rope, granular or blockpush."""
+    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular or blockpush."""
     drop: float | Literal["auto"] = 0.5
     """Fraction of the patch tokens dropped, at least 0 and below 1, drawn anew at every iteration. auto: as
     many as the scene allows, judged in every plan by whether more tokens would order candidates otherwise."""

@@ -48,7 +48,7 @@ class Train:
     """
 
     env: str
-    """Environment: pusht, wall, pointmaze, rope, granular or blockpush."""
+    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular or blockpush."""
     dataset: Path | None = None
     """HDF5 dataset; data/ENV.h5 when left out, recorded first if it is not there."""
     encoder: str | None = None
