@@ -102,6 +102,8 @@ class Arguments:
     grids: Path = Path("runs/grids")
     """Folder of the policies of the study of grids, NAME/ENV/policy as scripts/train_vla.py writes them into
     --output FOLDER/NAME."""
+    run_missing: bool = True
+    """Run cells that are not there; otherwise they are left out."""
     episodes: int = 60
     """Episodes per cell."""
     seed: int = 0
@@ -163,6 +165,9 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
         name = f"{cell.name}-{re.sub('[^a-z0-9.]+', '-', label)}"
         request = cell.request() | {"redraw": cell.plan.redraw}
         result = read_cell(arguments.output, name, request)
+        if result is None and not arguments.run_missing:
+            print(f"{cell.plan.env}, {label}: not there", flush=True)
+            continue
         if result is None:
             result = {"request": request, **cell.run()}
             write_json(cell_path(arguments.output, name), result)
@@ -184,7 +189,8 @@ def main(arguments: Arguments) -> None:
     for study in arguments.studies:
         rows = run(study, arguments)
         if study in TIMED:
-            searched = [cell for _, cell in cells(study, arguments)]
+            there = {(row["environment"], row["varied"]) for row in rows}
+            searched = [cell for label, cell in cells(study, arguments) if (cell.plan.env, label) in there]
             for row, times in zip(
                 rows, time_cells(searched, arguments.repeats, warm_up=WARM_UP), strict=True
             ):
