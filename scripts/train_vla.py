@@ -80,7 +80,7 @@ class Arguments:
     dtype: str = "auto"
     """auto, bfloat16 (where autocast uses it) or float32."""
     compile: bool = False
-    """Compile the policy, for a GPU: minutes at first, then steps in a third of the time."""
+    """Compile the policy, for a GPU; takes minutes at first."""
     image_tokens: int = 0
     """Tokens of a picture the transformer sees, chosen as the next three say (GridS); 0: all."""
     choice: str = "grids"

@@ -1,8 +1,8 @@
 """CUDA graphs: the kernels of a computation recorded once, then started together.
 
 An iteration of the planner is some hundred kernels of a few microseconds each; between kernels that Python
-starts one by one a fast GPU waits. A graph is recorded for one set of shapes, with inputs and outputs at fixed
-places in memory.
+starts one by one a fast GPU waits. A graph is recorded for one set of shapes, with inputs and outputs at
+fixed places in memory.
 """
 
 from __future__ import annotations
