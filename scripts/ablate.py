@@ -4,7 +4,7 @@ r"""What sparse imagination owes to its parts, and what cheaper searches are wor
     groups: models trained with and without randomly grouped attention.
     search: schedules of the drop ratio, racing, early stop and an automatic ratio, against more or fewer
         candidates and tokens.
-    proposals: candidates from a VLA (the policy alone, the best of 16 at all and half of the tokens, searched
+    proposals: candidates from a VLA (the policy alone, the best of 32 at all and half of the tokens, searched
         on) against noise, for goals far ahead.
     grids: VLAs that see few tokens of a picture, each alone.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsewm.data.cameras import CAMERA, GOAL
 from sparsewm.data.dataset import Dataset
+from sparsewm.data.lerobot import lerobot_features
 from sparsewm.errors import UserError, needs_extra
 
 with needs_extra("training policies of LeRobot", "vla"):
@@ -71,16 +72,9 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
             if progress is not None:
                 progress(rows.stop, dataset.rows)
         self.num_frames = dataset.rows // batch * batch or dataset.rows
-        self.num_episodes, self.episodes = dataset.episodes, None
-        size = self.action.shape[1]
-        picture = {"dtype": "image", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
+        self.num_episodes = dataset.episodes
         self.meta = SimpleNamespace(
-            features={
-                CAMERA: picture,
-                GOAL: picture,
-                OBS_STATE: {"dtype": "float32", "shape": (len(names),), "names": list(names)},
-                ACTION: {"dtype": "float32", "shape": (size,), "names": [f"action_{i}" for i in range(size)]},
-            },
+            features=lerobot_features(dataset, names),
             stats={OBS_STATE: _statistics(dataset.proprio), ACTION: _statistics(dataset.action)},
         )
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,15 +87,7 @@ def export_lerobot(
     """
     if folder.exists():
         raise UserError(f"{folder} exists: delete it or give another --output")
-    side = dataset.pixels.shape[1]
-    picture = {"dtype": "image", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
-    size = dataset.action.shape[1]
-    features = {
-        CAMERA: picture,
-        GOAL: picture,
-        OBS_STATE: {"dtype": "float32", "shape": (len(names),), "names": list(names)},
-        ACTION: {"dtype": "float32", "shape": (size,), "names": [f"action_{i}" for i in range(size)]},
-    }
+    features = lerobot_features(dataset, names)
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -113,6 +106,18 @@ def export_lerobot(
             os.replace(root, folder)
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+
+def lerobot_features(dataset: Dataset, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """What a frame holds, as LeRobot describes it; `names` are those of the numbers of proprioception."""
+    side, size = dataset.pixels.shape[1], dataset.action.shape[1]
+    picture = {"dtype": "image", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
+    return {
+        CAMERA: picture,
+        GOAL: picture,
+        OBS_STATE: {"dtype": "float32", "shape": (len(names),), "names": list(names)},
+        ACTION: {"dtype": "float32", "shape": (size,), "names": [f"action_{i}" for i in range(size)]},
+    }
 
 
 def repo_id(dataset: Dataset) -> str:

@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 import envs
 from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
+from sparsewm.proposals.backbone import place_once
 from sparsewm.proposals.lerobot import LeRobotProposals
+from tests.proposals.tiny import tiny_policy
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vla.py"
 TINY = "--env wall --episodes 3 --chunk 12 --batch 4 --save-every 2 --workers 0 --dtype float32 --output vla"
@@ -21,6 +26,18 @@ def train(place: Path, steps: int) -> str:
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+def test_places_found_once_give_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = envs.make("wall")
+    vlm = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), env).policy.model.vlm_with_expert
+    pictures = torch.rand(3, 3, 32, 32)
+    before = vlm.embed_image(pictures)
+    kind = type(vlm.get_vlm_model().vision_model.embeddings)
+    monkeypatch.setattr(kind, "forward", kind.forward)  # put back at the end
+    place_once()
+    assert torch.equal(vlm.embed_image(pictures), before)
+    assert torch.equal(vlm.embed_image(pictures[:1]), before[:1])
 
 
 def test_training_goes_on_and_ends_in_a_policy_that_can_be_carried_away(tmp_path: Path) -> None:
