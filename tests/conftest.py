@@ -13,3 +13,5 @@ os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "sparsewm-t
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # a GPU's kernels run anywhere; read by its first import

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import sparsewm
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
-from sparsewm.evaluation.bench import bench_model, measure, paper_model
+from sparsewm.evaluation.bench import bench_model, measure, measure_plans, paper_model
 from sparsewm.files import write_json
 from sparsewm.model import kept_patches
 from sparsewm.report.plots import plot_bench
@@ -58,6 +58,10 @@ class Bench:
     """Timed iterations per drop ratio; they are interleaved, so that drifts of the machine cancel."""
     baseline: int = 3
     """Timed iterations of the DINO-WM rollout per drop ratio; 0 leaves it out."""
+    plans: int = 0
+    """Also time so many whole re-plans per drop ratio in a closed loop, encoding included; 0: none."""
+    iterations: int = 10
+    """Iterations of such a plan."""
     profile: bool = False
     """Also print where an iteration's time goes, and save traces (trace_drop0.5.json) for chrome://tracing or
     Perfetto."""
@@ -73,7 +77,8 @@ class Bench:
     def run(self) -> int:
         env = make_env(self.env)
         preset(self.preset)
-        at_least(0, baseline=self.baseline)
+        at_least(0, baseline=self.baseline, plans=self.plans)
+        at_least(1, iterations=self.iterations)
         at_least(1, candidates=self.candidates, horizon=self.horizon, repeats=self.repeats)
         check_seed(self.seed)
         for drop in self.drops:
@@ -98,6 +103,10 @@ class Bench:
                 progress,
                 folder if self.profile else None,
             )
+        if self.plans:
+            with progress_bar("planning") as progress:
+                sizes = (self.candidates, self.horizon, self.iterations, self.plans)
+                report["plans"] = measure_plans(model, env, self.drops, *sizes, self.seed, progress)
         report |= {"environment": env.name, "preset": self.preset, "seed": self.seed}
         report |= {"version": sparsewm.__version__, "command": command_line()}
         write_json(folder / "bench.json", report)
@@ -121,6 +130,12 @@ class Bench:
         if encoding := report["rows"][-1].get("encoding_seconds_per_iteration"):
             print(
                 f"DINO-WM also encodes the start image per candidate: {encoding['median']:.2f} s an iteration"
+            )
+        for row in report.get("plans", []):
+            print(
+                f"a plan at drop {row['drop']:g}, encoding included: "
+                f"{1e3 * row['seconds_per_plan']['median']:.0f} ms, {row['plans_per_second']:.2g} a second; "
+                f"{row['actions_per_second']:.0f} actions planned a second"
             )
         if self.profile:
             Console().print(profile_table(report["profile"]))

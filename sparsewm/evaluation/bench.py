@@ -15,11 +15,13 @@ import psutil
 import torch
 
 from envs import GoalEnv
+from planners import CEM, MPC
 from sparsewm.encoders import ViT, weights_hash
+from sparsewm.evaluation.closed_loop import ModelProblems, Planned, make_tasks, run_episodes
 from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import peak_memory, quartiles
-from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, load
+from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.precision import fast_bfloat16
 from sparsewm.settings import preset
@@ -202,3 +204,45 @@ def measure(
             for drop, problem in zip(ratios, problems, strict=True)
         }
     return report
+
+
+def measure_plans(
+    model: WorldModel,
+    env: GoalEnv,
+    drops: Sequence[float],
+    candidates: int,
+    horizon: int,
+    iterations: int,
+    plans: int,
+    seed: int = 0,
+    progress: Callable[..., None] | None = None,
+) -> list[dict[str, Any]]:
+    """Seconds from an observation to a plan, in a closed loop: encoding, search, choosing the actions.
+
+    One episode per drop ratio; all of a plan is executed before the next one. Two more plans come first,
+    untimed. An episode that reaches its goal ends early.
+    """
+    tasks = make_tasks(env, 1, seed, "random")
+    elites, rows = max(1, candidates // 10), []
+    for index, drop in enumerate(drops):
+        problems = ModelProblems(model, env, seed, horizon=horizon, drop=drop)
+        policy = Planned(env, MPC(CEM(candidates, elites, iterations, seed=seed), horizon), problems)
+        [trace] = run_episodes(env, tasks, policy, (plans + 2) * horizon * env.frameskip)
+        spread = quartiles(trace.seconds_per_plan[2:])
+        if spread is not None:
+            rows.append(
+                {
+                    "drop": drop,
+                    "tokens": kept_patches(model.patches, drop),
+                    "candidates": candidates,
+                    "horizon": horizon,
+                    "iterations": iterations,
+                    "plans": len(trace.seconds_per_plan) - 2,
+                    "seconds_per_plan": spread,
+                    "plans_per_second": 1 / spread["median"],
+                    "actions_per_second": horizon * env.frameskip / spread["median"],
+                }
+            )
+        if progress is not None:
+            progress(index + 1, len(drops))
+    return rows

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sparsewm.kernels.build import load_library, named
+from sparsewm.kernels.frame import Frame
 
 SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "norm.c")]
 NEEDED = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
@@ -29,20 +29,6 @@ class _Frame(ctypes.Structure):
         ("key_stride", ctypes.c_int64 * 4),
         ("value_stride", ctypes.c_int64 * 4),
     ]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Keys and values of one frame, seen by `Kernels.attend`.
-
-    Attributes:
-        keys, values: bfloat16 (B, S, L, H, d), numbers of a head side by side; expanded dimensions are not
-            copied. age: (H, 1, d) contiguous, added to the keys, or None.
-    """
-
-    keys: Tensor
-    values: Tensor
-    age: Tensor | None = None
 
 
 class Kernels:

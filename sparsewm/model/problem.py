@@ -253,10 +253,10 @@ class LatentProblem:
 
     def _frames(self, actions: Tensor, view: View) -> Iterator[tuple[Tensor, Tensor]]:
         start = view.tokens, self.start.proprio
-        if torch.is_grad_enabled() or self.device.type != "cpu":
+        if self._rollout is None and not torch.is_grad_enabled():
+            self._rollout = self.model.packed()
+        if torch.is_grad_enabled() or self._rollout is None:
             return self.model.imagine(*start, actions, view.patches, view.past)
-        if self._rollout is None:
-            self._rollout = Rollout(self.model.predictor)
         normalised = self.model.standardizer.actions(actions)
         return self._rollout.imagine(*start, normalised, view.patches, view.past)
 

@@ -1,13 +1,13 @@
-"""The planner's rollout: what `Predictor` computes, arranged for speed on a CPU, without gradients.
+"""The planner's rollout: what `Predictor` computes, arranged for speed, without gradients.
 
 Against calling the predictor frame by frame:
 
 * Weights are packed once for the matrix unit, and bias and ReLU are applied while a product's result is still
   in the cache. A plain linear layer first fills its result with the bias, then adds the product, then ReLU
   reads and writes it once more; for the widest layer that is more than half of its time.
-* Where the processor has a matrix unit, what is not a linear layer is compiled (`sparsewm.kernels`):
-  attention, whose scores never leave the cache and whose keys and values are read where they were written;
-  and residual, layer norm and modulation in one pass.
+* Where the processor has a matrix unit, and on a GPU, what is not a linear layer is compiled
+  (`sparsewm.kernels`): attention, whose scores never leave the cache and whose keys and values are read
+  where they were written; and residual, layer norm and modulation in one pass.
 * Where it has AVX2, float32 goes through all layers in one compiled call per frame, a few candidates at a
   time, whose activations stay in the cache.
 * Elsewhere keys and values of imagined frames lie side by side in one buffer per layer, each frame in the
@@ -30,7 +30,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.kernels import CompiledLayers, Frame, Kernels, LayersFrame, kernels, layers_library
+from sparsewm.kernels import (
+    CompiledLayers,
+    Frame,
+    GpuKernels,
+    Kernels,
+    LayersFrame,
+    RolloutKernels,
+    gpu_kernels,
+    kernels,
+    layers_library,
+)
 from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
 
 ROWS_HINT = 4096
@@ -38,7 +48,7 @@ ROWS_HINT = 4096
 
 
 class PackedLinear:
-    """A linear layer with weights in the layout of the CPU's matrix unit, and an optional ReLU.
+    """A linear layer with an optional ReLU; on a CPU its weights are in the layout of the matrix unit.
 
     Where torch lacks oneDNN it is an ordinary linear layer.
     """
@@ -46,7 +56,7 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor, relu: bool = False) -> None:
         self.weight, self.bias, self.relu = weight.detach().contiguous(), bias.detach().contiguous(), relu
         self.packed: Tensor | None = None
-        if torch.backends.mkldnn.is_available():
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
             try:
                 self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS_HINT)
             except (AttributeError, RuntimeError):  # an operation torch keeps for its own compiler
@@ -58,6 +68,9 @@ class PackedLinear:
             activation = "relu" if self.relu else "none"
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
             return out
+        if self.relu and x.is_cuda:
+            flat = torch.ops.aten._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t())
+            return flat.unflatten(0, x.shape[:-1])
         out = F.linear(x, self.weight, self.bias)
         return out.relu_() if self.relu else out
 
@@ -109,10 +122,10 @@ class FusedWindow(Window):
     """Frames stay where the linear layer wrote them; a compiled kernel reads them all in one pass.
 
     Args:
-        compiled: `sparsewm.kernels.kernels()`.
+        compiled: `sparsewm.kernels.kernels()` or `gpu_kernels()`.
     """
 
-    def __init__(self, layers: int, history: int, compiled: Kernels) -> None:
+    def __init__(self, layers: int, history: int, compiled: RolloutKernels) -> None:
         super().__init__(layers, history)
         self.compiled = compiled
         self.past: list[deque[Tensor]] = [deque(maxlen=history) for _ in range(layers)]  # the newest first
@@ -273,7 +286,7 @@ class Rollout:
     """Imagines with a predictor's present weights; make a new one when they change.
 
     Args:
-        predictor: on the CPU, in its computing precision.
+        predictor: on its device, in its computing precision.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -290,17 +303,26 @@ class Rollout:
             )
             self.whole = self._whole(blocks)
             self.blocks = [PackedBlock(block) for block in blocks] if self.whole is None else []
-            usable = Kernels.fit(self.dtype, config.width, config.heads)
-            compiled = kernels() if usable else None
-            self.compiled = compiled if isinstance(compiled, Kernels) else None
+            self.compiled = self._kernels(predictor.embed_tokens.weight.device)
             self.modulated = modulate if self.compiled is None else self.compiled.modulate
             self.embed_tokens = self._packed(predictor.embed_tokens)
             self.token_change = self._packed(predictor.token_change)
 
+    def _kernels(self, device: torch.device) -> RolloutKernels | None:
+        """What computes attention and norms, where that is compiled."""
+        width, heads = self.config.width, self.config.heads
+        found: RolloutKernels | str
+        if device.type == "cuda":
+            found = gpu_kernels() if GpuKernels.fit(width, heads) else "other sizes"
+        else:
+            found = kernels() if Kernels.fit(self.dtype, width, heads) else "other sizes"
+        return None if isinstance(found, str) else found
+
     def _whole(self, blocks: Sequence[ConditionedBlock]) -> CompiledLayers | None:
         """All layers compiled, where they can be."""
         config = self.config
-        if self.dtype != torch.float32 or not CompiledLayers.fit(config.width, config.heads, config.mlp):
+        fits = CompiledLayers.fit(config.width, config.heads, config.mlp)
+        if self.dtype != torch.float32 or self.predictor.norm.weight.device.type != "cpu" or not fits:
             return None
         library = layers_library()
         return None if isinstance(library, str) else CompiledLayers(library, blocks, self.predictor.norm)

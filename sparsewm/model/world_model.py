@@ -15,6 +15,7 @@ from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.graphs import Graphs
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
+from sparsewm.model.rollout import Rollout
 
 if TYPE_CHECKING:
     from sparsewm.model.problem import LatentProblem, Measure
@@ -147,6 +148,7 @@ class WorldModel(nn.Module):
         self.config, self.environment, self.frameskip = config, environment, frameskip
         self.metadata = dict(metadata or {})
         self.graphs = Graphs()  # of what planners compute with this model on a GPU
+        self._packed: Rollout | None = None
         object.__setattr__(self, "encoder", encoder)  # kept out of parameters and state dict
 
     encoder: PatchEncoder
@@ -179,8 +181,19 @@ class WorldModel(nn.Module):
                 head.to(device=device, dtype=dtype)
         self.standardizer.to(device=device)
         self.encoder.to(device)
-        self.graphs = Graphs()  # graphs are bound to the places of weights
+        self.graphs, self._packed = Graphs(), None  # graphs are bound to the places of weights
         return self
+
+    def packed(self) -> Rollout | None:
+        """The predictor's present weights, packed for planning; None where that gains nothing.
+
+        On a GPU they are packed once, for graphs are bound to their places: after a change call `place`.
+        """
+        if self.device.type == "cpu":
+            return Rollout(self.predictor)
+        if self._packed is None and self.device.type == "cuda":
+            self._packed = Rollout(self.predictor)
+        return self._packed if self._packed is not None and self._packed.compiled is not None else None
 
     @torch.no_grad()
     def take_over(self, other: WorldModel, ours: Tensor, theirs: Tensor) -> None:

@@ -1,0 +1,117 @@
+"""Attention and normalisation of the planner's rollout on a GPU, in Triton, which torch brings for Linux."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsewm.kernels.build import named
+from sparsewm.kernels.frame import Frame
+
+LARGEST_HEAD, WIDEST = 128, 8192
+LEAST = (3, 4)  # the version of Triton that takes tuples of tensors
+
+
+class GpuKernels:
+    """The compiled functions, for tensors of any floating type that Triton multiplies.
+
+    Args:
+        functions: the module `gpu_functions`.
+    """
+
+    def __init__(self, functions: Any) -> None:
+        self._attend, self._modulate = functions.attend, functions.modulate
+
+    @staticmethod
+    def fit(width: int, heads: int) -> bool:
+        """Whether a predictor of these sizes can be computed: heads of up to 128 numbers."""
+        return width // heads <= LARGEST_HEAD and width <= WIDEST
+
+    def attend(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
+        """As `Kernels.attend`: (B, S, L, H, d), scaled already -> (B, S, L, H * d)."""
+        b, s, length, heads, size = queries.shape
+        out = queries.new_empty(b, s, length, heads * size)
+        most = max(length, *(frame.keys.shape[2] for frame in frames))
+        block, seen = (min(64, max(16, power_of_two(count))) for count in (length, most))
+        ages = [queries if frame.age is None else frame.age for frame in frames]
+        strides = [step for f in frames for x in (f.keys, f.values) for step in x.stride()[:4]]
+        with named("sparsewm::attend"):
+            self._attend[(b * s * heads, -(-length // block))](
+                queries,
+                tuple(frame.keys for frame in frames),
+                tuple(frame.values for frame in frames),
+                tuple(ages),
+                out,
+                queries.stride()[:4],
+                tuple(strides),
+                tuple(frame.keys.shape[2] for frame in frames),
+                s,
+                length,
+                heads,
+                FRAMES=len(frames),
+                AGED=sum(1 << i for i, frame in enumerate(frames) if frame.age is not None),
+                SIZE=size,
+                D=max(16, power_of_two(size)),
+                M=block,
+                N=seen,
+                num_warps=4 if block == 64 else 2,
+            )
+        return out
+
+    def modulate(
+        self, x: Tensor, added: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `Kernels.modulate`."""
+        one = shift if shift.ndim == 4 else gate
+        b, s = (x if one is None else one).shape[:2]
+        length, width = x.shape[2:]
+        shared = x.shape[1] != s
+        y = x.new_empty(b, s, length, width)
+        total = torch.empty_like(y) if shared and added is not None else x
+        with named("sparsewm::modulate"):
+            self._modulate[(b * s * length,)](
+                x,
+                total,
+                x if added is None else added,
+                x if gate is None else gate,
+                shift,
+                scale,
+                y,
+                s,
+                length,
+                0 if gate is None else gate.stride(1),
+                shift.stride(1) if shift.ndim == 4 else 0,
+                1e-5,
+                ADDS=added is not None,
+                SHARED=shared,
+                WIDTH=width,
+                W=power_of_two(width),
+                num_warps=1 if width <= 512 else 4,
+            )
+        return total, y
+
+
+def power_of_two(number: int) -> int:
+    """The least one that is no smaller."""
+    return 1 << (number - 1).bit_length()
+
+
+@functools.cache
+def gpu_kernels() -> GpuKernels | str:
+    """The functions, or in one phrase why there are none."""
+    if os.environ.get("SPARSEWM_KERNELS") == "0":
+        return "SPARSEWM_KERNELS=0"
+    try:
+        import triton
+    except ImportError:
+        return "Triton is not installed"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < LEAST:
+        return f"Triton {triton.__version__} is too old"
+    from sparsewm.kernels import gpu_functions
+
+    return GpuKernels(gpu_functions)
