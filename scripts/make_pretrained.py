@@ -66,8 +66,8 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         f"{name}`; {data.get('policy', 'exploration')}), dataset hash `{data['hash'][:12]}`; the last 5% "
         "held out.",
         f"- Training: {steps} steps of {training['batch']} windows, "
-        f"{training['seconds'] / 60:.0f} minutes on a machine of two CPU "
-        f"cores (`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
+        f"{training['seconds'] / 60:.0f} minutes on {training.get('device', 'two CPU cores')} "
+        f"(`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
         f"groups, tokens whitened by {training.get('whitening', 0.0):g}, "
         f"{'Muon and AdamW' if training.get('muon') else 'AdamW'}.",
         *before(metadata),

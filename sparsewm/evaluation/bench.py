@@ -223,7 +223,7 @@ def measure_plans(
     untimed. An episode that reaches its goal ends early.
     """
     tasks = make_tasks(env, 1, seed, "random")
-    elites, rows = max(1, candidates // 10), []
+    elites, rows = max(2, candidates // 10), []
     for index, drop in enumerate(drops):
         problems = ModelProblems(model, env, seed, horizon=horizon, drop=drop)
         policy = Planned(env, MPC(CEM(candidates, elites, iterations, seed=seed), horizon), problems)

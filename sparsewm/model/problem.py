@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -127,18 +127,22 @@ class LatentProblem:
         self.alpha, self.selection, self.measure, self.chunk = alpha, selection, measure, chunk
         self.scored = scored
         self.generator = generator or torch.Generator(device=self.device).manual_seed(0)
-        if patches is None:
-            patches = self._draw(self.kept)
         self.redraw = redraw
         self._rollout: Rollout | None = None
-        self.view = self._view(patches)
+        self._see(self._draw(self.kept) if patches is None else patches)
+
+    def _see(self, patches: Tensor) -> None:
+        """Keep a subset (B, M)."""
+        self.patches = patches.to(self.device)  # the present subset (B, M), sorted where it was drawn
+        self._seen: View | None = None
 
     @property
-    def patches(self) -> Tensor:
-        """The present subset (B, M), sorted where it was drawn."""
-        return self.view.patches
+    def view(self) -> View:
+        """What the present subset shows, computed when it is first asked for."""
+        if self._seen is None:
+            self._seen = self._view(self.patches)
+        return self._seen
 
-    @torch.no_grad()  # not inference mode: gradient descent differentiates through what is kept here
     def resample(self, iteration: int) -> None:
         """Draw a new subset of patches for every episode."""
         self.iteration = iteration
@@ -147,27 +151,26 @@ class LatentProblem:
         before, self.kept = self.kept, self.counts[min(iteration, len(self.counts) - 1)]
         if before == self.kept == self.model.patches:
             return
-        self.view = self._view(self._draw(self.kept))
+        self._see(self._draw(self.kept))
 
     def _draw(self, kept: int) -> Tensor:
         return random_patches(self.batch, self.model.patches, kept, self.generator)
 
     def _view(self, patches: Tensor) -> View:
         """What patches (B, M) show."""
-        patches = patches.to(self.device)
-        goal = gather_patches(self.goal.tokens, patches)[:, None]
-        if self.measure == "temporal":
-            goal = self._embedded(goal, self.goal.proprio[:, None], patches)
-        past = self.model.remember(self.history, patches) if self.history else []
-        return View(patches, gather_patches(self.start.tokens, patches), goal, past)
+        with torch.inference_mode(False), torch.no_grad():  # gradient descent differentiates through it
+            goal = gather_patches(self.goal.tokens, patches)[:, None]
+            if self.measure == "temporal":
+                goal = self._embedded(goal, self.goal.proprio[:, None], patches)
+            past = self.model.remember(self.history, patches) if self.history else []
+            return View(patches, gather_patches(self.start.tokens, patches), goal, past)
 
-    @torch.no_grad()
     def select(self, rows: Tensor) -> LatentProblem:
         """The same problem of episodes (b,): see `planners.SeparableProblem`."""
         part = copy.copy(self)
         part.batch, part.start, part.goal = len(rows), self.start[rows], self.goal[rows]
         part.history = [(frame[rows], action[rows]) for frame, action in self.history]
-        part.view = part._view(self.patches[rows])
+        part._see(self.patches[rows])
         return part
 
     def executed(self, actions: Tensor) -> Tensor:
@@ -176,20 +179,19 @@ class LatentProblem:
 
     def cost(self, actions: Tensor) -> Tensor:
         """(B, S, H, action_dim) in the environment's units -> (B, S)."""
-        costs = self._costs(actions, self.view)
+        costs = self._costs(actions, self.patches)
         if self.auto is not None and self.iteration == 0 and not actions.requires_grad:
             self._check(actions[:, : self.auto.candidates], costs[:, : self.auto.candidates], self.auto)
         return costs
 
     def rough_cost(self, actions: Tensor) -> Tensor:
         """As `cost`, from a quarter of the kept patches, spread over all of them."""
-        with torch.no_grad():
-            return self._costs(actions.detach(), self._view(self.patches[:, ::ROUGH]))
+        return self._costs(actions.detach(), self.patches[:, ::ROUGH])
 
     @torch.no_grad()
     def _check(self, actions: Tensor, costs: Tensor, auto: AutoDrop) -> None:
         """Tell `auto` how candidates stand on twice the patches."""
-        fuller = self._view(self._draw(min(2 * self.kept, self.model.patches)))
+        fuller = self._draw(min(2 * self.kept, self.model.patches)).to(self.device)
         auto.observe(costs, self._costs(actions, fuller))
         if self.redraw:
             self.counts = [kept_patches(self.model.patches, auto.drop)]
@@ -202,47 +204,53 @@ class LatentProblem:
         """
         if self.model.decoder is None:
             raise UserError("this world model has no decoder: train one with sparsewm train --extend")
+        view = self.view
         with torch.inference_mode():
             sequences = self.executed(actions)[:, None]
-            start = self.view.tokens, self.start.proprio
-            tokens, _ = self.model.rollout(*start, sequences, self.patches, self.view.past)
+            start = view.tokens, self.start.proprio
+            tokens, _ = self.model.rollout(*start, sequences, self.patches, view.past)
             return self.model.decoder.pictures(tokens[:, 0], self.patches)
 
     def steps(self, actions: Tensor) -> Tensor:
         """Model steps of (B, H, action_dim) to execute: up to the frame that was scored, int64 (B,)."""
         if self.scored == "last":
             return torch.full((self.batch,), self.horizon)
+        view = self.view
         with torch.inference_mode():
-            frames = self._frames(self.executed(actions)[:, None], self.view)
-            costs = torch.stack([self._distance(*frame, self.view) for frame in frames], -1)  # (B, 1, H)
+            frames = self._frames(self.executed(actions)[:, None], view)
+            costs = torch.stack([self._distance(*frame, view) for frame in frames], -1)  # (B, 1, H)
             return costs[:, 0].argmin(-1).cpu() + 1
 
-    def _costs(self, actions: Tensor, view: View) -> Tensor:
+    def _costs(self, actions: Tensor, patches: Tensor) -> Tensor:
         actions = self.executed(actions)
+        recorded = self.device.type == "cuda" and not actions.requires_grad
+        if not recorded:
+            view = self.view if patches is self.patches else self._view(patches)
         if actions.requires_grad:
             return self._cost(actions, view)
         with torch.inference_mode():
             parts = actions.split(self.chunk or actions.shape[1], 1)
-            cost = self._recorded_cost if self.device.type == "cuda" else self._cost
-            return torch.cat([cost(part, view) for part in parts], 1).clone()
+            if recorded:
+                costs = [self._recorded_cost(part, patches) for part in parts]
+            else:
+                costs = [self._cost(part, view) for part in parts]
+            return torch.cat(costs, 1).clone()
 
-    def _recorded_cost(self, actions: Tensor, view: View) -> Tensor:
-        """`_cost` from a CUDA graph; what changes between plans is handed in."""
-        kept = [tensor for frame in view.past for tensor in (*frame.keys, *frame.values)]
-        seen = [view.patches, view.tokens, view.goal, self.start.proprio, self.goal.proprio]
-        depth = self.model.config.depth
+    def _recorded_cost(self, actions: Tensor, patches: Tensor) -> Tensor:
+        """`_cost` on patches (B, M) from a CUDA graph; what changes between plans is handed in."""
+        history = [part for frame, action in self.history for part in (frame.tokens, frame.proprio, action)]
+        ends = [self.start.tokens, self.start.proprio, self.goal.tokens, self.goal.proprio]
 
         def cost(inputs: Sequence[Tensor]) -> Tensor:
-            actions, patches, tokens, goal, start_proprio, goal_proprio, *kept = inputs
-            firsts = range(0, len(kept), 2 * depth)
-            past = [FrameCache(kept[i : i + depth], kept[i + depth : i + 2 * depth]) for i in firsts]
+            actions, patches, *ends = inputs[:6]
             problem = copy.copy(self)
-            problem.start = replace(self.start, proprio=start_proprio)
-            problem.goal = replace(self.goal, proprio=goal_proprio)
-            return problem._cost(actions, View(patches, tokens, goal, past))
+            problem.start, problem.goal = Latent(*ends[:2]), Latent(*ends[2:])
+            frames = [inputs[i : i + 3] for i in range(6, len(inputs), 3)]
+            problem.history = [(Latent(tokens, proprio), action) for tokens, proprio, action in frames]
+            return problem._cost(actions, problem._view(patches))
 
         name = (self.alpha, self.selection, self.measure, self.scored)
-        return self.model.graphs.run(name, cost, [actions, *seen, *kept])
+        return self.model.graphs.run(name, cost, [actions, patches, *ends, *history])
 
     def _cost(self, actions: Tensor, view: View) -> Tensor:
         frames = self._frames(actions, view)

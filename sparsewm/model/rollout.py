@@ -81,7 +81,7 @@ class PackedBlock:
     def __init__(self, block: ConditionedBlock) -> None:
         self.heads = block.heads
         width = block.out.weight.shape[0]
-        scale = torch.ones(3 * width, dtype=torch.float64)
+        scale = torch.ones(3 * width, dtype=torch.float64, device=block.qkv.weight.device)
         scale[:width] = (width // block.heads) ** -0.5
         self.qkv = PackedLinear(_scaled(block.qkv.weight, scale), _scaled(block.qkv.bias, scale))
         self.out = PackedLinear(block.out.weight, block.out.bias)
@@ -295,7 +295,8 @@ class Rollout:
             self.dtype = predictor.embed_tokens.weight.dtype
             self.predictor = predictor
             blocks = [block for block in predictor.blocks if isinstance(block, ConditionedBlock)]
-            one = torch.tensor([0.0, 1, 1, 0, 1, 1])  # of shift, scale, gate, twice
+            device = predictor.embed_tokens.weight.device
+            one = torch.tensor([0.0, 1, 1, 0, 1, 1], device=device)  # of shift, scale, gate, twice
             ones = one.repeat_interleave(config.width).repeat(config.depth)
             bias = torch.cat([block.modulation.bias for block in blocks])
             self.modulation = PackedLinear(
@@ -303,7 +304,7 @@ class Rollout:
             )
             self.whole = self._whole(blocks)
             self.blocks = [PackedBlock(block) for block in blocks] if self.whole is None else []
-            self.compiled = self._kernels(predictor.embed_tokens.weight.device)
+            self.compiled = self._kernels(device)
             self.modulated = modulate if self.compiled is None else self.compiled.modulate
             self.embed_tokens = self._packed(predictor.embed_tokens)
             self.token_change = self._packed(predictor.token_change)

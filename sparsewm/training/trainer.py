@@ -150,6 +150,15 @@ def standardized(model: WorldModel, batch: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
+def device_name(device: torch.device) -> str:
+    """What a run took its time on."""
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU cores"
+    )
+
+
 class Trainer:
     """One training run in one folder.
 
@@ -284,7 +293,12 @@ class Trainer:
                 {k: v.contiguous() for k, v in tensors.items()}, temporary, {"run": json.dumps(information)}
             )
         validation = self.metrics[-1]["validation"] if self.metrics else None
-        training = {"training": asdict(self.config) | {"step": self.step, "seconds": round(self.seconds, 1)}}
+        done = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "device": device_name(self.model.device),
+        }
+        training = {"training": asdict(self.config) | done}
         self.with_average(
             lambda: save(self.model, self.folder / "checkpoint", training | {"validation": validation})
         )

@@ -58,13 +58,16 @@ def test_a_problem_hands_in_all_that_changes(monkeypatch: pytest.MonkeyPatch, sc
     Noted.made = []
     model = tiny_model()
     for seed in range(4):
-        problem = make_problem(model, seen=1, seed=seed, drop=0.5, scored=scored)
+        problem = make_problem(model, seen=2, seed=seed, drop=0.5, scored=scored)
         shift = torch.randn(1, generator=torch.Generator().manual_seed(seed))
         problem.start.proprio.add_(shift)
         problem.goal.proprio.sub_(shift)
+        for frame, action in problem.history:
+            frame.tokens.mul_(1 + shift)
+            action.mul_(1 - 0.1 * shift)
         actions = candidates(model) + 0.1 * shift
         with torch.inference_mode():
-            found = problem._recorded_cost(actions, problem.view)
+            found = problem._recorded_cost(actions, problem.patches)
             assert torch.allclose(found, problem._cost(actions, problem.view), atol=1e-5)
     assert len(Noted.made) == 1
 
