@@ -18,7 +18,9 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.scripts import lerobot_train
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file
 
 from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
@@ -44,6 +46,7 @@ from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, place_once, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
+from sparsewm.proposals.vision import teach_vision, visible
 from sparsewm.settings import at_least, choose_dtype, environment_settings, make_env
 
 
@@ -57,6 +60,12 @@ class Arguments:
     """Recorded HDF5 file; left out, an expert's ways are recorded, as by sparsewm collect --policy expert."""
     episodes: int = 2000
     """Episodes to record."""
+    start: Path | None = None
+    """Policy of the same sizes to go on from, as this script wrote it."""
+    look: int = 1000
+    """Steps that the vision encoder first learns to tell the recorded state from a picture; 0: none."""
+    freeze_vision: bool = False
+    """Leave the vision encoder as it is then."""
     longest: int = 100
     """Environment steps to the goal, at most."""
     ends: float = 0.5
@@ -137,7 +146,7 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
         **smolvla_options(backbone.resolve(), sizes, arguments.chunk, arguments.denoise),
         device=arguments.device,
         load_vlm_weights=False,
-        freeze_vision_encoder=False,
+        freeze_vision_encoder=arguments.freeze_vision,
         train_expert_only=False,
         optimizer_lr=arguments.lr,
         optimizer_weight_decay=1e-4,
@@ -160,8 +169,27 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
     )
 
 
+def prepare(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrames, data: Path) -> None:
+    """What a new policy knows before it is trained: the weights to go on from, and to see."""
+    if arguments.start is not None:
+        load_model(policy, arguments.start / "model.safetensors")
+    if arguments.look:
+        names = make_env(arguments.env).state_names
+        targets = visible(Dataset(data).state[:], names)
+        with progress_bar("learning to see") as progress:
+            sizes = (arguments.look, arguments.batch)
+            error = teach_vision(
+                policy, frames.pixels, targets, *sizes, seed=arguments.seed, progress=progress
+            )
+        print(f"the recorded state is read from pictures with an error of {error:.3f} of its variance")
+
+
 def run_training(
-    config: TrainPipelineConfig, frames: HindsightFrames, bfloat16: bool, compiled: bool
+    config: TrainPipelineConfig,
+    frames: HindsightFrames,
+    bfloat16: bool,
+    compiled: bool,
+    prepared: Callable[[PreTrainedPolicy], None],
 ) -> Path:
     """Train up to `config.steps`, from the last checkpoint where there is one; the folder of the last one."""
     assert config.output_dir is not None
@@ -178,15 +206,17 @@ def run_training(
     assert config.policy is not None
     place_once()
     lerobot_train.make_dataset = lambda config: frames
-    if compiled:
-        make_policy = lerobot_train.make_policy
+    make_policy = lerobot_train.make_policy
 
-        def make_compiled(*args: Any, **kwargs: Any) -> PreTrainedPolicy:
-            policy = make_policy(*args, **kwargs)
+    def make_prepared(*args: Any, **kwargs: Any) -> PreTrainedPolicy:
+        policy = make_policy(*args, **kwargs)
+        if not config.resume:
+            prepared(policy)
+        if compiled:
             policy.model.forward = torch.compile(policy.model.forward)
-            return policy
+        return policy
 
-        lerobot_train.make_policy = make_compiled
+    lerobot_train.make_policy = make_prepared
     accelerator = Accelerator(
         mixed_precision="bf16" if bfloat16 else "no",
         cpu=config.policy.device == "cpu",
@@ -230,13 +260,15 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     command = shlex.join(["python", *sys.argv])
     try:
+        at_least(0, look=arguments.look)
         at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
         arguments.env = make_env(arguments.env).name
         folder = arguments.output / arguments.env
         frames, data = demonstrations(arguments, folder)
         config = configuration(arguments, data, folder)
         dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
-        checkpoint = run_training(config, frames, dtype == torch.bfloat16, arguments.compile)
+        prepared = partial(prepare, arguments=arguments, frames=frames, data=data)
+        checkpoint = run_training(config, frames, dtype == torch.bfloat16, arguments.compile, prepared)
         size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
         card = CARD.format(
             env=arguments.env,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsewm.model import rollout as module
+from sparsewm.model.predictor import FrameCache
 from sparsewm.model.rollout import PackedLinear, Rollout
 from sparsewm.model.world_model import gather_patches
+from tests.kernels.test_kernels import ByTorch
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
 
@@ -68,3 +72,27 @@ def test_rollout_sees_weights_that_changed_when_it_is_made_anew() -> None:
         model.predictor.token_change.bias.add_(1.0)
         after = next(Rollout(model.predictor).imagine(*start, actions, patches))[0]
     torch.testing.assert_close(after, before + 1.0)
+
+
+def test_weights_that_lie_on_a_gpu_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is computed, so no GPU is needed: two devices in one operation are an error all the same."""
+    monkeypatch.setattr(module, "gpu_kernels", ByTorch)
+    predictor = tiny_model().predictor
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        for part in predictor.modules():
+            for name, value in part.named_parameters(recurse=False):
+                there = torch.empty(value.shape, device="cuda", dtype=torch.bfloat16)
+                setattr(part, name, nn.Parameter(there, requires_grad=False))
+            for name, value in part.named_buffers(recurse=False):
+                setattr(part, name, torch.empty(value.shape, device="cuda"))
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty(*shape, device="cuda", dtype=dtype)
+
+        patches = torch.zeros(2, 5, dtype=torch.long, device="cuda")
+        past = [FrameCache(*[[empty(2, 2, 6, 16, dtype=torch.bfloat16)] * 2] * 2)] * 2
+        ends = empty(2, 5, 8), empty(2, 2)
+        rollout = Rollout(predictor)
+        assert isinstance(rollout.compiled, ByTorch)
+        frames = list(rollout.imagine(*ends, empty(2, 7, 3, 4), patches, past))
+        assert [(x.device.type, x.dtype) for frame in frames for x in frame] == [("cuda", torch.float32)] * 6

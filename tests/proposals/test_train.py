@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,10 +15,12 @@ import envs
 from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
 from sparsewm.proposals.backbone import place_once
 from sparsewm.proposals.lerobot import LeRobotProposals
+from sparsewm.proposals.vision import teach_vision, visible
 from tests.proposals.tiny import tiny_policy
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vla.py"
-TINY = "--env wall --episodes 3 --chunk 12 --batch 4 --save-every 2 --workers 0 --dtype float32 --output vla"
+TINY = "--env wall --episodes 3 --chunk 12 --batch 4 --save-every 2 --look 2 --workers 0 --output vla"
+TINY += " --dtype float32"
 SIZES = "--sizes.image 32 --sizes.patch 8 --sizes.width 24 --sizes.layers 2 --sizes.heads 2 --sizes.mlp 32"
 
 
@@ -61,3 +64,28 @@ def test_training_goes_on_and_ends_in_a_policy_that_can_be_carried_away(tmp_path
     trace = Trace(Task(env.state, env.goal, 0), [env.state])
     actions = Proposals(LeRobotProposals(carried, env), 4).propose(env, [trace], 10)
     assert actions.shape == (1, 4, 10, 2) and actions.std() > 0
+
+
+def test_a_vision_encoder_learns_where_things_are(tmp_path: Path) -> None:
+    """A dot in a picture, and a number that no picture shows, which is not asked for."""
+    policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy
+    patches = policy.model.vlm_with_expert.get_vlm_model().vision_model.embeddings.patch_embedding.weight
+    before, generator = patches.clone(), torch.Generator().manual_seed(0)
+    places = torch.rand(256, 2, generator=generator)
+    pixels = torch.zeros(256, 3, 32, 32, dtype=torch.uint8)
+    for picture, (x, y) in zip(pixels, (places * 24).int().tolist(), strict=True):
+        picture[:, y : y + 8, x : x + 8] = 255
+    states = np.concatenate([places.numpy(), np.random.default_rng(0).normal(size=(256, 2))], 1)
+    targets = visible(states, ("x", "y", "vx", "vy"))
+    assert targets.shape == (256, 2)
+    frozen = [parameter.requires_grad for parameter in policy.parameters()]
+    error = teach_vision(policy, pixels, targets, steps=250, batch=32, lr=3e-3)
+    assert error < 0.5
+    assert not torch.equal(before, patches)
+    assert frozen == [parameter.requires_grad for parameter in policy.parameters()]
+
+
+def test_an_angle_is_seen_as_a_direction() -> None:
+    targets = visible(np.array([[0.1, 1.0], [2 * np.pi + 0.1, 3.0]]), ("block_angle", "x"))
+    assert torch.allclose(targets[0, :2], targets[1, :2], atol=1e-6)
+    assert torch.allclose(targets[:, 2], torch.tensor([-1.0, 1.0]))

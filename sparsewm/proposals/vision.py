@@ -1,0 +1,90 @@
+"""Teaches the vision encoder of a SmolVLA to see, before the policy learns to act.
+
+An encoder from scratch that only learns by the policy's loss stays blind for a long time: most of an action
+follows from proprioception, and a policy that never looks at the goal imitates well on average. Recorded
+states say where everything is, so the encoder first learns to tell that from single pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsewm.data.cameras import CAMERA
+
+WARMUP = 0.1  # of the steps
+
+
+def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
+    """What pictures show of recorded states (N, D): positions in their deviations, sine and cosine of angles.
+
+    Names that end in `angle` are angles, `vx` and `vy` velocities, which one picture does not show.
+    """
+    columns = []
+    for column, name in zip(np.asarray(states, np.float64).T, names, strict=True):
+        if name.endswith("angle"):
+            columns += [np.sin(column), np.cos(column)]
+        elif not name.endswith(("vx", "vy")):
+            columns.append((column - column.mean()) / max(float(column.std()), 1e-6))
+    return torch.from_numpy(np.stack(columns, 1).astype(np.float32))
+
+
+def teach_vision(
+    policy: Any,
+    pixels: Tensor,
+    targets: Tensor,
+    steps: int,
+    batch: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: Callable[..., None] | None = None,
+) -> float:
+    """Train vision encoder and connector in place.
+
+    A small head on each token, averaged over a picture, has to tell the targets; it is thrown away.
+
+    Args:
+        policy: a SmolVLA. pixels: uint8 (N, 3, R, R). targets: (N, T) from `visible`.
+        steps, batch, lr, seed: of AdamW with one cycle.
+
+    Returns:
+        mean squared error of the last tenth of the steps, as a share of the targets' variance.
+    """
+    vlm = policy.model.vlm_with_expert
+    dense = type(vlm).embed_image  # all tokens, also where a policy keeps few of them
+    model = vlm.get_vlm_model()
+    width, device = model.connector.modality_projection.proj.out_features, next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()).to(device)
+        read = nn.Linear(width, targets.shape[1]).to(device)
+    parts = (model.vision_model, model.connector, head, read)
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    learned = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(steps, 2), pct_start=WARMUP)
+    generator, errors = torch.Generator().manual_seed(seed), []
+    for step in range(steps):
+        rows = torch.randint(len(pixels), (batch,), generator=generator)
+        pictures = pixels[rows].to(device).float() / 255
+        (picture,), _ = policy.prepare_images({CAMERA: pictures})
+        found = read(head(dense(vlm, picture).float()).mean(1))
+        loss = (found - targets[rows].to(device)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        errors.append(float(loss.detach()))
+        if progress is not None:
+            progress(step + 1, steps, f"error {errors[-1]:.3f}")
+    for parameter, before in zip(parameters, learned, strict=True):
+        parameter.requires_grad_(before)
+        parameter.grad = None
+    return float(np.mean(errors[-max(1, steps // 10) :])) / float(targets.var(0).mean())
