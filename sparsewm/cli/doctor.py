@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsewm.errors import UserError
-from sparsewm.kernels import kernels, layers_library
+from sparsewm.kernels import gpu_kernels, kernels, layers_library
 from sparsewm.precision import fastest_dtype
 from sparsewm.settings import choose_device
 
@@ -95,7 +95,7 @@ def examine(device: str = "auto") -> Iterator[Check]:
     yield _try("Python", True, install, check_python)
     yield _try("packages", True, install, check_packages)
     yield _try("device", True, "choose another one with --device", lambda: check_device(device))
-    yield _try("kernels", False, "", check_kernels)
+    yield _try("kernels", False, "", lambda: check_kernels(device))
     yield _try("video", True, install, check_video)
     yield _try("rendering", False, install, check_rendering)
     yield _try("encoder", True, "get sparsewm/pretrained/ from the repository again", check_encoder)
@@ -155,8 +155,13 @@ def check_device(device: str) -> str:
     return finding
 
 
-def check_kernels() -> str:
-    """That planning on the CPU has its compiled kernels."""
+def check_kernels(device: str = "auto") -> str:
+    """That planning has its compiled kernels."""
+    if choose_device(device).type == "cuda":
+        there = gpu_kernels()
+        if isinstance(there, str):
+            raise Trouble(f"{there}; torch's own operations take their place, more slowly", "")
+        return "Triton's, for the GPU"
     found = kernels()
     if not isinstance(found, str):
         return "compiled for this processor's matrix unit, bfloat16"
