@@ -303,7 +303,7 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
     done = shell(
         place,
         "bench --env wall --checkpoint run/checkpoint --drops 0 0.5 0.8",
-        "--candidates 8 --horizon 2 --repeats 3 --baseline 2 --output timed",
+        "--candidates 8 --horizon 2 --repeats 3 --baseline 2 --plans 2 --iterations 3 --output timed",
     )
     assert done.returncode == 0, done.stderr
     assert "sparse" in done.stdout and "dino_wm" in done.stdout and "per candidate" in done.stdout
@@ -322,6 +322,11 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
         ratio = other["seconds_per_iteration"]["median"] / mine["seconds_per_iteration"]["median"]
         assert mine["speedup_over_dino_wm"] == pytest.approx(ratio) and other["speedup_over_dino_wm"] == 1
         assert other["dtype"] == "float32" and other["encoding_seconds_per_iteration"]["median"] > 0
+    assert "a plan at drop 0.5" in done.stdout
+    for row, iteration in zip(content["plans"], ours, strict=True):  # in a closed loop, three iterations each
+        assert row["tokens"] == iteration["tokens"] and row["plans"] == 2
+        assert row["seconds_per_plan"]["median"] > iteration["seconds_per_iteration"]["p25"]
+        assert row["plans_per_second"] == pytest.approx(1 / row["seconds_per_plan"]["median"])
     assert cv2.imread(str(place / "timed" / "bench.png")) is not None
 
 
