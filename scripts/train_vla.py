@@ -63,7 +63,8 @@ class Arguments:
     start: Path | None = None
     """Policy of the same sizes to go on from, as this script wrote it."""
     look: int = 1000
-    """Steps that the vision encoder first learns to tell the recorded state from a picture; 0: none."""
+    """Steps that a new vision encoder first learns to tell the recorded state from a picture; 0: it stays as
+    it is, as with --start from a policy that sees."""
     freeze_vision: bool = False
     """Leave the vision encoder as it is then."""
     longest: int = 100
