@@ -46,7 +46,7 @@ from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, place_once, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
-from sparsewm.proposals.vision import teach_vision, visible
+from sparsewm.proposals.vision import begin_anew, teach_vision, visible
 from sparsewm.settings import at_least, choose_dtype, environment_settings, make_env
 
 
@@ -172,7 +172,10 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
 
 def prepare(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrames, data: Path) -> None:
     """What a new policy knows before it is trained: the weights to go on from, and to see."""
-    if arguments.start is not None:
+    if arguments.start is None:
+        torch.manual_seed(arguments.seed)
+        begin_anew(policy.model)
+    else:
         load_model(policy, arguments.start / "model.safetensors")
     if arguments.look:
         names = make_env(arguments.env).state_names
