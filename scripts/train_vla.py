@@ -176,7 +176,10 @@ def prepare(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFra
         torch.manual_seed(arguments.seed)
         begin_anew(policy.model)
     else:
-        load_model(policy, arguments.start / "model.safetensors")
+        try:
+            load_model(policy, arguments.start / "model.safetensors")
+        except RuntimeError as error:
+            raise UserError(f"--start {arguments.start} is a policy of other sizes ({error})") from None
     if arguments.look:
         names = make_env(arguments.env).state_names
         targets = visible(Dataset(data).state[:], names)
@@ -266,6 +269,8 @@ def main() -> None:
     try:
         at_least(0, look=arguments.look)
         at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
+        if arguments.start is not None and not (arguments.start / "model.safetensors").is_file():
+            raise UserError(f"--start {arguments.start} holds no policy: give a folder this script wrote")
         arguments.env = make_env(arguments.env).name
         folder = arguments.output / arguments.env
         frames, data = demonstrations(arguments, folder)

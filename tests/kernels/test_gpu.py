@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels import Frame, GpuKernels, gpu, gpu_kernels
+from sparsewm.kernels import GpuKernels, gpu, gpu_kernels
 from sparsewm.model import Latent, LatentProblem, WorldModel, rollout
 from sparsewm.model.rollout import Rollout
-from tests.kernels.test_kernels import reference
+from tests.kernels.test_kernels import queries_and_frames, reference
 from tests.model.test_problem import HIGH, LOW, candidates, make_problem
 from tests.model.tiny import tiny_model
 
@@ -32,23 +32,9 @@ def kernels() -> GpuKernels:
 def test_attention_is_softmax_of_products(
     kernels: GpuKernels, dtype: torch.dtype, size: int, length: int, own: int, shared: int
 ) -> None:
-    generator = torch.Generator().manual_seed(size * length)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
-
-    b, s, heads = 2, 2, 3
-    ages = 0.5 * random(own + shared, heads, 1, size)
-    frames = []
-    for age in range(own):
-        qkv = random(b, s, length, 3, heads, size)
-        frames.append(Frame(qkv[:, :, :, 1], qkv[:, :, :, 2], ages[age] if age else None))
-    queries = qkv[:, :, :, 0] * size**-0.5
-    for age in range(own, own + shared):  # of another length, in another layout, one for all candidates
-        keys, values = (random(b, heads, length + 3, size).transpose(1, 2)[:, None] for _ in range(2))
-        frames.append(Frame(*(x.expand(-1, s, -1, -1, -1) for x in (keys, values)), ages[age]))
+    queries, frames = queries_and_frames(size, length, own, shared, DEVICE, dtype)
     found = kernels.attend(queries, frames)
-    assert found.shape == (b, s, length, heads * size) and found.dtype == dtype
+    assert found.shape == (*queries.shape[:3], queries.shape[3] * size) and found.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(found.float(), reference(queries, frames), rtol=tolerance, atol=tolerance)
 

@@ -44,6 +44,33 @@ def reference(queries: Tensor, frames: list[Frame]) -> Tensor:
     return (weights @ torch.cat(values, 3)).transpose(2, 3).flatten(3)
 
 
+def queries_and_frames(
+    size: int,
+    length: int,
+    own: int,
+    shared: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+) -> tuple[Tensor, list[Frame]]:
+    """What attention is asked in a rollout: frames of each candidate's own, then recorded ones for all."""
+    generator = torch.Generator().manual_seed(size * length + own)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    b, s, heads = 2, 3, 2
+    ages = 0.5 * random(own + shared, heads, 1, size)
+    frames = []
+    for age in range(own):
+        qkv = random(b, s, length, 3, heads, size)
+        frames.append(Frame(qkv[:, :, :, 1], qkv[:, :, :, 2], ages[age] if age else None))
+    queries = qkv[:, :, :, 0] * size**-0.5
+    for age in range(own, own + shared):  # of another length, in another layout, one for all candidates
+        keys, values = (random(b, heads, length + 3, size).transpose(1, 2)[:, None] for _ in range(2))
+        frames.append(Frame(*(x.expand(-1, s, -1, -1, -1) for x in (keys, values)), ages[age]))
+    return queries, frames
+
+
 class ByTorch(Kernels):
     """The compiled functions by torch's operations: what is built around them runs on any processor."""
 
@@ -65,23 +92,9 @@ class ByTorch(Kernels):
 @pytest.mark.parametrize(("own", "shared"), [(1, 0), (3, 0), (1, 2), (2, 1)])
 def test_attention_is_softmax_of_products(size: int, length: int, own: int, shared: int) -> None:
     assert isinstance(KERNELS, Kernels)
-    generator = torch.Generator().manual_seed(size * length + own)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).bfloat16()
-
-    b, s, heads = 2, 3, 2
-    ages = 0.5 * random(own + shared, heads, 1, size)
-    frames = []
-    for age in range(own):
-        qkv = random(b, s, length, 3, heads, size)
-        frames.append(Frame(qkv[:, :, :, 1], qkv[:, :, :, 2], ages[age] if age else None))
-    queries = qkv[:, :, :, 0] * size**-0.5
-    for age in range(own, own + shared):  # of another length, in another layout, one for all candidates
-        keys, values = (random(b, heads, length + 3, size).transpose(1, 2)[:, None] for _ in range(2))
-        frames.append(Frame(*(x.expand(-1, s, -1, -1, -1) for x in (keys, values)), ages[age]))
+    queries, frames = queries_and_frames(size, length, own, shared)
     found = KERNELS.attend(queries, frames)
-    assert found.shape == (b, s, length, heads * size) and found.dtype == torch.bfloat16
+    assert found.shape == (*queries.shape[:3], queries.shape[3] * size) and found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), reference(queries, frames), rtol=0.02, atol=0.02)
 
 
