@@ -57,7 +57,11 @@ def expert_policy(env: GoalEnv, goal: np.ndarray, rng: np.random.Generator) -> E
         return PointMazeExpert(env, goal, rng)
     if isinstance(env, WallEnv):
         return WallExpert(env, goal, rng)
-    raise ValueError(f"no expert for environment '{env.name}'; known: wall, pointmaze, pointmaze-large.")
+    if env.name == "pusht":
+        return PushTExpert(env, goal, rng)
+    raise ValueError(
+        f"no expert for environment '{env.name}'; known: wall, pointmaze, pointmaze-large, pusht."
+    )
 
 
 class HeldActions:
@@ -114,6 +118,8 @@ class PushTExploration:
     from the middle is mostly pushed back. Actions are smoothed and noisy.
     """
 
+    NOISE = 4.0  # px, of the target
+
     def __init__(self, rng: np.random.Generator):
         self._rng = rng
         self.reset(np.zeros(7))
@@ -133,6 +139,12 @@ class PushTExploration:
         agent, block, angle = state[:2], state[2:4], float(state[4])
         if self._steps_left <= 0:
             self._choose(agent, block, angle)
+        self._move(agent, angle)
+        self._noise = 0.6 * self._noise + self._rng.normal(0, self.NOISE, 2)
+        return np.clip((self._command + self._noise) / REACH, -1, 1).astype(np.float32)
+
+    def _move(self, agent: np.ndarray, angle: float) -> None:
+        """Turn the command along the way, or into the push at its end."""
         self._patience -= 1
         if self._way and np.hypot(*(self._way[0] - agent)) < (30 if len(self._way) > 1 else 14):
             self._way.pop(0)
@@ -147,8 +159,6 @@ class PushTExploration:
             turn = angle if self._turns_with_block else 0.0
             wanted = self._push_pace * rotated(self._direction[None], turn)[0]
         self._command += 0.7 * (wanted - self._command)
-        self._noise = 0.6 * self._noise + self._rng.normal(0, 4.0, 2)
-        return np.clip((self._command + self._noise) / REACH, -1, 1).astype(np.float32)
 
     def _choose(self, agent: np.ndarray, block: np.ndarray, angle: float) -> None:
         """The next thing to do: mostly a push, at times a free motion."""
@@ -186,6 +196,98 @@ class PushTExploration:
             contacts.append((corners[side] + rng.random() * sides[side], direction))
             scores.append(far * (direction @ home) / max(math.hypot(*home), 1e-6) + rng.gumbel())
         return [contacts[i] for i in np.argsort(scores)[::-1]]
+
+
+class PushTExpert(PushTExploration):
+    """Pushes the T to its goal push by push, the one that brings it nearest each time, then goes to its own.
+
+    Of many pushes, those that a T sliding without inertia would follow best are tried in the simulator, and
+    the best one is taken, and ended where it is best.
+    """
+
+    NOISE = 1.5
+    ROUNDS, TRIED = 6, 6  # draws of 12 contacts; pushes that are simulated
+    LONGEST = 24  # steps of a push
+    PACE, PUSH_PACE = 60.0, 50.0  # px to the target
+    NEAR = 0.6  # of the success thresholds, where the T is left alone
+    HASTE = 0.02  # of a threshold that a step is worth
+    SPREAD = 60.0  # px: how far from its centre a T that turns rubs on the table
+
+    def __init__(self, env: GoalEnv, goal: np.ndarray, rng: np.random.Generator):
+        self._env, self._goal = env, np.asarray(goal, np.float64)
+        super().__init__(rng)
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        if self._steps_left <= 0 and not self._way:
+            self._aim(np.asarray(state, np.float64))
+        return super().act(state)
+
+    def _error(self, states: np.ndarray) -> np.ndarray:
+        """Of the T alone in states (K, 7): (K,), in success thresholds."""
+        placed = states.copy()
+        placed[:, :2] = self._goal[:2]
+        return self._env.shortfall(placed, self._goal)
+
+    def _aim(self, state: np.ndarray) -> None:
+        agent, block, angle = state[:2], state[2:4], float(state[4])
+        now = float(self._error(state[None])[0])
+        self._pace, self._push_pace, self._patience = self.PACE, self.PUSH_PACE, 40
+        self._turns_with_block = False
+        best, chosen = now - 0.05, None
+        if now > self.NEAR:
+            tried = 0
+            for point, direction in self._promising(block, angle):
+                way = _way_round(agent, point - direction * (RADIUS + 14), block, angle)
+                if not way:
+                    continue
+                value, steps = self._try(state, way, direction)
+                if value < best:
+                    best, chosen = value, (way, direction, steps)
+                tried += 1
+                if tried == self.TRIED:
+                    break
+        if chosen is None:  # nothing helps, or the T is there
+            self._direction, self._steps_left = np.zeros(2), 1
+            self._way = _way_round(agent, self._goal[:2], block, angle) or [self._goal[:2]]
+        else:
+            self._way, self._direction, self._steps_left = chosen
+
+    def _promising(self, block: np.ndarray, angle: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Contacts and directions, the one first that should bring the T nearest to its goal."""
+        contacts = [contact for _ in range(self.ROUNDS) for contact in self._contacts(block, angle)]
+        points, directions = (np.stack(column) for column in zip(*contacts, strict=True))
+        centre = block + rotated(np.array([CENTRE]), angle)[0]
+        arms = points - centre
+        torque = arms[:, 0] * directions[:, 1] - arms[:, 1] * directions[:, 0]  # px
+        share = 1 / (1 + (torque / self.SPREAD) ** 2)  # of the push that moves the centre
+        lengths = np.linspace(8, 120, 15)[:, None]
+        turned = angle + lengths * share * torque / self.SPREAD**2  # (15, K)
+        moved = centre + (lengths * share)[..., None] * directions
+        sine, cosine = np.sin(turned), np.cos(turned)
+        moved -= np.stack([-sine * CENTRE[1], cosine * CENTRE[1]], -1)
+        states = np.zeros((*turned.shape, 7))
+        states[..., 2:4], states[..., 4] = moved, turned
+        errors = self._error(states.reshape(-1, 7)).reshape(turned.shape).min(0)
+        return [contacts[i] for i in np.argsort(errors)]
+
+    def _try(self, state: np.ndarray, way: list[np.ndarray], direction: np.ndarray) -> tuple[float, int]:
+        """Error in the simulator at the best end of a push, and its steps."""
+        kept = self._command, self._way, self._direction, self._steps_left, self._patience
+        self._way, self._direction, self._steps_left = list(way), direction, self.LONGEST
+        value, steps, taken = math.inf, 0, 0
+        while self._steps_left > 0:
+            self._move(state[:2], float(state[4]))
+            action = np.clip(self._command / REACH, -1, 1).astype(np.float32)
+            state = self._env.rollout_states(state, action[None, None])[0, -1]
+            taken += 1
+            if not self._way:
+                error = float(self._error(state[None])[0]) + self.HASTE * taken
+                if error < value:
+                    value, steps = error, self.LONGEST - self._steps_left
+                elif error > value + 1:
+                    break
+        self._command, self._way, self._direction, self._steps_left, self._patience = kept
+        return value, steps
 
 
 # Corners of a way round the T at a safe distance, in its frame.

@@ -50,7 +50,7 @@ class Arguments:
     """Observations at once."""
     chunk: int = 25
     """Actions of a chunk."""
-    denoise: int = 4
+    denoise: int = 2
     """Denoising steps of a chunk."""
     repeats: int = 5
     """Timed runs."""

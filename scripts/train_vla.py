@@ -5,9 +5,16 @@ its own tokenizer, trains on frames with goals from their future, and writes a f
 takes. Whatever is there already is not made again, and an interrupted training goes on from its last
 checkpoint.
 
-    python scripts/train_vla.py --env pointmaze-large --longest 400 --steps 20000
     python scripts/train_vla.py --env pusht --dataset data/pusht-expert.h5 --steps 20000
     cp -r runs/vla/pusht/policy sparsewm/pretrained/vla/pusht
+
+Cheapest first: few random tokens of every picture, which is seen once, then the places that are learned.
+
+    python scripts/train_vla.py --env pointmaze-large --longest 400 --freeze-vision --batch 128 --lr 8e-4 \\
+        --image-tokens 4 --choice random --steps 4000 --output runs/few
+    python scripts/train_vla.py --env pointmaze-large --longest 400 --freeze-vision --batch 128 --lr 4e-4 \\
+        --image-tokens 16 --steps 300 --dataset runs/few/pointmaze-large/pointmaze-large-expert.h5 \\
+        --start runs/few/pointmaze-large/policy --look 0
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.scripts import lerobot_train
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor
 
 from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
@@ -46,7 +54,7 @@ from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, place_once, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
-from sparsewm.proposals.vision import begin_anew, teach_vision, visible
+from sparsewm.proposals.vision import begin_anew, remember_vision, teach_vision, visible
 from sparsewm.settings import at_least, choose_dtype, environment_settings, make_env
 
 
@@ -61,19 +69,19 @@ class Arguments:
     episodes: int = 2000
     """Episodes to record."""
     start: Path | None = None
-    """Policy of the same sizes to go on from, as this script wrote it."""
+    """Policy of the same sizes to go on from, by this script; it may see other tokens of a picture."""
     look: int = 1000
-    """Steps that a new vision encoder first learns to tell the recorded state from a picture; 0: it stays as
-    it is, as with --start from a policy that sees."""
+    """Steps of 64 pictures in which a new vision encoder first learns to tell the recorded state; 0: it stays
+    as it is, as with --start from a policy that sees."""
     freeze_vision: bool = False
-    """Leave the vision encoder as it is then."""
+    """Leave the vision encoder as it is then; every picture is encoded once, before training."""
     longest: int = 100
     """Environment steps to the goal, at most."""
     ends: float = 0.5
     """Share of goals that are an episode's last frame; the others are drawn evenly from the frames ahead."""
     chunk: int = 25
     """Actions of a chunk."""
-    denoise: int = 4
+    denoise: int = 2
     """Denoising steps of a chunk."""
     steps: int = 20000
     """Training steps. A finished run goes on when there are more, at the end of its first schedule."""
@@ -87,6 +95,9 @@ class Arguments:
     """Processes that load data; 0: none."""
     device: str = "cpu"
     """cpu or cuda."""
+    from_noise: float = 0.5
+    """Share of samples at pure noise, from which a chunk follows by what is seen alone; the others are at
+    SmolVLA's own times."""
     dtype: str = "auto"
     """auto, bfloat16 (where autocast uses it) or float32."""
     compile: bool = False
@@ -170,23 +181,47 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
     )
 
 
-def prepare(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrames, data: Path) -> None:
+def prepare(
+    policy: PreTrainedPolicy, anew: bool, arguments: Arguments, frames: HindsightFrames, data: Path
+) -> None:
+    """What LeRobot's trainer does not know of: how a new policy begins, which times it is asked at, and to
+    look at every picture once where vision learns no more."""
+    if anew:
+        begin(policy, arguments, frames, data)
+    usual = policy.model.sample_time
+
+    def sample_time(size: int, device: torch.device) -> Tensor:
+        times: Tensor = usual(size, device)
+        return torch.where(torch.rand(size, device=device) < arguments.from_noise, 1.0, times)
+
+    policy.model.sample_time = sample_time
+    if policy.config.freeze_vision_encoder:
+        with progress_bar("looking at all pictures") as progress:
+            remember_vision(policy, frames.pixels, progress)
+        frames.remembered = True
+
+
+def begin(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrames, data: Path) -> None:
     """What a new policy knows before it is trained: the weights to go on from, and to see."""
     if arguments.start is None:
         torch.manual_seed(arguments.seed)
         begin_anew(policy.model)
     else:
         try:
-            load_model(policy, arguments.start / "model.safetensors")
+            found = load_model(policy, arguments.start / "model.safetensors", strict=False)
         except RuntimeError as error:
             raise UserError(f"--start {arguments.start} is a policy of other sizes ({error})") from None
+        other = [name for names in found for name in names if not name.startswith("grids.")]
+        if other:
+            raise UserError(
+                f"--start {arguments.start} is another kind of policy ({', '.join(other[:3])} ...)"
+            )
     if arguments.look:
         names = make_env(arguments.env).state_names
         targets = visible(Dataset(data).state[:], names)
         with progress_bar("learning to see") as progress:
-            sizes = (arguments.look, arguments.batch)
             error = teach_vision(
-                policy, frames.pixels, targets, *sizes, seed=arguments.seed, progress=progress
+                policy, frames.pixels, targets, arguments.look, seed=arguments.seed, progress=progress
             )
         print(f"the recorded state is read from pictures with an error of {error:.3f} of its variance")
 
@@ -196,7 +231,7 @@ def run_training(
     frames: HindsightFrames,
     bfloat16: bool,
     compiled: bool,
-    prepared: Callable[[PreTrainedPolicy], None],
+    prepared: Callable[[PreTrainedPolicy, bool], None],
 ) -> Path:
     """Train up to `config.steps`, from the last checkpoint where there is one; the folder of the last one."""
     assert config.output_dir is not None
@@ -217,8 +252,7 @@ def run_training(
 
     def make_prepared(*args: Any, **kwargs: Any) -> PreTrainedPolicy:
         policy = make_policy(*args, **kwargs)
-        if not config.resume:
-            prepared(policy)
+        prepared(policy, not config.resume)
         if compiled:
             policy.model.forward = torch.compile(policy.model.forward)
         return policy
@@ -268,6 +302,8 @@ def main() -> None:
     command = shlex.join(["python", *sys.argv])
     try:
         at_least(0, look=arguments.look)
+        if not 0 <= arguments.from_noise <= 1:
+            raise UserError(f"--from-noise must be from 0 to 1, got {arguments.from_noise:g}")
         at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
         if arguments.start is not None and not (arguments.start / "model.safetensors").is_file():
             raise UserError(f"--start {arguments.start} holds no policy: give a folder this script wrote")

@@ -68,11 +68,17 @@ def demonstrate(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.n
     """
     rng = np.random.default_rng([seed, episode, 1])
     env.reset(seed=int(rng.integers(2**31)))
-    goal, states = env.goal.copy(), [env.state]
-    actions: list[np.ndarray] = []
+    return follow_expert(env, env.state, env.goal.copy(), rng, steps)
+
+
+def follow_expert(
+    env: GoalEnv, start: np.ndarray, goal: np.ndarray, rng: np.random.Generator, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """States (T + 1, D) and actions (T, A) of the scripted expert from `start` to `goal` (D,)."""
     policy = expert_policy(env, goal, rng)
-    policy.reset(states[0])
-    reached = 0
+    policy.reset(start)
+    states, reached = [start], 0
+    actions: list[np.ndarray] = []
     while len(actions) < steps and reached < STAY:
         actions.append(np.asarray(policy.act(states[-1]), np.float32))
         states.append(env.rollout_states(states[-1], actions[-1][None, None])[0, -1])

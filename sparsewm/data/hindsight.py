@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.data.cameras import CAMERA, GOAL
+from sparsewm.data.cameras import CAMERA, GOAL, ROWS
 from sparsewm.data.dataset import Dataset
 from sparsewm.data.lerobot import lerobot_features
 from sparsewm.errors import UserError, needs_extra
@@ -41,6 +41,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
 
     Attributes:
         meta: features and statistics, as LeRobot asks a dataset for them.
+        remembered: give row numbers instead of pictures, to a policy that has encoded them already.
 
     Raises:
         UserError: a flag is out of range.
@@ -72,7 +73,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
             if progress is not None:
                 progress(rows.stop, dataset.rows)
         self.num_frames = dataset.rows // batch * batch or dataset.rows
-        self.num_episodes = dataset.episodes
+        self.num_episodes, self.remembered = dataset.episodes, False
         self.meta = SimpleNamespace(
             features=lerobot_features(dataset, names),
             stats={OBS_STATE: _statistics(dataset.proprio), ACTION: _statistics(dataset.action)},
@@ -89,13 +90,10 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         action = torch.zeros(self.chunk, self.action.shape[1])
         taken = self.action[index : index + min(ahead, self.chunk)]
         action[: len(taken)] = taken
-        return {
-            CAMERA: self._picture(index),
-            GOAL: self._picture(index + ahead),
-            OBS_STATE: self.proprio[index],
-            ACTION: action,
-            "task": self.instruction,
-        }
+        sample = {OBS_STATE: self.proprio[index], ACTION: action, "task": self.instruction}
+        if self.remembered:
+            return sample | {ROWS: torch.tensor([index, index + ahead])}
+        return sample | {CAMERA: self._picture(index), GOAL: self._picture(index + ahead)}
 
     def _picture(self, row: int) -> Tensor:
         return self.pixels[row].float().div_(255)

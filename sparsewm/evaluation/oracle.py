@@ -10,7 +10,7 @@ import numpy as np
 from envs import GoalEnv
 from envs.policies import expert_policy
 from planners import CEM, MPC
-from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore
+from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore, follow_expert
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, ProblemMaker, Task, run_episodes
 from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
 from sparsewm.settings import PlanSettings, environment_settings
@@ -60,8 +60,7 @@ def plan_demonstration(env: GoalEnv, seed: int, episode: int, steps: int) -> tup
             env.reset(seed=number)
             start, goal = env.state, env.goal.copy()
         else:
-            states, _ = explore(env, _WAYS + seed, number, STEPS.get(env.name, 100))
-            start, goal = states[int(rng.integers(len(states) // 4))], states[-1]
+            start, goal = _far_apart(env, seed, number, rng)
         [trace] = run_episodes(env, [Task(start, goal, number)], oracle(env, settings, number), steps)
         if trace.success and trace.actions:
             break
@@ -69,10 +68,29 @@ def plan_demonstration(env: GoalEnv, seed: int, episode: int, steps: int) -> tup
     return np.stack(trace.states), actions
 
 
+def demonstrate_far(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the scripted expert, to the ends of scripted trajectories."""
+    for attempt in range(_ATTEMPTS):
+        rng = np.random.default_rng([seed, episode, 3, attempt])
+        start, goal = _far_apart(env, seed, int(rng.integers(2**31)), rng)
+        states, actions = follow_expert(env, start, goal, rng, steps)
+        if env.is_success(states[-1], goal):
+            break
+    return states, actions
+
+
+def _far_apart(
+    env: GoalEnv, seed: int, number: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A state early in a scripted trajectory, and its end."""
+    states, _ = explore(env, _WAYS + seed, number, STEPS.get(env.name, 100))
+    return states[int(rng.integers(len(states) // 4))], states[-1]
+
+
 def demonstrator(env: GoalEnv) -> Demonstrator:
-    """Who shows short ways to goals: an environment's scripted expert, or the oracle."""
+    """Who shows short ways to goals such as the environment plans to: a scripted expert, or the oracle."""
     try:
         expert_policy(env, env.goal, np.random.default_rng(0))
     except ValueError:
         return plan_demonstration
-    return demonstrate
+    return demonstrate if environment_settings(env.name).plan.goal_source == "random" else demonstrate_far

@@ -14,23 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsewm.data.cameras import CAMERA
+from sparsewm.data.cameras import CAMERA, GOAL, ROWS
 
 WARMUP = 0.1  # of the steps
 PLACES = 0.5  # deviation of new embeddings of positions, beside patches of about 1
+WAVES = (0.25, 0.5, 1, 2, 4)  # periods over four deviations
+SIZE = 0.1  # weight of the tokens' size beside the error
+READ = 256  # pictures encoded at once
 
 
 def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
     """What pictures show of recorded states (N, D): positions in their deviations, sine and cosine of angles.
 
-    Names that end in `angle` are angles, `vx` and `vy` velocities, which one picture does not show.
+    Names that end in `angle` are angles, `vx` and `vy` velocities, which one picture does not show. Positions
+    come with sines and cosines of `WAVES` periods over four deviations: what to do differs from corridor to
+    corridor, and a function of such waves is learned in a fraction of the steps (Tancik et al. 2020).
     """
     columns = []
     for column, name in zip(np.asarray(states, np.float64).T, names, strict=True):
         if name.endswith("angle"):
             columns += [np.sin(column), np.cos(column)]
         elif not name.endswith(("vx", "vy")):
-            columns.append((column - column.mean()) / max(float(column.std()), 1e-6))
+            place = (column - column.mean()) / max(float(column.std()), 1e-6)
+            waves = [wave(periods * np.pi / 2 * place) for periods in WAVES for wave in (np.sin, np.cos)]
+            columns += [place, *waves]
     return torch.from_numpy(np.stack(columns, 1).astype(np.float32))
 
 
@@ -63,8 +70,9 @@ def teach_vision(
 ) -> float:
     """Train vision encoder and connector in place, from new weights.
 
-    A small head has to tell all targets from every single token, so that each knows the whole scene, and few
-    of them show as much as all; the head is thrown away.
+    A linear layer has to tell all targets from every single token, so that each knows the whole scene, few of
+    them show as much as all, and the transformer finds it without computing; the layer is thrown away. Tokens
+    learn a mean square of 1 as the transformer sees them. Larger ones would drown what its layers add.
 
     Args:
         policy: a SmolVLA. pixels: uint8 (N, 3, R, R). targets: (N, T) from `visible`.
@@ -82,9 +90,9 @@ def teach_vision(
         begin_anew(model.vision_model)
         begin_anew(model.connector)
         nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=PLACES)
-        head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()).to(device)
+        model.connector.modality_projection.proj.weight.data.div_(width**0.5)
         read = nn.Linear(width, targets.shape[1]).to(device)
-    parts = (model.vision_model, model.connector, head, read)
+    parts = (model.vision_model, model.connector, read)
     parameters = [parameter for part in parts for parameter in part.parameters()]
     learned = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
@@ -96,17 +104,46 @@ def teach_vision(
         rows = torch.randint(len(pixels), (batch,), generator=generator)
         pictures = pixels[rows].to(device).float() / 255
         (picture,), _ = policy.prepare_images({CAMERA: pictures})
-        found = read(head(dense(vlm, picture).float()))  # (batch, tokens, T)
-        loss = (found - targets[rows].to(device)[:, None]).square().mean()
+        tokens = dense(vlm, picture).float() * width**0.5  # (batch, tokens, width), as SmolVLA scales them
+        error = (read(tokens) - targets[rows].to(device)[:, None]).square().mean()
+        size = (tokens.square().mean(-1) - 1).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        (error + SIZE * size).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        errors.append(float(loss.detach()))
+        errors.append(float(error.detach()))
         if progress is not None:
             progress(step + 1, steps, f"error {errors[-1]:.3f}")
     for parameter, before in zip(parameters, learned, strict=True):
         parameter.requires_grad_(before)
         parameter.grad = None
     return float(np.mean(errors[-max(1, steps // 10) :])) / float(targets.var(0).mean())
+
+
+@torch.no_grad()
+def remember_vision(policy: Any, pixels: Tensor, progress: Callable[..., None] | None = None) -> None:
+    """Encode all pictures now, with a vision encoder that learns no more; the policy is then given rows.
+
+    From then on a batch holds row numbers (B, 2), `ROWS`, instead of pictures.
+
+    Args:
+        policy: a SmolVLA. pixels: uint8 (N, 3, R, R).
+        progress: called with the pictures encoded and all of them.
+    """
+    vlm = policy.model.vlm_with_expert
+    dense, keep = type(vlm).embed_image, getattr(policy, "grids", nn.Identity())
+    device, chunks = next(vlm.parameters()).device, []
+    for first in range(0, len(pixels), READ):
+        (picture,), _ = policy.prepare_images({CAMERA: pixels[first : first + READ].to(device).float() / 255})
+        chunks.append(dense(vlm, picture).half())
+        if progress is not None:
+            progress(min(first + READ, len(pixels)), len(pixels))
+    encoded = torch.cat(chunks)  # (N, tokens, width)
+
+    def remembered(batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        images = [encoded[batch[ROWS][:, int(camera == GOAL)]] for camera in policy.config.image_features]
+        return images, [torch.ones(len(image), dtype=torch.bool, device=device) for image in images]
+
+    policy.prepare_images = remembered
+    vlm.embed_image = lambda tokens: keep(tokens.float())

@@ -201,7 +201,7 @@ def test_experts_are_recorded_up_to_the_goal(tmp_path: Path) -> None:
     assert (np.abs(ends - dataset.state[dataset.offsets]).max(1) > 5).all()
     rest = np.concatenate([dataset.state[end - 5 : end] for end in dataset.offsets + dataset.lengths])
     assert (np.abs(np.diff(rest.reshape(5, 5, 2), axis=1)) < 1).all()  # it stays there
-    with pytest.raises(UserError, match="no expert for environment 'pusht'"):
-        collect("pusht", path=tmp_path / "p.h5", workers=1, expert=demonstrate, **SETTINGS)
+    with pytest.raises(UserError, match="no expert for environment 'rope'"):
+        collect("rope", path=tmp_path / "p.h5", workers=1, expert=demonstrate, **SETTINGS)
     with pytest.raises(UserError, match="leave it out with --policy expert"):
         collect("wall", path=tmp_path / "h.h5", workers=1, expert=demonstrate, held=0.3, **SETTINGS)

@@ -10,16 +10,34 @@ import pytest
 import envs
 from envs import GoalEnv
 from sparsewm.data import Dataset, collect
-from sparsewm.data.collect import demonstrate, explore
+from sparsewm.data.collect import Demonstrator, demonstrate, explore
 from sparsewm.evaluation import oracle
 from sparsewm.evaluation.closed_loop import Task, run_episodes
 from sparsewm.settings import environment_settings
 
 
-@pytest.mark.parametrize(("name", "scripted"), [("wall", True), ("pointmaze", True), ("pusht", False)])
-def test_the_oracle_demonstrates_where_no_expert_is_scripted(name: str, scripted: bool) -> None:
-    found = oracle.demonstrator(envs.make(name))
-    assert found is (demonstrate if scripted else oracle.plan_demonstration)
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [
+        ("wall", demonstrate),
+        ("pointmaze", demonstrate),
+        ("pusht", oracle.demonstrate_far),
+        ("rope", oracle.plan_demonstration),
+    ],
+)
+def test_the_oracle_demonstrates_where_no_expert_is_scripted(name: str, who: Demonstrator) -> None:
+    assert oracle.demonstrator(envs.make(name)) is who
+
+
+def test_the_scripted_expert_of_pusht_goes_to_the_ends_of_trajectories() -> None:
+    env = envs.make("pusht", resolution=32)
+    states, actions = oracle.demonstrate_far(env, 0, 1, 200)
+    assert len(states) == len(actions) + 1 <= 201
+    rng = np.random.default_rng([0, 1, 3, 0])
+    way, _ = explore(env, oracle._WAYS, int(rng.integers(2**31)), 100)
+    assert (way[:25] == states[0]).all(1).any() and env.is_success(states[-1], way[-1])
+    again, _ = oracle.demonstrate_far(env, 0, 1, 200)
+    assert np.array_equal(states, again)
 
 
 def test_a_planned_way_ends_at_its_goal_and_depends_on_its_number_alone() -> None:

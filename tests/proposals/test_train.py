@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 import envs
+from sparsewm.data.cameras import CAMERA, GOAL, ROWS
 from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
 from sparsewm.proposals.backbone import place_once
 from sparsewm.proposals.lerobot import LeRobotProposals
-from sparsewm.proposals.vision import teach_vision, visible
+from sparsewm.proposals.vision import WAVES, remember_vision, teach_vision, visible
 from tests.proposals.tiny import tiny_policy
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vla.py"
@@ -24,8 +27,8 @@ TINY += " --dtype float32"
 SIZES = "--sizes.image 32 --sizes.patch 8 --sizes.width 24 --sizes.layers 2 --sizes.heads 2 --sizes.mlp 32"
 
 
-def train(place: Path, steps: int) -> str:
-    command = [sys.executable, str(SCRIPT), *TINY.split(), *SIZES.split(), "--steps", str(steps)]
+def train(place: Path, steps: int, flags: str = "") -> str:
+    command = [sys.executable, str(SCRIPT), *f"{TINY} {SIZES} --steps {steps} {flags}".split()]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -66,6 +69,43 @@ def test_training_goes_on_and_ends_in_a_policy_that_can_be_carried_away(tmp_path
     assert actions.shape == (1, 4, 10, 2) and actions.std() > 0
 
 
+def test_a_policy_of_few_tokens_goes_on_with_all_of_them(tmp_path: Path) -> None:
+    """Frozen vision looks at every picture once; its weights stay, those of the transformer do not."""
+    few, every = tmp_path / "few", tmp_path / "all"
+    train(tmp_path, 2, f"--freeze-vision --image-tokens 4 --choice random --output {few}")
+    data = few / "wall" / "wall-expert.h5"
+    start = few / "wall" / "policy"
+    train(tmp_path, 2, f"--freeze-vision --look 0 --start {start} --dataset {data} --output {every}")
+    before, after = (load_file(folder / "wall/policy/model.safetensors") for folder in (few, every))
+    assert {name for name in before if name not in after} == {"grids.code.weight", "grids.code.bias"}
+    same = {name for name in after if torch.equal(before[name], after[name])}
+    assert all(name in same for name in after if "vision_model" in name or "connector" in name)
+    assert "model.action_out_proj.weight" not in same
+
+
+def test_a_frozen_vision_encoder_is_asked_once_per_picture(tmp_path: Path) -> None:
+    """A policy that is given rows has the loss of one that is given the pictures, to float16."""
+    torch.manual_seed(0)
+    policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy
+    pixels = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
+    now, goal = torch.tensor([0, 3, 5]), torch.tensor([1, 4, 2])
+    batch = {
+        "observation.state": torch.randn(3, 2),
+        "observation.language.tokens": torch.ones(3, 4, dtype=torch.long),
+        "observation.language.attention_mask": torch.ones(3, 4, dtype=torch.bool),
+        "action": torch.randn(3, policy.config.chunk_size, 2),
+    }
+    noise, times = torch.randn(3, policy.config.chunk_size, policy.config.max_action_dim), torch.rand(3)
+
+    def loss(**seen: Tensor) -> float:
+        return float(policy.forward(batch | seen, noise=noise, time=times)[0])
+
+    wanted = loss(**{CAMERA: pixels[now] / 255, GOAL: pixels[goal] / 255})
+    remember_vision(policy, pixels)
+    assert loss(**{ROWS: torch.stack([now, goal], 1)}) == pytest.approx(wanted, rel=1e-3)
+    assert loss(**{ROWS: torch.stack([goal, now], 1)}) != pytest.approx(wanted, rel=1e-3)
+
+
 def test_a_vision_encoder_learns_where_things_are(tmp_path: Path) -> None:
     """A dot in a picture, and a number that no picture shows, which is not asked for."""
     policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy
@@ -77,7 +117,7 @@ def test_a_vision_encoder_learns_where_things_are(tmp_path: Path) -> None:
         picture[:, y : y + 8, x : x + 8] = 255
     states = np.concatenate([places.numpy(), np.random.default_rng(0).normal(size=(256, 2))], 1)
     targets = visible(states, ("x", "y", "vx", "vy"))
-    assert targets.shape == (256, 2)
+    assert targets.shape == (256, 2 * (1 + 2 * len(WAVES)))
     frozen = [parameter.requires_grad for parameter in policy.parameters()]
     error = teach_vision(policy, pixels, targets, steps=250, batch=32, lr=3e-3)
     assert error < 0.5
