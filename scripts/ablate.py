@@ -72,6 +72,8 @@ PROPOSALS: dict[str, dict[str, Any]] = {
     "VLA, seed of a short search": {"proposal_mode": "seed"} | SHORT,
     "VLA, prior of a short search": {"proposal_mode": "prior"} | SHORT,
     "noise, short search": {"proposals": GAUSSIAN} | SHORT,
+    "noise, one iteration": {"proposals": GAUSSIAN} | SHORT | {"iterations": 1},
+    "noise, 40 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 40},
 }
 """What is done with a VLA's candidates, and the planner's own; half of the tokens but where it says so."""
 
@@ -212,6 +214,7 @@ def main(arguments: Arguments) -> None:
 def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
     """Success with its interval: a bar for every row, or over the time of a plan, a panel per environment."""
     names = list(dict.fromkeys(row["environment"] for row in rows))
+    labels = list(dict.fromkeys(row["varied"] for row in rows))
     height = 0.4 * len(rows) + 1
     figure, panels = plt.subplots(
         1,
@@ -230,26 +233,34 @@ def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
         spread = [rates - low, high - rates]
         if over_time:
             times = [row["seconds_per_plan"]["median"] for row in shown]
-            for i, (row, x, y) in enumerate(zip(shown, times, rates, strict=True)):
-                error = [[spread[0][i]], [spread[1][i]]]
-                mark, colour, label = "osD^v"[i // 10 % 5], f"C{i % 10}", row["varied"]
+            for row, x, y, *error in zip(shown, times, rates, *spread, strict=True):
+                i = labels.index(row["varied"])
                 axes.errorbar(
-                    x, y, error, linestyle="none", marker=mark, color=colour, label=label, capsize=2
+                    x,
+                    y,
+                    np.array(error)[:, None],
+                    linestyle="none",
+                    marker="osD^v"[i // 10 % 5],
+                    color=f"C{i % 10}",
+                    label=row["varied"],
+                    capsize=2,
                 )
             axes.set(title=shown[0]["environment"], xlabel="seconds of a plan, median", xlim=0)
             axes.set_ylabel("success, 95% interval")
         else:
-            labels = [
+            named = [
                 f"{row['environment']}, {row['varied']}"
                 + f", drop {dropped(row)}" * (row["drop"] is not None)
                 for row in shown
             ]
             axes.barh(range(len(shown)), rates, xerr=spread, color="tab:blue", alpha=0.7)
-            axes.set_yticks(range(len(shown)), labels)
+            axes.set_yticks(range(len(shown)), named)
             axes.invert_yaxis()
             axes.set(xlabel="success, 95% interval", xlim=(0, 1))
     if over_time:
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center")
+        drawn = [axes.get_legend_handles_labels() for axes in panels[0]]
+        shown_once = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
+        figure.legend([shown_once[label] for label in labels], labels, loc="outside right center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

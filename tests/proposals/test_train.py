@@ -18,7 +18,7 @@ from sparsewm.data.cameras import CAMERA, GOAL, ROWS
 from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
 from sparsewm.proposals.backbone import place_once
 from sparsewm.proposals.lerobot import LeRobotProposals
-from sparsewm.proposals.vision import WAVES, remember_vision, teach_vision, visible
+from sparsewm.proposals.vision import WAVES, begin_anew, remember_vision, teach_vision, visible
 from tests.proposals.tiny import tiny_policy
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vla.py"
@@ -87,6 +87,7 @@ def test_a_frozen_vision_encoder_is_asked_once_per_picture(tmp_path: Path) -> No
     """A policy that is given rows has the loss of one that is given the pictures, to float16."""
     torch.manual_seed(0)
     policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy
+    begin_anew(policy.model)  # or pictures hardly matter
     pixels = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
     now, goal = torch.tensor([0, 3, 5]), torch.tensor([1, 4, 2])
     batch = {
