@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -235,17 +236,14 @@ class PushTExpert(PushTExploration):
         self._turns_with_block = False
         best, chosen = now - 0.05, None
         if now > self.NEAR:
-            tried = 0
-            for point, direction in self._promising(block, angle):
-                way = _way_round(agent, point - direction * (RADIUS + 14), block, angle)
-                if not way:
-                    continue
+            ways = (
+                (_way_round(agent, point - direction * (RADIUS + 14), block, angle), direction)
+                for point, direction in self._promising(block, angle)
+            )
+            for way, direction in islice((pair for pair in ways if pair[0]), self.TRIED):
                 value, steps = self._try(state, way, direction)
                 if value < best:
                     best, chosen = value, (way, direction, steps)
-                tried += 1
-                if tried == self.TRIED:
-                    break
         if chosen is None:  # nothing helps, or the T is there
             self._direction, self._steps_left = np.zeros(2), 1
             self._way = _way_round(agent, self._goal[:2], block, angle) or [self._goal[:2]]

@@ -27,8 +27,8 @@ def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
     """What pictures show of recorded states (N, D): positions in their deviations, sine and cosine of angles.
 
     Names that end in `angle` are angles, `vx` and `vy` velocities, which one picture does not show. Positions
-    come with sines and cosines of `WAVES` periods over four deviations: what to do differs from corridor to
-    corridor, and a function of such waves is learned in a fraction of the steps (Tancik et al. 2020).
+    come with sines and cosines of `WAVES` periods over four deviations, of which functions that change from
+    corridor to corridor are easier to learn (Tancik et al. 2020).
     """
     columns = []
     for column, name in zip(np.asarray(states, np.float64).T, names, strict=True):
