@@ -124,7 +124,7 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     plain, packed, attending = (problem_of(fast, env, arguments.drop) for _ in range(3))
     with (
         mock.patch("sparsewm.model.rollout.kernels", lambda: "left out"),
-        mock.patch("sparsewm.model.rollout.layers_library", lambda: "left out"),
+        mock.patch("sparsewm.model.rollout.layers_library", lambda layout: "left out"),
     ):
         packed.cost(actions)  # a rollout without compiled kernels
         with mock.patch("torch.backends.mkldnn.is_available", lambda: False):

@@ -1,10 +1,12 @@
-"""Which precision a device multiplies fastest in."""
+"""Which precision a device multiplies fastest in, in training and in planning."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+
+from sparsewm.kernels import LAYOUTS, kernels, layers_library
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -23,3 +25,18 @@ def fast_bfloat16(device: torch.device) -> bool:
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device is fast in it, else float32."""
     return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+
+
+def no_integers(device: torch.device) -> str | None:
+    """Why a device does not plan in 8-bit integers, in one phrase; None: it does."""
+    if device.type != "cpu":
+        return "on a CPU alone"
+    library = layers_library(LAYOUTS[torch.int8])
+    return library if isinstance(library, str) else None
+
+
+def planning_dtype(device: torch.device) -> torch.dtype:
+    """What plans are imagined in: torch.int8 where that is compiled and no matrix unit is faster."""
+    if no_integers(device) is None and isinstance(kernels(), str):
+        return torch.int8
+    return fastest_dtype(device)

@@ -16,7 +16,7 @@ import envs
 from planners import ProposalMode
 from sparsewm.errors import UserError, suggest
 from sparsewm.model.problem import Scored
-from sparsewm.precision import fastest_dtype
+from sparsewm.precision import fastest_dtype, planning_dtype
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of a `--dtype` flag: auto, bfloat16 or float32."""
+def choose_dtype(name: str, device: torch.device, planning: bool = False) -> torch.dtype:
+    """The precision of a `--dtype` flag: auto, bfloat16 or float32; of `planning` also int8."""
     known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if planning:
+        known["int8"] = torch.int8
     if name == "auto":
-        return fastest_dtype(device)
+        return planning_dtype(device) if planning else fastest_dtype(device)
     one_of("dtype", name, ["auto", *known])
     return known[name]

@@ -68,7 +68,8 @@ class Bench:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
-    """Precision: auto, bfloat16 or float32."""
+    """Precision: auto, int8 (products of the rollout's layers, where the processor has them), bfloat16 or
+    float32."""
     seed: int = 0
     """Seed of weights, observations and masks."""
     output: Path = Path("runs/bench")
@@ -84,7 +85,7 @@ class Bench:
         for drop in self.drops:
             kept_patches(1, drop)
         device = choose_device(self.device)
-        dtype = choose_dtype(self.dtype, device)
+        dtype = choose_dtype(self.dtype, device, planning=True)
         if self.preset == "paper" and self.checkpoint is None:
             model = paper_model(env, device, dtype, self.seed)
         else:

@@ -20,8 +20,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsewm.errors import UserError
-from sparsewm.kernels import gpu_kernels, kernels, layers_library
-from sparsewm.precision import fastest_dtype
+from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
+from sparsewm.precision import planning_dtype
 from sparsewm.settings import choose_device
 
 PYTHONS = ((3, 10), (3, 13))
@@ -145,7 +145,7 @@ def check_packages(names: tuple[str, ...] = PACKAGES) -> str:
 def check_device(device: str) -> str:
     """What the device is and whether it multiplies bfloat16 in hardware."""
     chosen = choose_device(device)
-    dtype = str(fastest_dtype(chosen)).removeprefix("torch.")
+    dtype = str(planning_dtype(chosen)).removeprefix("torch.")
     if chosen.type == "cuda":
         properties = torch.cuda.get_device_properties(chosen)
         return f"{chosen}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {dtype}"
@@ -165,11 +165,13 @@ def check_kernels(device: str = "auto") -> str:
     found = kernels()
     if not isinstance(found, str):
         return "compiled for this processor's matrix unit, bfloat16"
-    exact = layers_library()
-    if not isinstance(exact, str):
-        return f"compiled for this processor, float32 ({found})"
-    remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in exact else ""
-    raise Trouble(f"{exact}; torch's own operations take their place, more slowly", remedy)
+    others = {str(dtype).removeprefix("torch."): layers_library(layout) for dtype, layout in LAYOUTS.items()}
+    compiled = [name for name, library in others.items() if not isinstance(library, str)]
+    if compiled:
+        return f"compiled for this processor, {', '.join(compiled)} ({found})"
+    missing = others["float32"]
+    remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in str(missing) else ""
+    raise Trouble(f"{missing}; torch's own operations take their place, more slowly", remedy)
 
 
 def check_video() -> str:

@@ -113,7 +113,8 @@ class Eval:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
-    """Precision of the predictor: auto, bfloat16 or float32."""
+    """Precision of the predictor: auto, int8 (products of the rollout's layers, where the processor has
+    them), bfloat16 or float32."""
     seed: int = 0
     """Seed of tasks, candidates and drop masks."""
     output: Path = Path("runs/eval")

@@ -173,7 +173,8 @@ class Plan:
     device: str = "auto"
     """auto, cpu, cuda, ...; several, as cuda:0,cuda:1, share the episodes."""
     dtype: str = "auto"
-    """Precision of the predictor: auto, bfloat16 or float32."""
+    """Precision of the predictor: auto, int8 (products of the rollout's layers, where the processor has
+    them), bfloat16 or float32."""
     seed: int = 0
     """Seed of tasks, candidates and drop masks."""
     output: Path = Path("runs/plan")
@@ -231,7 +232,7 @@ class Plan:
         env = make_env(self.env)
         settings = self.settings(env)
         device, *_ = [choose_device(name) for name in self.devices]
-        dtype = choose_dtype(self.dtype, device)
+        dtype = choose_dtype(self.dtype, device, planning=True)
         model = self.load_model(env, settings, device, dtype)
         tasks = make_tasks(env, self.episodes, self.seed, settings.goal_source, settings.goal_offset)
         proposals = self.load_proposals(env, settings, device)

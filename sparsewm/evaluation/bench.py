@@ -121,7 +121,7 @@ def measure(
         the `machine`, `matmul_peak_flops`, `rows` and, with `traces`, `profile` of `bench.json`.
     """
     device = model.device
-    dtype = next(model.predictor.parameters()).dtype
+    dtype, precision = next(model.predictor.parameters()).dtype, str(model.precision)
     observation, _ = env.reset(seed=seed)
     goal = env.render_state(env.goal)
     pixels, proprio = (torch.as_tensor(observation[name])[None] for name in ("pixels", "proprio"))
@@ -185,7 +185,7 @@ def measure(
             "tokens": kept,
             "candidates": candidates,
             "horizon": horizon,
-            "dtype": str(dtype).removeprefix("torch.") if ours else "float32",
+            "dtype": precision.removeprefix("torch.") if ours else "float32",
             "repeats": len(seconds),
             "seconds_per_iteration": spread,
             "speedup_over_full": float(np.median(times[rollout, 0])) / median,

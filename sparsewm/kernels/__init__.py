@@ -1,22 +1,24 @@
 """Compiled parts of the planner's rollout. Nothing needs them.
 
-`amx` is for processors with a matrix unit, in bfloat16; `layers` for those with AVX2, in float32: C files
-that the machine's own C compiler compiles once, into the user's cache folder. `gpu` is what Triton compiles
-for a GPU. Where there is no compiler, another processor or another system, torch's own operations take their
-place; SPARSEWM_KERNELS=0 asks for that.
+`amx` is for processors with a matrix unit, in bfloat16; `layers` for those with AVX512-BF16, in bfloat16,
+and for those with AVX2, in float32: C files that the machine's own C compiler compiles once, into the user's
+cache folder. `gpu` is what Triton compiles for a GPU. Where there is no compiler, another processor or
+another system, torch's own operations take their place; SPARSEWM_KERNELS=0 asks for that.
 """
 
 from sparsewm.kernels.amx import Kernels, kernels
 from sparsewm.kernels.frame import Frame, RolloutKernels
 from sparsewm.kernels.gpu import GpuKernels, gpu_kernels
-from sparsewm.kernels.layers import CompiledLayers, LayersFrame, layers_library
+from sparsewm.kernels.layers import LAYOUTS, CompiledLayers, LayersFrame, Layout, layers_library
 
 __all__ = [
+    "LAYOUTS",
     "CompiledLayers",
     "Frame",
     "GpuKernels",
     "Kernels",
     "LayersFrame",
+    "Layout",
     "RolloutKernels",
     "gpu_kernels",
     "kernels",

@@ -32,7 +32,8 @@ def load_library(
     """C files as a library, compiled where they were not yet; or in one phrase why there is none.
 
     Args:
-        name: of the file in the cache folder. flags: of the compiler.
+        name: of the file in the cache folder. sources: C files, and headers beside them.
+        flags: of the compiler.
         needed: what the processor must be able to do, as Linux calls it.
     """
     if os.environ.get("SPARSEWM_KERNELS") == "0":
@@ -79,10 +80,10 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path |
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         library = Path(folder) / f"{name}.so"
-        parts = [Path(folder) / f"{source.stem}.o" for source in sources]
+        files = {source: Path(folder) / f"{source.stem}.o" for source in sources if source.suffix == ".c"}
         # Not linked with a library of OpenMP: the one that torch has loaded serves both.
-        steps = [[*flags, "-c", source, "-o", part] for source, part in zip(sources, parts, strict=True)]
-        for step in (*steps, ["-shared", *parts, "-o", library]):
+        steps = [[*flags, "-c", source, "-o", part] for source, part in files.items()]
+        for step in (*steps, ["-shared", *files.values(), "-o", library]):
             words = [*compiler, *map(str, step)]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode:

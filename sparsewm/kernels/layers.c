@@ -5,54 +5,17 @@
  * that scores are computed from, eight keys side by side, values as rows; frames of the past are read where they were
  * written.
  *
- * Compiled at first use by sparsewm/kernels/__init__.py.
+ * Compiled at first use by sparsewm/kernels/layers.py.
  */
 
 #include <immintrin.h>
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline)) /* row counts want to be constants */
+#include "layers.h"
 
 enum { TILE = 6, LANES = 8, PANEL = 2 * LANES, DEPTH = 256, BLOCK = 96, GROUP = 192, LINE = 64 };
-
-typedef struct {
-    const float *weights, *bias; /* (panels, inputs, PANEL) and (panels * PANEL) */
-    int64_t inputs, panels;
-} Linear;
-
-typedef struct {
-    Linear qkv, out, up, down;
-    const float *ages; /* (history, heads, d) added to keys of that age; in units of the queries */
-} Layer;
-
-typedef struct {
-    float *keys;    /* per episode and candidate (heads, key_blocks, d, LANES) */
-    float *values;  /* per episode and candidate (heads, length, d) */
-    int64_t length, age;
-    int64_t key_stride[2], value_stride[2]; /* of episode and candidate; 0 where candidates share */
-    int64_t layer_keys, layer_values;       /* from layer to layer */
-} Frame;
-
-typedef struct {
-    int64_t episodes, candidates, length, width, mlp, heads, layers, frames;
-    int64_t from_candidates; /* of the input: 1 where they share it */
-    float epsilon;
-} Sizes;
-
-static inline float *keys_of(const Frame *frame, int64_t layer, int64_t b, int64_t s) {
-    return frame->keys + layer * frame->layer_keys + b * frame->key_stride[0] + s * frame->key_stride[1];
-}
-
-static inline float *values_of(const Frame *frame, int64_t layer, int64_t b, int64_t s) {
-    return frame->values + layer * frame->layer_values + b * frame->value_stride[0] + s * frame->value_stride[1];
-}
-
-static int64_t up(int64_t value, int64_t step) {
-    return (value + step - 1) / step * step;
-}
 
 static inline float sum_of(__m256 x) {
     __m128 low = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -128,7 +91,7 @@ static __attribute__((noinline)) void linear(const Linear *layer, const float *r
         const int64_t inputs = layer->inputs - k < DEPTH ? layer->inputs - k : DEPTH;
         const int last = k + inputs == layer->inputs;
         for (int64_t p = 0; p < layer->panels; p++) {
-            const float *panel = layer->weights + (p * layer->inputs + k) * PANEL;
+            const float *panel = (const float *)layer->weights + (p * layer->inputs + k) * PANEL;
             const float *bias = k ? NULL : layer->bias + p * PANEL;
             for (int64_t r = 0; r < count; r += TILE) {
 #define SOME(n)                                                                                               \
@@ -215,7 +178,7 @@ INLINE void attend_some(const float *queries, int64_t q_stride, const Frame *fra
     for (int64_t f = 0; f < sizes->frames; f++) {
         const Frame *frame = frames + f;
         const int64_t blocks = up(frame->length, LANES) / LANES;
-        const float *keys = keys_of(frame, layer, b, s) + h * blocks * d * LANES;
+        const float *keys = (const float *)frame->keys + keys_at(frame, layer, b, s) + h * blocks * d * LANES;
         const float *age = ages + (frame->age * sizes->heads + h) * d;
         for (int r = 0; r < count; r++) {
             __m256 sum = _mm256_setzero_ps();
@@ -250,7 +213,7 @@ INLINE void attend_some(const float *queries, int64_t q_stride, const Frame *fra
     at = 0;
     for (int64_t f = 0; f < sizes->frames; f++) {
         const Frame *frame = frames + f;
-        const float *values = values_of(frame, layer, b, s) + h * frame->length * d;
+        const float *values = (const float *)frame->values + values_at(frame, layer, b, s) + h * frame->length * d;
         int64_t k = 0;
         for (; k + PANEL <= d; k += PANEL)
             mix(scores + at, room, values + k, d, frame->length, out + k, o_stride, count, 2);
@@ -343,7 +306,8 @@ int advance(const float *from, const float *modulation, const float *norm, const
                 for (int64_t g = 0; g < count; g++) {
                     const int64_t b = (first + g) / sizes->candidates, s = (first + g) % sizes->candidates;
                     const float *own = qkv + g * length * 3 * width;
-                    remember(own, sizes, keys_of(frames, l, b, s), values_of(frames, l, b, s));
+                    remember(own, sizes, (float *)frames->keys + keys_at(frames, l, b, s),
+                             (float *)frames->values + values_at(frames, l, b, s));
                     for (int64_t h = 0; h < sizes->heads; h++)
                         for (int64_t r = 0; r < length; r += TILE) {
 #define SOME(n)                                                                                               \

@@ -23,7 +23,7 @@ from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
-from sparsewm.precision import fastest_dtype
+from sparsewm.precision import planning_dtype
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 FILES = ("model.safetensors", "config.yaml", "metadata.json")
@@ -192,7 +192,8 @@ def load_pretrained(
     """The shipped world model of an environment, e.g. ``load_pretrained("pusht")``.
 
     Args:
-        dtype: precision it computes in; None: the one the device is fastest in.
+        dtype: precision it computes in, as `WorldModel.place` has it; None: the one the device plans fastest
+            in.
     """
-    dtype = fastest_dtype(torch.device(device)) if dtype is None else dtype
+    dtype = planning_dtype(torch.device(device)) if dtype is None else dtype
     return load(pretrained_path(environment), device, dtype, environment=environment)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder
+from sparsewm.errors import UserError
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.graphs import Graphs
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
 from sparsewm.model.rollout import Rollout
+from sparsewm.precision import no_integers
 
 if TYPE_CHECKING:
     from sparsewm.model.problem import LatentProblem, Measure
@@ -149,9 +151,15 @@ class WorldModel(nn.Module):
         self.metadata = dict(metadata or {})
         self.graphs = Graphs()  # of what planners compute with this model on a GPU
         self._packed: Rollout | None = None
+        self._integers = False
         object.__setattr__(self, "encoder", encoder)  # kept out of parameters and state dict
 
     encoder: PatchEncoder
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What plans are imagined in: torch.int8, or the predictor's own."""
+        return torch.int8 if self._integers else self.predictor.embed_tokens.weight.dtype
 
     @property
     def action_dim(self) -> int:
@@ -174,7 +182,20 @@ class WorldModel(nn.Module):
         return self.standardizer.token_mean.device
 
     def place(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> WorldModel:
-        """Move to a device; the networks compute in `dtype`, statistics stay float32. Returns self."""
+        """Move to a device; the networks compute in `dtype`, statistics stay float32. Returns self.
+
+        With torch.int8 they compute in bfloat16, and the layers of a planner's rollout multiply 8-bit
+        integers.
+
+        Raises:
+            UserError: this machine has nothing compiled for integers.
+        """
+        if dtype == torch.int8:
+            reason = no_integers(torch.device(device))
+            if reason is not None:
+                raise UserError(f"this machine does not plan in int8 ({reason}): give --dtype auto")
+        self._integers = dtype == torch.int8
+        dtype = torch.bfloat16 if self._integers else dtype
         self.predictor.to(device=device, dtype=dtype)
         for head in (self.distance, self.decoder):
             if head is not None:
@@ -190,7 +211,7 @@ class WorldModel(nn.Module):
         On a GPU they are packed once, for graphs are bound to their places: after a change call `place`.
         """
         if self.device.type == "cpu":
-            return Rollout(self.predictor)
+            return Rollout(self.predictor, self.precision)
         if self._packed is None and self.device.type == "cuda":
             self._packed = Rollout(self.predictor)
         return self._packed if self._packed is not None and self._packed.compiled is not None else None

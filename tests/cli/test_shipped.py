@@ -12,8 +12,10 @@ import torch
 import envs
 import planners
 import sparsewm
-from sparsewm.kernels import Kernels, kernels, layers_library
+from sparsewm.kernels import LAYOUTS, Kernels, kernels, layers_library
 from sparsewm.model.checkpoint import shipped
+from sparsewm.model.drop import spearman
+from sparsewm.precision import planning_dtype
 from sparsewm.proposals import VLAS, shipped_vlas
 from tests.cli.commands import call, shell
 
@@ -51,6 +53,23 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
     assert bool(torch.isfinite(plan.cost).all())
 
 
+@pytest.mark.parametrize("name", ["pusht", "wall"])
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_the_fastest_precision_ranks_candidates_as_float32_does(name: str, drop: float) -> None:
+    env, generator = envs.make(name), torch.Generator().manual_seed(0)
+    costs = []
+    for dtype in (None, torch.float32):
+        model = sparsewm.load_pretrained(name, "cpu", dtype)
+        observation, _ = env.reset(seed=0)
+        problem = model.planning_problem(observation, env.render_state(env.goal), drop=drop)
+        shape = (1, 256, problem.horizon, model.action_dim)
+        if not costs:
+            actions = torch.randn(*shape, generator=generator).clamp(-1, 1)
+        problem.resample(0)
+        costs.append(problem.cost(actions)[0].numpy())
+    assert spearman(*costs) > 0.995
+
+
 @pytest.mark.parametrize("name", shipped_vlas())
 def test_the_shipped_vla_proposes_and_the_world_model_chooses(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +103,7 @@ def test_bench_times_the_shipped_model(tmp_path: Path, monkeypatch: pytest.Monke
     parts, name = ("softmax", "layer norm"), "aten::softmax"
     if isinstance(kernels(), Kernels):
         parts, name = ("attention", "residual, norm, modulation"), "sparsewm::attend"
-    elif not isinstance(layers_library(), str):
+    elif not isinstance(layers_library(LAYOUTS[planning_dtype(torch.device("cpu"))]), str):
         parts, name = ("all layers of a frame",), "sparsewm::advance"
     for drop in ("0", "0.8"):
         rows = report["profile"][drop]

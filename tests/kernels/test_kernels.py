@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels import Frame, Kernels, amx, build, kernels, layers, layers_library
+from sparsewm.kernels import LAYOUTS, Frame, Kernels, amx, build, kernels, layers, layers_library
 from sparsewm.model import rollout
 from sparsewm.model.rollout import BufferWindow, Rollout
 from sparsewm.model.world_model import gather_patches
@@ -203,7 +204,7 @@ def test_heads_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("afresh")
-@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("load", [kernels, *(partial(layers_library, layout) for layout in LAYOUTS.values())])
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -221,7 +222,8 @@ def test_without_a_kernel_there_is_a_reason(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(build, "processor", lambda: {*amx.NEEDED, *layers.NEEDED})
+    able = {name for layout in LAYOUTS.values() for name in layout.needed}
+    monkeypatch.setattr(build, "processor", lambda: able.union(amx.NEEDED))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(name, value)
@@ -233,11 +235,14 @@ def test_without_a_kernel_there_is_a_reason(
 def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "processor", lambda: {"avx2"})
     assert kernels() == "the processor has no amx_bf16"
-    assert layers_library() == "the processor has no fma"
+    assert layers_library(layers.FLOAT32) == "the processor has no fma"
+    assert layers_library(layers.BFLOAT16) == "the processor has no avx512_bf16"
 
 
 @pytest.mark.parametrize(
-    ("sources", "flags"), [(amx.SOURCES, amx.FLAGS), ([layers.SOURCE], layers.FLAGS)], ids=["amx", "layers"]
+    ("sources", "flags"),
+    [(amx.SOURCES, amx.FLAGS), *((layout.sources, layout.flags) for layout in LAYOUTS.values())],
+    ids=["amx", *(layout.name for layout in LAYOUTS.values())],
 )
 def test_kernels_are_compiled_once(
     sources: list[Path], flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

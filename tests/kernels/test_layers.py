@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from sparsewm.kernels import CompiledLayers, layers_library
+from sparsewm.kernels import LAYOUTS, layers_library
 from sparsewm.model import rollout
 from sparsewm.model.rollout import Rollout
 from sparsewm.model.world_model import WorldModel, gather_patches
 from tests.model.tiny import random_actions, random_latent, tiny_encoder, tiny_model
 
-compiled = pytest.mark.skipif(isinstance(layers_library(), str), reason=f"{layers_library()}")
+FLOAT32, BFLOAT16, INT8 = (LAYOUTS[dtype] for dtype in (torch.float32, torch.bfloat16, torch.int8))
+SIZES = {"width": 64, "heads": 2, "mlp": 96}
+compiled = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(
+            dtype,
+            marks=pytest.mark.skipif(
+                isinstance(layers_library(layout), str), reason=f"{layers_library(layout)}"
+            ),
+            id=layout.name,
+        )
+        for dtype, layout in LAYOUTS.items()
+    ],
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors that have one run these kernels as well, if they are asked to."""
+    monkeypatch.setattr(rollout, "kernels", lambda: "switched off")
 
 
 def aged_model(**sizes: Any) -> WorldModel:
     """A tiny model whose keys grow visibly older, and whose actions modulate every layer."""
-    model, generator = tiny_model(**sizes), torch.Generator().manual_seed(1)
+    model, generator = tiny_model(**SIZES | sizes), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for block in model.predictor.blocks:
             for parameter in (block.age, block.modulation.weight, block.modulation.bias):
@@ -27,10 +49,13 @@ def aged_model(**sizes: Any) -> WorldModel:
     return model
 
 
+Frames = list[tuple[torch.Tensor, torch.Tensor]]
+
+
 def imagined(
-    model: WorldModel, kept: int, candidates: int, seen: int = 0, steps: int = 5
-) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], ...]:
-    """Frames that two episodes imagine: by the predictor, and by the rollout."""
+    dtype: torch.dtype, model: WorldModel, kept: int, candidates: int, seen: int = 0, steps: int = 5
+) -> tuple[Frames, Frames, Frames]:
+    """Frames that two episodes imagine: by the predictor in float32, compiled, and by torch's operations."""
     generator = torch.Generator().manual_seed(kept)
     latent = random_latent(model, 2, generator)
     order = torch.rand(2, model.patches, generator=generator).argsort(1)
@@ -38,81 +63,101 @@ def imagined(
     frames = [(random_latent(model, 2, generator), random_actions(model, 2, generator=generator))] * seen
     actions = random_actions(model, 2, candidates, steps, generator=generator)
     start = gather_patches(latent.tokens, patches), latent.proprio
+    computing = LAYOUTS[dtype].dtype
+    predictor = copy.deepcopy(model.predictor).to(computing)
     with torch.inference_mode():
         past = model.remember(frames, patches)
         expected = list(model.imagine(*start, actions, patches, past))
-        fast = Rollout(model.predictor)
-        assert fast.whole is not None
-        found = list(fast.imagine(*start, model.standardizer.actions(actions), patches, past))
-    return expected, found
+        for frame in past:
+            frame.keys, frame.values = (
+                [x.to(computing) for x in part] for part in (frame.keys, frame.values)
+            )
+        fast = Rollout(predictor, dtype)
+        assert fast.whole is not None and fast.whole.layout is LAYOUTS[dtype]
+        with mock.patch.object(rollout, "layers_library", lambda layout: "switched off"):
+            slow = Rollout(predictor)
+        standard = model.standardizer.actions(actions)
+        found, usual = (list(way.imagine(*start, standard, patches, past)) for way in (fast, slow))
+    return expected, found, usual
 
 
-def assert_same(frames: tuple[list[tuple[torch.Tensor, torch.Tensor]], ...]) -> None:
-    for expected, found in zip(*frames, strict=True):
-        for one, other in zip(expected, found, strict=True):
-            assert (other - one).norm() < 1e-4 * one.norm()  # wide random layers amplify single roundings
+def assert_same(dtype: torch.dtype, *arguments: Any, **options: Any) -> None:
+    """As exact as torch's operations in float32, about as exact as those in bfloat16 otherwise."""
+    errors = []  # of one part of one frame: compiled, and by torch's operations
+    for frames in zip(*imagined(dtype, *arguments, **options), strict=True):
+        for expected, found, usual in zip(*frames, strict=True):
+            errors.append([float((way - expected).norm() / expected.norm()) for way in (found, usual)])
+    if dtype == torch.float32:
+        assert max(error for error, _ in errors) < 1e-4  # wide random layers amplify single roundings
+    else:
+        error, usual_error = (sum(column) / len(errors) for column in zip(*errors, strict=True))
+        assert error < (1.5 if dtype == torch.bfloat16 else 3) * usual_error
+        assert error < 0.5
 
 
 @compiled
 @pytest.mark.parametrize("kept", [1, 4, 7, 8, 16])
 @pytest.mark.parametrize(("history", "seen"), [(1, 0), (2, 1), (3, 0), (3, 1), (3, 2), (3, 4)])
-def test_frames_are_those_of_the_predictor(kept: int, history: int, seen: int) -> None:
-    assert_same(imagined(aged_model(history=history), kept, 3, seen))
+def test_frames_are_those_of_the_predictor(dtype: torch.dtype, kept: int, history: int, seen: int) -> None:
+    assert_same(dtype, aged_model(history=history), kept, 3, seen)
 
 
 @compiled
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"width": 16, "heads": 1, "mlp": 16},
-        {"width": 48, "heads": 2, "mlp": 80},  # heads of 24: a block of 16 numbers and one of 8
+        {"width": 32, "heads": 1, "mlp": 32},
+        {"width": 96, "heads": 4, "mlp": 160},  # heads of 24: a block of 16 numbers and one of 8
         {"width": 192, "heads": 3, "mlp": 768},  # more inputs than a panel's depth
         {"width": 64, "heads": 8, "mlp": 64},
     ],
 )
 @pytest.mark.parametrize("candidates", [1, 17, 40])
-def test_any_sizes(sizes: dict[str, int], candidates: int) -> None:
-    assert_same(imagined(aged_model(history=3, **sizes), 9, candidates, steps=4))
+def test_any_sizes(dtype: torch.dtype, sizes: dict[str, int], candidates: int) -> None:
+    assert_same(dtype, aged_model(history=3, **sizes), 9, candidates, steps=4)
 
 
 @compiled
-def test_more_rows_than_a_thread_takes_at_once() -> None:
-    assert_same(imagined(aged_model(history=2, encoder=tiny_encoder(196)), 196, 3, steps=3))
+def test_more_rows_than_a_thread_takes_at_once(dtype: torch.dtype) -> None:
+    assert_same(dtype, aged_model(history=2, encoder=tiny_encoder(196)), 196, 3, steps=3)
 
 
 @compiled
-def test_any_number_of_threads_gives_the_same() -> None:
+def test_any_number_of_threads_gives_the_same(dtype: torch.dtype) -> None:
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(imagined(aged_model(history=3), 5, 60)[1][-1][0])
+            found.append(imagined(dtype, aged_model(history=3), 5, 60)[1][-1][0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 @compiled
-def test_large_scores_do_not_overflow() -> None:
+def test_large_scores_do_not_overflow(dtype: torch.dtype) -> None:
     model = aged_model(history=2)
     with torch.no_grad():
         for block in model.predictor.blocks:
             block.qkv.weight *= 30
-    expected, found = imagined(model, 9, 4, steps=2)
+    expected, found, _ = imagined(dtype, model, 9, 4, steps=2)
     for (one, _), (other, _) in zip(expected, found, strict=True):
         assert other.isfinite().all()
-        assert (other - one).square().mean() < 1e-4 * one.square().mean()
+        if dtype == torch.float32:  # bfloat16 chooses other keys where two scores are large and alike
+            assert (other - one).square().mean() < 1e-4 * one.square().mean()
 
 
 def test_sizes_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not CompiledLayers.fit(40, 2, 64)  # width
-    assert not CompiledLayers.fit(48, 4, 64)  # heads of 12
-    assert not CompiledLayers.fit(48, 2, 72)  # mlp
-    assert CompiledLayers.fit(384, 16, 2048) and CompiledLayers.fit(192, 3, 768)
+    assert not FLOAT32.fit(40, 2, 64, 3) and not BFLOAT16.fit(48, 2, 64, 3)  # width
+    assert not FLOAT32.fit(48, 4, 64, 3) and not BFLOAT16.fit(96, 32, 64, 3)  # heads of 12, of 3
+    assert not FLOAT32.fit(48, 2, 72, 3) and not BFLOAT16.fit(64, 2, 72, 3)  # mlp
+    assert not BFLOAT16.fit(64, 2, 64, 17) and not INT8.fit(64, 2, 64, 17)  # frames
+    for layout in LAYOUTS.values():
+        assert layout.fit(384, 16, 2048, 3) and layout.fit(192, 3, 768, 3)
     narrow = tiny_model(width=24, heads=2)
     assert Rollout(narrow.predictor).whole is None
     assert math.isfinite(float(next(_one_frame(narrow))[0].sum()))
-    monkeypatch.setattr(rollout, "layers_library", lambda: "switched off")
+    monkeypatch.setattr(rollout, "layers_library", lambda layout: "switched off")
     assert Rollout(tiny_model().predictor).whole is None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from planners import CEM, GradientDescent, PlanningProblem, RacingProblem, SeparableProblem
 from sparsewm.data import token_statistics
 from sparsewm.errors import UserError
-from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches
+from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches, world_model
 from sparsewm.model.drop import AutoDrop, spearman
 from sparsewm.model.world_model import Standardizer, gather_patches
 from tests.model.tiny import random_actions, random_latent, tiny_model
@@ -236,6 +236,14 @@ def test_bfloat16_ranks_candidates_like_float32() -> None:
     assert rough.dtype == torch.float32 and not torch.equal(exact, rough)
     for a, b in zip(exact.numpy(), rough.numpy(), strict=True):
         assert spearman(a, b) > 0.97
+
+
+def test_integers_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world_model, "no_integers", lambda device: "the processor has no avx512_vnni")
+    model = tiny_model()
+    with pytest.raises(UserError, match=r"no avx512_vnni.*--dtype auto"):
+        model.place("cpu", torch.int8)
+    assert model.precision == torch.float32
 
 
 @pytest.mark.parametrize("seen", [0, 2])

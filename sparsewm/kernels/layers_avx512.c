@@ -1,0 +1,488 @@
+/* A frame of a planner's rollout through all layers of the predictor, in bfloat16, on processors with AVX512-BF16.
+ *
+ * As in layers.c a thread takes a few candidates through all layers, whose activations stay in its cache. What a
+ * product reads is bfloat16, two numbers of a row (or two keys) side by side, as the processor multiplies them; what
+ * it adds up is float32, and so are the tokens between layers, norms and exponents. A product ends in what comes after
+ * it: bias, ReLU, or the gated sum with the tokens.
+ *
+ * Compiled with INTEGERS=1, linear layers multiply 8-bit integers instead (AVX512-VNNI), four at once: a row is
+ * rounded to 255 steps of its largest number, a column of weights to 127 of its own. Attention stays as it is.
+ *
+ * Compiled at first use by sparsewm/kernels/layers.py.
+ */
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "layers.h"
+
+typedef uint16_t bf16;
+
+#ifndef INTEGERS
+#define INTEGERS 0
+#endif
+#if INTEGERS
+typedef uint8_t factor; /* a number as linear layers read it */
+enum { TOGETHER = 4 };  /* of them that are multiplied at once */
+#else
+typedef bf16 factor;
+enum { TOGETHER = 2 };
+#endif
+
+enum { TILE = 12, LANES = 16, PANEL = 2 * LANES, BLOCK = 128, GROUP = 256, LINE = 64 };
+
+#define LEAST -3.0e38f /* the score of a key that is not there */
+
+static inline __m512 widen(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+static inline __m512 load(const bf16 *from) {
+    return widen(_mm256_loadu_si256((const __m256i *)from));
+}
+
+static inline __m256i narrow(__m512 x) {
+    return (__m256i)_mm512_cvtneps_pbh(x);
+}
+
+/* Neighbours in a row, 32 bits of them, in all lanes. */
+static inline __m512i all_lanes(const void *from) {
+    int32_t bits;
+    memcpy(&bits, from, sizeof bits);
+    return _mm512_set1_epi32(bits);
+}
+
+static inline __m512bh both(const bf16 *pair) {
+    return (__m512bh)all_lanes(pair);
+}
+
+static inline __m512bh pairs(const bf16 *from) {
+    return (__m512bh)_mm512_loadu_si512(from);
+}
+
+/* 2^x for x <= 0, to 8e-5 of its value, which bfloat16 does not see. */
+static inline __m512 exp2_of(__m512 x) {
+    const __m512 f = _mm512_reduce_ps(x, 0x09); /* x - floor(x) */
+    __m512 p = _mm512_set1_ps(0.07790728f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.22623387f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69577639f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992795f));
+    return _mm512_scalef_ps(p, x);
+}
+
+/* Calls `call` with the number of rows to compute, a constant, of those that are left: up to three more are computed
+ * and left out. */
+#define CONSTANT(call, left)                                                                                  \
+    if ((left) > 8) {                                                                                         \
+        call(TILE);                                                                                           \
+    } else if ((left) > 4) {                                                                                  \
+        call(8);                                                                                              \
+    } else {                                                                                                  \
+        call(4);                                                                                              \
+    }
+
+/* What becomes of a product: rows of bfloat16 (through a ReLU), or a part of the tokens by their gates. */
+typedef struct {
+    bf16 *rows;
+    int64_t stride;
+    int relu;
+    float *tokens; /* where rows is NULL */
+    const bf16 *gates;
+    int64_t length, gate_stride, first; /* rows of a candidate, numbers from gate to gate, row of the tokens */
+} Result;
+
+/* Rows that linear layers read. */
+typedef struct {
+    factor *numbers;
+    float *units; /* of integers: what 1 is, row by row */
+} Rows;
+
+#if INTEGERS
+/* Four products in every lane, added; as an instruction, for compilers copy the sums of the intrinsic to and fro. */
+static inline void add_products(__m512i *sum, __m512i row, __m512i weights) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(row), "v"(weights));
+}
+
+/* Integers of 16 numbers, `unit` apart, from `zero` on. */
+static inline void round_to(uint8_t *to, __m512 x, __m512 per_unit, __m512i zero) {
+    const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x, per_unit)), zero);
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(whole));
+}
+
+/* The numbers of a row as integers: 128 is zero, or where there are none below zero 0 is. */
+static void quantize(const bf16 *row, int64_t width, int positive, const Rows *out, int64_t at) {
+    __m512 most = _mm512_set1_ps(1e-30f);
+    for (int64_t i = 0; i < width; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(load(row + i)));
+    const float unit = _mm512_reduce_max_ps(most) / (positive ? 255.0f : 127.0f);
+    const __m512 per_unit = _mm512_set1_ps(1.0f / unit);
+    const __m512i zero = _mm512_set1_epi32(positive ? 0 : 128);
+    for (int64_t i = 0; i < width; i += LANES)
+        round_to(out->numbers + at * width + i, load(row + i), per_unit, zero);
+    out->units[at] = unit;
+}
+#endif
+
+/* Some rows against one panel of 32 columns; the first `real` of them are kept. A part of the next panel is fetched
+ * meanwhile, `step` bytes for every 32 bits of a row from `ahead` on. */
+INLINE void multiply(const Linear *layer, const Rows *in, int64_t row, int64_t column, const char *ahead, int64_t step,
+                     const Result *result, int count, int64_t real) {
+    const int64_t inputs = layer->inputs;
+    const factor *rows = in->numbers + row * inputs, *panel = (const factor *)layer->weights + column * inputs;
+    __m512 sums[TILE][2];
+#if INTEGERS
+    __m512i wholes[TILE][2];
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < 2; i++) wholes[r][i] = _mm512_loadu_si512(layer->offsets + column + i * LANES);
+#else
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < 2; i++) sums[r][i] = _mm512_loadu_ps(layer->bias + column + i * LANES);
+#endif
+    for (int64_t k = 0; k < inputs; k += TOGETHER, ahead += step, panel += TOGETHER * PANEL) {
+        const __m512i w0 = _mm512_loadu_si512(panel), w1 = _mm512_loadu_si512((const char *)panel + LINE);
+        _mm_prefetch(ahead, _MM_HINT_T1);
+        for (int r = 0; r < count; r++) {
+            const __m512i a = all_lanes(rows + r * inputs + k);
+#if INTEGERS
+            add_products(&wholes[r][0], a, w0);
+            add_products(&wholes[r][1], a, w1);
+#else
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)a, (__m512bh)w0);
+            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)a, (__m512bh)w1);
+#endif
+        }
+    }
+#if INTEGERS
+    for (int i = 0; i < 2; i++) {
+        const __m512 bias = _mm512_loadu_ps(layer->bias + column + i * LANES);
+        const __m512 units = _mm512_loadu_ps(layer->units + column + i * LANES);
+        for (int r = 0; r < count; r++) {
+            const __m512 unit = _mm512_mul_ps(units, _mm512_set1_ps(in->units[row + r]));
+            sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(wholes[r][i]), unit, bias);
+        }
+    }
+#endif
+    if (result->rows) {
+        const __m512 least = _mm512_set1_ps(result->relu ? 0.0f : -INFINITY);
+        for (int r = 0; r < count && r < real; r++) {
+            const __m512 low = _mm512_max_ps(sums[r][0], least), high = _mm512_max_ps(sums[r][1], least);
+            _mm512_storeu_si512(result->rows + (row + r) * result->stride + column,
+                                (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        }
+        return;
+    }
+    for (int r = 0; r < count && r < real; r++) {
+        const int64_t at = result->first + row + r;
+        float *to = result->tokens + at * result->stride + column;
+        const bf16 *gate = result->gates + at / result->length * result->gate_stride + column;
+        for (int i = 0; i < 2; i++)
+            _mm512_storeu_ps(to + i * LANES,
+                             _mm512_fmadd_ps(load(gate + i * LANES), sums[r][i], _mm512_loadu_ps(to + i * LANES)));
+    }
+}
+
+/* Some rows through a linear layer; three more than there are may be read. */
+static __attribute__((noinline)) void linear(const Linear *layer, const Rows *rows, int64_t count,
+                                             const Result *result) {
+    const char *weights = layer->weights;
+    const int64_t words = layer->inputs / TOGETHER, step = 2 * LINE * TILE / count + 1;
+    for (int64_t p = 0; p < layer->panels; p++)
+        for (int64_t r = 0; r < count; r += TILE) {
+#define SOME(n)                                                                                               \
+    multiply(layer, rows, r, p * PANEL, weights + (p + 1) * words * 2 * LINE + r / TILE * step * words, step, \
+             result, n, count - r)
+            CONSTANT(SOME, count - r)
+#undef SOME
+        }
+}
+
+/* The mean of a row of tokens, and what its differences from it are multiplied by. */
+static inline void norm_of(const float *row, int64_t width, float epsilon, __m512 *mean, __m512 *factors) {
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (int64_t i = 0; i < width; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+    *mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(row + i), *mean);
+        squares = _mm512_fmadd_ps(value, value, squares);
+    }
+    *factors = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + epsilon));
+}
+
+/* shift + scale * layer norm of a row. */
+static void normalize(const float *row, int64_t width, const bf16 *shift, const bf16 *scale, float epsilon,
+                      bf16 *out) {
+    __m512 mean, factors;
+    norm_of(row, width, epsilon, &mean, &factors);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m512 value = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), factors);
+        _mm256_storeu_si256((__m256i *)(out + i), narrow(_mm512_fmadd_ps(value, load(scale + i), load(shift + i))));
+    }
+}
+
+/* Scores of some queries for 16 or 32 keys, `count` and `wide` constants; their largest goes into `most`. */
+INLINE void score(const bf16 *queries, int64_t stride, const bf16 *keys, int64_t d, const float *clock, float *out,
+                  int64_t room, __m512 *most, __mmask16 last, int count, int wide) {
+    __m512 sums[TILE][2];
+    for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = _mm512_set1_ps(clock[r]);
+    for (int64_t k = 0; k < d; k += 2) {
+        const __m512bh k0 = pairs(keys + k * LANES), k1 = wide ? pairs(keys + (d + k) * LANES) : k0;
+        for (int r = 0; r < count; r++) {
+            const __m512bh q = both(queries + r * stride + k);
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], q, k0);
+            if (wide) sums[r][1] = _mm512_dpbf16_ps(sums[r][1], q, k1);
+        }
+    }
+    const __m512 least = _mm512_set1_ps(LEAST);
+    for (int r = 0; r < count; r++) {
+        sums[r][wide] = _mm512_mask_mov_ps(least, last, sums[r][wide]);
+        for (int i = 0; i <= wide; i++) {
+            most[r] = _mm512_max_ps(most[r], sums[r][i]);
+            _mm512_storeu_ps(out + r * room + i * LANES, sums[r][i]);
+        }
+    }
+}
+
+/* What some queries read of `wide` times 16 of the values' numbers, by their weights (count, room). */
+INLINE void mix(const bf16 *weights, int64_t room, const bf16 *const *values, const Frame *frames, int64_t frame_count,
+                int64_t padded, const float *scale, int64_t numbers, bf16 *out, int64_t stride, int count, int wide,
+                int64_t real) {
+    __m512 sums[TILE][2];
+    for (int r = 0; r < count; r++)
+        for (int j = 0; j < wide; j++) sums[r][j] = _mm512_setzero_ps();
+    for (int64_t f = 0; f < frame_count; f++) {
+        const bf16 *value = values[f];
+        for (int64_t n = 0; n < frames[f].length; n += 2, value += 2 * padded) {
+            const __m512bh v0 = pairs(value), v1 = wide == 2 ? pairs(value + PANEL) : v0;
+            for (int r = 0; r < count; r++) {
+                const __m512bh w = both(weights + r * room + n);
+                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], w, v0);
+                if (wide == 2) sums[r][1] = _mm512_dpbf16_ps(sums[r][1], w, v1);
+            }
+        }
+        weights += up(frames[f].length, LANES);
+    }
+    for (int r = 0; r < count && r < real; r++)
+        for (int j = 0; j < wide; j++) {
+            const int64_t left = numbers - j * LANES;
+            const __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
+            _mm256_mask_storeu_epi16(out + r * stride + j * LANES, mask,
+                                     narrow(_mm512_mul_ps(sums[r][j], _mm512_set1_ps(scale[r]))));
+        }
+}
+
+/* Room for a block of queries: scores as float32, weights as bfloat16. */
+typedef struct {
+    float *scores;
+    bf16 *weights;
+    int64_t room;
+} Scratch;
+
+/* Up to twelve queries of one head against the keys of all frames. */
+INLINE void attend_some(const bf16 *queries, const Frame *frames, const Sizes *sizes, int64_t layer, int64_t b,
+                        int64_t s, int64_t h, const bf16 *ages, const Scratch *scratch, bf16 *out, int count,
+                        int64_t real) {
+    enum { FRAMES = LANES };
+    const int64_t width = sizes->width, d = width / sizes->heads, padded = up(d, LANES), room = scratch->room;
+    const bf16 *values[FRAMES];
+    float clocks[TILE * LANES], clock[TILE], zero[TILE] = {0}, scale[TILE];
+    __m512 most[TILE];
+    for (int r = 0; r < count; r++) most[r] = _mm512_set1_ps(LEAST);
+    if (sizes->frames > 1) { /* every age is one number more for all keys of a frame */
+        __m512 unused[TILE];
+        for (int r = 0; r < count; r++) unused[r] = most[r];
+        score(queries, 3 * width, ages + h * d * LANES, d, zero, clocks, LANES, unused, 0xffff, count, 0);
+    }
+    int64_t at = 0;
+    for (int64_t f = 0; f < sizes->frames; f++) {
+        const Frame *frame = frames + f;
+        const int64_t blocks = up(frame->length, LANES) / LANES, rest = frame->length - (blocks - 1) * LANES;
+        const bf16 *keys = (const bf16 *)frame->keys + keys_at(frame, layer, b, s) + h * blocks * d * LANES;
+        values[f] = (const bf16 *)frame->values + values_at(frame, layer, b, s) +
+                    h * up(frame->length, 2) * padded;
+        for (int r = 0; r < count; r++) clock[r] = frame->age ? clocks[r * LANES + frame->age] : 0.0f;
+        const __mmask16 last = (__mmask16)((1u << rest) - 1);
+        int64_t block = 0;
+        for (; block + 2 <= blocks; block += 2, at += PANEL)
+            score(queries, 3 * width, keys + block * d * LANES, d, clock, scratch->scores + at, room, most,
+                  block + 2 == blocks ? last : 0xffff, count, 1);
+        if (block < blocks) {
+            score(queries, 3 * width, keys + block * d * LANES, d, clock, scratch->scores + at, room, most, last,
+                  count, 0);
+            at += LANES;
+        }
+    }
+    for (int r = 0; r < count; r++) {
+        const float *row = scratch->scores + r * room;
+        const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most[r]));
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t n = 0; n < at; n += LANES) {
+            const __m512 weight = exp2_of(_mm512_sub_ps(_mm512_loadu_ps(row + n), top));
+            sum = _mm512_add_ps(sum, weight);
+            _mm256_storeu_si256((__m256i *)(scratch->weights + r * room + n), narrow(weight));
+        }
+        scale[r] = 1.0f / _mm512_reduce_add_ps(sum);
+    }
+    int64_t k = 0;
+    for (; k + PANEL <= padded; k += PANEL) {
+        mix(scratch->weights, room, values, frames, sizes->frames, padded, scale, d - k, out + k, width, count, 2,
+            real);
+        for (int64_t f = 0; f < sizes->frames; f++) values[f] += 2 * PANEL;
+    }
+    if (k < padded)
+        mix(scratch->weights, room, values, frames, sizes->frames, padded, scale, d - k, out + k, width, count, 1,
+            real);
+}
+
+/* Keys and values of one candidate from rows of queries, keys and values: per head keys (blocks, d / 2, 16, 2) and
+ * values (pairs of keys, padded d, 2). */
+static void remember(const bf16 *qkv, const Sizes *sizes, bf16 *keys, bf16 *values) {
+    const int64_t width = sizes->width, d = width / sizes->heads, length = sizes->length, padded = up(d, LANES);
+    const int64_t blocks = up(length, LANES) / LANES;
+    for (int64_t h = 0; h < sizes->heads; h++, keys += blocks * d * LANES, values += up(length, 2) * padded) {
+        for (int64_t n = 0; n < blocks * LANES; n++) {
+            const bf16 *row = qkv + n * 3 * width + width + h * d;
+            bf16 *to = keys + (n / LANES * d / 2 * LANES + n % LANES) * 2;
+            for (int64_t k = 0; k < d; k += 2, to += 2 * LANES) {
+                uint32_t pair = 0;
+                if (n < length) memcpy(&pair, row + k, sizeof pair);
+                memcpy(to, &pair, sizeof pair);
+            }
+        }
+        for (int64_t n = 0; n < length; n += 2) {
+            const bf16 *even = qkv + n * 3 * width + 2 * width + h * d, *odd = even + 3 * width;
+            for (int64_t k = 0; k < padded; k += LANES) {
+                const __mmask16 mask = d - k >= LANES ? 0xffff : (__mmask16)((1u << (d - k)) - 1);
+                const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + k));
+                __m512i pair = low;
+                if (n + 1 < length) {
+                    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd + k));
+                    pair = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+                }
+                _mm512_storeu_si512(values + (n / 2 * padded + k) * 2, pair);
+            }
+        }
+    }
+}
+
+/* Rows that go through a layer together: about BLOCK of them, in blocks of one size. */
+static int64_t block_of(int64_t rows) {
+    int64_t blocks = (rows + BLOCK / 2) / BLOCK;
+    if (blocks < 1) blocks = 1;
+    return up((rows + blocks - 1) / blocks, TILE);
+}
+
+/* All layers of one imagined frame.
+ *
+ * from: embedded tokens (episodes, from_candidates, length, width). modulation: (episodes * candidates, layers, 6,
+ * width): shift, scale and gate before attention, the same before the MLP, with the "1 +" of scales and gates. norm:
+ * shift and scale (2, width) of the last layer norm. frames: at most 16, the present one first, which is written; then
+ * what else is seen. out: normalized tokens (episodes, candidates, length, width). Widths are multiples of 32, a
+ * head's size of 2. Returns 0, or 1 when there is no memory.
+ */
+int advance(const bf16 *from, const bf16 *modulation, const bf16 *norm, const Layer *layers, const Frame *frames,
+            const Sizes *sizes, bf16 *out, int threads) {
+    const int64_t width = sizes->width, length = sizes->length, mlp = sizes->mlp, d = width / sizes->heads;
+    const int64_t groups = sizes->episodes * sizes->candidates;
+    const int64_t units = up(up(groups * length, GROUP) / GROUP, threads); /* as many for every thread */
+    const int64_t together = (groups + units - 1) / units;
+    const int64_t most = together * length, deep = 2 * BLOCK, step = sizes->layers * 6 * width;
+    int64_t room = 0;
+    for (int64_t f = 0; f < sizes->frames; f++) room += up(frames[f].length, LANES);
+    const int64_t wide = mlp > width ? mlp : width;
+    /* tokens; then queries, keys and values; mixed values; rows of bfloat16; scores; weights; and of integers a
+     * product's input with its units */
+    const int64_t bytes[] = {4 * most * width,  6 * (most + TILE) * width, 2 * (most + TILE) * width,
+                             2 * deep * width, 2 * deep * mlp,            4 * TILE * room,
+                             2 * TILE * room,  INTEGERS * deep * wide,     INTEGERS * deep * 4};
+    enum { PARTS = sizeof bytes / sizeof *bytes };
+    int64_t whole = 0;
+    for (int i = 0; i < PARTS; i++) whole += up(bytes[i], LINE);
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        uint8_t *memory = aligned_alloc(LINE, whole);
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        void *part[PARTS];
+        uint8_t *next = memory;
+        for (int i = 0; i < PARTS; i++) {
+            part[i] = next;
+            next += up(bytes[i], LINE);
+        }
+        float *x = part[0];
+        bf16 *qkv = part[1], *mixed = part[2], *y = part[3], *hidden = part[4];
+        Rows input = {part[7], part[8]}; /* of the product that is next */
+        const Scratch scratch = {part[5], part[6], room};
+#pragma omp for schedule(dynamic)
+        for (int64_t first = 0; first < groups; first += together) {
+            if (!memory) continue;
+            const int64_t count = groups - first < together ? groups - first : together, rows = count * length;
+            const int64_t block = block_of(rows);
+            for (int64_t g = 0; g < count; g++) {
+                const int64_t b = (first + g) / sizes->candidates, s = (first + g) % sizes->candidates;
+                const bf16 *source =
+                    from + (b * sizes->from_candidates + (sizes->from_candidates > 1 ? s : 0)) * length * width;
+                for (int64_t i = 0; i < length * width; i += LANES)
+                    _mm512_storeu_ps(x + g * length * width + i, load(source + i));
+            }
+            for (int64_t l = 0; l < sizes->layers; l++) {
+                const Layer *layer = layers + l;
+                const bf16 *parts = modulation + (first * sizes->layers + l) * 6 * width; /* of candidate `first` */
+#define PART(row, which) (parts + (row) / length * step + (which) * width)
+#if INTEGERS
+#define READ(from, size, positive)                                                                            \
+    for (int64_t r = 0; r < some; r++) quantize((from) + r * (size), size, positive, &input, r)
+#else
+#define READ(from, size, positive) input.numbers = (from)
+#endif
+                for (int64_t at = 0; at < rows; at += block) {
+                    const int64_t some = rows - at < block ? rows - at : block;
+                    for (int64_t r = 0; r < some; r++)
+                        normalize(x + (at + r) * width, width, PART(at + r, 0), PART(at + r, 1), sizes->epsilon,
+                                  y + r * width);
+                    READ(y, width, 0);
+                    linear(&layer->qkv, &input, some, &(Result){.rows = qkv + at * 3 * width, .stride = 3 * width});
+                }
+                for (int64_t g = 0; g < count; g++) {
+                    const int64_t b = (first + g) / sizes->candidates, s = (first + g) % sizes->candidates;
+                    const bf16 *own = qkv + g * length * 3 * width;
+                    remember(own, sizes, (bf16 *)frames->keys + keys_at(frames, l, b, s),
+                             (bf16 *)frames->values + values_at(frames, l, b, s));
+                    for (int64_t h = 0; h < sizes->heads; h++)
+                        for (int64_t r = 0; r < length; r += TILE) {
+#define SOME(n)                                                                                               \
+    attend_some(own + r * 3 * width + h * d, frames, sizes, l, b, s, h, layer->ages, &scratch,                \
+                mixed + (g * length + r) * width + h * d, n, length - r)
+                            CONSTANT(SOME, length - r)
+#undef SOME
+                        }
+                }
+                for (int64_t at = 0; at < rows; at += block) {
+                    const int64_t some = rows - at < block ? rows - at : block;
+                    Result sum = {.tokens = x, .stride = width, .length = length, .gate_stride = step, .first = at};
+                    sum.gates = parts + 2 * width;
+                    READ(mixed + at * width, width, 0);
+                    linear(&layer->out, &input, some, &sum);
+                    for (int64_t r = 0; r < some; r++)
+                        normalize(x + (at + r) * width, width, PART(at + r, 3), PART(at + r, 4), sizes->epsilon,
+                                  y + r * width);
+                    READ(y, width, 0);
+                    linear(&layer->up, &input, some, &(Result){.rows = hidden, .stride = mlp, .relu = 1});
+                    sum.gates = parts + 5 * width;
+                    READ(hidden, mlp, 1);
+                    linear(&layer->down, &input, some, &sum);
+                }
+#undef READ
+#undef PART
+            }
+            for (int64_t r = 0; r < rows; r++)
+                normalize(x + r * width, width, norm, norm + width, sizes->epsilon,
+                          out + (first * length + r) * width);
+        }
+        free(memory);
+    }
+    return failed;
+}
