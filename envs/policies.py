@@ -202,12 +202,13 @@ class PushTExploration:
 class PushTExpert(PushTExploration):
     """Pushes the T to its goal push by push, the one that brings it nearest each time, then goes to its own.
 
-    Of many pushes, those that a T sliding without inertia would follow best are tried in the simulator, and
-    the best one is taken, and ended where it is best.
+    Of pushes from everywhere, those that a T sliding without inertia would follow best are tried in the
+    simulator, and the best one is taken, and ended where it is best. Which one that is depends on the state
+    alone, for who imitates it cannot see dice.
     """
 
     NOISE = 1.5
-    ROUNDS, TRIED = 6, 6  # draws of 12 contacts; pushes that are simulated
+    TRIED = 14  # pushes that are simulated
     LONGEST = 24  # steps of a push
     PACE, PUSH_PACE = 60.0, 50.0  # px to the target
     NEAR = 0.6  # of the success thresholds, where the T is left alone
@@ -251,9 +252,11 @@ class PushTExpert(PushTExploration):
             self._way, self._direction, self._steps_left = chosen
 
     def _promising(self, block: np.ndarray, angle: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Contacts and directions, the one first that should bring the T nearest to its goal."""
-        contacts = [contact for _ in range(self.ROUNDS) for contact in self._contacts(block, angle)]
-        points, directions = (np.stack(column) for column in zip(*contacts, strict=True))
+        """Contacts and directions, the one first that should bring the T nearest to its goal.
+
+        Neighbours of a better one are left out: they would do much the same.
+        """
+        points, directions = rotated(_CONTACTS, angle) + block, rotated(_DIRECTIONS, angle)
         centre = block + rotated(np.array([CENTRE]), angle)[0]
         arms = points - centre
         torque = arms[:, 0] * directions[:, 1] - arms[:, 1] * directions[:, 0]  # px
@@ -266,7 +269,13 @@ class PushTExpert(PushTExploration):
         states = np.zeros((*turned.shape, 7))
         states[..., 2:4], states[..., 4] = moved, turned
         errors = self._error(states.reshape(-1, 7)).reshape(turned.shape).min(0)
-        return [contacts[i] for i in np.argsort(errors)]
+        order = np.argsort(errors, kind="stable").tolist()
+        promising: list[tuple[np.ndarray, np.ndarray]] = []
+        while order:
+            best = order[0]
+            promising.append((points[best], directions[best]))
+            order = [i for i in order if not _ALIKE[best, i]]
+        return promising
 
     def _try(self, state: np.ndarray, way: list[np.ndarray], direction: np.ndarray) -> tuple[float, int]:
         """Error in the simulator at the best end of a push, and its steps."""
@@ -287,6 +296,22 @@ class PushTExpert(PushTExploration):
         self._command, self._way, self._direction, self._steps_left, self._patience = kept
         return value, steps
 
+
+def _contact_grid() -> tuple[np.ndarray, np.ndarray]:
+    """Points (K, 2) along the T's outline and unit directions (K, 2) into it, in its frame."""
+    points, directions = [], []
+    for start, end in zip(OUTLINE, np.roll(OUTLINE, -1, 0), strict=True):
+        side = end - start
+        length = math.hypot(*side)
+        for fraction in (np.arange(round(length / 10)) + 0.5) / round(length / 10):
+            for turn in (-0.3, 0.0, 0.3):
+                points.append(start + fraction * side)
+                directions.append(rotated(np.array([[-side[1], side[0]]]) / length, turn)[0])
+    return np.stack(points), np.stack(directions)
+
+
+_CONTACTS, _DIRECTIONS = _contact_grid()
+_ALIKE = (np.linalg.norm(_CONTACTS[:, None] - _CONTACTS, axis=-1) < 22) & (_DIRECTIONS @ _DIRECTIONS.T > 0.8)
 
 # Corners of a way round the T at a safe distance, in its frame.
 _AROUND = np.array([(-84, -24), (84, -24), (84, 54), (39, 144), (-39, 144), (-84, 54)], dtype=np.float64)

@@ -37,11 +37,11 @@ from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
 from sparsewm.model.drop import spearman
 from sparsewm.model.rollout import modulate
-from sparsewm.precision import fast_bfloat16, fastest_dtype
+from sparsewm.precision import fast_bfloat16, fastest_dtype, planning_dtype
 from sparsewm.settings import make_env
 
 CPU = torch.device("cpu")
-FAST = fastest_dtype(CPU)
+FAST, PLANNING = fastest_dtype(CPU), planning_dtype(CPU)
 
 
 @dataclass
@@ -116,11 +116,11 @@ def generic(problem: LatentProblem, actions: torch.Tensor) -> Callable[[], Any]:
 
 def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     """Seconds per iteration after each step, in order."""
-    fast, exact = (make_model(preset, dtype, env) for dtype in (FAST, torch.float32))
+    fast, exact, last = (make_model(preset, dtype, env) for dtype in (FAST, torch.float32, PLANNING))
     actions = some_actions(fast, arguments.candidates)
-    sparse, slow = (problem_of(model, env, arguments.drop) for model in (fast, exact))
+    sparse, slow, final = (problem_of(model, env, arguments.drop) for model in (fast, exact, last))
     if arguments.only_last:
-        return interleaved({"last": lambda: sparse.cost(actions)}, arguments.repeats)
+        return interleaved({"last": lambda: final.cost(actions)}, arguments.repeats)
     plain, packed, attending = (problem_of(fast, env, arguments.drop) for _ in range(3))
     with (
         mock.patch("sparsewm.model.rollout.kernels", lambda: "left out"),
@@ -154,6 +154,8 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
         variants["residual, norm and modulation compiled"] = lambda: sparse.cost(actions)
     elif whole:
         variants["all layers of a frame compiled, a few candidates at a time"] = lambda: sparse.cost(actions)
+    if torch.int8 == PLANNING:
+        variants["linear layers in 8-bit integers"] = lambda: final.cost(actions)
     found = interleaved(variants, arguments.repeats)
     command = [sys.executable, __file__, "--presets", preset, "--drop", str(arguments.drop), "--only-last"]
     command += ["--candidates", str(arguments.candidates), "--repeats", str(arguments.repeats)]
@@ -169,7 +171,7 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
 
 def scaling(env: GoalEnv, repeats: int) -> dict[str, list[dict[str, float]]]:
     """Seconds per iteration over tokens kept, candidates, horizon and width, the others as by default."""
-    model = load_pretrained("pusht", CPU, FAST)
+    model = load_pretrained("pusht", CPU, PLANNING)
     rows: dict[str, dict[float, Callable[[], Any]]] = {
         "tokens": {},
         "candidates": {},
@@ -201,7 +203,7 @@ def scaling(env: GoalEnv, repeats: int) -> dict[str, list[dict[str, float]]]:
         )
         other = WorldModel(model.encoder, config, env.name, env.frameskip)
         other.eval().requires_grad_(False)
-        add("width", width, other.place(CPU, FAST), 0.5, 100, 5)
+        add("width", width, other.place(CPU, PLANNING), 0.5, 100, 5)
     found = {}
     for axis, variants in rows.items():
         timed = interleaved({str(value): work for value, work in variants.items()}, repeats)
@@ -223,10 +225,10 @@ def plot_scaling(path: Path, found: dict[str, list[dict[str, float]]]) -> None:
 
 
 def ranking(environment: str, drop: float, count: int = 256) -> float:
-    """Rank correlation of candidates' costs between the fast precision and float32, on a real observation."""
+    """Rank correlation of candidates' costs between planning and float32, on a real observation."""
     env = make_env(environment)
     costs = []
-    for dtype in (FAST, torch.float32):
+    for dtype in (PLANNING, torch.float32):
         model = load_pretrained(environment, CPU, dtype)
         costs.append(problem_of(model, env, drop).cost(some_actions(model, count))[0].numpy())
     return spearman(*costs)
@@ -234,7 +236,7 @@ def ranking(environment: str, drop: float, count: int = 256) -> float:
 
 def memory(env: GoalEnv, drop: float) -> dict[str, float]:
     """Resident bytes after the 2nd and the 50th re-plan."""
-    model, planner, process = load_pretrained("pusht", CPU, FAST), CEM(64, 8, 5), psutil.Process()
+    model, planner, process = load_pretrained("pusht", CPU, PLANNING), CEM(64, 8, 5), psutil.Process()
     found = {}
     for plan in range(1, 51):
         planner.plan(problem_of(model, env, drop))

@@ -48,7 +48,7 @@ from torch import Tensor
 
 from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
-from sparsewm.data.hindsight import HindsightFrames
+from sparsewm.data.hindsight import HindsightFrames, read_pictures
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
@@ -56,6 +56,8 @@ from sparsewm.proposals.backbone import BackboneSizes, place_once, smolvla_optio
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.vision import begin_anew, remember_vision, teach_vision, visible
 from sparsewm.settings import at_least, choose_dtype, environment_settings, make_env
+
+LOOKED_AT = 100_000  # pictures of which a vision encoder learns to see, at most
 
 
 @dataclass
@@ -138,6 +140,7 @@ def demonstrations(arguments: Arguments, folder: Path) -> tuple[HindsightFrames,
             arguments.longest,
             arguments.ends,
             arguments.batch,
+            arguments.freeze_vision,
             progress,
         )
     return frames, path
@@ -181,13 +184,11 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
     )
 
 
-def prepare(
-    policy: PreTrainedPolicy, anew: bool, arguments: Arguments, frames: HindsightFrames, data: Path
-) -> None:
+def prepare(policy: PreTrainedPolicy, anew: bool, arguments: Arguments, data: Path) -> None:
     """What LeRobot's trainer does not know of: how a new policy begins, which times it is asked at, and to
     look at every picture once where vision learns no more."""
     if anew:
-        begin(policy, arguments, frames, data)
+        begin(policy, arguments, data)
     usual = policy.model.sample_time
 
     def sample_time(size: int, device: torch.device) -> Tensor:
@@ -197,11 +198,10 @@ def prepare(
     policy.model.sample_time = sample_time
     if policy.config.freeze_vision_encoder:
         with progress_bar("looking at all pictures") as progress:
-            remember_vision(policy, frames.pixels, progress)
-        frames.remembered = True
+            remember_vision(policy, Dataset(data).pixels, progress)
 
 
-def begin(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrames, data: Path) -> None:
+def begin(policy: PreTrainedPolicy, arguments: Arguments, data: Path) -> None:
     """What a new policy knows before it is trained: the weights to go on from, and to see."""
     if arguments.start is None:
         torch.manual_seed(arguments.seed)
@@ -217,11 +217,14 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrame
                 f"--start {arguments.start} is another kind of policy ({', '.join(other[:3])} ...)"
             )
     if arguments.look:
-        names = make_env(arguments.env).state_names
-        targets = visible(Dataset(data).state[:], names)
+        dataset = Dataset(data)
+        rows = min(LOOKED_AT, dataset.rows)
+        targets = visible(dataset.state[:rows], make_env(arguments.env).state_names)
+        with progress_bar("reading pictures") as progress:
+            pixels = read_pictures(dataset, rows, progress)
         with progress_bar("learning to see") as progress:
             error = teach_vision(
-                policy, frames.pixels, targets, arguments.look, seed=arguments.seed, progress=progress
+                policy, pixels, targets, arguments.look, seed=arguments.seed, progress=progress
             )
         print(f"the recorded state is read from pictures with an error of {error:.3f} of its variance")
 
@@ -312,7 +315,7 @@ def main() -> None:
         frames, data = demonstrations(arguments, folder)
         config = configuration(arguments, data, folder)
         dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
-        prepared = partial(prepare, arguments=arguments, frames=frames, data=data)
+        prepared = partial(prepare, arguments=arguments, data=data)
         checkpoint = run_training(config, frames, dtype == torch.bfloat16, arguments.compile, prepared)
         size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
         card = CARD.format(

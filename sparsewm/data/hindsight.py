@@ -1,8 +1,9 @@
 """Frames of recorded episodes with goals from their future, as LeRobot's trainer reads a dataset.
 
 Any stretch of an episode shows how to get from its first frame to its last one. A goal is drawn anew each
-time a frame is read, so that an epoch never shows the same stretches as the one before; frames lie in memory,
-and nothing is written. For a dataset on disk, with stretches cut once, see `sparsewm.data.lerobot`.
+time a frame is read, so that an epoch never shows the same stretches as the one before, and nothing is
+written. Pictures lie in memory, unless the policy encodes them on its own before training. For a dataset on
+disk, with stretches cut once, see `sparsewm.data.lerobot`.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         ends: share of goals that are the episode's last frame, or where that is too far the farthest one; the
             others are drawn evenly.
         batch: rows beyond a whole number of batches are left out, so that all batches have one size.
+        remembered: give row numbers instead of pictures, to a policy that has encoded them already.
         progress: called with the rows read and wanted.
 
     Attributes:
         meta: features and statistics, as LeRobot asks a dataset for them.
-        remembered: give row numbers instead of pictures, to a policy that has encoded them already.
 
     Raises:
         UserError: a flag is out of range.
@@ -56,6 +57,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         longest: int,
         ends: float = 0.5,
         batch: int = 1,
+        remembered: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if longest < 1:
@@ -65,15 +67,11 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         self.instruction, self.chunk, self.longest, self.ends = instruction, chunk, longest, ends
         self.action, self.proprio = torch.from_numpy(dataset.action), torch.from_numpy(dataset.proprio)
         self.last = np.repeat(dataset.offsets + dataset.lengths - 1, dataset.lengths)
-        side = dataset.pixels.shape[1]
-        self.pixels = torch.empty(dataset.rows, 3, side, side, dtype=torch.uint8)
-        for first in range(0, dataset.rows, READ):
-            rows = slice(first, min(first + READ, dataset.rows))
-            self.pixels[rows] = torch.from_numpy(dataset.pixels[rows]).permute(0, 3, 1, 2)
-            if progress is not None:
-                progress(rows.stop, dataset.rows)
+        self.pixels = torch.empty(0)
+        if not remembered:
+            self.pixels = read_pictures(dataset, dataset.rows, progress)
         self.num_frames = dataset.rows // batch * batch or dataset.rows
-        self.num_episodes, self.remembered = dataset.episodes, False
+        self.num_episodes, self.remembered = dataset.episodes, remembered
         self.meta = SimpleNamespace(
             features=lerobot_features(dataset, names),
             stats={OBS_STATE: _statistics(dataset.proprio), ACTION: _statistics(dataset.action)},
@@ -97,6 +95,18 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _picture(self, row: int) -> Tensor:
         return self.pixels[row].float().div_(255)
+
+
+def read_pictures(dataset: Dataset, rows: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
+    """The first `rows` pictures, uint8 (rows, 3, R, R)."""
+    side = dataset.pixels.shape[1]
+    pixels = torch.empty(rows, 3, side, side, dtype=torch.uint8)
+    for first in range(0, rows, READ):
+        read = slice(first, min(first + READ, rows))
+        pixels[read] = torch.from_numpy(dataset.pixels[read]).permute(0, 3, 1, 2)
+        if progress is not None:
+            progress(read.stop, rows)
+    return pixels
 
 
 def _statistics(column: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,6 +3,9 @@
 K continuous coordinates are predicted from the pooled feature map of the vision encoder. The map is sampled
 there bilinearly, an encoding of the coordinates is added, and the transformer sees these tokens alone. All is
 trained end to end with the policy's loss.
+
+Tokens of pictures have no order, so all share the first position of the sequence, and how many there are
+moves nothing behind them: a policy that learned with few tokens reads any number.
 """
 
 from __future__ import annotations
@@ -79,7 +82,10 @@ class GridSampler(nn.Module):
 
 
 class SmolVLAGridsPolicy(SmolVLAPolicy):
-    """LeRobot's SmolVLA with a `GridSampler` between its vision encoder and its transformer."""
+    """LeRobot's SmolVLA with a `GridSampler` between its vision encoder and its transformer.
+
+    It is to be shown all of its cameras.
+    """
 
     config_class = SmolVLAGridsConfig
     name = "smolvla_grids"
@@ -100,8 +106,14 @@ class SmolVLAGridsPolicy(SmolVLAPolicy):
             config.bilinear,
             config.coordinates,
         )
-        dense = vlm.embed_image
+        dense, forward = vlm.embed_image, vlm.forward
         vlm.embed_image = lambda image: self.grids(dense(image))
+        last = len(config.image_features) * config.image_tokens - 1
+
+        def in_one_place(*, position_ids: Tensor, **inputs: Any) -> Any:
+            return forward(position_ids=(position_ids - last).clamp(min=0), **inputs)
+
+        vlm.forward = in_one_place
 
 
 def spread(tokens: int) -> Tensor:

@@ -122,24 +122,27 @@ def teach_vision(
 
 
 @torch.no_grad()
-def remember_vision(policy: Any, pixels: Tensor, progress: Callable[..., None] | None = None) -> None:
+def remember_vision(policy: Any, pixels: Any, progress: Callable[..., None] | None = None) -> None:
     """Encode all pictures now, with a vision encoder that learns no more; the policy is then given rows.
 
     From then on a batch holds row numbers (B, 2), `ROWS`, instead of pictures.
 
     Args:
-        policy: a SmolVLA. pixels: uint8 (N, 3, R, R).
+        policy: a SmolVLA. pixels: uint8 (N, R, R, 3), in memory or a dataset's on disk, read in order.
         progress: called with the pictures encoded and all of them.
     """
     vlm = policy.model.vlm_with_expert
     dense, keep = type(vlm).embed_image, getattr(policy, "grids", nn.Identity())
-    device, chunks = next(vlm.parameters()).device, []
+    device, encoded = next(vlm.parameters()).device, torch.empty(0)
     for first in range(0, len(pixels), READ):
-        (picture,), _ = policy.prepare_images({CAMERA: pixels[first : first + READ].to(device).float() / 255})
-        chunks.append(dense(vlm, picture).half())
+        pictures = torch.as_tensor(pixels[first : first + READ]).to(device).permute(0, 3, 1, 2).float() / 255
+        (picture,), _ = policy.prepare_images({CAMERA: pictures})
+        tokens = dense(vlm, picture).half()
+        if not first:
+            encoded = tokens.new_empty(len(pixels), *tokens.shape[1:])  # (N, tokens, width)
+        encoded[first : first + READ] = tokens
         if progress is not None:
             progress(min(first + READ, len(pixels)), len(pixels))
-    encoded = torch.cat(chunks)  # (N, tokens, width)
 
     def remembered(batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         images = [encoded[batch[ROWS][:, int(camera == GOAL)]] for camera in policy.config.image_features]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from lerobot.policies.factory import get_policy_class
+from lerobot.policies.smolvla import smolvlm_with_expert
 
 import envs
 from sparsewm.evaluation.closed_loop import observations
@@ -77,3 +79,38 @@ def test_the_policy_is_saved_loaded_trained_and_asked(choice: str, tmp_path: Pat
     policy.forward(batch)[0].backward()
     learned = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in policy.grids.parameters()]
     assert learned and all(learned)
+
+
+def asked(folder: Path, **changes: object) -> tuple[SmolVLAGridsPolicy, dict[str, torch.Tensor]]:
+    """A policy, and what it is shown."""
+    env = envs.make("wall", resolution=32)
+    env.reset(seed=0)
+    sampler = LeRobotProposals(tiny_policy(folder, "smolvla_grids", **changes), env)
+    return sampler.policy, sampler._batch(
+        *(observations(env, state[None]) for state in (env.state, env.goal)), ["go"]
+    )
+
+
+def test_the_order_of_tokens_says_nothing(tmp_path: Path) -> None:
+    """Chunks are the same however all tokens of a picture are shuffled."""
+    policy, batch = asked(tmp_path, image_tokens=16, choice="random")
+    camera = next(iter(policy.config.image_features))
+    tokens = [policy.model.vlm_with_expert.embed_image(batch[camera]) for _ in range(2)]
+    assert not torch.allclose(*tokens, atol=1e-3)  # another order each time
+    noise = torch.randn(1, policy.config.chunk_size, policy.config.max_action_dim)
+    chunks = [policy.predict_action_chunk(batch, noise=noise) for _ in range(2)]
+    assert torch.allclose(*chunks, atol=1e-5)
+
+
+def test_text_stays_where_it_is_however_many_tokens_come_before(tmp_path: Path) -> None:
+    places = []
+    for tokens in (2, 9):
+        policy, batch = asked(tmp_path / str(tokens), image_tokens=tokens)
+        with mock.patch.object(
+            smolvlm_with_expert, "apply_rope", side_effect=smolvlm_with_expert.apply_rope
+        ) as rope:
+            policy.predict_action_chunk(batch)
+        first = rope.call_args_list[0].args[1][0]  # of the whole prefix, (L,)
+        assert first[: 2 * tokens].eq(0).all()
+        places.append(first[2 * tokens :].tolist())
+    assert places[0] == places[1] and places[0][0] == 1

@@ -102,7 +102,7 @@ def test_a_frozen_vision_encoder_is_asked_once_per_picture(tmp_path: Path) -> No
         return float(policy.forward(batch | seen, noise=noise, time=times)[0])
 
     wanted = loss(**{CAMERA: pixels[now] / 255, GOAL: pixels[goal] / 255})
-    remember_vision(policy, pixels)
+    remember_vision(policy, pixels.permute(0, 2, 3, 1).numpy())
     assert loss(**{ROWS: torch.stack([now, goal], 1)}) == pytest.approx(wanted, rel=1e-3)
     assert loss(**{ROWS: torch.stack([goal, now], 1)}) != pytest.approx(wanted, rel=1e-3)
 
