@@ -25,6 +25,9 @@ Redraw = Literal["iteration", "plan", "never"]
 HELD_OUT = 977_000_000
 """Seeds of held-out trajectories start here; collected data never reaches it."""
 
+SPARE = 0.02
+"""Share of a deadline that is kept for what nobody can foresee."""
+
 _ATTEMPTS = 20  # trajectories, and places in each, in which a goal that is not reached already is looked for
 
 
@@ -289,7 +292,7 @@ class Planned:
         mask[torch.as_tensor(active)] = True
         left = None
         if self.deadline is not None:
-            left = self.deadline - (time.perf_counter() - started) - self._afterwards
+            left = (1 - SPARE) * self.deadline - (time.perf_counter() - started) - self._afterwards
         plan = self.mpc.plan(problem, mask, candidates, left, self._mode)
         searched = time.perf_counter()
         executed = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
