@@ -1,9 +1,9 @@
 """Compiled parts of the planner's rollout. Nothing needs them.
 
-`amx` is for processors with a matrix unit, in bfloat16; `layers` for those with AVX512-BF16, in bfloat16,
-and for those with AVX2, in float32: C files that the machine's own C compiler compiles once, into the user's
-cache folder. `gpu` is what Triton compiles for a GPU. Where there is no compiler, another processor or
-another system, torch's own operations take their place; SPARSEWM_KERNELS=0 asks for that.
+`amx` is for processors with a matrix unit, in bfloat16; `layers` for those with AVX-512, in bfloat16 and
+8-bit integers, and for those with AVX2, in float32: C files that the machine's own C compiler compiles once,
+into the user's cache folder. `gpu` is what Triton compiles for a GPU. Where there is no compiler, another
+processor or another system, torch's own operations take their place; SPARSEWM_KERNELS=0 asks for that.
 """
 
 from sparsewm.kernels.amx import Kernels, kernels
