@@ -74,6 +74,7 @@ PROPOSALS: dict[str, dict[str, Any]] = {
     "noise, short search": {"proposals": GAUSSIAN} | SHORT,
     "noise, one iteration": {"proposals": GAUSSIAN} | SHORT | {"iterations": 1},
     "noise, 40 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 40},
+    "noise, 54 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 54},
 }
 """What is done with a VLA's candidates, and the planner's own; half of the tokens but where it says so."""
 
