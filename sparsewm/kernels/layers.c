@@ -240,13 +240,6 @@ static void remember(const float *qkv, const Sizes *sizes, float *keys, float *v
     }
 }
 
-/* Rows that go through a layer together: about BLOCK of them, in blocks of one size. */
-static int64_t block_of(int64_t rows) {
-    int64_t blocks = (rows + BLOCK / 2) / BLOCK;
-    if (blocks < 1) blocks = 1;
-    return up((rows + blocks - 1) / blocks, TILE);
-}
-
 /* All layers of one imagined frame.
  *
  * from: embedded tokens (episodes, from_candidates, length, width). modulation: (episodes * candidates, layers, 6,
@@ -261,9 +254,7 @@ int advance(const float *from, const float *modulation, const float *norm, const
     const int64_t groups = sizes->episodes * sizes->candidates, fair = up(groups, 4 * threads) / (4 * threads);
     const int64_t fitting = length >= GROUP ? 1 : GROUP / length, together = fitting < fair ? fitting : fair;
     const int64_t most = together * length;
-    int64_t room = 0;
-    for (int64_t f = 0; f < sizes->frames; f++) room += up(frames[f].length, LANES);
-    const int64_t deep = 2 * BLOCK;
+    const int64_t room = room_of(frames, sizes->frames, LANES), deep = 2 * BLOCK;
     const int64_t floats[] = {most * width, 3 * most * width, most * width, deep * width, deep * mlp, TILE * room};
     enum { PARTS = sizeof floats / sizeof *floats };
     int64_t whole = 0;
@@ -287,12 +278,10 @@ int advance(const float *from, const float *modulation, const float *norm, const
         for (int64_t first = 0; first < groups; first += together) {
             if (!memory) continue;
             const int64_t count = groups - first < together ? groups - first : together, rows = count * length;
-            const int64_t block = block_of(rows);
-            for (int64_t g = 0; g < count; g++) {
-                const int64_t b = (first + g) / sizes->candidates, s = (first + g) % sizes->candidates;
-                const int64_t source = b * sizes->from_candidates + (sizes->from_candidates > 1 ? s : 0);
-                memcpy(x + g * length * width, from + source * length * width, length * width * sizeof(float));
-            }
+            const int64_t block = block_of(rows, BLOCK, TILE);
+            for (int64_t g = 0; g < count; g++)
+                memcpy(x + g * length * width, from + source_of(sizes, first + g) * width,
+                       length * width * sizeof(float));
             for (int64_t l = 0; l < sizes->layers; l++) {
                 const Layer *layer = layers + l;
 #define MODULATION(row, which) (modulation + (((first + (row) / length) * sizes->layers + l) * 6 + (which)) * width)

@@ -34,6 +34,26 @@ static inline int64_t up(int64_t value, int64_t step) {
     return (value + step - 1) / step * step;
 }
 
+/* Rows that go through a layer together: about `most` of them, in blocks of one size, a multiple of `tile`. */
+static inline int64_t block_of(int64_t rows, int64_t most, int64_t tile) {
+    int64_t blocks = (rows + most / 2) / most;
+    if (blocks < 1) blocks = 1;
+    return up((rows + blocks - 1) / blocks, tile);
+}
+
+/* Keys of all frames, each frame's filled up to a multiple of `lanes`. */
+static inline int64_t room_of(const Frame *frames, int64_t count, int64_t lanes) {
+    int64_t room = 0;
+    for (int64_t f = 0; f < count; f++) room += up(frames[f].length, lanes);
+    return room;
+}
+
+/* Where the input of a candidate, the `group`th of all, begins, in rows. */
+static inline int64_t source_of(const Sizes *sizes, int64_t group) {
+    const int64_t b = group / sizes->candidates, s = group % sizes->candidates;
+    return (b * sizes->from_candidates + (sizes->from_candidates > 1 ? s : 0)) * sizes->length;
+}
+
 /* Where the keys or values of a layer, episode and candidate begin, in numbers. */
 static inline int64_t keys_at(const Frame *frame, int64_t layer, int64_t b, int64_t s) {
     return layer * frame->layer_keys + b * frame->key_stride[0] + s * frame->key_stride[1];

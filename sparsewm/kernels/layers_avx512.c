@@ -197,23 +197,17 @@ static __attribute__((noinline)) void linear(const Linear *layer, const Rows *ro
         }
 }
 
-/* The mean of a row of tokens, and what its differences from it are multiplied by. */
-static inline void norm_of(const float *row, int64_t width, float epsilon, __m512 *mean, __m512 *factors) {
-    __m512 sum = _mm512_setzero_ps(), squares = sum;
-    for (int64_t i = 0; i < width; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
-    *mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
-    for (int64_t i = 0; i < width; i += LANES) {
-        const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(row + i), *mean);
-        squares = _mm512_fmadd_ps(value, value, squares);
-    }
-    *factors = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + epsilon));
-}
-
 /* shift + scale * layer norm of a row. */
 static void normalize(const float *row, int64_t width, const bf16 *shift, const bf16 *scale, float epsilon,
                       bf16 *out) {
-    __m512 mean, factors;
-    norm_of(row, width, epsilon, &mean, &factors);
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (int64_t i = 0; i < width; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
+        squares = _mm512_fmadd_ps(value, value, squares);
+    }
+    const __m512 factors = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + epsilon));
     for (int64_t i = 0; i < width; i += LANES) {
         const __m512 value = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), factors);
         _mm256_storeu_si256((__m256i *)(out + i), narrow(_mm512_fmadd_ps(value, load(scale + i), load(shift + i))));
@@ -365,13 +359,6 @@ static void remember(const bf16 *qkv, const Sizes *sizes, bf16 *keys, bf16 *valu
     }
 }
 
-/* Rows that go through a layer together: about BLOCK of them, in blocks of one size. */
-static int64_t block_of(int64_t rows) {
-    int64_t blocks = (rows + BLOCK / 2) / BLOCK;
-    if (blocks < 1) blocks = 1;
-    return up((rows + blocks - 1) / blocks, TILE);
-}
-
 /* All layers of one imagined frame.
  *
  * from: embedded tokens (episodes, from_candidates, length, width). modulation: (episodes * candidates, layers, 6,
@@ -387,9 +374,7 @@ int advance(const bf16 *from, const bf16 *modulation, const bf16 *norm, const La
     const int64_t units = up(up(groups * length, GROUP) / GROUP, threads); /* as many for every thread */
     const int64_t together = (groups + units - 1) / units;
     const int64_t most = together * length, deep = 2 * BLOCK, step = sizes->layers * 6 * width;
-    int64_t room = 0;
-    for (int64_t f = 0; f < sizes->frames; f++) room += up(frames[f].length, LANES);
-    const int64_t wide = mlp > width ? mlp : width;
+    const int64_t room = room_of(frames, sizes->frames, LANES), wide = mlp > width ? mlp : width;
     /* tokens; then queries, keys and values; mixed values; rows of bfloat16; scores; weights; and of integers a
      * product's input with its units */
     const int64_t bytes[] = {4 * most * width,  6 * (most + TILE) * width, 2 * (most + TILE) * width,
@@ -420,11 +405,9 @@ int advance(const bf16 *from, const bf16 *modulation, const bf16 *norm, const La
         for (int64_t first = 0; first < groups; first += together) {
             if (!memory) continue;
             const int64_t count = groups - first < together ? groups - first : together, rows = count * length;
-            const int64_t block = block_of(rows);
+            const int64_t block = block_of(rows, BLOCK, TILE);
             for (int64_t g = 0; g < count; g++) {
-                const int64_t b = (first + g) / sizes->candidates, s = (first + g) % sizes->candidates;
-                const bf16 *source =
-                    from + (b * sizes->from_candidates + (sizes->from_candidates > 1 ? s : 0)) * length * width;
+                const bf16 *source = from + source_of(sizes, first + g) * width;
                 for (int64_t i = 0; i < length * width; i += LANES)
                     _mm512_storeu_ps(x + g * length * width + i, load(source + i));
             }
