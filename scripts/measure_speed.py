@@ -128,10 +128,13 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     ):
         packed.cost(actions)  # a rollout without compiled kernels
         with mock.patch("torch.backends.mkldnn.is_available", lambda: False):
+            fast.place(CPU, FAST)
             plain.cost(actions)  # and without packed weights
+    fast.place(CPU, FAST)
     sparse.cost(actions)
     assert sparse._rollout is not None
     matrix_unit, whole = sparse._rollout.compiled is not None, sparse._rollout.whole is not None
+    fast.place(CPU, FAST)
     attending.cost(actions)
     assert attending._rollout is not None
     attending._rollout.modulated = modulate  # torch's

@@ -151,6 +151,7 @@ class WorldModel(nn.Module):
         self.metadata = dict(metadata or {})
         self.graphs = Graphs()  # of what planners compute with this model on a GPU
         self._packed: Rollout | None = None
+        self._packed_of: list[tuple[int, int]] = []  # where its weights lay, and how often they had changed
         self._integers = False
         object.__setattr__(self, "encoder", encoder)  # kept out of parameters and state dict
 
@@ -205,13 +206,23 @@ class WorldModel(nn.Module):
         self.graphs, self._packed = Graphs(), None  # graphs are bound to the places of weights
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies pack their own weights."""
+        return self.__dict__ | {"_packed": None}
+
     def packed(self) -> Rollout | None:
         """The predictor's present weights, packed for planning; None where that gains nothing.
 
-        On a GPU they are packed once, for graphs are bound to their places: after a change call `place`.
+        They are packed anew when they have changed; on a GPU once, for graphs are bound to their places:
+        after a change call `place`.
         """
         if self.device.type == "cpu":
-            return Rollout(self.predictor, self.precision)
+            parts = list(self.predictor.parameters())
+            untold = any(part.is_inference() for part in parts)  # of these nobody knows when they change
+            state = [] if untold else [(part.data_ptr(), part._version) for part in parts]
+            if untold or self._packed is None or state != self._packed_of:
+                self._packed, self._packed_of = Rollout(self.predictor, self.precision), state
+            return self._packed
         if self._packed is None and self.device.type == "cuda":
             self._packed = Rollout(self.predictor)
         return self._packed if self._packed is not None and self._packed.compiled is not None else None

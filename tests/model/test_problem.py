@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -236,6 +237,21 @@ def test_bfloat16_ranks_candidates_like_float32() -> None:
     assert rough.dtype == torch.float32 and not torch.equal(exact, rough)
     for a, b in zip(exact.numpy(), rough.numpy(), strict=True):
         assert spearman(a, b) > 0.97
+
+
+def test_weights_are_packed_once_until_they_change() -> None:
+    model, actions = tiny_model(), candidates(tiny_model())
+    before = make_problem(model).cost(actions)
+    packed = model.packed()
+    assert packed is not None and model.packed() is packed
+    close(make_problem(copy.deepcopy(model)).cost(actions), before)
+    with torch.no_grad():
+        model.predictor.blocks[0].up.weight *= 2
+    assert model.packed() is not packed
+    assert not torch.allclose(make_problem(model).cost(actions), before, atol=1e-4)
+    with torch.inference_mode():
+        other = tiny_model().place("cpu", torch.bfloat16)
+        assert other.packed() is not None
 
 
 def test_integers_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
