@@ -191,6 +191,8 @@ def main(arguments: Arguments) -> None:
     (arguments.output / "cells").mkdir(parents=True, exist_ok=True)
     for study in arguments.studies:
         rows = run(study, arguments)
+        if not rows:
+            sys.exit(f"error: no cell of {study} in {arguments.output}: leave --no-run-missing out")
         if study in TIMED:
             there = {(row["environment"], row["varied"]) for row in rows}
             searched = [cell for label, cell in cells(study, arguments) if (cell.plan.env, label) in there]
