@@ -36,6 +36,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import tyro
+import yaml
 from accelerate import Accelerator
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
@@ -48,13 +49,14 @@ from torch import Tensor
 
 from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
+from sparsewm.data.cameras import BOTH
 from sparsewm.data.hindsight import HindsightFrames, read_pictures
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, place_once, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
-from sparsewm.proposals.vision import begin_anew, remember_vision, teach_vision, visible
+from sparsewm.proposals.vision import begin_anew, remember_vision, single, teach_vision, visible, with_goals
 from sparsewm.settings import at_least, choose_dtype, environment_settings, make_env
 
 LOOKED_AT = 100_000  # pictures of which a vision encoder learns to see, at most
@@ -77,6 +79,8 @@ class Arguments:
     as it is, as with --start from a policy that sees."""
     freeze_vision: bool = False
     """Leave the vision encoder as it is then; every picture is encoded once, before training."""
+    together: bool = False
+    """Show present and goal in one picture, the goal in red, for vision to see how one lies to the other."""
     longest: int = 100
     """Environment steps to the goal, at most."""
     ends: float = 0.5
@@ -140,7 +144,8 @@ def demonstrations(arguments: Arguments, folder: Path) -> tuple[HindsightFrames,
             arguments.longest,
             arguments.ends,
             arguments.batch,
-            arguments.freeze_vision,
+            arguments.freeze_vision and not arguments.together,
+            arguments.together,
             progress,
         )
     return frames, path
@@ -184,11 +189,13 @@ def configuration(arguments: Arguments, data: Path, folder: Path) -> TrainPipeli
     )
 
 
-def prepare(policy: PreTrainedPolicy, anew: bool, arguments: Arguments, data: Path) -> None:
+def prepare(
+    policy: PreTrainedPolicy, anew: bool, arguments: Arguments, data: Path, frames: HindsightFrames
+) -> None:
     """What LeRobot's trainer does not know of: how a new policy begins, which times it is asked at, and to
     look at every picture once where vision learns no more."""
     if anew:
-        begin(policy, arguments, data)
+        begin(policy, arguments, data, frames)
     usual = policy.model.sample_time
 
     def sample_time(size: int, device: torch.device) -> Tensor:
@@ -196,12 +203,12 @@ def prepare(policy: PreTrainedPolicy, anew: bool, arguments: Arguments, data: Pa
         return torch.where(torch.rand(size, device=device) < arguments.from_noise, 1.0, times)
 
     policy.model.sample_time = sample_time
-    if policy.config.freeze_vision_encoder:
+    if frames.remembered:
         with progress_bar("looking at all pictures") as progress:
             remember_vision(policy, Dataset(data).pixels, progress)
 
 
-def begin(policy: PreTrainedPolicy, arguments: Arguments, data: Path) -> None:
+def begin(policy: PreTrainedPolicy, arguments: Arguments, data: Path, frames: HindsightFrames) -> None:
     """What a new policy knows before it is trained: the weights to go on from, and to see."""
     if arguments.start is None:
         torch.manual_seed(arguments.seed)
@@ -217,15 +224,17 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, data: Path) -> None:
                 f"--start {arguments.start} is another kind of policy ({', '.join(other[:3])} ...)"
             )
     if arguments.look:
-        dataset = Dataset(data)
-        rows = min(LOOKED_AT, dataset.rows)
-        targets = visible(dataset.state[:rows], make_env(arguments.env).state_names)
-        with progress_bar("reading pictures") as progress:
-            pixels = read_pictures(dataset, rows, progress)
+        dataset, names = Dataset(data), make_env(arguments.env).state_names
+        if frames.together:
+            draw = with_goals(frames, dataset.state[:], names)
+        else:
+            rows = min(LOOKED_AT, dataset.rows)
+            with progress_bar("reading pictures") as progress:
+                draw = single(
+                    read_pictures(dataset, rows, False, progress), visible(dataset.state[:rows], names)
+                )
         with progress_bar("learning to see") as progress:
-            error = teach_vision(
-                policy, pixels, targets, arguments.look, seed=arguments.seed, progress=progress
-            )
+            error = teach_vision(policy, draw, arguments.look, seed=arguments.seed, progress=progress)
         print(f"the recorded state is read from pictures with an error of {error:.3f} of its variance")
 
 
@@ -270,7 +279,9 @@ def run_training(
     return last
 
 
-def ship(checkpoint: Path, backbone: Path, folder: Path, card: str) -> None:
+def ship(
+    checkpoint: Path, backbone: Path, folder: Path, card: str, names: dict[str, Any] | None = None
+) -> None:
     """Copy a checkpoint so that it can be carried anywhere: weights in bfloat16, the backbone beside them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -292,6 +303,8 @@ def ship(checkpoint: Path, backbone: Path, folder: Path, card: str) -> None:
             content.pop("pretrained_path", None)
             (policy / name).write_text(json.dumps(content, indent=4) + "\n")
         (policy / "README.md").write_text(card)
+        if names is not None:
+            (policy / "names.yaml").write_text(yaml.safe_dump(names))
         for file in policy.rglob("*.safetensors"):
             file.chmod(0o666 & ~umask())
         shutil.rmtree(folder, ignore_errors=True)
@@ -315,7 +328,7 @@ def main() -> None:
         frames, data = demonstrations(arguments, folder)
         config = configuration(arguments, data, folder)
         dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
-        prepared = partial(prepare, arguments=arguments, data=data)
+        prepared = partial(prepare, arguments=arguments, data=data, frames=frames)
         checkpoint = run_training(config, frames, dtype == torch.bfloat16, arguments.compile, prepared)
         size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
         card = CARD.format(
@@ -330,7 +343,8 @@ def main() -> None:
             seed=arguments.seed,
             command=command,
         )
-        ship(checkpoint, folder / "backbone", folder / "policy", card)
+        names = {"cameras": {BOTH: "both"}} if arguments.together else None
+        ship(checkpoint, folder / "backbone", folder / "policy", card, names)
     except UserError as error:
         sys.exit(f"error: {error}")
     print(

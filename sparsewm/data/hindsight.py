@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.data.cameras import CAMERA, GOAL, ROWS
+from sparsewm.data.cameras import BOTH, CAMERA, GOAL, ROWS, grey, overlay
 from sparsewm.data.dataset import Dataset
 from sparsewm.data.lerobot import lerobot_features
 from sparsewm.errors import UserError, needs_extra
@@ -39,6 +39,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
             others are drawn evenly.
         batch: rows beyond a whole number of batches are left out, so that all batches have one size.
         remembered: give row numbers instead of pictures, to a policy that has encoded them already.
+        together: one camera shows present and goal in one picture (`sparsewm.data.cameras.overlay`).
         progress: called with the rows read and wanted.
 
     Attributes:
@@ -58,6 +59,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         ends: float = 0.5,
         batch: int = 1,
         remembered: bool = False,
+        together: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if longest < 1:
@@ -69,11 +71,11 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         self.last = np.repeat(dataset.offsets + dataset.lengths - 1, dataset.lengths)
         self.pixels = torch.empty(0)
         if not remembered:
-            self.pixels = read_pictures(dataset, dataset.rows, progress)
+            self.pixels = read_pictures(dataset, dataset.rows, together, progress)
         self.num_frames = dataset.rows // batch * batch or dataset.rows
-        self.num_episodes, self.remembered = dataset.episodes, remembered
+        self.num_episodes, self.remembered, self.together = dataset.episodes, remembered, together
         self.meta = SimpleNamespace(
-            features=lerobot_features(dataset, names),
+            features=lerobot_features(dataset, names, (BOTH,) if together else (CAMERA, GOAL)),
             stats={OBS_STATE: _statistics(dataset.proprio), ACTION: _statistics(dataset.action)},
         )
 
@@ -81,29 +83,41 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         return self.num_frames
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        farthest = min(self.longest, int(self.last[index]) - index)
-        ahead = farthest
-        if torch.rand(()) >= self.ends:
-            ahead = int(torch.randint(farthest + 1, ()))
+        ahead = self.ahead(index)
         action = torch.zeros(self.chunk, self.action.shape[1])
         taken = self.action[index : index + min(ahead, self.chunk)]
         action[: len(taken)] = taken
         sample = {OBS_STATE: self.proprio[index], ACTION: action, "task": self.instruction}
         if self.remembered:
             return sample | {ROWS: torch.tensor([index, index + ahead])}
+        if self.together:
+            return sample | {BOTH: overlay(self._picture(index), self._picture(index + ahead))}
         return sample | {CAMERA: self._picture(index), GOAL: self._picture(index + ahead)}
+
+    def ahead(self, index: int, generator: torch.Generator | None = None) -> int:
+        """Steps from a row to a goal, drawn anew."""
+        farthest = min(self.longest, int(self.last[index]) - index)
+        if torch.rand((), generator=generator) < self.ends:
+            return farthest
+        return int(torch.randint(farthest + 1, (), generator=generator))
 
     def _picture(self, row: int) -> Tensor:
         return self.pixels[row].float().div_(255)
 
 
-def read_pictures(dataset: Dataset, rows: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
-    """The first `rows` pictures, uint8 (rows, 3, R, R)."""
+def read_pictures(
+    dataset: Dataset,
+    rows: int,
+    in_grey: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The first `rows` pictures, uint8 (rows, 3, R, R), or (rows, R, R) in grey."""
     side = dataset.pixels.shape[1]
-    pixels = torch.empty(rows, 3, side, side, dtype=torch.uint8)
+    pixels = torch.empty(rows, *() if in_grey else (3,), side, side, dtype=torch.uint8)
     for first in range(0, rows, READ):
         read = slice(first, min(first + READ, rows))
-        pixels[read] = torch.from_numpy(dataset.pixels[read]).permute(0, 3, 1, 2)
+        pictures = torch.from_numpy(dataset.pixels[read])
+        pixels[read] = grey(pictures) if in_grey else pictures.permute(0, 3, 1, 2)
         if progress is not None:
             progress(read.stop, rows)
     return pixels

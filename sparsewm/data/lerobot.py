@@ -108,13 +108,14 @@ def export_lerobot(
             shutil.rmtree(place, ignore_errors=True)
 
 
-def lerobot_features(dataset: Dataset, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def lerobot_features(
+    dataset: Dataset, names: tuple[str, ...], cameras: tuple[str, ...] = (CAMERA, GOAL)
+) -> dict[str, dict[str, Any]]:
     """What a frame holds, as LeRobot describes it; `names` are those of the numbers of proprioception."""
     side, size = dataset.pixels.shape[1], dataset.action.shape[1]
     picture = {"dtype": "image", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
     return {
-        CAMERA: picture,
-        GOAL: picture,
+        **dict.fromkeys(cameras, picture),
         OBS_STATE: {"dtype": "float32", "shape": (len(names),), "names": list(names)},
         ACTION: {"dtype": "float32", "shape": (size,), "names": [f"action_{i}" for i in range(size)]},
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from envs import GoalEnv
+from sparsewm.data.cameras import grey, overlay
 from sparsewm.errors import UserError, needs_extra
 from sparsewm.proposals.modeling_grids import SmolVLAPolicy  # makes LeRobot know the one with few tokens too
 from sparsewm.proposals.names import Names, read_names
@@ -127,8 +128,10 @@ class LeRobotProposals:
         wanted = torch.as_tensor(goal["pixels"]).repeat_interleave(shape.numel() // shape[0], 0)
         for camera, seen in self.names.cameras.items():
             if seen is not None:
-                size = self.config.input_features[camera].shape[1:]
-                rows[camera] = _picture(pixels if seen == "pixels" else wanted, size)
+                shown = pixels if seen == "pixels" else wanted
+                if seen == "both":
+                    shown = overlay(grey(pixels), grey(wanted)).movedim(-3, -1)
+                rows[camera] = _picture(shown, self.config.input_features[camera].shape[1:])
         texts = [text for text in texts for _ in range(shape.numel() // shape[0])]
         ready = self._before(rows | {"task": texts})
         return {

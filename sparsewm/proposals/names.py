@@ -11,13 +11,17 @@ import yaml
 from sparsewm.data.cameras import CAMERA, GOAL
 from sparsewm.errors import UserError
 
+SEEN = ("pixels", "goal", "both")
+"""What a camera may see."""
+
 
 @dataclass(frozen=True)
 class Names:
     """A policy's names in an environment; what is left out is as `sparsewm export` has it.
 
     Attributes:
-        cameras: what each of the policy's cameras sees: "pixels", "goal", or None, which leaves it out.
+        cameras: what each of the policy's cameras sees: "pixels", "goal", "both" in one picture
+            (`sparsewm.data.cameras.overlay`), or None, which leaves it out.
         state: the environment's proprioception by name, in the policy's order; None stands for 0.
         action: which of the policy's action numbers are the environment's, in its order.
         scale, offset: environment action = scale * policy action + offset.
@@ -45,9 +49,9 @@ def read_names(path: Path) -> dict[str, Any]:
         raise UserError(f"--names {path} must hold some of {', '.join(known)}: see docs/proposals.md")
     cameras, state, action = (content.get(key) for key in ("cameras", "state", "action"))
     if cameras is not None and not (
-        isinstance(cameras, dict) and all(seen in ("pixels", "goal", None) for seen in cameras.values())
+        isinstance(cameras, dict) and all(seen in (*SEEN, None) for seen in cameras.values())
     ):
-        raise UserError(f"cameras of --names {path} must each be pixels, goal or null")
+        raise UserError(f"cameras of --names {path} must each be {', '.join(SEEN)} or null")
     if state is not None and not (
         isinstance(state, list) and all(isinstance(name, str | None) for name in state)
     ):

@@ -7,6 +7,7 @@ states say where everything is, so the encoder first learns to tell that from si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,13 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsewm.data.cameras import CAMERA, GOAL, ROWS
+from sparsewm.data.cameras import CAMERA, GOAL, ROWS, overlay
 
 WARMUP = 0.1  # of the steps
 PLACES = 0.5  # deviation of new embeddings of positions, beside patches of about 1
 WAVES = (0.25, 0.5, 1, 2, 4)  # periods over four deviations
+ON_THE_TABLE, FROM_BODIES = (1,), (1, 2, 4)  # the same, where present and goal are seen together
+POOL = 400_000  # pairs of present and goal of which a vision encoder learns to see
 SIZE = 0.1  # weight of the tokens' size beside the error
 READ = 256  # pictures encoded at once
+
+Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+"""So many pictures (B, 3, R, R) in [0, 1], and what is seen there (B, T)."""
 
 
 def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
@@ -39,6 +45,74 @@ def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
             waves = [wave(periods * np.pi / 2 * place) for periods in WAVES for wave in (np.sin, np.cos)]
             columns += [place, *waves]
     return torch.from_numpy(np.stack(columns, 1).astype(np.float32))
+
+
+def seen_from_bodies(states: np.ndarray, goals: np.ndarray, names: Sequence[str]) -> Tensor:
+    """What one picture of present and goal shows: above all how everything lies to a body that turns.
+
+    Which push a T needs depends on where its goal and the agent lie in its own frame, hardly on where it is.
+    Told where all is on the table, a policy would have to learn to turn, which takes it long.
+
+    Args:
+        states, goals: (N, D). names: of their numbers, as `visible` reads them; x and y of a name are a
+            place, with an angle of the same name a body that turns. Without any the first place is one.
+
+    Returns:
+        (N, T): places on the table and seen from every body, the nearer ones finely, and directions.
+    """
+    columns = {name: i for i, name in enumerate(names)}
+    stems = [name[:-1] for name in names if name.endswith("x") and not name.endswith("vx")]
+    both = [np.asarray(part, np.float64) for part in (states, goals)]
+
+    def place(part: np.ndarray, stem: str) -> np.ndarray:
+        return part[:, [columns[stem + "x"], columns[stem + "y"]]]
+
+    turning = [stem for stem in stems if stem + "angle" in columns]
+    everywhere = np.stack([place(part, stem) for part in both for stem in stems])  # (2 places, N, 2)
+    unit = max(float(everywhere.std(1).mean()), 1e-6)
+    seen = [_waves((everywhere - everywhere.mean((0, 1))) / unit, ON_THE_TABLE)]
+    for stem in turning or stems[:1]:
+        angles = [part[:, columns[stem + "angle"]] if turning else np.zeros(len(part)) for part in both]
+        cosine, sine = np.cos(angles[0])[:, None], np.sin(angles[0])[:, None]
+        away = (everywhere - place(both[0], stem)) / unit
+        x, y = away[..., :1], away[..., 1:]
+        seen.append(_waves(np.concatenate([cosine * x + sine * y, cosine * y - sine * x], -1), FROM_BODIES))
+        for angle in (*angles, *(times * (angles[1] - angles[0]) for times in (1, 2, 3))):
+            seen.append(np.stack([np.sin(angle), np.cos(angle)], -1)[None])
+    flat = np.concatenate([part.transpose(1, 0, 2).reshape(len(states), -1) for part in seen], 1)
+    return torch.from_numpy(flat[:, flat.std(0) > 0].astype(np.float32))
+
+
+def _waves(places: np.ndarray, periods: Sequence[float]) -> np.ndarray:
+    """Places (..., 2) and sines and cosines of so many periods over four units."""
+    waves = [wave(math.pi / 2 * often * places) for often in periods for wave in (np.sin, np.cos)]
+    return np.concatenate([places, *waves], -1)
+
+
+def single(pixels: Tensor, targets: Tensor) -> Draw:
+    """Single pictures uint8 (N, 3, R, R), with `targets` (N, T) from `visible`."""
+
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(pixels), (size,), generator=generator)
+        return pixels[rows].float() / 255, targets[rows]
+
+    return draw
+
+
+def with_goals(frames: Any, states: np.ndarray, names: Sequence[str]) -> Draw:
+    """Pictures of present and goal in one, of `HindsightFrames` with the states of their rows."""
+    pool = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(frames), (min(POOL, 4 * len(frames)),), generator=pool).tolist()
+    goals = [row + frames.ahead(row, pool) for row in rows]
+    targets = seen_from_bodies(states[rows], states[goals], names)
+    pairs = torch.tensor([rows, goals]).T
+
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        drawn = torch.randint(len(pairs), (size,), generator=generator)
+        present, goal = pairs[drawn].unbind(1)
+        return overlay(frames.pixels[present], frames.pixels[goal]).float() / 255, targets[drawn]
+
+    return draw
 
 
 def begin_anew(module: nn.Module) -> None:
@@ -60,8 +134,7 @@ def begin_anew(module: nn.Module) -> None:
 
 def teach_vision(
     policy: Any,
-    pixels: Tensor,
-    targets: Tensor,
+    draw: Draw,
     steps: int,
     batch: int = 64,
     lr: float = 1e-3,
@@ -75,7 +148,7 @@ def teach_vision(
     learn a mean square of 1 as the transformer sees them. Larger ones would drown what its layers add.
 
     Args:
-        policy: a SmolVLA. pixels: uint8 (N, 3, R, R). targets: (N, T) from `visible`.
+        policy: a SmolVLA. draw: what it sees, `single` or `with_goals`.
         steps, batch, lr, seed: of AdamW with one cycle.
 
     Returns:
@@ -84,6 +157,7 @@ def teach_vision(
     vlm = policy.model.vlm_with_expert
     dense = type(vlm).embed_image  # all tokens, also where a policy keeps few of them
     model = vlm.get_vlm_model()
+    camera = next(iter(policy.config.image_features))
     width, device = model.connector.modality_projection.proj.out_features, next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -91,6 +165,7 @@ def teach_vision(
         begin_anew(model.connector)
         nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=PLACES)
         model.connector.modality_projection.proj.weight.data.div_(width**0.5)
+        _, targets = draw(1, torch.Generator().manual_seed(seed))
         read = nn.Linear(width, targets.shape[1]).to(device)
     parts = (model.vision_model, model.connector, read)
     parameters = [parameter for part in parts for parameter in part.parameters()]
@@ -99,13 +174,12 @@ def teach_vision(
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(steps, 2), pct_start=WARMUP)
-    generator, errors = torch.Generator().manual_seed(seed), []
+    generator, errors, spreads = torch.Generator().manual_seed(seed), [], []
     for step in range(steps):
-        rows = torch.randint(len(pixels), (batch,), generator=generator)
-        pictures = pixels[rows].to(device).float() / 255
-        (picture,), _ = policy.prepare_images({CAMERA: pictures})
+        pictures, targets = (part.to(device) for part in draw(batch, generator))
+        (picture,), _ = policy.prepare_images({camera: pictures})
         tokens = dense(vlm, picture).float() * width**0.5  # (batch, tokens, width), as SmolVLA scales them
-        error = (read(tokens) - targets[rows].to(device)[:, None]).square().mean()
+        error = (read(tokens) - targets[:, None]).square().mean()
         size = (tokens.square().mean(-1) - 1).square().mean()
         optimizer.zero_grad()
         (error + SIZE * size).backward()
@@ -113,12 +187,13 @@ def teach_vision(
         optimizer.step()
         schedule.step()
         errors.append(float(error.detach()))
+        spreads.append(float(targets.var(0).mean()))
         if progress is not None:
             progress(step + 1, steps, f"error {errors[-1]:.3f}")
     for parameter, before in zip(parameters, learned, strict=True):
         parameter.requires_grad_(before)
         parameter.grad = None
-    return float(np.mean(errors[-max(1, steps // 10) :])) / float(targets.var(0).mean())
+    return float(np.mean(errors[-max(1, steps // 10) :]) / np.mean(spreads))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsewm.data import Dataset
-from sparsewm.data.cameras import CAMERA, GOAL
+from sparsewm.data.cameras import BOTH, CAMERA, GOAL, grey, overlay
 from sparsewm.data.hindsight import HindsightFrames
 from sparsewm.errors import UserError
 from tests.data.tiny import write_dataset
@@ -60,6 +60,22 @@ def test_goals_are_later_frames_of_the_episode(dataset: Dataset, ends: float) ->
             assert farthest in goals if ends else goals
             ahead |= {row - index for row in goals}
     assert {0, LONGEST} <= ahead
+
+
+def test_present_and_goal_in_one_picture(dataset: Dataset) -> None:
+    frames = frames_of(dataset, together=True)
+    assert BOTH in frames.meta.features and not {CAMERA, GOAL} & set(frames.meta.features)
+    pixels = grey(torch.from_numpy(dataset.pixels[:]))
+    torch.manual_seed(0)
+    for index in range(len(frames)):
+        farthest = min(index + LONGEST, int(frames.last[index]))
+        shown = (255 * frames[index][BOTH]).round().byte()
+        assert any(torch.equal(shown, overlay(pixels[index], pixels[g])) for g in range(index, farthest + 1))
+
+
+def test_grey_is_luminance() -> None:
+    colours = torch.tensor([[255, 255, 255], [0, 0, 0], [255, 0, 0], [65, 105, 225]], dtype=torch.uint8)
+    assert grey(colours).tolist() == [255, 0, 76, 106]
 
 
 def test_batches_have_one_size(dataset: Dataset) -> None:

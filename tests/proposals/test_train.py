@@ -18,7 +18,15 @@ from sparsewm.data.cameras import CAMERA, GOAL, ROWS
 from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
 from sparsewm.proposals.backbone import place_once
 from sparsewm.proposals.lerobot import LeRobotProposals
-from sparsewm.proposals.vision import WAVES, begin_anew, remember_vision, teach_vision, visible
+from sparsewm.proposals.vision import (
+    WAVES,
+    begin_anew,
+    remember_vision,
+    seen_from_bodies,
+    single,
+    teach_vision,
+    visible,
+)
 from tests.proposals.tiny import tiny_policy
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vla.py"
@@ -83,6 +91,16 @@ def test_a_policy_of_few_tokens_goes_on_with_all_of_them(tmp_path: Path) -> None
     assert "model.action_out_proj.weight" not in same
 
 
+def test_a_policy_of_one_picture_of_present_and_goal_carries_its_names(tmp_path: Path) -> None:
+    train(tmp_path, 2, "--together --freeze-vision")
+    env = envs.make("wall")
+    env.reset(seed=0)
+    sampler = LeRobotProposals(tmp_path / "vla/wall/policy", env)
+    assert list(sampler.config.image_features) == ["observation.images.both"]
+    trace = Trace(Task(env.state, env.goal, 0), [env.state])
+    assert Proposals(sampler, 4).propose(env, [trace], 10).std() > 0
+
+
 def test_a_frozen_vision_encoder_is_asked_once_per_picture(tmp_path: Path) -> None:
     """A policy that is given rows has the loss of one that is given the pictures, to float16."""
     torch.manual_seed(0)
@@ -120,10 +138,31 @@ def test_a_vision_encoder_learns_where_things_are(tmp_path: Path) -> None:
     targets = visible(states, ("x", "y", "vx", "vy"))
     assert targets.shape == (256, 2 * (1 + 2 * len(WAVES)))
     frozen = [parameter.requires_grad for parameter in policy.parameters()]
-    error = teach_vision(policy, pixels, targets, steps=250, batch=32, lr=3e-3)
+    error = teach_vision(policy, single(pixels, targets), steps=250, batch=32, lr=3e-3)
     assert error < 0.5
     assert not torch.equal(before, patches)
     assert frozen == [parameter.requires_grad for parameter in policy.parameters()]
+
+
+def test_what_a_body_sees_turns_and_moves_with_it() -> None:
+    """Of a scene that is turned and shifted as a whole, only places on the table and directions change."""
+    rng, names = np.random.default_rng(0), ("agent_x", "agent_y", "block_x", "block_y", "block_angle", "vx")
+    states, goals = rng.normal(size=(2, 500, 6))
+    turn = 0.7
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+
+    def moved(part: np.ndarray) -> np.ndarray:
+        turned = [part[:, i : i + 2] @ rotation.T for i in (0, 2)]
+        return np.concatenate([*turned, part[:, 4:5] + turn, part[:, 5:]], 1)
+
+    before, after = (
+        seen_from_bodies(states, goals, names),
+        seen_from_bodies(moved(states), moved(goals), names),
+    )
+    same = torch.isclose(before, after, atol=0.05).all(0)  # the unit of length is measured
+    relative = 3 * 2 * 7 + 3 * 2  # places seen from the T (its own is left out), and turns to the goal
+    assert before.shape == after.shape and int(same.sum()) == relative
+    assert seen_from_bodies(states[:, :2], goals[:, :2], ("x", "y")).shape == (500, 2 * 2 * 3 + 2 * 7)
 
 
 def test_an_angle_is_seen_as_a_direction() -> None:
