@@ -43,6 +43,7 @@ from sparsewm.files import write_json
 from sparsewm.model import AutoDrop, WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.model.problem import Measure, Scored
+from sparsewm.precision import fastest_dtype
 from sparsewm.proposals import GAUSSIAN, check_proposals, load_sampler
 from sparsewm.report.plots import plot_plan
 from sparsewm.report.video import episode_frames, write_video
@@ -235,7 +236,7 @@ class Plan:
         dtype = choose_dtype(self.dtype, device, planning=True)
         model = self.load_model(env, settings, device, dtype)
         tasks = make_tasks(env, self.episodes, self.seed, settings.goal_source, settings.goal_offset)
-        proposals = self.load_proposals(env, settings, device)
+        proposals = self.load_proposals(env, settings, device, dtype)
         return Prepared(env, settings, device, dtype, model, tasks, proposals)
 
     def evaluate(
@@ -414,11 +415,14 @@ class Plan:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} is for proposals: say with --proposals where they come from")
 
-    def load_proposals(self, env: GoalEnv, settings: PlanSettings, device: torch.device) -> Proposals | None:
+    def load_proposals(
+        self, env: GoalEnv, settings: PlanSettings, device: torch.device, dtype: torch.dtype
+    ) -> Proposals | None:
         """The sampler and what is asked of it, None for the planner's own candidates."""
         if self.proposals == GAUSSIAN:
             return None
-        sampler = load_sampler(self.proposals, env, device, self.seed, self.names)
+        dtype = dtype if dtype.is_floating_point else fastest_dtype(device)
+        sampler = load_sampler(self.proposals, env, device, self.seed, self.names, dtype)
         text = environment_settings(env.name).instruction if self.instruction is None else self.instruction
         return Proposals(sampler, settings.candidates, settings.proposal_mode, text)
 

@@ -73,7 +73,12 @@ def check_proposals(
 
 
 def load_sampler(
-    name: str, env: GoalEnv, device: torch.device, seed: int = 0, names: Path | None = None
+    name: str,
+    env: GoalEnv,
+    device: torch.device,
+    seed: int = 0,
+    names: Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> ProposalSampler:
     """The sampler that `--proposals NAME` means.
 
@@ -81,6 +86,7 @@ def load_sampler(
         name: "vla", a name in `SAMPLERS`, or the folder or hub name of a LeRobot policy.
         env: gives proprioception names, action size and bounds. seed: of a policy's noise.
         names: YAML file that maps a policy's names to the environment's (see `sparsewm.proposals.lerobot`).
+        dtype: of a SmolVLA's action expert, float32 or bfloat16.
 
     Raises:
         UserError: no such sampler, LeRobot is not installed, or the policy does not fit the environment.
@@ -90,4 +96,4 @@ def load_sampler(
     path = policy_path(name, env.name)
     from sparsewm.proposals.lerobot import LeRobotProposals  # loads LeRobot, which takes seconds
 
-    return LeRobotProposals(path, env, device, seed, names)
+    return LeRobotProposals(path, env, device, seed, names, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import sparsewm.proposals.modeling_grids  # noqa: F401 - makes LeRobot know a SmolVLA of few tokens too
 from envs import GoalEnv
 from sparsewm.data.cameras import grey, overlay
 from sparsewm.errors import UserError, needs_extra
-from sparsewm.proposals.modeling_grids import SmolVLAPolicy  # makes LeRobot know the one with few tokens too
+from sparsewm.proposals.expert import Expert, shares_prefix
 from sparsewm.proposals.names import Names, read_names
 
 with needs_extra("policies of LeRobot", "vla"):
@@ -40,6 +42,7 @@ class LeRobotProposals:
         env: gives proprioception names, action size and bounds.
         device: where the policy runs. seed: of its noise.
         names: YAML file of `Names`; by default `names.yaml` beside the policy, where there is one.
+        dtype: float32, or bfloat16 for the linear layers of a SmolVLA's action expert.
 
     Attributes:
         frames: environment steps the policy looks back, the present one included.
@@ -55,6 +58,7 @@ class LeRobotProposals:
         device: torch.device | str = "cpu",
         seed: int = 0,
         names: Path | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.path, self.env, self.device = str(path), env, torch.device(device)
         self.policy, self._before, self._after = _load(self.path, self.device)
@@ -65,6 +69,14 @@ class LeRobotProposals:
         file = names or (beside if beside.is_file() else None)
         self.names = Names() if file is None else Names(**read_names(file))
         self._columns = self._check()
+        self._expert: Expert | None = None
+        plain = self.config.type.startswith("smolvla") and not (
+            self.config.adapt_to_pi_aloha or self.config.rtc_config
+        )
+        if plain and shares_prefix(self.policy):
+            self._expert = Expert(self.policy, dtype)
+            vision = self.policy.model.vlm_with_expert.get_vlm_model().vision_model
+            _look_once(vision, len(self.config.image_features))
         if self.config.type == "diffusion":  # all it predicts from now on, not only what it would execute
             self.config.n_action_steps = self.config.horizon - self.config.n_obs_steps + 1
         elif self.config.type == "act":
@@ -146,9 +158,8 @@ class LeRobotProposals:
 
     def _chunks(self, batch: dict[str, Any], samples: int) -> Tensor:
         """Chunks (B * samples, chunk, A) of the policy, normalised as it has them."""
-        aloha = getattr(self.config, "adapt_to_pi_aloha", False)
-        if isinstance(self.policy, SmolVLAPolicy) and not (aloha or self.config.rtc_config):
-            return _smolvla_chunks(self.policy, batch, samples)
+        if self._expert is not None:
+            return _smolvla_chunks(self.policy, self._expert, batch, samples)
         batch = {key: value.repeat_interleave(samples, 0) for key, value in batch.items()}
         if self.config.type == "diffusion":
             cameras = list(self.config.image_features)
@@ -229,7 +240,22 @@ def _picture(pixels: Tensor, size: Sequence[int]) -> Tensor:
     return pictures
 
 
-def _smolvla_chunks(policy: Any, batch: dict[str, Any], samples: int) -> Tensor:
+def _look_once(vision: Any, cameras: int) -> None:
+    """Have pictures that are as they were at the last decision, like those of goals, not encoded again."""
+    encode, seen = vision.forward, deque[tuple[Tensor, Any]](maxlen=cameras)
+
+    def forward(pixel_values: Tensor, **options: Any) -> Any:
+        if torch.is_grad_enabled():
+            return encode(pixel_values=pixel_values, **options)
+        known = next((output for before, output in seen if torch.equal(before, pixel_values)), None)
+        output = encode(pixel_values=pixel_values, **options) if known is None else known
+        seen.append((pixel_values, output))
+        return output
+
+    vision.forward = forward
+
+
+def _smolvla_chunks(policy: Any, expert: Expert, batch: dict[str, Any], samples: int) -> Tensor:
     """Chunks (B * samples, chunk, A) of a SmolVLA, as its `sample_actions` has them.
 
     Pictures, instruction and state are read once per episode; only the noise is multiplied.
@@ -247,14 +273,8 @@ def _smolvla_chunks(policy: Any, batch: dict[str, Any], samples: int) -> Tensor:
         use_cache=True,
         fill_kv_cache=True,
     )
-    cache = {
-        layer: {name: value.repeat_interleave(samples, 0) for name, value in entry.items()}
-        for layer, entry in cache.items()
-    }
-    padding = padding.repeat_interleave(samples, 0)
     config = policy.config
-    actions = model.sample_noise((len(padding), config.chunk_size, config.max_action_dim), state.device)
-    for step in range(config.num_steps):
-        time = torch.full((len(padding),), 1 - step / config.num_steps, device=state.device)
-        actions = actions - model.denoise_step(padding, cache, actions, time) / config.num_steps
-    return actions[..., : config.action_feature.shape[0]]
+    noise = model.sample_noise(
+        (len(padding) * samples, config.chunk_size, config.max_action_dim), state.device
+    ).unflatten(0, (len(padding), samples))
+    return expert.denoise(cache, padding, noise).flatten(0, 1)[..., : config.action_feature.shape[0]]

@@ -108,10 +108,10 @@ class SmolVLAGridsPolicy(SmolVLAPolicy):
         )
         dense, forward = vlm.embed_image, vlm.forward
         vlm.embed_image = lambda image: self.grids(dense(image))
-        last = len(config.image_features) * config.image_tokens - 1
+        self.shift = shift = len(config.image_features) * config.image_tokens - 1
 
         def in_one_place(*, position_ids: Tensor, **inputs: Any) -> Any:
-            return forward(position_ids=(position_ids - last).clamp(min=0), **inputs)
+            return forward(position_ids=(position_ids - shift).clamp(min=0), **inputs)
 
         vlm.forward = in_one_place
 

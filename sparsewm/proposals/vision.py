@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS, overlay
+from sparsewm.encoders.embedded import sincos_positions
 
 WARMUP = 0.1  # of the steps
-PLACES = 0.5  # deviation of new embeddings of positions, beside patches of about 1
+PLACES = 0.5  # root mean square of new embeddings of positions, beside patches of about 1
 WAVES = (0.25, 0.5, 1, 2, 4)  # periods over four deviations
-ON_THE_TABLE, FROM_BODIES = (1,), (1, 2, 4)  # the same, where present and goal are seen together
+ON_THE_TABLE, FROM_BODIES = (1,), (1, 2)  # the same, where present and goal are seen together
 POOL = 400_000  # pairs of present and goal of which a vision encoder learns to see
 SIZE = 0.1  # weight of the tokens' size beside the error
 READ = 256  # pictures encoded at once
+DECAY = 0.01  # of weights
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """So many pictures (B, 3, R, R) in [0, 1], and what is seen there (B, T)."""
@@ -139,6 +141,7 @@ def teach_vision(
     batch: int = 64,
     lr: float = 1e-3,
     seed: int = 0,
+    bfloat16: bool = False,
     progress: Callable[..., None] | None = None,
 ) -> float:
     """Train vision encoder and connector in place, from new weights.
@@ -149,7 +152,9 @@ def teach_vision(
 
     Args:
         policy: a SmolVLA. draw: what it sees, `single` or `with_goals`.
-        steps, batch, lr, seed: of AdamW with one cycle.
+        steps, batch, lr, seed: of one cycle; Muon for the matrices of the encoder's layers, at three times
+            the rate, with which angles are learned in half of the steps, and AdamW for all else.
+        bfloat16: by autocast.
 
     Returns:
         mean squared error of the last tenth of the steps, as a share of the targets' variance.
@@ -163,7 +168,9 @@ def teach_vision(
         torch.manual_seed(seed)
         begin_anew(model.vision_model)
         begin_anew(model.connector)
-        nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=PLACES)
+        places = model.vision_model.embeddings.position_embedding.weight
+        side = math.isqrt(len(places))
+        places.data = (PLACES * 2**0.5 * sincos_positions(side, side, places.shape[1])).to(device)
         model.connector.modality_projection.proj.weight.data.div_(width**0.5)
         _, targets = draw(1, torch.Generator().manual_seed(seed))
         read = nn.Linear(width, targets.shape[1]).to(device)
@@ -172,20 +179,33 @@ def teach_vision(
     learned = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(steps, 2), pct_start=WARMUP)
+    matrices = [part for part in model.vision_model.encoder.parameters() if part.ndim == 2]
+    others = [part for part in parameters if not any(part is matrix for matrix in matrices)]
+    optimizers = (
+        torch.optim.AdamW(others, lr=lr, weight_decay=DECAY),
+        torch.optim.Muon(matrices, lr=3 * lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),
+    )
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, peak, max(steps, 2), pct_start=WARMUP, cycle_momentum=False
+        )
+        for optimizer, peak in zip(optimizers, (lr, 3 * lr), strict=True)
+    ]
     generator, errors, spreads = torch.Generator().manual_seed(seed), [], []
     for step in range(steps):
         pictures, targets = (part.to(device) for part in draw(batch, generator))
         (picture,), _ = policy.prepare_images({camera: pictures})
-        tokens = dense(vlm, picture).float() * width**0.5  # (batch, tokens, width), as SmolVLA scales them
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            tokens = dense(vlm, picture)
+        tokens = tokens.float() * width**0.5  # (batch, tokens, width), as SmolVLA scales them
         error = (read(tokens) - targets[:, None]).square().mean()
         size = (tokens.square().mean(-1) - 1).square().mean()
-        optimizer.zero_grad()
         (error + SIZE * size).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         errors.append(float(error.detach()))
         spreads.append(float(targets.var(0).mean()))
         if progress is not None:

@@ -102,14 +102,21 @@ def test_short_chunks_go_on_with_their_last_action(kind: str, folders: dict[str,
     assert not torch.equal(actions[:, :, length - 1], actions[:, :, length - 2])
 
 
-def test_smolvla_reads_once_what_lerobot_reads_per_chunk(folders: dict[str, Path], env: GoalEnv) -> None:
-    """The chunks of LeRobot's own `predict_action_chunk` on repeated observations, from the same noise."""
-    folder = folders["smolvla"]
-    sampler = LeRobotProposals(folder, env, seed=5)
-    actions = propose(sampler, env, samples=3, horizon=CHUNK)
+@pytest.mark.parametrize(("kind", "changes"), [("smolvla", {}), ("smolvla_grids", {"image_tokens": 3})])
+def test_smolvla_reads_once_what_lerobot_reads_per_chunk(
+    kind: str, changes: dict[str, Any], tmp_path: Path, env: GoalEnv
+) -> None:
+    """The chunks of LeRobot's own `predict_action_chunk` on repeated observations, from the same noise.
+
+    The texts differ in length, so that one is padded; layers of the expert read the chunk itself or the
+    prefix alone, in turns.
+    """
+    folder, texts = tiny_policy(tmp_path, kind, **changes), ["go", "go to the left"]
     present, goal = seen(env)
+    sampler = LeRobotProposals(folder, env, seed=5)
+    actions = sampler.propose(present, goal, texts, 3, CHUNK)
     config = sampler.config
-    policy = get_policy_class("smolvla").from_pretrained(folder, config=config)
+    policy = get_policy_class(kind).from_pretrained(folder, config=config)
     assert isinstance(policy, SmolVLAPolicy)
     override = {"tokenizer_processor": {"tokenizer_name": config.vlm_model_name}}
     before, after = make_pre_post_processors(config, str(folder), preprocessor_overrides=override)
@@ -123,11 +130,26 @@ def test_smolvla_reads_once_what_lerobot_reads_per_chunk(folders: dict[str, Path
         for name, shown in (("camera", present), ("goal", goal))
     }
     rows["observation.state"] = torch.as_tensor(present["proprio"]).repeat_interleave(3, 0)
-    batch = before(rows | {"task": ["go"] * 6})
+    batch = before(rows | {"task": [text for text in texts for _ in range(3)]})
     generator = torch.Generator().manual_seed(5)
     torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
     expected = after(policy.predict_action_chunk(batch)).clamp(-1, 1).unflatten(0, (2, 3))
     assert torch.allclose(actions, expected, atol=1e-5)
+    rounded = LeRobotProposals(folder, env, seed=5, dtype=torch.bfloat16).propose(
+        present, goal, texts, 3, CHUNK
+    )
+    apart = (actions - rounded).norm() / (actions - actions.mean(1, keepdim=True)).norm()
+    assert 0 < apart < 0.05
+
+
+def test_a_goal_is_looked_at_once(folders: dict[str, Path], env: GoalEnv) -> None:
+    sampler, (present, goal) = LeRobotProposals(folders["smolvla"], env), seen(env)
+    vision = sampler.policy.model.vlm_with_expert.get_vlm_model().vision_model
+    looks: list[int] = []
+    vision.encoder.register_forward_hook(lambda *_: looks.append(1))
+    for shown, wanted in ((present, 2), (present, 2), (goal, 2), (present, 3)):
+        sampler.propose(shown, goal, "go", 2, 8)
+        assert len(looks) == wanted
 
 
 def test_the_instruction_is_read(folders: dict[str, Path], env: GoalEnv) -> None:

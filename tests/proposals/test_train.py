@@ -19,6 +19,8 @@ from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
 from sparsewm.proposals.backbone import place_once
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.proposals.vision import (
+    FROM_BODIES,
+    ON_THE_TABLE,
     WAVES,
     begin_anew,
     remember_vision,
@@ -160,9 +162,13 @@ def test_what_a_body_sees_turns_and_moves_with_it() -> None:
         seen_from_bodies(moved(states), moved(goals), names),
     )
     same = torch.isclose(before, after, atol=0.05).all(0)  # the unit of length is measured
-    relative = 3 * 2 * 7 + 3 * 2  # places seen from the T (its own is left out), and turns to the goal
+    finely, coarsely = (1 + 2 * len(waves) for waves in (FROM_BODIES, ON_THE_TABLE))
+    relative = 3 * 2 * finely + 3 * 2  # places seen from the T (its own is left out), and turns to the goal
     assert before.shape == after.shape and int(same.sum()) == relative
-    assert seen_from_bodies(states[:, :2], goals[:, :2], ("x", "y")).shape == (500, 2 * 2 * 3 + 2 * 7)
+    assert seen_from_bodies(states[:, :2], goals[:, :2], ("x", "y")).shape == (
+        500,
+        2 * 2 * coarsely + 2 * finely,
+    )
 
 
 def test_an_angle_is_seen_as_a_direction() -> None:
