@@ -15,6 +15,9 @@ Cheapest first: few random tokens of every picture, which is seen once, then the
     python scripts/train_vla.py --env pointmaze-large --longest 400 --freeze-vision --batch 128 --lr 4e-4 \\
         --image-tokens 16 --steps 300 --dataset runs/few/pointmaze-large/pointmaze-large-expert.h5 \\
         --start runs/few/pointmaze-large/policy --look 0
+
+Where what to do depends on how things lie to one another, show present and goal in one picture (--together),
+and have vision look long (--look 12000).
 """
 
 from __future__ import annotations
@@ -352,6 +355,9 @@ def main() -> None:
             **{name: getattr(arguments, name) for name in ("longest", "ends", "chunk", "steps", "batch")},
             seed=arguments.seed,
             command=command,
+            pictures="one picture of present and goal (the goal in red)"
+            if arguments.together
+            else "the present picture, the picture of the goal",
         )
         names = {"cameras": {BOTH: "both"}} if arguments.together else None
         ship(checkpoint, folder / "backbone", folder / "policy", card, names)
@@ -365,7 +371,7 @@ def main() -> None:
 CARD = """# SmolVLA: {env}
 
 A small SmolVLA (LeRobot's class and training code), {parameters:.1f} million parameters in bfloat16, trained
-from scratch: chunks of {chunk} environment actions from the present picture, the picture of the goal,
+from scratch: chunks of {chunk} environment actions from {pictures},
 proprioception and an instruction.
 
 - Backbone: {sizes}; its tokenizer is made of the instruction "{text}" and reads other texts byte by byte.
