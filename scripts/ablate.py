@@ -73,6 +73,7 @@ PROPOSALS: dict[str, dict[str, Any]] = {
     "VLA, prior of a short search": {"proposal_mode": "prior"} | SHORT,
     "noise, short search": {"proposals": GAUSSIAN} | SHORT,
     "noise, one iteration": {"proposals": GAUSSIAN} | SHORT | {"iterations": 1},
+    "noise, 24 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 24},
     "noise, 40 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 40},
     "noise, 54 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 54},
 }
