@@ -146,9 +146,7 @@ class Expert:
     ) -> Tensor:
         """What queries of chunks (B, S, chunk, ...) see, flat; with keys and values also of the chunk."""
         batch, samples, length, _ = read.shape
-        heads = read.unflatten(3, (-1, self.head_dim)).permute(
-            0, 3, 1, 2, 4
-        )  # (B, parts, S, chunk, head_dim)
+        heads = read.unflatten(3, (-1, self.head_dim)).permute(0, 3, 1, 2, 4)  # (B, parts, S, chunk, ...)
         query = self._turned(heads[:, : self.heads], turns)
         scores = (query.flatten(2, 3) @ past_keys).unflatten(2, (samples, length)).float()
         if hidden is not None:
