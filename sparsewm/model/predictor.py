@@ -142,8 +142,7 @@ class ConditionedBlock(nn.Module):
         """x (B, S, L, W), condition (B, S, 1, W), past oldest first -> x, keys, values of this frame."""
         b, s, length, w = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
-        y = torch.addcmul(shift1, F.layer_norm(x, (w,)), 1 + scale1)
-        q, k, v = self.qkv(y).view(b, s, length, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+        q, k, v = self.read(x, shift1, scale1)
         q = q * q.shape[-1] ** -0.5
         # An added vector says how old a key's frame is, so cached keys stay valid while the window slides.
         frames = [*past_keys, k]
@@ -157,6 +156,18 @@ class ConditionedBlock(nn.Module):
         x = torch.addcmul(x, self.out(mixed), 1 + gate1)
         y = torch.addcmul(shift2, F.layer_norm(x, (w,)), 1 + scale2)
         return torch.addcmul(x, self.down(torch.relu(self.up(y))), 1 + gate2), k, v
+
+    def read(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Queries, keys and values (3, B, S, heads, L, d) of x (B, S, L, W)."""
+        b, s, length, w = x.shape
+        y = torch.addcmul(shift, F.layer_norm(x, (w,)), 1 + scale)
+        return self.qkv(y).view(b, s, length, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+
+    def remember(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of this frame alone, as `forward` has them."""
+        shift, scale = self.modulation(condition).chunk(6, -1)[:2]
+        _, k, v = self.read(x, shift, scale)
+        return k, v
 
 
 class Predictor(nn.Module):
@@ -208,6 +219,37 @@ class Predictor(nn.Module):
         Returns:
             tokens and proprio of the next frame (float32), and this frame's cache.
         """
+        x, condition, past = self._embed(tokens, proprio, action, positions, past)
+        cache = FrameCache()
+        for layer, block in enumerate(self.blocks):
+            x, k, v = block(x, condition, *_of_layer(past, layer))
+            cache.keys.append(k)
+            cache.values.append(v)
+        x = self.norm(x)
+        next_tokens = tokens + self.token_change(x[:, :, :-1]).float()
+        next_proprio = proprio + self.proprio_change(x[:, :, -1]).float()
+        return next_tokens, next_proprio, cache
+
+    def remember(
+        self, tokens: Tensor, proprio: Tensor, action: Tensor, positions: Tensor, past: list[FrameCache]
+    ) -> FrameCache:
+        """The cache of `forward` alone: of a frame whose future is known nothing else is needed."""
+        x, condition, past = self._embed(tokens, proprio, action, positions, past)
+        cache = FrameCache()
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, ConditionedBlock)
+            if layer == len(self.blocks) - 1:
+                k, v = block.remember(x, condition)
+            else:
+                x, k, v = block(x, condition, *_of_layer(past, layer))
+            cache.keys.append(k)
+            cache.values.append(v)
+        return cache
+
+    def _embed(
+        self, tokens: Tensor, proprio: Tensor, action: Tensor, positions: Tensor, past: list[FrameCache]
+    ) -> tuple[Tensor, Tensor, list[FrameCache]]:
+        """What the blocks take: x (B, S, M + 1, W), condition (B, S, 1, W), and the frames still in sight."""
         dtype = self.embed_tokens.weight.dtype
         s = action.shape[1]
         condition = self.embed_condition(torch.cat([action, proprio.expand(-1, s, -1)], -1).to(dtype))[
@@ -220,16 +262,9 @@ class Predictor(nn.Module):
             ],
             2,
         )
-        x = x.expand(-1, s, -1, -1)
-        past = past[max(0, len(past) - self.config.history + 1) :]
-        cache = FrameCache()
-        for layer, block in enumerate(self.blocks):
-            keys = [frame.keys[layer] for frame in past]
-            values = [frame.values[layer] for frame in past]
-            x, k, v = block(x, condition, keys, values)
-            cache.keys.append(k)
-            cache.values.append(v)
-        x = self.norm(x)
-        next_tokens = tokens + self.token_change(x[:, :, :-1]).float()
-        next_proprio = proprio + self.proprio_change(x[:, :, -1]).float()
-        return next_tokens, next_proprio, cache
+        return x.expand(-1, s, -1, -1), condition, past[max(0, len(past) - self.config.history + 1) :]
+
+
+def _of_layer(past: list[FrameCache], layer: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values that a layer has of earlier frames."""
+    return [frame.keys[layer] for frame in past], [frame.values[layer] for frame in past]

@@ -357,7 +357,7 @@ class WorldModel(nn.Module):
         positions = self.predictor.positions_of(patches)
         for latent, action in list(history)[max(0, len(history) - self.history + 1) :]:
             kept = gather_patches(latent.tokens, patches)
-            *_, cache = self.predictor(
+            cache = self.predictor.remember(
                 kept[:, None],
                 latent.proprio[:, None],
                 self.standardizer.actions(action)[:, None],
