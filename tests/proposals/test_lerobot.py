@@ -142,6 +142,13 @@ def test_smolvla_reads_once_what_lerobot_reads_per_chunk(
     assert 0 < apart < 0.05
 
 
+def test_an_expert_of_fewer_layers_is_left_to_lerobot(tmp_path: Path, env: GoalEnv) -> None:
+    sampler = LeRobotProposals(tiny_policy(tmp_path, "smolvla", num_expert_layers=1), env)
+    assert sampler._expert is None
+    actions = propose(sampler, env)
+    assert actions.shape == (2, 3, 10, 2) and actions.std(1).min() > 0
+
+
 def test_a_goal_is_looked_at_once(folders: dict[str, Path], env: GoalEnv) -> None:
     sampler, (present, goal) = LeRobotProposals(folders["smolvla"], env), seen(env)
     vision = sampler.policy.model.vlm_with_expert.get_vlm_model().vision_model
