@@ -81,7 +81,8 @@ class Arguments:
     """Steps of 64 pictures in which a new vision encoder first learns to tell the recorded state; 0: it stays
     as it is, as with --start from a policy that sees."""
     freeze_vision: bool = False
-    """Leave the vision encoder as it is then; every picture is encoded once, before training."""
+    """Leave the vision encoder as it is then; every picture is encoded once, before training, unless present
+    and goal are seen --together."""
     together: bool = False
     """Show present and goal in one picture, the goal in red, for vision to see how one lies to the other."""
     longest: int = 100
@@ -231,13 +232,12 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, data: Path, frames: Hi
     if arguments.look:
         dataset, names = Dataset(data), make_env(arguments.env).state_names
         if frames.together:
-            draw = with_goals(frames, dataset.state[:], names)
+            draw = with_goals(frames, dataset.state[:], names, arguments.seed)
         else:
             rows = min(LOOKED_AT, dataset.rows)
             with progress_bar("reading pictures") as progress:
-                draw = single(
-                    read_pictures(dataset, rows, False, progress), visible(dataset.state[:rows], names)
-                )
+                pixels = read_pictures(dataset, rows, progress=progress)
+            draw = single(pixels, visible(dataset.state[:rows], names))
         with progress_bar("learning to see") as progress:
             dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
             error = teach_vision(

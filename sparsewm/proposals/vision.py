@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS, overlay
 from sparsewm.encoders.embedded import sincos_positions
+
+if TYPE_CHECKING:
+    from sparsewm.data.hindsight import HindsightFrames
 
 WARMUP = 0.1  # of the steps
 PLACES = 0.5  # root mean square of new embeddings of positions, beside patches of about 1
@@ -41,12 +44,11 @@ def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
     columns = []
     for column, name in zip(np.asarray(states, np.float64).T, names, strict=True):
         if name.endswith("angle"):
-            columns += [np.sin(column), np.cos(column)]
+            columns.append(np.stack([np.sin(column), np.cos(column)], 1))
         elif not name.endswith(("vx", "vy")):
             place = (column - column.mean()) / max(float(column.std()), 1e-6)
-            waves = [wave(periods * np.pi / 2 * place) for periods in WAVES for wave in (np.sin, np.cos)]
-            columns += [place, *waves]
-    return torch.from_numpy(np.stack(columns, 1).astype(np.float32))
+            columns.append(_waves(place[:, None], WAVES))
+    return torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))
 
 
 def seen_from_bodies(states: np.ndarray, goals: np.ndarray, names: Sequence[str]) -> Tensor:
@@ -101,9 +103,9 @@ def single(pixels: Tensor, targets: Tensor) -> Draw:
     return draw
 
 
-def with_goals(frames: Any, states: np.ndarray, names: Sequence[str]) -> Draw:
-    """Pictures of present and goal in one, of `HindsightFrames` with the states of their rows."""
-    pool = torch.Generator().manual_seed(0)
+def with_goals(frames: HindsightFrames, states: np.ndarray, names: Sequence[str], seed: int = 0) -> Draw:
+    """Pictures of present and goal in one, of frames that show them so, with the states of their rows."""
+    pool = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(frames), (min(POOL, 4 * len(frames)),), generator=pool).tolist()
     goals = [row + frames.ahead(row, pool) for row in rows]
     targets = seen_from_bodies(states[rows], states[goals], names)
