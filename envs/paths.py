@@ -1,4 +1,4 @@
-"""Lengths of the shortest ways around boxes."""
+"""Shortest ways around things."""
 
 from __future__ import annotations
 
@@ -50,3 +50,30 @@ class ShortestPaths:
         leave = np.maximum(first, second).min(-1)
         blocked = ((enter < leave) & (leave > 0) & (enter < 1)).any(-1)
         return np.where(blocked, np.inf, length)
+
+
+def shortest_way(lengths: np.ndarray) -> list[int]:
+    """Places on the shortest way from the first of N places to the last one, the first left out.
+
+    Empty where there is no way.
+
+    Args:
+        lengths: between places (N, N); infinite where there is none.
+    """
+    last = len(lengths) - 1
+    # Bellman-Ford from the end: `to_end` is the length of the way from a place, `after` the next one on it
+    to_end, after = lengths[last].copy(), np.full(len(lengths), last)
+    to_end[last] = 0.0
+    for _ in lengths:
+        through = lengths + to_end
+        better = through.min(1) < to_end - 1e-9
+        if not better.any():
+            break
+        after[better], to_end[better] = through.argmin(1)[better], through.min(1)[better]
+    if np.isinf(to_end[0]):
+        return []
+    way, at = [], 0
+    while at != last:
+        at = int(after[at])
+        way.append(at)
+    return way

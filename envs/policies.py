@@ -1,18 +1,18 @@
-"""Scripted policies that see the state: exploration for varied data, experts that reach a goal."""
+"""Scripted policies that see the state and explore, for varied data."""
 
 from __future__ import annotations
 
 import math
-from itertools import islice
 from typing import Protocol
 
 import numpy as np
 
 from envs import blockpush, table
 from envs.base import GoalEnv
+from envs.paths import shortest_way
 from envs.pointmaze import PointMazeEnv
 from envs.pusht import BAR, CENTRE, HIGH, LOW, OUTLINE, RADIUS, REACH, STEM, rotated
-from envs.wall import STEP, WallEnv
+from envs.wall import WallEnv
 
 
 class ExplorationPolicy(Protocol):
@@ -45,23 +45,6 @@ def exploration_policy(env: GoalEnv, rng: np.random.Generator) -> ExplorationPol
     raise ValueError(
         f"no exploration policy for environment '{env.name}'; known: pusht, wall, pointmaze, rope, granular, "
         "blockpush."
-    )
-
-
-def expert_policy(env: GoalEnv, goal: np.ndarray, rng: np.random.Generator) -> ExplorationPolicy:
-    """A policy that goes to a goal state (D,) on a short way and stays there; its noise comes from `rng`.
-
-    Raises ValueError for an environment that has none.
-    """
-    env = getattr(env, "unwrapped", env)
-    if isinstance(env, PointMazeEnv):
-        return PointMazeExpert(env, goal, rng)
-    if isinstance(env, WallEnv):
-        return WallExpert(env, goal, rng)
-    if env.name == "pusht":
-        return PushTExpert(env, goal, rng)
-    raise ValueError(
-        f"no expert for environment '{env.name}'; known: wall, pointmaze, pointmaze-large, pusht."
     )
 
 
@@ -169,7 +152,7 @@ class PushTExploration:
         self._turns_with_block = bool(rng.random() < 0.5)
         if rng.random() > 0.06:
             for point, direction in self._contacts(block, angle):
-                way = _way_round(agent, point - direction * (RADIUS + 14), block, angle)
+                way = way_round(agent, point - direction * (RADIUS + 14), block, angle)
                 if way:
                     sideways = rng.normal(0, 0.2) * np.array([-direction[1], direction[0]])
                     self._direction = direction + sideways
@@ -199,125 +182,11 @@ class PushTExploration:
         return [contacts[i] for i in np.argsort(scores)[::-1]]
 
 
-class PushTExpert(PushTExploration):
-    """Pushes the T to its goal push by push, the one that brings it nearest each time, then goes to its own.
-
-    Of pushes from everywhere, those that a T sliding without inertia would follow best are tried in the
-    simulator, and the best one is taken, and ended where it is best. Which one that is depends on the state
-    alone, for who imitates it cannot see dice.
-    """
-
-    NOISE = 1.5
-    TRIED = 14  # pushes that are simulated
-    LONGEST = 24  # steps of a push
-    PACE, PUSH_PACE = 60.0, 50.0  # px to the target
-    NEAR = 0.6  # of the success thresholds, where the T is left alone
-    HASTE = 0.02  # of a threshold that a step is worth
-    SPREAD = 60.0  # px: how far from its centre a T that turns rubs on the table
-
-    def __init__(self, env: GoalEnv, goal: np.ndarray, rng: np.random.Generator):
-        self._env, self._goal = env, np.asarray(goal, np.float64)
-        super().__init__(rng)
-
-    def act(self, state: np.ndarray) -> np.ndarray:
-        if self._steps_left <= 0 and not self._way:
-            self._aim(np.asarray(state, np.float64))
-        return super().act(state)
-
-    def _error(self, states: np.ndarray) -> np.ndarray:
-        """Of the T alone in states (K, 7): (K,), in success thresholds."""
-        placed = states.copy()
-        placed[:, :2] = self._goal[:2]
-        return self._env.shortfall(placed, self._goal)
-
-    def _aim(self, state: np.ndarray) -> None:
-        agent, block, angle = state[:2], state[2:4], float(state[4])
-        now = float(self._error(state[None])[0])
-        self._pace, self._push_pace, self._patience = self.PACE, self.PUSH_PACE, 40
-        self._turns_with_block = False
-        best, chosen = now - 0.05, None
-        if now > self.NEAR:
-            ways = (
-                (_way_round(agent, point - direction * (RADIUS + 14), block, angle), direction)
-                for point, direction in self._promising(block, angle)
-            )
-            for way, direction in islice((pair for pair in ways if pair[0]), self.TRIED):
-                value, steps = self._try(state, way, direction)
-                if value < best:
-                    best, chosen = value, (way, direction, steps)
-        if chosen is None:  # nothing helps, or the T is there
-            self._direction, self._steps_left = np.zeros(2), 1
-            self._way = _way_round(agent, self._goal[:2], block, angle) or [self._goal[:2]]
-        else:
-            self._way, self._direction, self._steps_left = chosen
-
-    def _promising(self, block: np.ndarray, angle: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Contacts and directions, the one first that should bring the T nearest to its goal.
-
-        Neighbours of a better one are left out: they would do much the same.
-        """
-        points, directions = rotated(_CONTACTS, angle) + block, rotated(_DIRECTIONS, angle)
-        centre = block + rotated(np.array([CENTRE]), angle)[0]
-        arms = points - centre
-        torque = arms[:, 0] * directions[:, 1] - arms[:, 1] * directions[:, 0]  # px
-        share = 1 / (1 + (torque / self.SPREAD) ** 2)  # of the push that moves the centre
-        lengths = np.linspace(8, 120, 15)[:, None]
-        turned = angle + lengths * share * torque / self.SPREAD**2  # (15, K)
-        moved = centre + (lengths * share)[..., None] * directions
-        sine, cosine = np.sin(turned), np.cos(turned)
-        moved -= np.stack([-sine * CENTRE[1], cosine * CENTRE[1]], -1)
-        states = np.zeros((*turned.shape, 7))
-        states[..., 2:4], states[..., 4] = moved, turned
-        errors = self._error(states.reshape(-1, 7)).reshape(turned.shape).min(0)
-        order = np.argsort(errors, kind="stable").tolist()
-        promising: list[tuple[np.ndarray, np.ndarray]] = []
-        while order:
-            best = order[0]
-            promising.append((points[best], directions[best]))
-            order = [i for i in order if not _ALIKE[best, i]]
-        return promising
-
-    def _try(self, state: np.ndarray, way: list[np.ndarray], direction: np.ndarray) -> tuple[float, int]:
-        """Error in the simulator at the best end of a push, and its steps."""
-        kept = self._command, self._way, self._direction, self._steps_left, self._patience
-        self._way, self._direction, self._steps_left = list(way), direction, self.LONGEST
-        value, steps, taken = math.inf, 0, 0
-        while self._steps_left > 0:
-            self._move(state[:2], float(state[4]))
-            action = np.clip(self._command / REACH, -1, 1).astype(np.float32)
-            state = self._env.rollout_states(state, action[None, None])[0, -1]
-            taken += 1
-            if not self._way:
-                error = float(self._error(state[None])[0]) + self.HASTE * taken
-                if error < value:
-                    value, steps = error, self.LONGEST - self._steps_left
-                elif error > value + 1:
-                    break
-        self._command, self._way, self._direction, self._steps_left, self._patience = kept
-        return value, steps
-
-
-def _contact_grid() -> tuple[np.ndarray, np.ndarray]:
-    """Points (K, 2) along the T's outline and unit directions (K, 2) into it, in its frame."""
-    points, directions = [], []
-    for start, end in zip(OUTLINE, np.roll(OUTLINE, -1, 0), strict=True):
-        side = end - start
-        length = math.hypot(*side)
-        for fraction in (np.arange(round(length / 10)) + 0.5) / round(length / 10):
-            for turn in (-0.3, 0.0, 0.3):
-                points.append(start + fraction * side)
-                directions.append(rotated(np.array([[-side[1], side[0]]]) / length, turn)[0])
-    return np.stack(points), np.stack(directions)
-
-
-_CONTACTS, _DIRECTIONS = _contact_grid()
-_ALIKE = (np.linalg.norm(_CONTACTS[:, None] - _CONTACTS, axis=-1) < 22) & (_DIRECTIONS @ _DIRECTIONS.T > 0.8)
-
 # Corners of a way round the T at a safe distance, in its frame.
 _AROUND = np.array([(-84, -24), (84, -24), (84, 54), (39, 144), (-39, 144), (-84, 54)], dtype=np.float64)
 
 
-def _way_round(start: np.ndarray, end: np.ndarray, block: np.ndarray, angle: float) -> list[np.ndarray]:
+def way_round(start: np.ndarray, end: np.ndarray, block: np.ndarray, angle: float) -> list[np.ndarray]:
     """Points (2,) of the shortest way from `start` past the T to `end` that stays on the table.
 
     Empty where there is none. The points are `end` and, before it, corners of a hexagon round the T.
@@ -331,28 +200,14 @@ def _way_round(start: np.ndarray, end: np.ndarray, block: np.ndarray, angle: flo
     fractions = np.linspace(0, 1, 24)[:, None, None]
     paths = points[first] + fractions * (points[second] - points[first])  # (24, edges, 2)
     room = np.full(len(first), RADIUS + 3.0)
-    room[first == 0] = min(RADIUS + 3.0, _clearances(start, block, angle) - 0.5)  # one at the T may leave it
-    open_edges = (_clearances(paths, block, angle) > room).all(0)
+    room[first == 0] = min(RADIUS + 3.0, clearances(start, block, angle) - 0.5)  # one at the T may leave it
+    open_edges = (clearances(paths, block, angle) > room).all(0)
     lengths = np.full((len(points), len(points)), math.inf)
     lengths[first[open_edges], second[open_edges]] = np.hypot(*(points[second] - points[first])[open_edges].T)
-    lengths = np.minimum(lengths, lengths.T)
-    # Bellman-Ford from the end: `to_end` is the length of the way from a point, `after` the next point on it
-    to_end, after = lengths[-1].copy(), np.full(len(points), len(points) - 1)
-    to_end[-1] = 0.0
-    for _ in points:
-        through = lengths + to_end
-        better = through.min(1) < to_end - 1e-9
-        after[better], to_end[better] = through.argmin(1)[better], through.min(1)[better]
-    if np.isinf(to_end[0]):
-        return []
-    way, at = [], 0
-    while at != len(points) - 1:
-        at = after[at]
-        way.append(points[at])
-    return way
+    return [points[i] for i in shortest_way(np.minimum(lengths, lengths.T))]
 
 
-def _clearances(points: np.ndarray, block: np.ndarray, angle: float) -> np.ndarray:
+def clearances(points: np.ndarray, block: np.ndarray, angle: float) -> np.ndarray:
     """Distances (...) of points (..., 2) to the T."""
     local = (points - block) @ np.array(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
@@ -424,48 +279,6 @@ class PointMazeExploration:
             self._force = rng.uniform(0.2, 1.3) * np.array([math.cos(direction), math.sin(direction)])
         self._steps, self._steps_left = self._steps + 1, self._steps_left - 1
         return np.clip(self._force + rng.normal(0, 0.15, 2), -1, 1).astype(np.float32)
-
-
-class PointMazeExpert:
-    """Runs along the shortest way through the maze, brakes where it bends and at the goal."""
-
-    BRAKING = 18.0  # cells/s^2 it counts on, of the 24 of full force
-    TOP = 4.0  # cells/s
-
-    def __init__(self, env: PointMazeEnv, goal: np.ndarray, rng: np.random.Generator):
-        self._paths, self._goal, self._rng = env._maze.paths, goal[:2], rng
-        self._noise: np.ndarray = np.zeros(2)
-
-    def reset(self, state: np.ndarray) -> None:
-        self._noise = np.zeros(2)
-
-    def act(self, state: np.ndarray) -> np.ndarray:
-        way = self._paths.next_point(state[:2], self._goal) - state[:2]
-        length = max(math.hypot(*way), 1e-6)
-        velocity = min(self.TOP, math.sqrt(2 * self.BRAKING * length)) * way / length
-        self._noise = 0.8 * self._noise + self._rng.normal(0, 0.1, 2)
-        return np.clip(0.5 * (velocity - state[2:4]) + self._noise, -1, 1).astype(np.float32)
-
-
-class WallExpert:
-    """Walks straight to the goal, or to the door first where the goal is in the other room."""
-
-    def __init__(self, env: WallEnv, goal: np.ndarray, rng: np.random.Generator):
-        self._wall_x, self._door_y, self._goal, self._rng = env.wall_x, env.door_y, goal, rng
-
-    def reset(self, state: np.ndarray) -> None:
-        """Where to go depends on the present state alone."""
-
-    def act(self, state: np.ndarray) -> np.ndarray:
-        side = math.copysign(1.0, self._goal[0] - self._wall_x)
-        beyond = (state[0] - self._wall_x) * side  # the wall, in the goal's direction
-        target = self._goal
-        if beyond < 5:
-            through = beyond > 0 or abs(state[1] - self._door_y) < 1.5
-            target = np.array([self._wall_x + (7 if through else -7) * side, self._door_y])
-        way = target - state
-        pace = 1 / max(STEP, math.hypot(*way))
-        return np.clip(pace * way + self._rng.normal(0, 0.05, 2), -1, 1).astype(np.float32)
 
 
 class TableExploration:

@@ -52,13 +52,14 @@ from torch import Tensor
 
 from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
-from sparsewm.data.cameras import BOTH
+from sparsewm.data.cameras import BOTH, LUMINANCE
 from sparsewm.data.hindsight import HindsightFrames, read_pictures
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, place_once, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
+from sparsewm.proposals.names import check_weights
 from sparsewm.proposals.vision import begin_anew, remember_vision, single, teach_vision, visible, with_goals
 from sparsewm.settings import at_least, choose_dtype, environment_settings, make_env
 
@@ -85,6 +86,8 @@ class Arguments:
     and goal are seen --together."""
     together: bool = False
     """Show present and goal in one picture, the goal in red, for vision to see how one lies to the other."""
+    grey: tuple[int, int, int] = LUMINANCE
+    """Weights of red, green and blue in it, in 256ths. All that matters must differ in this grey."""
     longest: int = 100
     """Environment steps to the goal, at most."""
     ends: float = 0.5
@@ -150,6 +153,7 @@ def demonstrations(arguments: Arguments, folder: Path) -> tuple[HindsightFrames,
             arguments.batch,
             arguments.freeze_vision and not arguments.together,
             arguments.together,
+            arguments.grey,
             progress,
         )
     return frames, path
@@ -230,14 +234,14 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, data: Path, frames: Hi
                 f"--start {arguments.start} is another kind of policy ({', '.join(other[:3])} ...)"
             )
     if arguments.look:
-        dataset, names = Dataset(data), make_env(arguments.env).state_names
+        dataset, env = Dataset(data), make_env(arguments.env)
         if frames.together:
-            draw = with_goals(frames, dataset.state[:], names, arguments.seed)
+            draw = with_goals(frames, dataset.state[:], env.state_names, env.angle_symmetry, arguments.seed)
         else:
             rows = min(LOOKED_AT, dataset.rows)
             with progress_bar("reading pictures") as progress:
                 pixels = read_pictures(dataset, rows, progress=progress)
-            draw = single(pixels, visible(dataset.state[:rows], names))
+            draw = single(pixels, visible(dataset.state[:rows], env.state_names))
         with progress_bar("learning to see") as progress:
             dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
             error = teach_vision(
@@ -331,6 +335,7 @@ def main() -> None:
     command = shlex.join(["python", *sys.argv])
     try:
         at_least(0, look=arguments.look)
+        check_weights(arguments.grey, "--grey")
         if not 0 <= arguments.from_noise <= 1:
             raise UserError(f"--from-noise must be from 0 to 1, got {arguments.from_noise:g}")
         at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
@@ -359,7 +364,7 @@ def main() -> None:
             if arguments.together
             else "the present picture, the picture of the goal",
         )
-        names = {"cameras": {BOTH: "both"}} if arguments.together else None
+        names = {"cameras": {BOTH: "both"}, "grey": list(arguments.grey)} if arguments.together else None
         ship(checkpoint, folder / "backbone", folder / "policy", card, names)
     except UserError as error:
         sys.exit(f"error: {error}")

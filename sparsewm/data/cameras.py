@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,11 +16,19 @@ BOTH = "observation.images.both"
 ROWS = "observation.rows"
 """Row numbers (present, goal) of pictures that a policy has encoded already."""
 
+LUMINANCE = (77, 150, 29)
+"""Weights of red, green and blue in a grey picture, in 256ths: those of Rec. 601."""
 
-def grey(pixels: Tensor) -> Tensor:
-    """Luminance uint8 (..., R, R) of pictures uint8 (..., R, R, 3), by the weights of Rec. 601 in 256ths."""
-    red, green, blue = pixels.to(torch.int32).unbind(-1)
-    return ((77 * red + 150 * green + 29 * blue) >> 8).to(torch.uint8)
+
+def grey(pixels: Tensor, weights: Sequence[int] = LUMINANCE) -> Tensor:
+    """Pictures uint8 (..., R, R, 3) in grey, uint8 (..., R, R), by weights that are 256 in all.
+
+    Things of one luminance, as the blocks of Block Push, need others to be told apart.
+    """
+    channels = pixels.to(torch.int32)
+    return ((channels * torch.tensor(weights, dtype=torch.int32, device=pixels.device)).sum(-1) >> 8).to(
+        torch.uint8
+    )
 
 
 def overlay(present: Tensor, goal: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ import numpy as np
 
 import envs
 from envs import GoalEnv
-from envs.policies import HeldActions, expert_policy, exploration_policy
+from envs.experts import expert_policy
+from envs.policies import HeldActions, exploration_policy
 from sparsewm.data.dataset import COLUMNS, DatasetWriter
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors, require_space

@@ -8,7 +8,7 @@ disk, with stretches cut once, see `sparsewm.data.lerobot`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.data.cameras import BOTH, CAMERA, GOAL, ROWS, grey, overlay
+from sparsewm.data.cameras import BOTH, CAMERA, GOAL, LUMINANCE, ROWS, grey, overlay
 from sparsewm.data.dataset import Dataset
 from sparsewm.data.lerobot import lerobot_features
 from sparsewm.errors import UserError, needs_extra
@@ -39,7 +39,8 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
             others are drawn evenly.
         batch: rows beyond a whole number of batches are left out, so that all batches have one size.
         remembered: give row numbers instead of pictures, to a policy that has encoded them already.
-        together: one camera shows present and goal in one picture (`sparsewm.data.cameras.overlay`).
+        together: one camera shows present and goal in one picture (`sparsewm.data.cameras.overlay`), in grey
+            by `weights`.
         progress: called with the rows read and wanted.
 
     Attributes:
@@ -60,6 +61,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         batch: int = 1,
         remembered: bool = False,
         together: bool = False,
+        weights: Sequence[int] = LUMINANCE,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if longest < 1:
@@ -71,7 +73,7 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
         self.last = np.repeat(dataset.offsets + dataset.lengths - 1, dataset.lengths)
         self.pixels = torch.empty(0)
         if not remembered:
-            self.pixels = read_pictures(dataset, dataset.rows, together, progress)
+            self.pixels = read_pictures(dataset, dataset.rows, weights if together else None, progress)
         self.num_frames = dataset.rows // batch * batch or dataset.rows
         self.num_episodes, self.remembered, self.together = dataset.episodes, remembered, together
         self.meta = SimpleNamespace(
@@ -108,16 +110,16 @@ class HindsightFrames(torch.utils.data.Dataset[dict[str, Any]]):
 def read_pictures(
     dataset: Dataset,
     rows: int,
-    in_grey: bool = False,
+    in_grey: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """The first `rows` pictures, uint8 (rows, 3, R, R), or (rows, R, R) in grey."""
+    """The first `rows` pictures, uint8 (rows, 3, R, R), or (rows, R, R) in grey by such weights."""
     side = dataset.pixels.shape[1]
-    pixels = torch.empty(rows, *() if in_grey else (3,), side, side, dtype=torch.uint8)
+    pixels = torch.empty(rows, *(() if in_grey else (3,)), side, side, dtype=torch.uint8)
     for first in range(0, rows, READ):
         read = slice(first, min(first + READ, rows))
         pictures = torch.from_numpy(dataset.pixels[read])
-        pixels[read] = grey(pictures) if in_grey else pictures.permute(0, 3, 1, 2)
+        pixels[read] = grey(pictures, in_grey) if in_grey else pictures.permute(0, 3, 1, 2)
         if progress is not None:
             progress(read.stop, rows)
     return pixels

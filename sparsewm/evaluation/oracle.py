@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from envs import GoalEnv
-from envs.policies import expert_policy
+from envs.experts import expert_policy
 from planners import CEM, MPC
 from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore, follow_expert
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, ProblemMaker, Task, run_episodes
@@ -79,6 +79,12 @@ def demonstrate_far(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[
     return states, actions
 
 
+def demonstrate_in_turns(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same to the environment's own random goals, in every other episode to those ends."""
+    show = demonstrate if episode % 2 else demonstrate_far
+    return show(env, seed, episode, steps)
+
+
 def _far_apart(
     env: GoalEnv, seed: int, number: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -93,4 +99,6 @@ def demonstrator(env: GoalEnv) -> Demonstrator:
         expert_policy(env, env.goal, np.random.default_rng(0))
     except ValueError:
         return plan_demonstration
-    return demonstrate if environment_settings(env.name).plan.goal_source == "random" else demonstrate_far
+    if environment_settings(env.name).plan.goal_source == "random":
+        return demonstrate
+    return demonstrate_in_turns if env.goal_source == "random" else demonstrate_far

@@ -142,7 +142,9 @@ class LeRobotProposals:
             if seen is not None:
                 shown = pixels if seen == "pixels" else wanted
                 if seen == "both":
-                    shown = overlay(grey(pixels), grey(wanted)).movedim(-3, -1)
+                    shown = overlay(*(grey(part, self.names.grey) for part in (pixels, wanted))).movedim(
+                        -3, -1
+                    )
                 rows[camera] = _picture(shown, self.config.input_features[camera].shape[1:])
         texts = [text for text in texts for _ in range(shape.numel() // shape[0])]
         ready = self._before(rows | {"task": texts})

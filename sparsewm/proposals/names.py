@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sparsewm.data.cameras import CAMERA, GOAL
+from sparsewm.data.cameras import CAMERA, GOAL, LUMINANCE
 from sparsewm.errors import UserError
 
 SEEN = ("pixels", "goal", "both")
@@ -22,12 +23,14 @@ class Names:
     Attributes:
         cameras: what each of the policy's cameras sees: "pixels", "goal", "both" in one picture
             (`sparsewm.data.cameras.overlay`), or None, which leaves it out.
+        grey: weights of red, green and blue in "both", in 256ths.
         state: the environment's proprioception by name, in the policy's order; None stands for 0.
         action: which of the policy's action numbers are the environment's, in its order.
         scale, offset: environment action = scale * policy action + offset.
     """
 
     cameras: dict[str, str | None] = field(default_factory=lambda: {CAMERA: "pixels", GOAL: "goal"})
+    grey: Sequence[int] = LUMINANCE
     state: list[str | None] | None = None
     action: list[int] | None = None
     scale: float = 1.0
@@ -52,6 +55,8 @@ def read_names(path: Path) -> dict[str, Any]:
         isinstance(cameras, dict) and all(seen in (*SEEN, None) for seen in cameras.values())
     ):
         raise UserError(f"cameras of --names {path} must each be {', '.join(SEEN)} or null")
+    if "grey" in content:
+        check_weights(content["grey"], f"grey of --names {path}")
     if state is not None and not (
         isinstance(state, list) and all(isinstance(name, str | None) for name in state)
     ):
@@ -64,3 +69,14 @@ def read_names(path: Path) -> dict[str, Any]:
         if not isinstance(content.get(key, 1.0), int | float):
             raise UserError(f"{key} of --names {path} must be a number")
     return content
+
+
+def check_weights(weights: Any, what: str) -> None:
+    """Refuse weights of a grey picture that are not whole 256ths of red, green and blue.
+
+    Raises:
+        UserError: naming `what`.
+    """
+    whole = isinstance(weights, list | tuple) and all(type(part) is int and part >= 0 for part in weights)
+    if not whole or len(weights) != 3 or sum(weights) != 256:
+        raise UserError(f"{what} must be three whole numbers from 0, 256 in all: of red, green and blue")

@@ -51,7 +51,9 @@ def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
     return torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))
 
 
-def seen_from_bodies(states: np.ndarray, goals: np.ndarray, names: Sequence[str]) -> Tensor:
+def seen_from_bodies(
+    states: np.ndarray, goals: np.ndarray, names: Sequence[str], symmetry: int = 1
+) -> Tensor:
     """What one picture of present and goal shows: above all how everything lies to a body that turns.
 
     Which push a T needs depends on where its goal and the agent lie in its own frame, hardly on where it is.
@@ -60,6 +62,9 @@ def seen_from_bodies(states: np.ndarray, goals: np.ndarray, names: Sequence[str]
     Args:
         states, goals: (N, D). names: of their numbers, as `visible` reads them; x and y of a name are a
             place, with an angle of the same name a body that turns. Without any the first place is one.
+        symmetry: how many angles of such a body look the same (`GoalEnv.angle_symmetry`). With more than one
+            nothing shows which way it is turned: all is seen from its place, along the table's axes, and
+            angles are told times so many.
 
     Returns:
         (N, T): places on the table and seen from every body, the nearer ones finely, and directions.
@@ -77,12 +82,14 @@ def seen_from_bodies(states: np.ndarray, goals: np.ndarray, names: Sequence[str]
     seen = [_waves((everywhere - everywhere.mean((0, 1))) / unit, ON_THE_TABLE)]
     for stem in turning or stems[:1]:
         angles = [part[:, columns[stem + "angle"]] if turning else np.zeros(len(part)) for part in both]
-        cosine, sine = np.cos(angles[0])[:, None], np.sin(angles[0])[:, None]
+        turn = angles[0] if symmetry == 1 else np.zeros(len(states))
+        cosine, sine = np.cos(turn)[:, None], np.sin(turn)[:, None]
         away = (everywhere - place(both[0], stem)) / unit
         x, y = away[..., :1], away[..., 1:]
         seen.append(_waves(np.concatenate([cosine * x + sine * y, cosine * y - sine * x], -1), FROM_BODIES))
-        for angle in (*angles, *(times * (angles[1] - angles[0]) for times in (1, 2, 3))):
-            seen.append(np.stack([np.sin(angle), np.cos(angle)], -1)[None])
+        turns = [times * (angles[1] - angles[0]) for times in (1, 2, 3)] if symmetry == 1 else []
+        for angle in (*angles, *turns):
+            seen.append(np.stack([np.sin(symmetry * angle), np.cos(symmetry * angle)], -1)[None])
     flat = np.concatenate([part.transpose(1, 0, 2).reshape(len(states), -1) for part in seen], 1)
     return torch.from_numpy(flat[:, flat.std(0) > 0].astype(np.float32))
 
@@ -103,12 +110,14 @@ def single(pixels: Tensor, targets: Tensor) -> Draw:
     return draw
 
 
-def with_goals(frames: HindsightFrames, states: np.ndarray, names: Sequence[str], seed: int = 0) -> Draw:
+def with_goals(
+    frames: HindsightFrames, states: np.ndarray, names: Sequence[str], symmetry: int = 1, seed: int = 0
+) -> Draw:
     """Pictures of present and goal in one, of frames that show them so, with the states of their rows."""
     pool = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(frames), (min(POOL, 4 * len(frames)),), generator=pool).tolist()
     goals = [row + frames.ahead(row, pool) for row in rows]
-    targets = seen_from_bodies(states[rows], states[goals], names)
+    targets = seen_from_bodies(states[rows], states[goals], names, symmetry)
     pairs = torch.tensor([rows, goals]).T
 
     def draw(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsewm.data import Dataset
-from sparsewm.data.cameras import BOTH, CAMERA, GOAL, grey, overlay
+from sparsewm.data.cameras import BOTH, CAMERA, GOAL, LUMINANCE, grey, overlay
 from sparsewm.data.hindsight import HindsightFrames
 from sparsewm.errors import UserError
 from tests.data.tiny import write_dataset
@@ -62,10 +62,11 @@ def test_goals_are_later_frames_of_the_episode(dataset: Dataset, ends: float) ->
     assert {0, LONGEST} <= ahead
 
 
-def test_present_and_goal_in_one_picture(dataset: Dataset) -> None:
-    frames = frames_of(dataset, together=True)
+@pytest.mark.parametrize("weights", [LUMINANCE, (256, 0, 0)])
+def test_present_and_goal_in_one_picture(dataset: Dataset, weights: tuple[int, int, int]) -> None:
+    frames = frames_of(dataset, together=True, weights=weights)
     assert BOTH in frames.meta.features and not {CAMERA, GOAL} & set(frames.meta.features)
-    pixels = grey(torch.from_numpy(dataset.pixels[:]))
+    pixels = grey(torch.from_numpy(dataset.pixels[:]), weights)
     torch.manual_seed(0)
     for index in range(len(frames)):
         farthest = min(index + LONGEST, int(frames.last[index]))
@@ -76,6 +77,7 @@ def test_present_and_goal_in_one_picture(dataset: Dataset) -> None:
 def test_grey_is_luminance() -> None:
     colours = torch.tensor([[255, 255, 255], [0, 0, 0], [255, 0, 0], [65, 105, 225]], dtype=torch.uint8)
     assert grey(colours).tolist() == [255, 0, 76, 106]
+    assert grey(colours, (192, 64, 0)).tolist() == [255, 0, 191, 75]
 
 
 def test_batches_have_one_size(dataset: Dataset) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs.policies import ExplorationPolicy, HeldActions, expert_policy, exploration_policy
+from envs.policies import HeldActions, exploration_policy
 from envs.pusht import CENTRE, rotated
 from envs.wall import WallEnv
 
@@ -145,53 +145,3 @@ def test_blockpush_moves_both_blocks() -> None:
     assert 0.35 < moved[0].mean() < 0.75 and 0.35 < moved[1].mean() < 0.75
     assert (moved[0] & moved[1]).mean() > 0.1
     assert (np.abs(states[:, -1, [2, 3, 5, 6]]) > 0.25).mean() < 0.1
-
-
-@pytest.mark.parametrize("name", ["wall", "pointmaze", "pointmaze-large"])
-def test_experts_reach_every_goal_and_stay(name: str) -> None:
-    env = envs.make(name, resolution=32)
-    lengths = []
-    for seed in range(8):
-        env.reset(seed=seed)
-        goal, start = env.goal.copy(), env.state
-        policy = expert_policy(env, goal, np.random.default_rng(seed))
-        policy.reset(start)
-        states = [start]
-        for _ in range(2 * env.budget):
-            action = policy.act(states[-1])
-            assert env.action_space.contains(action)
-            states.append(env.rollout_states(states[-1], action[None, None])[0, -1])
-        reached = [env.is_success(state, goal) for state in states]
-        lengths.append(reached.index(True))
-        assert all(reached[lengths[-1] + 20 :])
-    assert np.median(lengths) < 0.7 * env.budget
-
-
-def test_the_expert_of_pusht_brings_t_and_disc_to_their_places() -> None:
-    """Of ten goals 75 steps ahead in exploration all but one at most, in twice the steps."""
-    env, reached = envs.make("pusht", resolution=32), []
-    for seed in range(10):
-        rng = np.random.default_rng(seed)
-        policy: ExplorationPolicy = exploration_policy(env, rng)
-        env.reset(seed=seed)
-        way = [env.state]
-        policy.reset(way[0])
-        for _ in range(75):
-            way.append(env.rollout_states(way[-1], policy.act(way[-1])[None, None])[0, -1])
-        state, goal = way[0], way[-1]
-        policy = expert_policy(env, goal, rng)
-        policy.reset(state)
-        for _ in range(150):
-            action = policy.act(state)
-            assert env.action_space.contains(action)
-            state = env.rollout_states(state, action[None, None])[0, -1]
-            if env.is_success(state, goal):
-                break
-        reached.append(env.is_success(state, goal))
-    assert sum(reached) >= 9
-
-
-def test_an_environment_without_an_expert_says_so() -> None:
-    env = envs.make("rope", resolution=32)
-    with pytest.raises(ValueError, match="no expert for environment 'rope'; known: wall"):
-        expert_policy(env, env.goal, np.random.default_rng(0))

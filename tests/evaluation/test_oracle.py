@@ -22,6 +22,7 @@ from sparsewm.settings import environment_settings
         ("wall", demonstrate),
         ("pointmaze", demonstrate),
         ("pusht", oracle.demonstrate_far),
+        ("blockpush", oracle.demonstrate_in_turns),
         ("rope", oracle.plan_demonstration),
     ],
 )
@@ -38,6 +39,14 @@ def test_the_scripted_expert_of_pusht_goes_to_the_ends_of_trajectories() -> None
     assert (way[:25] == states[0]).all(1).any() and env.is_success(states[-1], way[-1])
     again, _ = oracle.demonstrate_far(env, 0, 1, 200)
     assert np.array_equal(states, again)
+
+
+def test_the_scripted_expert_of_blockpush_goes_to_its_targets_in_every_other_episode() -> None:
+    env = envs.make("blockpush", resolution=32)
+    for episode in range(4):
+        states, actions = oracle.demonstrate_in_turns(env, 0, episode, 300)
+        assert len(states) == len(actions) + 1 <= 301
+        assert env.is_success(states[-1], env.sample_goal()) == bool(episode % 2)
 
 
 def test_a_planned_way_ends_at_its_goal_and_depends_on_its_number_alone() -> None:

@@ -189,10 +189,15 @@ def test_names_map_cameras_states_and_actions(tmp_path: Path, env: GoalEnv) -> N
     assert torch.equal(propose(LeRobotProposals(folder, env, names=other), env), found[0])
 
 
-def test_one_camera_may_see_present_and_goal(tmp_path: Path, env: GoalEnv) -> None:
+@pytest.mark.parametrize(
+    ("more", "weights"), [("", (0.299, 0.587, 0.114)), ("grey: [192, 64, 0]\n", (0.75, 0.25, 0))]
+)
+def test_one_camera_may_see_present_and_goal(
+    more: str, weights: tuple[float, ...], tmp_path: Path, env: GoalEnv
+) -> None:
     """The policy is shown the two pictures in grey, the goal in red, the present in green and blue."""
     folder = tiny_policy(tmp_path / "policy", "smolvla", cameras=("both",))
-    (folder / "names.yaml").write_text("cameras: {observation.images.both: both}\n")
+    (folder / "names.yaml").write_text("cameras: {observation.images.both: both}\n" + more)
     sampler, shown = LeRobotProposals(folder, env), []
     look = sampler.policy.prepare_images
     sampler.policy.prepare_images = lambda batch: (shown.append(batch), look(batch))[1]
@@ -200,7 +205,7 @@ def test_one_camera_may_see_present_and_goal(tmp_path: Path, env: GoalEnv) -> No
     propose(sampler, env)
     picture = shown[0]["observation.images.both"]
     for channel, pixels in ((0, goal["pixels"]), (1, present["pixels"]), (2, present["pixels"])):
-        grey = torch.as_tensor(pixels @ np.array([0.299, 0.587, 0.114]), dtype=torch.float32)
+        grey = torch.as_tensor(pixels @ np.array(weights), dtype=torch.float32)
         wanted = torch.nn.functional.interpolate(grey[:, None] / 255, size, mode="bilinear", antialias=True)
         assert torch.allclose(picture[:, channel], wanted[:, 0], atol=1.5 / 255)
 
@@ -209,7 +214,9 @@ def test_one_camera_may_see_present_and_goal(tmp_path: Path, env: GoalEnv) -> No
     ("text", "message"),
     [
         ("cameras: [a]", "must each be pixels, goal, both or null"),
-        ("camera: {}", "must hold some of cameras, state, action, scale, offset"),
+        ("camera: {}", "must hold some of cameras, grey, state, action, scale, offset"),
+        ("grey: [77, 150, 30]", "grey of --names .* must be three whole numbers from 0, 256 in all"),
+        ("grey: [256, 0]", "must be three whole numbers"),
         ("state: [x, 3]", "a list of names, null for zero"),
         ("state: [x, z]", "wall has no proprioception 'z': known are x, y"),
         ("state: [x]", "has 2 numbers, that of wall 1: say"),

@@ -15,9 +15,11 @@ from torch import Tensor
 
 import envs
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS
+from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
 from sparsewm.proposals.backbone import place_once
 from sparsewm.proposals.lerobot import LeRobotProposals
+from sparsewm.proposals.names import check_weights
 from sparsewm.proposals.vision import (
     FROM_BODIES,
     ON_THE_TABLE,
@@ -169,6 +171,24 @@ def test_what_a_body_sees_turns_and_moves_with_it() -> None:
         500,
         2 * 2 * coarsely + 2 * finely,
     )
+
+
+def test_what_lies_about_a_body_that_looks_alike_turned_is_seen_along_the_table() -> None:
+    """A picture does not show how a square is turned, but for a fourth of a circle."""
+    rng, names = np.random.default_rng(0), ("x", "y", "red_x", "red_y", "red_angle")
+    states, goals = rng.normal(size=(2, 500, 5))
+    seen = seen_from_bodies(states, goals, names, 4)
+    turned = [part + np.pi / 2 * np.eye(5)[4] * rng.integers(4, size=(500, 1)) for part in (states, goals)]
+    assert torch.allclose(seen, seen_from_bodies(*turned, names, 4), atol=1e-5)
+    assert not torch.allclose(seen, seen_from_bodies(states + 0.3 * np.eye(5)[4], goals, names, 4))
+    offset = torch.from_numpy((states[:, :2] - states[:, 2:4]).astype(np.float32))
+    correlation = torch.corrcoef(torch.cat([offset, seen], 1).T)[:2, 2:].abs().amax(1)
+    assert correlation.min() > 0.9999
+
+
+def test_weights_of_a_grey_picture_are_checked() -> None:
+    with pytest.raises(UserError, match="--grey must be three whole numbers from 0, 256 in all"):
+        check_weights((100, 100, 100), "--grey")
 
 
 def test_an_angle_is_seen_as_a_direction() -> None:
