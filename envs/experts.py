@@ -223,43 +223,40 @@ class BlockPushExpert:
 
     def _wanted(self, state: np.ndarray) -> np.ndarray:
         effector, blocks, goals = state[:2], state[[[2, 3], [5, 6]]], self._goal[[[2, 3], [5, 6]]]
-        ways = goals - blocks
-        lengths = np.hypot(*ways.T)
-        directions = ways / np.maximum(lengths, 1e-9)[:, None]
+        lengths = np.hypot(*(goals - blocks).T)
+        directions = (goals - blocks) / np.maximum(lengths, 1e-9)[:, None]
         starts = blocks - self.BEHIND * directions  # of pushes
         left = [i for i in (0, 1) if lengths[i] > self.NEAR]
         if not left:
-            way = self._way_round(
-                effector, np.clip(self._goal[:2], -blockpush.REACH, blockpush.REACH), blocks
-            )
-            return self._towards(way[0] - effector)
-        costs = {}
-        for i in left:
-            way = [effector]
-            if not self._behind(effector, blocks[i], directions[i]):
-                way += self._way_round(
-                    effector, np.clip(starts[i], -blockpush.REACH, blockpush.REACH), blocks
-                )
-            cost = np.hypot(*np.diff(way, axis=0).T).sum() + self.SLOWER * lengths[i]
-            if len(left) == 2:
-                j = 1 - i
-                cost += math.hypot(*(goals[i] - self.BEHIND * directions[i] - starts[j]))
-                room = 2.6 * blockpush.BLOCK
-                cost += self.IN_THE_WAY * (_to_segments(blocks[j], blocks[i], goals[i]) < room)
-                cost += self.IN_THE_WAY * (_to_segments(goals[i], blocks[j], goals[j]) < room)
-            costs[cost] = i, way
-        i, way = costs[min(costs)]
-        if len(way) > 1:
-            return self._towards(way[1] - effector)
-        # press on, back towards the line through block and goal
-        direction = directions[i]
+            return self._towards(self._way_round(effector, self._goal[:2], blocks)[0] - effector)
+        ways = {
+            i: []
+            if self._behind(effector, blocks[i], directions[i])
+            else self._way_round(effector, starts[i], blocks)
+            for i in left
+        }
+        costs = {
+            i: np.hypot(*np.diff([effector, *ways[i]], axis=0).T).sum() + self.SLOWER * lengths[i]
+            for i in left
+        }
+        for i, j in ((0, 1), (1, 0)) if len(left) == 2 else ():
+            barred = [
+                _to_segments(blocks[j], blocks[i], goals[i]),
+                _to_segments(goals[i], blocks[j], goals[j]),
+            ]
+            costs[i] += math.hypot(*(goals[i] - self.BEHIND * directions[i] - starts[j]))
+            costs[i] += self.IN_THE_WAY * sum(float(room < 2.6 * blockpush.BLOCK) for room in barred)
+        i = min(costs, key=costs.__getitem__)
+        if ways[i]:
+            return self._towards(ways[i][0] - effector)
+        return self._press(effector - blocks[i], directions[i], lengths[i])
+
+    def _press(self, offset: np.ndarray, direction: np.ndarray, length: float) -> np.ndarray:
+        """On towards the goal, and back towards the line through block and goal."""
         across = np.array([-direction[1], direction[0]])
-        gap = max(0.0, (blocks[i] - effector) @ direction - blockpush.BLOCK - blockpush.RADIUS)
-        pace = min(self.PUSH_PACE, (lengths[i] + gap) / blockpush.STEP)
-        return (
-            pace * direction
-            - np.clip(0.7 / blockpush.STEP * ((effector - blocks[i]) @ across), -0.4, 0.4) * across
-        )
+        gap = max(0.0, -(offset @ direction) - blockpush.BLOCK - blockpush.RADIUS)
+        pace = min(self.PUSH_PACE, (length + gap) / blockpush.STEP)
+        return pace * direction - np.clip(0.7 / blockpush.STEP * (offset @ across), -0.4, 0.4) * across
 
     def _behind(self, effector: np.ndarray, block: np.ndarray, direction: np.ndarray) -> bool:
         offset = block - effector
@@ -272,6 +269,7 @@ class BlockPushExpert:
 
     def _way_round(self, start: np.ndarray, end: np.ndarray, blocks: np.ndarray) -> list[np.ndarray]:
         """Points (2,) of the shortest way past both blocks, `end` last; straight where there is none."""
+        end = np.clip(end, -blockpush.REACH, blockpush.REACH)
         corners = np.concatenate(blocks[:, None] + self._RING)
         points = np.concatenate([[start], corners[(np.abs(corners) <= blockpush.REACH).all(1)], [end]])
         lengths = np.hypot(*(points[:, None] - points).transpose(2, 0, 1))

@@ -79,7 +79,10 @@ PROPOSALS: dict[str, dict[str, Any]] = {
 }
 """What is done with a VLA's candidates, and the planner's own; half of the tokens but where it says so."""
 
-FAR: dict[str, dict[str, Any]] = {"pusht": {"goal_offset": 75, "budget": 150}}
+FAR: dict[str, dict[str, Any]] = {
+    "pusht": {"goal_offset": 75, "budget": 150},
+    "blockpush": {"goal_source": "random"},  # its own targets
+}
 """Goals of the study of proposals, where an environment's usual ones are near."""
 
 WARM_UP = 10

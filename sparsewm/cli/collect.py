@@ -25,7 +25,7 @@ class Collect:
     """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular or blockpush."""
     policy: Literal["exploration", "expert"] = "exploration"
     """exploration, for world models; or expert: short ways to goals, for policies to imitate, scripted (wall,
-    pointmaze, pointmaze-large, pusht) or planned on the true simulator (seconds an episode)."""
+    pointmaze, pointmaze-large, pusht, blockpush) or planned on the true simulator (seconds an episode)."""
     episodes: int = 0
     """Episodes to record; 0 takes the environment's usual number."""
     steps: int = 0
