@@ -60,12 +60,20 @@ class Expert:
         self.bias = (second.bias + second.weight[:, :width] @ first.bias).float()
 
     def _pack(self, layer: Any, own: bool) -> dict[str, Tensor]:
-        """A layer's weights, those that read the same thing joined, with the norm's before them in them."""
+        """A layer's weights, those that read the same thing joined, with the norm's before them in them.
+
+        What turns with its place is read twice, the second time with the halves of every head exchanged.
+        """
         attention, mlp = layer.self_attn, layer.mlp
-        read = [attention.q_proj, *([attention.k_proj, attention.v_proj] if own else [])]
+        turned, as_is = [attention.q_proj.weight], []
+        if own:
+            turned.append(attention.k_proj.weight * self.head_dim**-0.5)
+            as_is.append(attention.v_proj.weight)
+        heads = torch.cat(turned).unflatten(0, (-1, 2, self.head_dim // 2))
+        read = [*turned, *as_is, heads.flip(1).flatten(0, 2)]
         before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         packed = {
-            "read": torch.cat([part.weight for part in read]) * before,
+            "read": torch.cat(read) * before,
             "out": attention.o_proj.weight,
             "up": torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between,
             "down": mlp.down_proj.weight,
@@ -82,7 +90,8 @@ class Expert:
         device = noise.device
         places = torch.arange(length, device=device)
         ahead = (padding.sum(1, keepdim=True) + places - self.shift).clamp(min=0)  # (B, chunk)
-        turns = {True: self._turns(ahead), False: self._turns(places[None])}
+        both = self.heads + self.heads // self.groups
+        turns = {True: self._turns(ahead, both), False: self._turns(places[None], self.heads)}
         hidden = None
         if not bool(padding.all()):
             hidden = torch.zeros(padding.shape, device=device).masked_fill(~padding, -math.inf)
@@ -115,12 +124,15 @@ class Expert:
         """Rows of a mean square of 1; what a norm multiplies them by is in the weights behind it."""
         return functional.rms_norm(x, x.shape[-1:], None, self.eps).to(self.dtype)
 
-    def _turns(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, 1, 1, chunk, head_dim / 2) of rotary places (B, chunk)."""
+    def _turns(self, places: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """What heads and exchanged heads are multiplied by at places (B, chunk): (B, 1, chunk, ...)."""
         half = self.head_dim // 2
         exponents = 2 / self.head_dim * torch.arange(half, dtype=torch.float32, device=places.device)
-        angles = (places[..., None] / 10_000**exponents)[:, None, None]
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        angles = (places[..., None] / 10_000**exponents)[:, None]
+        cosine, sine = angles.cos(), angles.sin()
+        pairs = (cosine, cosine), (-sine, sine)
+        straight, across = (torch.cat(pair, -1).repeat(1, 1, 1, heads).to(self.dtype) for pair in pairs)
+        return straight, across
 
     def _past(self, entry: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
         """Keys (B, heads, head_dim, P) and values (B, heads, P, head_dim) a layer reads of the prefix."""
@@ -146,15 +158,16 @@ class Expert:
     ) -> Tensor:
         """What queries of chunks (B, S, chunk, ...) see, flat; with keys and values also of the chunk."""
         batch, samples, length, _ = read.shape
-        heads = read.unflatten(3, (-1, self.head_dim)).permute(0, 3, 1, 2, 4)  # (B, parts, S, chunk, ...)
-        query = self._turned(heads[:, : self.heads], turns)
+        straight, across = turns
+        size, queries = straight.shape[-1], self.heads * self.head_dim
+        turned = torch.addcmul(read[..., :size] * straight, read[..., -size:], across)
+        query = self._by_head(turned[..., :queries])
         scores = (query.flatten(2, 3) @ past_keys).unflatten(2, (samples, length)).float()
         if hidden is not None:
             scores += hidden
         prefix = scores.shape[-1]
         if later is not None:
-            keys, values = heads[:, self.heads :].split(self.heads // self.groups, 1)
-            keys = self._turned(keys, turns) * self.head_dim**-0.5
+            keys, values = self._by_head(turned[..., queries:]), self._by_head(read[..., size:-size])
             if self.groups > 1:
                 keys, values = (part.repeat_interleave(self.groups, 1) for part in (keys, values))
             scores = torch.cat([scores, (query @ keys.mT).float() + later], -1)
@@ -164,11 +177,6 @@ class Expert:
             seen = seen + weights[..., prefix:] @ values
         return seen.permute(0, 2, 3, 1, 4).reshape(batch * samples * length, -1)
 
-    def _turned(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-        """Heads (B, heads, S, chunk, head_dim) turned to their places."""
-        cosine, sine = turns
-        first, second = x.chunk(2, -1)
-        turned = x.new_empty(x.shape)
-        torch.sub(first * cosine, second * sine, out=turned[..., : cosine.shape[-1]])
-        torch.add(second * cosine, first * sine, out=turned[..., cosine.shape[-1] :])
-        return turned
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, S, chunk, heads * head_dim) -> (B, heads, S, chunk, head_dim)."""
+        return x.unflatten(3, (-1, self.head_dim)).permute(0, 3, 1, 2, 4)
