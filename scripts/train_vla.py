@@ -321,7 +321,7 @@ def ship(
             (policy / name).write_text(json.dumps(content, indent=4) + "\n")
         (policy / "README.md").write_text(card)
         if names is not None:
-            (policy / "names.yaml").write_text(yaml.safe_dump(names))
+            (policy / "names.yaml").write_text(yaml.safe_dump(names, default_flow_style=None))
         for file in policy.rglob("*.safetensors"):
             file.chmod(0o666 & ~umask())
         shutil.rmtree(folder, ignore_errors=True)
