@@ -119,7 +119,8 @@ class LeRobotProposals:
             batch = self._batch(observation, goal, list(texts))
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(int(torch.randint(2**62, (), generator=self._seeds)))
-                chunks = self._chunks(batch, samples)  # (B * samples, chunk, A of the policy)
+                with torch.inference_mode():
+                    chunks = self._chunks(batch, samples)  # (B * samples, chunk, A of the policy)
             actions = self._after(chunks.flatten(0, 1).float()).unflatten(0, chunks.shape[:2])
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"policy {self.path} does not run on {self.env.name} ({error})") from None

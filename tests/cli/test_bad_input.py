@@ -222,7 +222,7 @@ def test_what_cannot_be_parsed_ends_with_2_too(arguments: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ("--proposals vla", "no VLA for wall is shipped, there is one for pointmaze-large, pusht"),
+        ("--proposals vla", "no VLA for wall is shipped, there is one for blockpush, pointmaze-large, pusht"),
         ("--selection policy", "say with --proposals where they come from"),
         ("--candidates 4", "--candidates is for proposals"),
         ("--proposal-mode seed", "--proposal-mode is for proposals"),
