@@ -1,9 +1,10 @@
-"""The action expert of a SmolVLA for many chunks of one observation: the same numbers, computed once.
+"""What a SmolVLA computes behind its vision encoder, for many chunks of one observation: the same, once.
 
 LeRobot denoises a chunk as a row of a batch, with a copy of what was read from pictures and text for each.
 Chunks of one observation differ by their noise alone, so here they share the keys and values of pictures and
 text; those that the expert projects of them are computed once per decision, not once per chunk and step; and
-linear layers are in bfloat16 where the processor is fast in it (residuals, norms and softmax stay float32).
+the expert's linear layers are in bfloat16 where the processor is fast in it (residuals, norms and softmax
+stay float32). Of the language model's last layer nothing but keys and values is ever read.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from sparsewm.errors import needs_extra
 with needs_extra("policies of LeRobot", "vla"):
     from lerobot.policies.smolvla.modeling_smolvla import create_sinusoidal_pos_embedding
 
-Cache = dict[int, dict[str, Tensor]]
-"""Keys and values (B, P, heads, head_dim) by layer, as LeRobot keeps them."""
+Cache = list[tuple[Tensor, Tensor]]
+"""Keys, divided by the root of head_dim, and values (B, P, heads * head_dim) of every layer."""
 
 
 def shares_prefix(policy: Any) -> bool:
@@ -31,7 +32,7 @@ def shares_prefix(policy: Any) -> bool:
 
 
 class Expert:
-    """Denoises chunks.
+    """Reads pictures, text and state, and denoises chunks.
 
     Args:
         policy: a SmolVLA of LeRobot's that `shares_prefix`. dtype: of linear layers, float32 or bfloat16.
@@ -46,7 +47,13 @@ class Expert:
         every = vlm.self_attn_every_n_layers
         self.reads_itself = [every > 0 and i % every == 0 for i in range(vlm.num_vlm_layers)]
         self.layers = [
-            self._pack(layer, own) for layer, own in zip(vlm.lm_expert.layers, self.reads_itself, strict=True)
+            self._pack(layer, own, dtype)
+            for layer, own in zip(vlm.lm_expert.layers, self.reads_itself, strict=True)
+        ]
+        text = vlm.get_vlm_model().text_model
+        self.readers = [
+            self._pack(layer, True, layer.self_attn.q_proj.weight.dtype)
+            for layer in text.layers[: vlm.num_vlm_layers]
         ]
         last, out, mixing = vlm.lm_expert.norm, self.model.action_out_proj, self.model.action_time_mlp_out
         self.eps, self.to_actions = last.variance_epsilon, (out.weight * last.weight).float()
@@ -59,7 +66,7 @@ class Expert:
         self.of_time = second.weight[:, width:].float()
         self.bias = (second.bias + second.weight[:, :width] @ first.bias).float()
 
-    def _pack(self, layer: Any, own: bool) -> dict[str, Tensor]:
+    def _pack(self, layer: Any, own: bool, dtype: torch.dtype) -> dict[str, Tensor]:
         """A layer's weights, those that read the same thing joined, with the norm's before them in them.
 
         What turns with its place is read twice, the second time with the halves of every head exchanged.
@@ -78,36 +85,77 @@ class Expert:
             "up": torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between,
             "down": mlp.down_proj.weight,
         }
-        return {name: weight.to(self.dtype) for name, weight in packed.items()}
+        return {name: weight.to(dtype) for name, weight in packed.items()}
+
+    def read(self, prefix: Tensor, seen: Tensor, padding: Tensor) -> Cache:
+        """What the expert reads of pictures, text and state.
+
+        Args:
+            prefix: (B, P, width). seen: (B, P, P), what sees what. padding: (B, P), False where nothing is.
+        """
+        batch, length, width = prefix.shape
+        places = (padding.cumsum(1) - 1 - self.shift).clamp(min=0)
+        own, queries = self.heads + self.heads // self.groups, self.heads * self.head_dim
+        straight, across = (part[:, 0] for part in self._turns(places, own, torch.float32))
+        size = straight.shape[-1]
+        hidden = torch.zeros(seen.shape, device=seen.device)
+        hidden = hidden.masked_fill(~seen, torch.finfo(hidden.dtype).min)[:, None]
+        x, cache = prefix.reshape(-1, width).float(), []
+        for layer in self.readers:
+            read = functional.linear(self._rms(x, layer["read"].dtype), layer["read"]).float()
+            read = read.view(batch, length, -1)
+            turned = torch.addcmul(read[..., :size] * straight, read[..., -size:], across)
+            cache.append((turned[..., queries:], read[..., size:-size]))
+            if len(cache) == len(self.readers):
+                break
+            query, keys, values = (
+                part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+                for part in (turned[..., :queries], *cache[-1])
+            )
+            if self.groups > 1:
+                keys, values = (part.repeat_interleave(self.groups, 1) for part in (keys, values))
+            known = functional.scaled_dot_product_attention(query, keys, values, hidden, scale=1.0)
+            known = known.transpose(1, 2).reshape(batch * length, -1)
+            x = x + functional.linear(known.to(layer["out"].dtype), layer["out"])
+            gate, up = functional.linear(self._rms(x, layer["up"].dtype), layer["up"]).chunk(2, -1)
+            x = x + functional.linear(functional.silu(gate) * up, layer["down"])
+        return cache
 
     def denoise(self, cache: Cache, padding: Tensor, noise: Tensor) -> Tensor:
         """Noise (B, S, chunk, action) -> chunks of the same shape.
 
         Args:
-            cache: of pictures, text and state of B observations. padding: (B, P), False where nothing is.
+            cache: as `read` has it, of B observations. padding: (B, P), False where nothing is.
         """
         batch, samples, length, _ = noise.shape
         device = noise.device
         places = torch.arange(length, device=device)
         ahead = (padding.sum(1, keepdim=True) + places - self.shift).clamp(min=0)  # (B, chunk)
         both = self.heads + self.heads // self.groups
-        turns = {True: self._turns(ahead, both), False: self._turns(places[None], self.heads)}
+        turns = {
+            True: self._turns(ahead, both, self.dtype),
+            False: self._turns(places[None], self.heads, self.dtype),
+        }
         hidden = None
         if not bool(padding.all()):
             hidden = torch.zeros(padding.shape, device=device).masked_fill(~padding, -math.inf)
             hidden = hidden[:, None, None, None]
         later = torch.full((length, length), -math.inf, device=device).triu(1)
-        past = [self._past(cache[i], i) for i in range(len(self.layers))]
+        past = [self._past(*read, i) for i, read in enumerate(cache)]
         steps, actions = self.config.num_steps, noise
         for step in range(steps):
             x = self._begin(actions.flatten(0, 2), 1 - step / steps)
             for layer, own, (keys, values) in zip(self.layers, self.reads_itself, past, strict=True):
-                read = functional.linear(self._rms(x), layer["read"]).view(batch, samples, length, -1)
+                read = functional.linear(self._rms(x, self.dtype), layer["read"]).view(
+                    batch, samples, length, -1
+                )
                 seen = self._attend(read, keys, values, turns[own], hidden, later if own else None)
                 x += functional.linear(seen, layer["out"])
-                gate, up = functional.linear(self._rms(x), layer["up"]).chunk(2, -1)
+                gate, up = functional.linear(self._rms(x, self.dtype), layer["up"]).chunk(2, -1)
                 x += functional.linear(functional.silu(gate) * up, layer["down"])
-            velocity = functional.linear(self._rms(x).float(), self.to_actions, self.to_actions_bias)
+            velocity = functional.linear(
+                self._rms(x, self.dtype).float(), self.to_actions, self.to_actions_bias
+            )
             actions = actions - velocity.view(noise.shape) / steps
         return actions
 
@@ -120,32 +168,33 @@ class Expert:
         x = functional.silu(torch.addmm(known, actions, self.of_actions.T))
         return functional.linear(x.to(self.dtype), self.mixed, self.mixed_bias).float()
 
-    def _rms(self, x: Tensor) -> Tensor:
+    def _rms(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of a mean square of 1; what a norm multiplies them by is in the weights behind it."""
-        return functional.rms_norm(x, x.shape[-1:], None, self.eps).to(self.dtype)
+        return functional.rms_norm(x, x.shape[-1:], None, self.eps).to(dtype)
 
-    def _turns(self, places: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    def _turns(self, places: Tensor, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What heads and exchanged heads are multiplied by at places (B, chunk): (B, 1, chunk, ...)."""
         half = self.head_dim // 2
         exponents = 2 / self.head_dim * torch.arange(half, dtype=torch.float32, device=places.device)
         angles = (places[..., None] / 10_000**exponents)[:, None]
         cosine, sine = angles.cos(), angles.sin()
         pairs = (cosine, cosine), (-sine, sine)
-        straight, across = (torch.cat(pair, -1).repeat(1, 1, 1, heads).to(self.dtype) for pair in pairs)
+        straight, across = (torch.cat(pair, -1).repeat(1, 1, 1, heads).to(dtype) for pair in pairs)
         return straight, across
 
-    def _past(self, entry: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
+    def _past(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Keys (B, heads, head_dim, P) and values (B, heads, P, head_dim) a layer reads of the prefix."""
-        keys, values = entry["key_states"], entry["value_states"]
         if not self.reads_itself[layer]:
             attention = self.model.vlm_with_expert.lm_expert.layers[layer].self_attn
-            pairs = ((attention.k_proj, keys), (attention.v_proj, values))
             keys, values = (
-                project(part.flatten(2).to(project.weight.dtype)).unflatten(2, (-1, self.head_dim))
-                for project, part in pairs
+                project(part.to(project.weight.dtype))
+                for project, part in ((attention.k_proj, keys), (attention.v_proj, values))
             )
-        keys, values = (part.repeat_interleave(self.groups, 2).transpose(1, 2) for part in (keys, values))
-        return (self.head_dim**-0.5 * keys).mT.to(self.dtype), values.to(self.dtype)
+        keys, values = (
+            part.unflatten(2, (-1, self.head_dim)).repeat_interleave(self.groups, 2).transpose(1, 2)
+            for part in (keys, values)
+        )
+        return keys.mT.to(self.dtype), values.to(self.dtype)
 
     def _attend(
         self,

@@ -268,14 +268,7 @@ def _smolvla_chunks(policy: Any, expert: Expert, batch: dict[str, Any], samples:
     state = policy.prepare_state(batch)
     tokens, token_mask = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
     prefix, padding, attention = model.embed_prefix(images, masks, tokens, token_mask.bool(), state=state)
-    _, cache = model.vlm_with_expert.forward(
-        attention_mask=make_att_2d_masks(padding, attention),
-        position_ids=torch.cumsum(padding, 1) - 1,
-        past_key_values=None,
-        inputs_embeds=[prefix, None],
-        use_cache=True,
-        fill_kv_cache=True,
-    )
+    cache = expert.read(prefix, make_att_2d_masks(padding, attention), padding)
     config = policy.config
     noise = model.sample_noise(
         (len(padding) * samples, config.chunk_size, config.max_action_dim), state.device
