@@ -200,14 +200,14 @@ def way_round(start: np.ndarray, end: np.ndarray, block: np.ndarray, angle: floa
     fractions = np.linspace(0, 1, 24)[:, None, None]
     paths = points[first] + fractions * (points[second] - points[first])  # (24, edges, 2)
     room = np.full(len(first), RADIUS + 3.0)
-    room[first == 0] = min(RADIUS + 3.0, clearances(start, block, angle) - 0.5)  # one at the T may leave it
-    open_edges = (clearances(paths, block, angle) > room).all(0)
+    room[first == 0] = min(RADIUS + 3.0, _clearances(start, block, angle) - 0.5)  # one at the T may leave it
+    open_edges = (_clearances(paths, block, angle) > room).all(0)
     lengths = np.full((len(points), len(points)), math.inf)
     lengths[first[open_edges], second[open_edges]] = np.hypot(*(points[second] - points[first])[open_edges].T)
     return [points[i] for i in shortest_way(np.minimum(lengths, lengths.T))]
 
 
-def clearances(points: np.ndarray, block: np.ndarray, angle: float) -> np.ndarray:
+def _clearances(points: np.ndarray, block: np.ndarray, angle: float) -> np.ndarray:
     """Distances (...) of points (..., 2) to the T."""
     local = (points - block) @ np.array(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]

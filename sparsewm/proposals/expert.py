@@ -78,7 +78,7 @@ class Expert:
             as_is.append(attention.v_proj.weight)
         heads = torch.cat(turned).unflatten(0, (-1, 2, self.head_dim // 2))
         read = [*turned, *as_is, heads.flip(1).flatten(0, 2)]
-        before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        before, between = layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float()
         packed = {
             "read": torch.cat(read) * before,
             "out": attention.o_proj.weight,
