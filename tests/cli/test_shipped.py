@@ -78,7 +78,7 @@ def test_the_shipped_vla_proposes_and_the_world_model_chooses(
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 8e6
     assert "Made by" in (folder / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
-    code, _, err = call(f"plan --env {name} --proposals vla --candidates 4 --budget 30 --no-video")
+    code, _, err = call(f"plan --env {name} --proposals vla --candidates 4 --budget 60 --no-video")
     assert code == 0, err
     content = json.loads(Path("runs/plan/results.json").read_text())
     assert (content["proposals"], content["settings"]["proposal_mode"]) == ("vla", "replace")
