@@ -196,9 +196,10 @@ def teach_vision(
         torch.optim.AdamW(others, lr=lr, weight_decay=DECAY),
         torch.optim.Muon(matrices, lr=3 * lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),
     )
+    total = max(steps, 3)  # fewer have no way down
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, peak, max(steps, 2), pct_start=WARMUP, cycle_momentum=False
+            optimizer, peak, total, pct_start=max(WARMUP, 2 / total), cycle_momentum=False
         )
         for optimizer, peak in zip(optimizers, (lr, 3 * lr), strict=True)
     ]

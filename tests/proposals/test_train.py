@@ -148,6 +148,13 @@ def test_a_vision_encoder_learns_where_things_are(tmp_path: Path) -> None:
     assert frozen == [parameter.requires_grad for parameter in policy.parameters()]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_vision_encoder_may_look_for_a_few_steps(steps: int, tmp_path: Path) -> None:
+    policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy
+    pixels, targets = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.randn(8, 2)
+    assert np.isfinite(teach_vision(policy, single(pixels, targets), steps, batch=4))
+
+
 def test_what_a_body_sees_turns_and_moves_with_it() -> None:
     """Of a scene that is turned and shifted as a whole, only places on the table and directions change."""
     rng, names = np.random.default_rng(0), ("agent_x", "agent_y", "block_x", "block_y", "block_angle", "vx")
