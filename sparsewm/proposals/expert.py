@@ -43,6 +43,7 @@ class Expert:
         vlm = self.model.vlm_with_expert
         self.heads, self.groups = vlm.num_attention_heads, vlm.num_attention_heads // vlm.num_key_value_heads
         self.head_dim: int = vlm.vlm.config.text_config.head_dim
+        self.turning = self.heads + vlm.num_key_value_heads  # heads of queries and keys
         self.shift: int = getattr(policy, "shift", 0)
         every = vlm.self_attn_every_n_layers
         self.reads_itself = [every > 0 and i % every == 0 for i in range(vlm.num_vlm_layers)]
@@ -95,23 +96,19 @@ class Expert:
         """
         batch, length, width = prefix.shape
         places = (padding.cumsum(1) - 1 - self.shift).clamp(min=0)
-        own, queries = self.heads + self.heads // self.groups, self.heads * self.head_dim
-        straight, across = (part[:, 0] for part in self._turns(places, own, torch.float32))
-        size = straight.shape[-1]
+        straight, across = self._turns(places, self.turning, torch.float32)
+        turns = straight[:, 0], across[:, 0]
         hidden = torch.zeros(seen.shape, device=seen.device)
         hidden = hidden.masked_fill(~seen, torch.finfo(hidden.dtype).min)[:, None]
         x, cache = prefix.reshape(-1, width).float(), []
         for layer in self.readers:
             read = functional.linear(self._rms(x, layer["read"].dtype), layer["read"]).float()
             read = read.view(batch, length, -1)
-            turned = torch.addcmul(read[..., :size] * straight, read[..., -size:], across)
-            cache.append((turned[..., queries:], read[..., size:-size]))
+            parts = self._turned(read, turns)
+            cache.append(parts[1:])
             if len(cache) == len(self.readers):
                 break
-            query, keys, values = (
-                part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-                for part in (turned[..., :queries], *cache[-1])
-            )
+            query, keys, values = (part.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in parts)
             if self.groups > 1:
                 keys, values = (part.repeat_interleave(self.groups, 1) for part in (keys, values))
             known = functional.scaled_dot_product_attention(query, keys, values, hidden, scale=1.0)
@@ -131,9 +128,8 @@ class Expert:
         device = noise.device
         places = torch.arange(length, device=device)
         ahead = (padding.sum(1, keepdim=True) + places - self.shift).clamp(min=0)  # (B, chunk)
-        both = self.heads + self.heads // self.groups
         turns = {
-            True: self._turns(ahead, both, self.dtype),
+            True: self._turns(ahead, self.turning, self.dtype),
             False: self._turns(places[None], self.heads, self.dtype),
         }
         hidden = None
@@ -207,16 +203,12 @@ class Expert:
     ) -> Tensor:
         """What queries of chunks (B, S, chunk, ...) see, flat; with keys and values also of the chunk."""
         batch, samples, length, _ = read.shape
-        straight, across = turns
-        size, queries = straight.shape[-1], self.heads * self.head_dim
-        turned = torch.addcmul(read[..., :size] * straight, read[..., -size:], across)
-        query = self._by_head(turned[..., :queries])
+        query, keys, values = (self._by_head(part) for part in self._turned(read, turns))
         scores = (query.flatten(2, 3) @ past_keys).unflatten(2, (samples, length)).float()
         if hidden is not None:
             scores += hidden
         prefix = scores.shape[-1]
         if later is not None:
-            keys, values = self._by_head(turned[..., queries:]), self._by_head(read[..., size:-size])
             if self.groups > 1:
                 keys, values = (part.repeat_interleave(self.groups, 1) for part in (keys, values))
             scores = torch.cat([scores, (query @ keys.mT).float() + later], -1)
@@ -225,6 +217,14 @@ class Expert:
         if later is not None:
             seen = seen + weights[..., prefix:] @ values
         return seen.permute(0, 2, 3, 1, 4).reshape(batch * samples * length, -1)
+
+    def _turned(self, read: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys at their places, and values, (..., heads * head_dim) each; where a layer reads the
+        prefix alone, no keys and values."""
+        straight, across = turns
+        size, queries = straight.shape[-1], self.heads * self.head_dim
+        turned = torch.addcmul(read[..., :size] * straight, read[..., -size:], across)
+        return turned[..., :queries], turned[..., queries:], read[..., size:-size]
 
     def _by_head(self, x: Tensor) -> Tensor:
         """(B, S, chunk, heads * head_dim) -> (B, heads, S, chunk, head_dim)."""
