@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from sparsewm.kernels.build import named
 from sparsewm.kernels.frame import Frame
 
 LARGEST_HEAD, WIDEST = 128, 8192
+LARGEST_STEP = 8  # numbers of 16 bits that a GPU reads at once
 LEAST = (3, 4)  # the version of Triton that takes tuples of tensors
 
 
@@ -39,7 +41,9 @@ class GpuKernels:
         most = max(length, *(frame.keys.shape[2] for frame in frames))
         block, seen = (min(64, max(16, power_of_two(count))) for count in (length, most))
         ages = [queries if frame.age is None else frame.age for frame in frames]
+        asked = queries.stride()[:4]
         strides = [step for f in frames for x in (f.keys, f.values) for step in x.stride()[:4]]
+        step = math.gcd(LARGEST_STEP, *asked, *strides)
         with named("sparsewm::attend"):
             self._attend[(b * s * heads, -(-length // block))](
                 queries,
@@ -47,8 +51,8 @@ class GpuKernels:
                 tuple(frame.values for frame in frames),
                 tuple(ages),
                 out,
-                queries.stride()[:4],
-                tuple(strides),
+                tuple(number // step for number in asked),
+                tuple(number // step for number in strides),
                 tuple(frame.keys.shape[2] for frame in frames),
                 s,
                 length,
@@ -56,6 +60,7 @@ class GpuKernels:
                 FRAMES=len(frames),
                 AGED=sum(1 << i for i, frame in enumerate(frames) if frame.age is not None),
                 SIZE=size,
+                STEP=step,
                 D=max(16, power_of_two(size)),
                 M=block,
                 N=seen,

@@ -7,13 +7,50 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def meet(  # type: ignore[no-untyped-def]
+    q,
+    aged,
+    keys,
+    values,
+    key_stride,
+    value_stride,
+    first,
+    length,
+    known,
+    numbers,
+    highest,
+    total,
+    mixed,
+    STEP: tl.constexpr,
+    N: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """N more keys of a frame, all of them there if WHOLE; softmax begun anew where a score is higher."""
+    seen = first + tl.arange(0, N)
+    held = known[None, :]
+    if not WHOLE:
+        held = (seen < length)[:, None] & held
+    k = tl.load(keys + seen[:, None] * key_stride * STEP + numbers[None, :], held, 0.0)
+    v = tl.load(values + seen[:, None] * value_stride * STEP + numbers[None, :], held, 0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if not WHOLE:
+        scores = tl.where((seen < length)[None, :], scores, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, 1) * LOG2_E + aged)
+    weights = tl.exp2(scores * LOG2_E + (aged - higher)[:, None])
+    shrink = tl.exp2(highest - higher)
+    total = total * shrink + tl.sum(weights, 1)
+    mixed = mixed * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return higher, total, mixed
+
+
+@triton.jit
 def attend(  # type: ignore[no-untyped-def]
     queries,
     keys,  # one pointer a frame, as values and ages
     values,
     ages,
     out,
-    query_strides,  # of episode, candidate, token, head
+    query_strides,  # of episode, candidate, token, head, in units of STEP
     strides,  # those of a frame's keys, then of its values, frame after frame
     lengths,
     candidates,
@@ -22,7 +59,8 @@ def attend(  # type: ignore[no-untyped-def]
     FRAMES: tl.constexpr,
     AGED: tl.constexpr,  # bit f: the keys of frame f have an age to be added
     SIZE: tl.constexpr,  # of a head
-    D: tl.constexpr,  # the same, as a power of two
+    STEP: tl.constexpr,  # divides all strides, so that the compiler knows how much it may read at once
+    D: tl.constexpr,  # SIZE as a power of two
     M: tl.constexpr,  # queries of a program
     N: tl.constexpr,  # keys at a time
 ):
@@ -33,31 +71,29 @@ def attend(  # type: ignore[no-untyped-def]
     known, asked = numbers < SIZE, tokens < length
     place = episode * query_strides[0] + candidate * query_strides[1] + head * query_strides[3]
     there = asked[:, None] & known[None, :]
-    q = tl.load(queries + place + tokens[:, None] * query_strides[2] + numbers[None, :], there, 0.0)
+    place = (place + tokens[:, None] * query_strides[2]) * STEP + numbers[None, :]
+    q = tl.load(queries + place, there, 0.0)
     highest = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     mixed = tl.zeros([M, D], tl.float32)
     for f in tl.static_range(FRAMES):
         of_keys = episode * strides[8 * f] + candidate * strides[8 * f + 1] + head * strides[8 * f + 3]
         of_values = episode * strides[8 * f + 4] + candidate * strides[8 * f + 5] + head * strides[8 * f + 7]
-        for first in range(0, lengths[f], N):
-            seen = first + tl.arange(0, N)
-            inside = seen < lengths[f]
-            held = inside[:, None] & known[None, :]
-            k = tl.load(keys[f] + of_keys + seen[:, None] * strides[8 * f + 2] + numbers[None, :], held, 0.0)
-            if (AGED >> f) & 1:
-                age = tl.load(ages[f] + head * SIZE + numbers, known, 0.0)
-                k = (k.to(tl.float32) + age.to(tl.float32)[None, :]).to(k.dtype)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * LOG2_E
-            scores = tl.where(inside[None, :], scores, float("-inf"))
-            higher = tl.maximum(highest, tl.max(scores, 1))
-            weights, shrink = tl.exp2(scores - higher[:, None]), tl.exp2(highest - higher)
-            v = tl.load(
-                values[f] + of_values + seen[:, None] * strides[8 * f + 6] + numbers[None, :], held, 0.0
-            )
-            total = total * shrink + tl.sum(weights, 1)
-            mixed = mixed * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-            highest = higher
+        k, v = keys[f] + of_keys * STEP, values[f] + of_values * STEP
+        step_k, step_v = strides[8 * f + 2], strides[8 * f + 6]
+        aged = tl.zeros([M], tl.float32)  # what the age adds to all scores of a query
+        if (AGED >> f) & 1:
+            age = tl.load(ages[f] + head * SIZE + numbers, known, 0.0).to(tl.float32)
+            aged = tl.sum(q.to(tl.float32) * age[None, :], 1) * LOG2_E
+        whole = lengths[f] // N * N
+        for first in range(0, whole, N):
+            highest, total, mixed = meet(
+                q, aged, k, v, step_k, step_v, first, whole, known, numbers, highest, total, mixed, STEP, N, True
+            )  # fmt: skip
+        if whole < lengths[f]:
+            highest, total, mixed = meet(
+                q, aged, k, v, step_k, step_v, whole, lengths[f], known, numbers, highest, total, mixed, STEP, N, False
+            )  # fmt: skip
     mixed = mixed / total[:, None]
     place = ((row * length + tokens[:, None]) * heads + head) * SIZE + numbers[None, :]
     tl.store(out + place, mixed.to(out.dtype.element_ty), there)

@@ -357,8 +357,7 @@ class Rollout:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `WorldModel.imagine`, of standardised actions (B, S, T, C), under inference mode."""
         net = self.predictor
-        b, s, steps, _ = actions.shape
-        length, width = tokens.shape[1] + 1, self.config.width
+        s, steps = actions.shape[1:3]
         positions = net.positions_of(patches)[:, None]
         layers: Layers
         if self.whole is None:
@@ -367,14 +366,65 @@ class Rollout:
             layers = FrameLayers(self.whole, past, self.config.history)
         now_tokens, now_proprio = tokens[:, None], proprio[:, None]
         for step in range(steps):
-            condition = torch.cat([actions[:, :, step], now_proprio.expand(-1, s, -1)], -1).to(self.dtype)
-            x = positions.new_empty(b, now_tokens.shape[1], length, width)
-            torch.add(self.embed_tokens(now_tokens.to(self.dtype)), positions, out=x[:, :, :-1])
-            x[:, :, -1] = net.embed_proprio(now_proprio.to(self.dtype))
-            y = layers.advance(x, self.modulation(net.embed_condition(condition)))
+            x, modulation = self._embedded(
+                now_tokens, now_proprio, now_proprio.expand(-1, s, -1), actions[:, :, step], positions
+            )
+            y = layers.advance(x, modulation)
             now_tokens = now_tokens + self.token_change(y)[:, :, :-1]
             now_proprio = now_proprio + net.proprio_change(y[:, :, -1])
             yield now_tokens, now_proprio
+
+    def _embedded(
+        self, tokens: Tensor, proprio: Tensor, condition: Tensor, actions: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `Layers.advance` takes: of frames (B, F, M, D), (B, F, P) and actions (B, S, C) at them."""
+        b, frames, patches = tokens.shape[:3]
+        condition = torch.cat([actions, condition], -1).to(self.dtype)
+        x = positions.new_empty(b, frames, patches + 1, self.config.width)
+        torch.add(self.embed_tokens(tokens.to(self.dtype)), positions, out=x[:, :, :-1])
+        x[:, :, -1] = self.predictor.embed_proprio(proprio.to(self.dtype))
+        return x, self.modulation(self.predictor.embed_condition(condition))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it can `remember`: where attention is compiled, and layers are not one call."""
+        return self.compiled is not None and self.whole is None
+
+    def remember(self, tokens: Tensor, proprio: Tensor, actions: Tensor, patches: Tensor) -> list[FrameCache]:
+        """As `WorldModel.remember`, all frames in one pass: of a layer's work only attention is one by one.
+
+        Args:
+            tokens: (B, F, M, D) of the kept patches, oldest first. proprio: (B, F, P).
+            actions: (B, F, C) taken at them, standardised. patches: (B, M).
+        """
+        assert self.compiled is not None
+        x, modulation = self._embedded(
+            tokens, proprio, proprio, actions, self.predictor.positions_of(patches)[:, None]
+        )
+        (b, count), length = tokens.shape[:2], x.shape[2]
+        parts = modulation[:, :, None].chunk(6 * len(self.blocks), -1)
+        caches = [FrameCache() for _ in range(count)]
+        x, y = self.modulated(x, None, None, *parts[:2])
+        for layer, block in enumerate(self.blocks):
+            qkv = block.qkv(y).view(b, count, length, 3, self.config.heads, -1)
+            for frame, cache in enumerate(caches):
+                cache.keys.append(qkv[:, frame, :, 1].transpose(1, 2))
+                cache.values.append(qkv[:, frame, :, 2].transpose(1, 2))
+            if layer + 1 == len(self.blocks):
+                break
+            gate1, shift2, scale2, gate2, *following = parts[6 * layer + 2 : 6 * layer + 8]
+            mixed = [self._attended(block, qkv, frame) for frame in range(count)]
+            x, y = self.modulated(x, block.out(torch.cat(mixed, 1)), gate1, shift2, scale2)
+            x, y = self.modulated(x, block.down(block.up(y)), gate2, *following)
+        return caches
+
+    def _attended(self, block: PackedBlock, qkv: Tensor, frame: int) -> Tensor:
+        """What a frame of (B, F, L, 3, H, d) reads in itself and those before it, (B, 1, L, W)."""
+        assert self.compiled is not None
+        seen = []
+        for age, part in enumerate(qkv[:, : frame + 1].split(1, 1)[::-1]):
+            seen.append(Frame(part[:, :, :, 1], part[:, :, :, 2], block.shared_age[age] if age else None))
+        return self.compiled.attend(qkv[:, frame : frame + 1, :, 0], seen)
 
 
 def modulate(

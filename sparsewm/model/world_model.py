@@ -353,17 +353,18 @@ class WorldModel(nn.Module):
         Returns:
             caches shared by all candidates, (B, heads, L, d) per layer.
         """
+        history = list(history)[max(0, len(history) - self.history + 1) :]
+        kept = [gather_patches(latent.tokens, patches) for latent, _ in history]
+        actions = [self.standardizer.actions(action) for _, action in history]
+        packed = None if torch.is_grad_enabled() or not history else self.packed()
+        if packed is not None and packed.remembers:
+            proprio = [latent.proprio for latent, _ in history]
+            return packed.remember(*(torch.stack(parts, 1) for parts in (kept, proprio, actions)), patches)
         caches: list[FrameCache] = []
         positions = self.predictor.positions_of(patches)
-        for latent, action in list(history)[max(0, len(history) - self.history + 1) :]:
-            kept = gather_patches(latent.tokens, patches)
-            cache = self.predictor.remember(
-                kept[:, None],
-                latent.proprio[:, None],
-                self.standardizer.actions(action)[:, None],
-                positions,
-                caches,
-            )
+        for (latent, _), tokens, action in zip(history, kept, actions, strict=True):
+            frame = tokens[:, None], latent.proprio[:, None], action[:, None]
+            cache = self.predictor.remember(*frame, positions, caches)
             caches = [*caches, FrameCache([k[:, 0] for k in cache.keys], [v[:, 0] for v in cache.values])]
         return caches
 

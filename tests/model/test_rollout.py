@@ -8,9 +8,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsewm.model import rollout as module
-from sparsewm.model.predictor import FrameCache
+from sparsewm.model.predictor import FrameCache, Predictor
 from sparsewm.model.rollout import PackedLinear, Rollout
-from sparsewm.model.world_model import gather_patches
+from sparsewm.model.world_model import gather_patches, random_patches
 from tests.kernels.test_kernels import ByTorch
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
@@ -74,6 +74,29 @@ def test_rollout_sees_weights_that_changed_when_it_is_made_anew() -> None:
     torch.testing.assert_close(after, before + 1.0)
 
 
+@pytest.mark.parametrize("seen", [1, 2, 4])
+def test_past_frames_are_remembered_in_one_pass(monkeypatch: pytest.MonkeyPatch, seen: int) -> None:
+    """As the predictor remembers them, one after the other."""
+    monkeypatch.setattr(Rollout, "_whole", lambda *_: None)
+    monkeypatch.setattr(Rollout, "_kernels", lambda *_: ByTorch())
+    model, generator = tiny_model(), torch.Generator().manual_seed(2)
+    patches = random_patches(2, model.patches, 5, generator)
+    history = [
+        (random_latent(model, 2, generator), random_actions(model, 2, generator=generator))
+        for _ in range(seen)
+    ]
+    wanted = model.remember(history, patches)
+    with torch.no_grad():
+        packed = model.packed()
+        assert packed is not None and packed.remembers
+        monkeypatch.setattr(Predictor, "remember", None)
+        found = model.remember(history, patches)
+    assert len(found) == len(wanted) == min(seen, model.history - 1)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.values, theirs.values, rtol=1e-5, atol=1e-5)
+
+
 def test_weights_that_lie_on_a_gpu_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is computed, so no GPU is needed: two devices in one operation are an error all the same."""
     monkeypatch.setattr(module, "gpu_kernels", ByTorch)
@@ -95,4 +118,6 @@ def test_weights_that_lie_on_a_gpu_stay_there(monkeypatch: pytest.MonkeyPatch) -
         rollout = Rollout(predictor)
         assert isinstance(rollout.compiled, ByTorch)
         frames = list(rollout.imagine(*ends, empty(2, 7, 3, 4), patches, past))
+        caches = rollout.remember(empty(2, 2, 5, 8), empty(2, 2, 2), empty(2, 2, 4), patches)
+        assert [x.device.type for cache in caches for x in cache.keys] == ["cuda"] * 4
         assert [(x.device.type, x.dtype) for frame in frames for x in frame] == [("cuda", torch.float32)] * 6
