@@ -216,14 +216,14 @@ class Planner(ABC, Generic[State]):
                         candidates = candidates[:, :affordable]
                     if iteration == 0 and seeds.shape[1]:
                         candidates = _mix(candidates, seeds)
-                costs = self._score(problem, candidates, iteration, self.differentiates and not last)
+                costs, known = self._score(problem, candidates, iteration, self.differentiates and not last)
                 best = lowest(candidates.detach(), costs.detach(), max(self.kept, 1))
                 if found is None:
                     found = best
                 else:
                     for whole, part in zip(found, best, strict=True):
                         whole[rows] = part
-                history.append(_summary(costs.detach(), self.elites))
+                history.append(_summary(known, self.elites))
                 going = rows
                 if not last:
                     going = self._unsettled(candidates, costs, space)
@@ -281,22 +281,30 @@ class Planner(ABC, Generic[State]):
         return self._generator
 
     @staticmethod
-    def _score(problem: PlanningProblem, candidates: Tensor, iteration: int, with_gradient: bool) -> Tensor:
-        """Costs (B, S) in float32, inf where they are not finite."""
+    def _score(
+        problem: PlanningProblem, candidates: Tensor, iteration: int, with_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Costs (B, S) in float32, inf where they are not finite; and a copy on the CPU.
+
+        What is asked of the copy needs no kernels of its own on a GPU, nor waits for it again.
+        """
         with torch.set_grad_enabled(with_gradient):
             costs = problem.cost(candidates.requires_grad_(with_gradient))
             if costs.shape != candidates.shape[:2]:
                 shape = tuple(candidates.shape[:2])
                 raise PlanningError(f"the problem's cost must have shape {shape}, not {tuple(costs.shape)}")
             costs = costs.float()
-            finite = costs.isfinite()
+            known = costs.detach().cpu()
+            finite = known.isfinite()
+            if finite.all():
+                return costs, known
             failed = (~finite.any(dim=1)).nonzero().flatten().tolist()
             if failed:
                 raise PlanningError(
                     f"every candidate of episode(s) {failed} has a cost that is not finite in iteration "
                     f"{iteration}; check the observation, the goal and the model's weights, or try float32"
                 )
-            return torch.where(finite, costs, torch.inf)
+            return torch.where(costs.isfinite(), costs, torch.inf), known.masked_fill(~finite, torch.inf)
 
 
 def lowest(candidates: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -368,6 +376,7 @@ def _mix(candidates: Tensor, seeds: Tensor) -> Tensor:
 
 
 def _summary(costs: Tensor, elites: int) -> dict[str, float]:
+    """What a plan's history tells of an iteration's costs (B, S)."""
     best = costs.min(dim=1).values
     top = costs.topk(min(elites, costs.shape[1]), dim=1, largest=False).values
     values = torch.stack([best, _finite_mean(top), _finite_mean(costs)]).mean(dim=1).tolist()

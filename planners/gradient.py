@@ -69,7 +69,9 @@ class GradientDescent(Planner[Descent]):
         return Descent(space.clamp(candidates.detach() - step * unbiased / scale), first, second)
 
     @staticmethod
-    def _score(problem: PlanningProblem, candidates: Tensor, iteration: int, with_gradient: bool) -> Tensor:
+    def _score(
+        problem: PlanningProblem, candidates: Tensor, iteration: int, with_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         try:
             return Planner._score(problem, candidates, iteration, with_gradient)
         except RuntimeError as error:

@@ -358,8 +358,8 @@ class WorldModel(nn.Module):
         actions = [self.standardizer.actions(action) for _, action in history]
         packed = None if torch.is_grad_enabled() or not history else self.packed()
         if packed is not None and packed.remembers:
-            proprio = [latent.proprio for latent, _ in history]
-            return packed.remember(*(torch.stack(parts, 1) for parts in (kept, proprio, actions)), patches)
+            proprio = torch.stack([latent.proprio for latent, _ in history], 1)
+            return packed.remember(torch.stack(kept, 1), proprio, torch.stack(actions, 1), patches)
         caches: list[FrameCache] = []
         positions = self.predictor.positions_of(patches)
         for (latent, _), tokens, action in zip(history, kept, actions, strict=True):
