@@ -10,10 +10,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def meet(  # type: ignore[no-untyped-def]
     q,
     aged,
-    keys,
-    values,
-    key_stride,
-    value_stride,
+    frame,  # its keys, its values, and how far apart two of either are, in units of STEP
     first,
     length,
     known,
@@ -30,8 +27,8 @@ def meet(  # type: ignore[no-untyped-def]
     held = known[None, :]
     if not WHOLE:
         held = (seen < length)[:, None] & held
-    k = tl.load(keys + seen[:, None] * key_stride * STEP + numbers[None, :], held, 0.0)
-    v = tl.load(values + seen[:, None] * value_stride * STEP + numbers[None, :], held, 0.0)
+    k = tl.load(frame[0] + seen[:, None] * frame[2] * STEP + numbers[None, :], held, 0.0)
+    v = tl.load(frame[1] + seen[:, None] * frame[3] * STEP + numbers[None, :], held, 0.0)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if not WHOLE:
         scores = tl.where((seen < length)[None, :], scores, float("-inf"))
@@ -80,7 +77,7 @@ def attend(  # type: ignore[no-untyped-def]
         of_keys = episode * strides[8 * f] + candidate * strides[8 * f + 1] + head * strides[8 * f + 3]
         of_values = episode * strides[8 * f + 4] + candidate * strides[8 * f + 5] + head * strides[8 * f + 7]
         k, v = keys[f] + of_keys * STEP, values[f] + of_values * STEP
-        step_k, step_v = strides[8 * f + 2], strides[8 * f + 6]
+        frame = (k, v, strides[8 * f + 2], strides[8 * f + 6])
         aged = tl.zeros([M], tl.float32)  # what the age adds to all scores of a query
         if (AGED >> f) & 1:
             age = tl.load(ages[f] + head * SIZE + numbers, known, 0.0).to(tl.float32)
@@ -88,12 +85,12 @@ def attend(  # type: ignore[no-untyped-def]
         whole = lengths[f] // N * N
         for first in range(0, whole, N):
             highest, total, mixed = meet(
-                q, aged, k, v, step_k, step_v, first, whole, known, numbers, highest, total, mixed, STEP, N, True
-            )  # fmt: skip
+                q, aged, frame, first, whole, known, numbers, highest, total, mixed, STEP, N, True
+            )
         if whole < lengths[f]:
             highest, total, mixed = meet(
-                q, aged, k, v, step_k, step_v, whole, lengths[f], known, numbers, highest, total, mixed, STEP, N, False
-            )  # fmt: skip
+                q, aged, frame, whole, lengths[f], known, numbers, highest, total, mixed, STEP, N, False
+            )
     mixed = mixed / total[:, None]
     place = ((row * length + tokens[:, None]) * heads + head) * SIZE + numbers[None, :]
     tl.store(out + place, mixed.to(out.dtype.element_ty), there)
