@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -283,7 +284,7 @@ class Planner(ABC, Generic[State]):
     @staticmethod
     def _score(
         problem: PlanningProblem, candidates: Tensor, iteration: int, with_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, np.ndarray]:
         """Costs (B, S) in float32, inf where they are not finite; and a copy on the CPU.
 
         What is asked of the copy needs no kernels of its own on a GPU, nor waits for it again.
@@ -294,17 +295,17 @@ class Planner(ABC, Generic[State]):
                 shape = tuple(candidates.shape[:2])
                 raise PlanningError(f"the problem's cost must have shape {shape}, not {tuple(costs.shape)}")
             costs = costs.float()
-            known = costs.detach().cpu()
-            finite = known.isfinite()
+            known = costs.detach().cpu().numpy()
+            finite = np.isfinite(known)
             if finite.all():
                 return costs, known
-            failed = (~finite.any(dim=1)).nonzero().flatten().tolist()
+            failed = (~finite.any(axis=1)).nonzero()[0].tolist()
             if failed:
                 raise PlanningError(
                     f"every candidate of episode(s) {failed} has a cost that is not finite in iteration "
                     f"{iteration}; check the observation, the goal and the model's weights, or try float32"
                 )
-            return torch.where(costs.isfinite(), costs, torch.inf), known.masked_fill(~finite, torch.inf)
+            return torch.where(costs.isfinite(), costs, torch.inf), np.where(finite, known, np.inf)
 
 
 def lowest(candidates: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -313,7 +314,7 @@ def lowest(candidates: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tenso
     Where fewer have a finite cost, the worst of those is repeated: a failed candidate is never an elite.
     """
     values, order = costs.topk(min(count, costs.shape[1]), dim=1, largest=False)
-    usable = costs.isfinite().sum(dim=1, keepdim=True).clamp(max=values.shape[1]) - 1  # (B, 1)
+    usable = values.isfinite().sum(dim=1, keepdim=True) - 1  # (B, 1)
     ranks = torch.arange(count, device=costs.device).minimum(usable)  # (B, count)
     picks = order.gather(1, ranks)
     chosen = candidates.gather(1, picks[..., None, None].expand(-1, -1, *candidates.shape[2:]))
@@ -375,17 +376,12 @@ def _mix(candidates: Tensor, seeds: Tensor) -> Tensor:
     return torch.cat([candidates[:, :room], seeds], dim=1)
 
 
-def _summary(costs: Tensor, elites: int) -> dict[str, float]:
-    """What a plan's history tells of an iteration's costs (B, S)."""
-    best = costs.min(dim=1).values
-    top = costs.topk(min(elites, costs.shape[1]), dim=1, largest=False).values
-    values = torch.stack([best, _finite_mean(top), _finite_mean(costs)]).mean(dim=1).tolist()
-    return dict(zip(("best", "elite", "mean"), values, strict=True))
-
-
-def _finite_mean(costs: Tensor) -> Tensor:
-    """Mean (B,) over the finite costs of each row (B, S)."""
-    return costs.masked_fill(~costs.isfinite(), torch.nan).nanmean(dim=1)
+def _summary(costs: np.ndarray, elites: int) -> dict[str, float]:
+    """What a plan's history tells of an iteration's costs (B, S), inf where a candidate failed."""
+    ordered = np.sort(costs, axis=1).astype(np.float64)
+    ordered[np.isinf(ordered)] = np.nan
+    parts = (ordered[:, 0], np.nanmean(ordered[:, :elites], axis=1), np.nanmean(ordered, axis=1))
+    return dict(zip(("best", "elite", "mean"), (float(part.mean()) for part in parts), strict=True))
 
 
 def _tensor(name: str, value: Tensor, shape: tuple[int, ...], device: torch.device | str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,7 @@ class GradientDescent(Planner[Descent]):
     @staticmethod
     def _score(
         problem: PlanningProblem, candidates: Tensor, iteration: int, with_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, np.ndarray]:
         try:
             return Planner._score(problem, candidates, iteration, with_gradient)
         except RuntimeError as error:

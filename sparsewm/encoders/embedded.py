@@ -9,6 +9,7 @@ trained stands in `sparsewm/training/pretrain.py`; the model card beside the wei
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,13 @@ from torch.nn import functional as F
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash
 from sparsewm.encoders.surroundings import PATCH, blurred_surroundings
 from sparsewm.errors import UserError
+from sparsewm.kernels import Graphs
 
 POOLING = (0.8, 2.0)
 """Widths, in patches, of the Gaussian averages joined to every token."""
+
+RECORDED = 8
+"""Pictures at most that a GPU is told to encode by a recorded graph."""
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "encoder" / "model.safetensors"
 """The shipped weights; beside them lie earlier ones that shipped world models were trained on."""
@@ -116,6 +121,7 @@ class ViT(PatchEncoder):
         self.name, self.hash = "embedded", ""
         self.resolution, self.patch, self.width, self.heads, self.dim = resolution, patch, width, heads, dim
         self.joined = maps is not None
+        self.graphs = Graphs()  # of few pictures on a GPU, which waits for Python otherwise
         if maps is not None:
             if patch != PATCH or sum(given.shape[1] for given in maps) != dim:
                 raise ValueError(f"maps need patches of {PATCH} pixels, and {dim} columns in all")
@@ -183,10 +189,23 @@ class ViT(PatchEncoder):
 
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
         images = self.preprocess(pixels)
+        if not images.is_cuda or attention or len(images) > RECORDED or torch.is_grad_enabled():
+            patches, cls, weights = self._features(images, attention)
+            return PatchFeatures(patches, cls, self.grid, weights)
+
+        def both(inputs: Sequence[Tensor]) -> Tensor:
+            patches, cls, _ = self._features(inputs[0], False)
+            return torch.cat([patches, cls[:, None].to(patches.dtype)], 1)
+
+        whole = self.graphs.run(self.embed.weight.data_ptr(), both, [images])
+        return PatchFeatures(whole[:, :-1], whole[:, -1], self.grid)
+
+    def _features(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (B, N, D), CLS (B, D), attention (B, N) or None of normalised pictures (B, 3, R, R)."""
         patches, cls, weights = self.transform(self.patchify(images.to(self.embed.weight.dtype)), attention)
         if self.joined:
             patches = torch.cat([self._readings(images), patches.float() @ self.context_map.float()], -1)
-        return PatchFeatures(patches, cls, self.grid, weights)
+        return patches, cls, weights
 
 
 def load_embedded(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder
 from sparsewm.errors import UserError
+from sparsewm.kernels import Graphs
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
-from sparsewm.model.graphs import Graphs
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
 from sparsewm.model.rollout import Rollout
 from sparsewm.precision import no_integers

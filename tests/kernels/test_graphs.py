@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.model import graphs
-from sparsewm.model.graphs import Function, Graphs
+from sparsewm.kernels import graphs
+from sparsewm.kernels.graphs import Function, Graphs
 from sparsewm.model.problem import Scored
 from tests.model.test_problem import candidates, make_problem
 from tests.model.tiny import tiny_model
@@ -84,3 +84,29 @@ def test_a_computation_keeps_its_values_on_new_inputs(monkeypatch: pytest.Monkey
             x = torch.randn(3, 8, device=device)
             found = kept.run("product", lambda inputs: inputs[0] @ weight, [x])
             assert torch.allclose(found, x @ weight, atol=1e-4)
+
+
+def test_only_inputs_that_changed_are_handed_in_again() -> None:
+    class Replayed:
+        def replay(self) -> None:
+            pass
+
+    recorded = object.__new__(graphs.Recorded)
+    given = [torch.ones(2), torch.ones(2)]
+    recorded.inputs, recorded._given = [x.clone() for x in given], [graphs._version(x) for x in given]
+    recorded.graph, recorded.output = Replayed(), torch.zeros(1)  # type: ignore[assignment]
+
+    def lying_there(*inputs: Tensor) -> list[float]:
+        recorded(inputs)
+        found = [x[0].item() for x in recorded.inputs]
+        for x in recorded.inputs:
+            x.sub_(100.0)  # where nothing is copied, this shows
+        return found
+
+    assert lying_there(*given) == [1, 1]
+    assert lying_there(given[0].add_(1), given[1]) == [2, -99]
+    assert lying_there(given[0], torch.full((2,), 3.0)) == [-98, 3]
+    with torch.inference_mode():
+        untold = torch.full((2,), 4.0)
+        assert lying_there(given[0], untold) == [-198, 4]
+        assert lying_there(given[0], untold.add_(1)) == [-298, 5]
