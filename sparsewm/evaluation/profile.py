@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sparsewm.files import atomic_path
 from sparsewm.model import LatentProblem
+
+MASK, COST = "new mask", "rollout and cost"
 
 PARTS = {
     "linear layers": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
@@ -20,16 +23,36 @@ PARTS = {
     "attention": ("sparsewm::attend",),
     "residual, norm, modulation": ("sparsewm::modulate",),
     "attention products": ("aten::bmm", "aten::baddbmm"),
-    "fused attention": (
-        "aten::_scaled_dot_product_flash_attention",
-        "aten::_scaled_dot_product_efficient_attention",
-    ),
     "softmax": ("aten::_softmax",),
     "layer norm": ("aten::native_layer_norm",),
     "modulation, residuals": ("aten::addcmul", "aten::addcmul_", "aten::add", "aten::add_", "aten::mul"),
     "copies": ("aten::copy_", "aten::cat", "aten::gather", "aten::index_select", "aten::stack"),
 }
 """Kinds of work and the operations that do it; what is not named is "other operations"."""
+
+KERNELS = {
+    "attention": ("attend", "sdpa", "flash", "fmha"),
+    "residual, norm, modulation": ("modulate", "layer_norm"),
+    "linear layers": ("nvjet", "gemm", "cutlass"),
+    "copies": ("copy", "memcpy", "memset", "catarray", "gather", "index"),
+}
+"""The same on a GPU, where a graph's kernels belong to no operation: parts of a kernel's name, the first that
+fits."""
+
+
+def operation_part(name: str) -> str | None:
+    """Kind of work of an operation; None for what is none, such as the profiler's own."""
+    if not name.startswith(("aten::", "mkldnn::", "sparsewm::")):
+        return None
+    return next((part for part, names in PARTS.items() if name in names), "other operations")
+
+
+def kernel_part(name: str) -> str | None:
+    """Kind of work of a GPU's kernel; None for a name that was given to several."""
+    if name in (MASK, COST) or name.startswith("sparsewm::"):
+        return None
+    found = (part for part, names in KERNELS.items() if any(piece in name.lower() for piece in names))
+    return next(found, "other operations")
 
 
 def profile_iterations(
@@ -50,9 +73,9 @@ def profile_iterations(
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
 
     def iterate(repeat: int) -> None:
-        with record_function("new mask"):
+        with record_function(MASK):
             problem.resample(repeat)
-        with record_function("rollout and cost"):
+        with record_function(COST):
             problem.cost(actions)
         if cuda:
             torch.cuda.synchronize(problem.device)
@@ -69,13 +92,15 @@ def profile_iterations(
         with atomic_path(trace) as temporary:
             record.export_chrome_trace(str(temporary))
         events = record.key_averages()
-    owner = {name: part for part, names in PARTS.items() for name in names}
     seconds: dict[str, float] = {}
     calls: dict[str, int] = {}
     for event in events:
-        if not event.key.startswith(("aten::", "mkldnn::", "sparsewm::")):
+        if cuda:
+            part = kernel_part(event.key) if event.device_type == DeviceType.CUDA else None
+        else:
+            part = operation_part(event.key)
+        if part is None:
             continue
-        part = owner.get(event.key, "other operations")
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
         seconds[part] = seconds.get(part, 0.0) + spent * 1e-6
         calls[part] = calls.get(part, 0) + event.count

@@ -38,8 +38,9 @@ class GpuKernels:
         """As `Kernels.attend`: (B, S, L, H, d), scaled already -> (B, S, L, H * d)."""
         b, s, length, heads, size = queries.shape
         out = queries.new_empty(b, s, length, heads * size)
-        most = max(length, *(frame.keys.shape[2] for frame in frames))
-        block, seen = (min(64, max(16, power_of_two(count))) for count in (length, most))
+        block, seen, warps, stages = blocks(length, size)
+        if size * queries.element_size() > 256:
+            stages = 1  # what a program holds must fit smaller GPUs, too
         ages = [queries if frame.age is None else frame.age for frame in frames]
         asked = queries.stride()[:4]
         strides = [step for f in frames for x in (f.keys, f.values) for step in x.stride()[:4]]
@@ -64,7 +65,8 @@ class GpuKernels:
                 D=max(16, power_of_two(size)),
                 M=block,
                 N=seen,
-                num_warps=4 if block == 64 else 2,
+                num_warps=warps,
+                num_stages=stages,
             )
         return out
 
@@ -99,6 +101,33 @@ class GpuKernels:
                 num_warps=1 if width <= 512 else 4,
             )
         return total, y
+
+
+def blocks(length: int, size: int) -> tuple[int, int, int, int]:
+    """Queries of a program, keys at a time, warps and stages: the fastest or nearly so on an H200.
+
+    Short frames are one block of queries; long ones are read in pieces, the next while one is multiplied. How
+    much of the last block is empty decides between sizes.
+
+    Args:
+        length: of a frame. size: of a head.
+    """
+    if length <= 16:
+        return 16, 16, 1, 1
+    if length <= 64:
+        if size > 32:
+            return 64, 64 if length > 32 else 32, 4, 1
+        return 64, 16 if filled(length, 16) < filled(length, 32) else 32, 4, 1
+    if size <= 32 and filled(length, 128) == filled(length, 64):
+        return 128, 32, 4, 3
+    if size > 32 and filled(length, 32) < 0.8 * filled(length, 64):
+        return 32, 16, 1, 3
+    return 64, 32, 4, 3
+
+
+def filled(length: int, block: int) -> int:
+    """A length filled up with whole blocks."""
+    return -(-length // block) * block
 
 
 def power_of_two(number: int) -> int:

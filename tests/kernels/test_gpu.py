@@ -28,7 +28,9 @@ def kernels() -> GpuKernels:
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize("size", [16, 24, 64])
-@pytest.mark.parametrize(("length", "own", "shared"), [(1, 1, 0), (13, 2, 1), (33, 1, 2), (70, 3, 0)])
+@pytest.mark.parametrize(
+    ("length", "own", "shared"), [(1, 1, 0), (13, 2, 1), (33, 1, 2), (60, 1, 1), (70, 3, 0), (99, 1, 1)]
+)
 def test_attention_is_softmax_of_products(
     kernels: GpuKernels, dtype: torch.dtype, size: int, length: int, own: int, shared: int
 ) -> None:
