@@ -227,20 +227,6 @@ class LayersFrame:
             length,
         )
 
-    @classmethod
-    def of(cls, layout: Layout, keys: Sequence[Tensor], values: Sequence[Tensor]) -> LayersFrame:
-        """From recorded keys and values, (B, H, L, d) per layer, that all candidates share."""
-        b, heads, length, d = keys[0].shape
-        each = len(keys), b, 1, heads
-        made = cls.empty(layout, each, length, d)
-        padded = torch.zeros(*each, made.keys.shape[4] * layout.lanes, d)
-        padded[..., :length, :] = torch.stack(list(keys))[:, :, None]
-        made.keys.copy_(side_by_side(padded, layout.lanes, layout.together, layout.dtype))
-        padded = torch.zeros(*each, made.values.shape[4] * layout.together, made.values.shape[5])
-        padded[..., :length, :d] = torch.stack(list(values))[:, :, None]
-        made.values.copy_(padded.unflatten(-2, (-1, layout.together)).transpose(-1, -2))
-        return made
-
     def structure(self, age: int) -> _Frame:
         shared = self.keys.shape[2] == 1
         strides = [(x.stride(1), 0 if shared else x.stride(2)) for x in (self.keys, self.values)]

@@ -230,21 +230,34 @@ class Predictor(nn.Module):
         next_proprio = proprio + self.proprio_change(x[:, :, -1]).float()
         return next_tokens, next_proprio, cache
 
-    def remember(
-        self, tokens: Tensor, proprio: Tensor, action: Tensor, positions: Tensor, past: list[FrameCache]
-    ) -> FrameCache:
-        """The cache of `forward` alone: of a frame whose future is known nothing else is needed."""
-        x, condition, past = self._embed(tokens, proprio, action, positions, past)
-        cache = FrameCache()
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, ConditionedBlock)
-            if layer == len(self.blocks) - 1:
-                k, v = block.remember(x, condition)
-            else:
-                x, k, v = block(x, condition, *_of_layer(past, layer))
-            cache.keys.append(k)
-            cache.values.append(v)
-        return cache
+    def remember(self, tokens: Tensor, proprio: Tensor, actions: Tensor, patches: Tensor) -> list[FrameCache]:
+        """The caches of `forward` alone: of frames whose future is known nothing else is needed.
+
+        Args:
+            tokens: (B, F, M, D) of the kept patches, oldest frame first. proprio: (B, F, P).
+            actions: (B, F, C) taken at them. patches: (B, M).
+
+        Returns:
+            caches shared by all candidates, (B, H, L, d) per layer.
+        """
+        caches: list[FrameCache] = []
+        positions = self.positions_of(patches)
+        for frame in range(tokens.shape[1]):
+            here = slice(frame, frame + 1)
+            x, condition, past = self._embed(
+                tokens[:, here], proprio[:, here], actions[:, here], positions, caches
+            )
+            cache = FrameCache()
+            for layer, block in enumerate(self.blocks):
+                assert isinstance(block, ConditionedBlock)
+                if layer == len(self.blocks) - 1:
+                    k, v = block.remember(x, condition)
+                else:
+                    x, k, v = block(x, condition, *_of_layer(past, layer))
+                cache.keys.append(k[:, 0])
+                cache.values.append(v[:, 0])
+            caches.append(cache)
+        return caches
 
     def _embed(
         self, tokens: Tensor, proprio: Tensor, action: Tensor, positions: Tensor, past: list[FrameCache]

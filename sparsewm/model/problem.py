@@ -19,7 +19,7 @@ from sparsewm.errors import UserError
 from sparsewm.model.distance import TemporalDistance
 from sparsewm.model.drop import AutoDrop, kept_patches
 from sparsewm.model.predictor import FrameCache
-from sparsewm.model.rollout import Rollout
+from sparsewm.model.rollout import Past, Rollout
 from sparsewm.model.world_model import Latent, WorldModel, gather_patches, random_patches
 
 Selection = Literal["random", "proprio"]
@@ -39,13 +39,15 @@ class View:
         tokens: (B, M, D) of the present frame.
         goal: what imagined frames are compared with: tokens (B, 1, M, D), or an embedding for the temporal
             distance.
-        past: keys and values of earlier frames.
+        past, recorded: keys and values of earlier frames, for the predictor and for the packed rollout; None:
+            not asked for yet.
     """
 
     patches: Tensor
     tokens: Tensor
     goal: Tensor
-    past: list[FrameCache]
+    past: list[FrameCache] | None = None
+    recorded: Past | None = None
 
 
 class LatentProblem:
@@ -162,8 +164,20 @@ class LatentProblem:
             goal = gather_patches(self.goal.tokens, patches)[:, None]
             if self.measure == "temporal":
                 goal = self._embedded(goal, self.goal.proprio[:, None], patches)
-            past = self.model.remember(self.history, patches) if self.history else []
-            return View(patches, gather_patches(self.start.tokens, patches), goal, past)
+            return View(patches, gather_patches(self.start.tokens, patches), goal)
+
+    def _past(self, view: View) -> list[FrameCache]:
+        """Earlier frames for the predictor."""
+        if view.past is None:
+            with torch.inference_mode(False), torch.no_grad():  # as above
+                view.past = self.model.remember(self.history, view.patches)
+        return view.past
+
+    def _recorded(self, view: View, rollout: Rollout) -> Past:
+        """Earlier frames for a packed rollout."""
+        if view.recorded is None:
+            view.recorded = self.model.remember(self.history, view.patches, rollout)
+        return view.recorded
 
     def select(self, rows: Tensor) -> LatentProblem:
         """The same problem of episodes (b,): see `planners.SeparableProblem`."""
@@ -208,7 +222,7 @@ class LatentProblem:
         with torch.inference_mode():
             sequences = self.executed(actions)[:, None]
             start = view.tokens, self.start.proprio
-            tokens, _ = self.model.rollout(*start, sequences, self.patches, view.past)
+            tokens, _ = self.model.rollout(*start, sequences, self.patches, self._past(view))
             return self.model.decoder.pictures(tokens[:, 0], self.patches)
 
     def steps(self, actions: Tensor) -> Tensor:
@@ -264,9 +278,10 @@ class LatentProblem:
         if self._rollout is None and not torch.is_grad_enabled():
             self._rollout = self.model.packed()
         if torch.is_grad_enabled() or self._rollout is None:
-            return self.model.imagine(*start, actions, view.patches, view.past)
+            return self.model.imagine(*start, actions, view.patches, self._past(view))
         normalised = self.model.standardizer.actions(actions)
-        return self._rollout.imagine(*start, normalised, view.patches, view.past)
+        past = self._recorded(view, self._rollout)
+        return self._rollout.imagine(*start, normalised, view.patches, past)
 
     def _distance(self, tokens: Tensor, proprio: Tensor, view: View) -> Tensor:
         """From frames (B, S, M, D), (B, S, P) to the goal, (B, S)."""

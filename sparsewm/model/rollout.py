@@ -26,6 +26,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,9 @@ from sparsewm.kernels import (
     layers_library,
 )
 from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
+
+Past = Sequence[FrameCache] | Sequence[LayersFrame]
+"""Recorded frames, oldest first, as a rollout keeps them."""
 
 ROWS_HINT = 4096
 """Rows the packed layout is chosen for; others are correct, too."""
@@ -273,13 +277,9 @@ class FrameLayers(Layers):
         past: recorded frames, oldest first, shared by all candidates. history: of the predictor.
     """
 
-    def __init__(self, compiled: CompiledLayers, past: Sequence[FrameCache], history: int) -> None:
+    def __init__(self, compiled: CompiledLayers, past: Sequence[LayersFrame], history: int) -> None:
         self.compiled = compiled
-        recorded = [
-            LayersFrame.of(compiled.layout, frame.keys, frame.values)
-            for frame in [*past][::-1][: history - 1]
-        ]
-        self.seen = deque(recorded, maxlen=history - 1)  # the newest first
+        self.seen = deque([*past][::-1][: history - 1], maxlen=history - 1)  # the newest first
 
     def advance(self, x: Tensor, modulation: Tensor) -> Tensor:
         y, frame = self.compiled.advance(x, modulation, list(self.seen))
@@ -353,17 +353,21 @@ class Rollout:
         proprio: Tensor,
         actions: Tensor,
         patches: Tensor,
-        past: Sequence[FrameCache] = (),
+        past: Past = (),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `WorldModel.imagine`, of standardised actions (B, S, T, C), under inference mode."""
+        """As `WorldModel.imagine`, of standardised actions (B, S, T, C), under inference mode.
+
+        Args:
+            past: of its own `remember`.
+        """
         net = self.predictor
         s, steps = actions.shape[1:3]
         positions = net.positions_of(patches)[:, None]
         layers: Layers
         if self.whole is None:
-            layers = BlockLayers(self, past)
+            layers = BlockLayers(self, _all(FrameCache, past))
         else:
-            layers = FrameLayers(self.whole, past, self.config.history)
+            layers = FrameLayers(self.whole, _all(LayersFrame, past), self.config.history)
         now_tokens, now_proprio = tokens[:, None], proprio[:, None]
         for step in range(steps):
             x, modulation = self._embedded(
@@ -385,23 +389,23 @@ class Rollout:
         x[:, :, -1] = self.predictor.embed_proprio(proprio.to(self.dtype))
         return x, self.modulation(self.predictor.embed_condition(condition))
 
-    @property
-    def remembers(self) -> bool:
-        """Whether it can `remember`: where attention is compiled, and layers are not one call."""
-        return self.compiled is not None and self.whole is None
-
-    def remember(self, tokens: Tensor, proprio: Tensor, actions: Tensor, patches: Tensor) -> list[FrameCache]:
-        """As `WorldModel.remember`, all frames in one pass: of a layer's work only attention is one by one.
-
-        Args:
-            tokens: (B, F, M, D) of the kept patches, oldest first. proprio: (B, F, P).
-            actions: (B, F, C) taken at them, standardised. patches: (B, M).
-        """
-        assert self.compiled is not None
+    def remember(self, tokens: Tensor, proprio: Tensor, actions: Tensor, patches: Tensor) -> Past:
+        """As `Predictor.remember`, in the form that `imagine` takes."""
+        if self.whole is None and self.compiled is None:
+            return self.predictor.remember(tokens, proprio, actions, patches)
         x, modulation = self._embedded(
             tokens, proprio, proprio, actions, self.predictor.positions_of(patches)[:, None]
         )
-        (b, count), length = tokens.shape[:2], x.shape[2]
+        if self.whole is None:
+            return self._remembered(x, modulation)
+        layers = FrameLayers(self.whole, (), self.config.history)
+        for frame in range(tokens.shape[1]):
+            layers.advance(x[:, frame : frame + 1], modulation[:, frame : frame + 1])
+        return list(layers.seen)[::-1]
+
+    def _remembered(self, x: Tensor, modulation: Tensor) -> list[FrameCache]:
+        """Caches of embedded frames (B, F, L, W): of a layer's work only attention is one by one."""
+        (b, count), length = x.shape[:2], x.shape[2]
         parts = modulation[:, :, None].chunk(6 * len(self.blocks), -1)
         caches = [FrameCache() for _ in range(count)]
         x, y = self.modulated(x, None, None, *parts[:2])
@@ -425,6 +429,17 @@ class Rollout:
         for age, part in enumerate(qkv[:, : frame + 1].split(1, 1)[::-1]):
             seen.append(Frame(part[:, :, :, 1], part[:, :, :, 2], block.shared_age[age] if age else None))
         return self.compiled.attend(qkv[:, frame : frame + 1, :, 0], seen)
+
+
+Kind = TypeVar("Kind")
+
+
+def _all(kind: type[Kind], frames: Past) -> list[Kind]:
+    """Frames, all of one kind."""
+    found: list[Kind] = [frame for frame in frames if isinstance(frame, kind)]
+    if len(found) < len(frames):
+        raise TypeError("a rollout goes on from frames that it has remembered itself")
+    return found
 
 
 def modulate(

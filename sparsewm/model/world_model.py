@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sparsewm.kernels import Graphs
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
-from sparsewm.model.rollout import Rollout
+from sparsewm.model.rollout import Past, Rollout
 from sparsewm.precision import no_integers
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class Latent:
             torch.cat(cls) if cls else None,
             torch.cat(attention) if attention else None,
         )
+
+
+History = Sequence[tuple[Latent, Tensor]]
+"""Past frames and the actions (B, C) taken at them, oldest first."""
 
 
 class Standardizer(nn.Module):
@@ -343,30 +347,30 @@ class WorldModel(nn.Module):
             yield now_tokens, now_proprio
             frames = [*frames, cache][-self.history + 1 :] if self.history > 1 else []
 
-    def remember(self, history: Sequence[tuple[Latent, Tensor]], patches: Tensor) -> list[FrameCache]:
+    @overload
+    def remember(self, history: History, patches: Tensor, by: None = None) -> list[FrameCache]: ...
+
+    @overload
+    def remember(self, history: History, patches: Tensor, by: Rollout) -> Past: ...
+
+    def remember(self, history: History, patches: Tensor, by: Rollout | None = None) -> Past:
         """Keys and values of real past frames, for a subset of patches.
 
         Args:
             history: (frame, action (B, C) taken at it), oldest first; the last `history - 1` are used.
             patches: (B, M) kept patches.
+            by: the packed rollout that is to go on from them; None: the predictor.
 
         Returns:
-            caches shared by all candidates, (B, heads, L, d) per layer.
+            caches shared by all candidates; the predictor's are (B, heads, L, d) per layer.
         """
-        history = list(history)[max(0, len(history) - self.history + 1) :]
-        kept = [gather_patches(latent.tokens, patches) for latent, _ in history]
-        actions = [self.standardizer.actions(action) for _, action in history]
-        packed = None if torch.is_grad_enabled() or not history else self.packed()
-        if packed is not None and packed.remembers:
-            proprio = torch.stack([latent.proprio for latent, _ in history], 1)
-            return packed.remember(torch.stack(kept, 1), proprio, torch.stack(actions, 1), patches)
-        caches: list[FrameCache] = []
-        positions = self.predictor.positions_of(patches)
-        for (latent, _), tokens, action in zip(history, kept, actions, strict=True):
-            frame = tokens[:, None], latent.proprio[:, None], action[:, None]
-            cache = self.predictor.remember(*frame, positions, caches)
-            caches = [*caches, FrameCache([k[:, 0] for k in cache.keys], [v[:, 0] for v in cache.values])]
-        return caches
+        recent = history[max(0, len(history) - self.history + 1) :]
+        if not recent:
+            return []
+        tokens = torch.stack([gather_patches(frame.tokens, patches) for frame, _ in recent], 1)
+        proprio = torch.stack([frame.proprio for frame, _ in recent], 1)
+        actions = torch.stack([self.standardizer.actions(action) for _, action in recent], 1)
+        return (self.predictor if by is None else by).remember(tokens, proprio, actions, patches)
 
     def planning_problem(
         self,

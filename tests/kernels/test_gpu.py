@@ -76,8 +76,10 @@ def test_a_rollout_by_them_is_that_of_the_predictor(kernels: GpuKernels, seen: i
         fast = Rollout(model.predictor)
         fast.whole, fast.compiled, fast.modulated = None, kernels, kernels.modulate
         fast.blocks = [rollout.PackedBlock(block) for block in model.predictor.blocks]
-        found = list(fast.imagine(*start, model.standardizer.actions(actions), view.patches, view.past))
-        wanted = list(model.imagine(*start, actions, view.patches, view.past))
+        past = model.remember(problem.history, view.patches, fast)
+        found = list(fast.imagine(*start, model.standardizer.actions(actions), view.patches, past))
+        seen_so = model.remember(problem.history, view.patches)
+        wanted = list(model.imagine(*start, actions, view.patches, seen_so))
     for ours, theirs in zip(found, wanted, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

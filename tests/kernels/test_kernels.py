@@ -179,8 +179,8 @@ def test_rollout_in_bfloat16_is_near_the_exact_one(
     model.predictor.to(torch.bfloat16)
     monkeypatch.setattr(rollout, "kernels", lambda: used)
     with torch.inference_mode():
-        past = model.remember(seen_frames, patches)
         fast = Rollout(model.predictor)
+        past = model.remember(seen_frames, patches, fast)
         assert fast.compiled is (used if isinstance(used, Kernels) else None)
         found = list(fast.imagine(*start, model.standardizer.actions(actions), patches, past))
     change = (exact[-1][0] - start[0][:, None]).square().mean().sqrt()

@@ -66,18 +66,16 @@ def imagined(
     computing = LAYOUTS[dtype].dtype
     predictor = copy.deepcopy(model.predictor).to(computing)
     with torch.inference_mode():
-        past = model.remember(frames, patches)
-        expected = list(model.imagine(*start, actions, patches, past))
-        for frame in past:
-            frame.keys, frame.values = (
-                [x.to(computing) for x in part] for part in (frame.keys, frame.values)
-            )
+        expected = list(model.imagine(*start, actions, patches, model.remember(frames, patches)))
         fast = Rollout(predictor, dtype)
         assert fast.whole is not None and fast.whole.layout is LAYOUTS[dtype]
         with mock.patch.object(rollout, "layers_library", lambda layout: "switched off"):
             slow = Rollout(predictor)
         standard = model.standardizer.actions(actions)
-        found, usual = (list(way.imagine(*start, standard, patches, past)) for way in (fast, slow))
+        found, usual = (
+            list(way.imagine(*start, standard, patches, model.remember(frames, patches, way)))
+            for way in (fast, slow)
+        )
     return expected, found, usual
 
 

@@ -30,15 +30,14 @@ def test_rollout_imagines_what_the_predictor_does(
             block.age += torch.randn(block.age.shape, generator=generator)
     latent = random_latent(model, 2, generator)
     patches = torch.tensor([[3, 1, 9], [14, 0, 5]])
-    past = model.remember(
-        [(random_latent(model, 2, generator), random_actions(model, 2, generator=generator))] * seen, patches
-    )
+    frames = [(random_latent(model, 2, generator), random_actions(model, 2, generator=generator))] * seen
     actions = random_actions(model, 2, 4, 5, generator=generator)
     start = gather_patches(latent.tokens, patches), latent.proprio
-    expected = list(model.imagine(*start, actions, patches, past))
+    expected = list(model.imagine(*start, actions, patches, model.remember(frames, patches)))
     with torch.inference_mode():
         rollout = Rollout(model.predictor)
         assert (rollout.modulation.packed is not None) == (fused and torch.backends.mkldnn.is_available())
+        past = model.remember(frames, patches, rollout)
         found = list(rollout.imagine(*start, model.standardizer.actions(actions), patches, past))
     assert len(found) == 5
     for (tokens, proprio), (expected_tokens, expected_proprio) in zip(found, expected, strict=True):
@@ -87,12 +86,12 @@ def test_past_frames_are_remembered_in_one_pass(monkeypatch: pytest.MonkeyPatch,
     ]
     wanted = model.remember(history, patches)
     with torch.no_grad():
-        packed = model.packed()
-        assert packed is not None and packed.remembers
+        packed = Rollout(model.predictor)
         monkeypatch.setattr(Predictor, "remember", None)
-        found = model.remember(history, patches)
+        found = model.remember(history, patches, packed)
     assert len(found) == len(wanted) == min(seen, model.history - 1)
     for ours, theirs in zip(found, wanted, strict=True):
+        assert isinstance(ours, FrameCache)
         torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.values, theirs.values, rtol=1e-5, atol=1e-5)
 
@@ -118,6 +117,15 @@ def test_weights_that_lie_on_a_gpu_stay_there(monkeypatch: pytest.MonkeyPatch) -
         rollout = Rollout(predictor)
         assert isinstance(rollout.compiled, ByTorch)
         frames = list(rollout.imagine(*ends, empty(2, 7, 3, 4), patches, past))
-        caches = rollout.remember(empty(2, 2, 5, 8), empty(2, 2, 2), empty(2, 2, 4), patches)
-        assert [x.device.type for cache in caches for x in cache.keys] == ["cuda"] * 4
         assert [(x.device.type, x.dtype) for frame in frames for x in frame] == [("cuda", torch.float32)] * 6
+        for cache in rollout.remember(empty(2, 2, 5, 8), empty(2, 2, 2), empty(2, 2, 4), patches):
+            assert isinstance(cache, FrameCache)
+            assert [x.device.type for x in cache.keys] == ["cuda"] * 2
+
+
+def test_a_rollout_takes_only_what_it_has_remembered() -> None:
+    model, generator = tiny_model(), torch.Generator().manual_seed(0)
+    latent, patches = random_latent(model, 1, generator), torch.arange(4)[None]
+    start = gather_patches(latent.tokens, patches), latent.proprio
+    with torch.inference_mode(), pytest.raises(TypeError, match="remembered itself"):
+        list(Rollout(model.predictor).imagine(*start, torch.zeros(1, 2, 1, 4), patches, ["a frame"]))  # type: ignore[arg-type]
