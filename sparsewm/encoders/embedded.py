@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash
 from sparsewm.encoders.surroundings import PATCH, blurred_surroundings
 from sparsewm.errors import UserError
-from sparsewm.kernels import Graphs
+from sparsewm.kernels import FrozenLinear, Graphs
 
 POOLING = (0.8, 2.0)
 """Widths, in patches, of the Gaussian averages joined to every token."""
@@ -72,11 +72,11 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = FrozenLinear(dim, 3 * dim)
+        self.out = FrozenLinear(dim, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, mlp)
-        self.down = nn.Linear(mlp, dim)
+        self.up = FrozenLinear(dim, mlp)
+        self.down = FrozenLinear(mlp, dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) -> (B, L, D) and the attention weights (B, heads, L, L)."""
@@ -127,14 +127,14 @@ class ViT(PatchEncoder):
                 raise ValueError(f"maps need patches of {PATCH} pixels, and {dim} columns in all")
             for name, given in zip(("reading_map", "context_map"), maps, strict=True):
                 self.register_buffer(name, given)
-        self.embed = nn.Linear(3 * patch * patch, width)
+        self.embed = FrozenLinear(3 * patch * patch, width)
         self.cls = nn.Parameter(torch.randn(width) * 0.02)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
         self.register_buffer("positions", sincos_positions(*self.grid, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.mix = nn.Linear(len(POOLING) * width, width)
-        self.project = nn.Linear(width, dim)
+        self.mix = FrozenLinear(len(POOLING) * width, width)
+        self.project = FrozenLinear(width, dim)
         pools = torch.cat([gaussian_pooling(*self.grid, sigma) for sigma in POOLING])
         self.register_buffer("pools", pools, persistent=False)  # (len(POOLING) * N, N)
         for block in self.blocks:
@@ -145,6 +145,13 @@ class ViT(PatchEncoder):
             for layer in (block.out, block.down):
                 with torch.no_grad():
                     layer.weight.mul_((2 * depth) ** -0.5)
+
+    def freeze(self) -> ViT:
+        for part in self.modules():
+            if isinstance(part, FrozenLinear):
+                part.frozen = True
+        super().freeze()
+        return self
 
     def maps(self) -> dict[str, Tensor]:
         """The maps by their names in the state dict; none where tokens are the transformer's."""

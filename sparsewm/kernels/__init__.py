@@ -2,9 +2,9 @@
 
 `amx` is for processors with a matrix unit, in bfloat16; `layers` for those with AVX-512, in bfloat16 and
 8-bit integers, and for those with AVX2, in float32: C files that the machine's own C compiler compiles once,
-into the user's cache folder. `gpu` is what Triton compiles for a GPU, `graphs` records what runs there. Where
-there is no compiler, another processor or another system, torch's own operations take their place;
-SPARSEWM_KERNELS=0 asks for that.
+into the user's cache folder. `gpu` is what Triton compiles for a GPU, `graphs` records what runs there.
+Where there is no compiler, another processor or another system, torch's own operations take their place;
+SPARSEWM_KERNELS=0 asks for that. `linear` is torch's own product, of packed weights.
 """
 
 from sparsewm.kernels.amx import Kernels, kernels
@@ -12,16 +12,19 @@ from sparsewm.kernels.frame import Frame, RolloutKernels
 from sparsewm.kernels.gpu import GpuKernels, gpu_kernels
 from sparsewm.kernels.graphs import Graphs
 from sparsewm.kernels.layers import LAYOUTS, CompiledLayers, LayersFrame, Layout, layers_library
+from sparsewm.kernels.linear import FrozenLinear, PackedLinear
 
 __all__ = [
     "LAYOUTS",
     "CompiledLayers",
     "Frame",
+    "FrozenLinear",
     "GpuKernels",
     "Graphs",
     "Kernels",
     "LayersFrame",
     "Layout",
+    "PackedLinear",
     "RolloutKernels",
     "gpu_kernels",
     "kernels",

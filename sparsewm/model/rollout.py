@@ -39,6 +39,7 @@ from sparsewm.kernels import (
     GpuKernels,
     Kernels,
     LayersFrame,
+    PackedLinear,
     RolloutKernels,
     gpu_kernels,
     kernels,
@@ -48,37 +49,6 @@ from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
 
 Past = Sequence[FrameCache] | Sequence[LayersFrame]
 """Recorded frames, oldest first, as a rollout keeps them."""
-
-ROWS_HINT = 4096
-"""Rows the packed layout is chosen for; others are correct, too."""
-
-
-class PackedLinear:
-    """A linear layer with an optional ReLU; on a CPU its weights are in the layout of the matrix unit.
-
-    Where torch lacks oneDNN it is an ordinary linear layer.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, relu: bool = False) -> None:
-        self.weight, self.bias, self.relu = weight.detach().contiguous(), bias.detach().contiguous(), relu
-        self.packed: Tensor | None = None
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            try:
-                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS_HINT)
-            except (AttributeError, RuntimeError):  # an operation torch keeps for its own compiler
-                self.packed = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        if self.packed is not None:
-            activation = "relu" if self.relu else "none"
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
-            return out
-        if self.relu and x.is_cuda:
-            flat = torch.ops.aten._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t())
-            return flat.unflatten(0, x.shape[:-1])
-        out = F.linear(x, self.weight, self.bias)
-        return out.relu_() if self.relu else out
 
 
 class PackedBlock:

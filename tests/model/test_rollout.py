@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsewm.model import rollout as module
 from sparsewm.model.predictor import FrameCache, Predictor
-from sparsewm.model.rollout import PackedLinear, Rollout
+from sparsewm.model.rollout import Rollout
 from sparsewm.model.world_model import gather_patches, random_patches
 from tests.kernels.test_kernels import ByTorch
 from tests.model.tiny import random_actions, random_latent, tiny_model
@@ -43,21 +43,6 @@ def test_rollout_imagines_what_the_predictor_does(
     for (tokens, proprio), (expected_tokens, expected_proprio) in zip(found, expected, strict=True):
         torch.testing.assert_close(tokens, expected_tokens, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(proprio, expected_proprio, rtol=1e-4, atol=1e-4)
-
-
-def test_packed_layer_falls_back_where_torch_has_no_such_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, bias, x = torch.randn(5, 3), torch.randn(5), torch.randn(2, 4, 3)
-    expected = torch.relu(x @ weight.T + bias)
-    torch.testing.assert_close(PackedLinear(weight, bias, relu=True)(x), expected)
-
-    class Nothing:
-        def __getattr__(self, name: str) -> None:
-            raise AttributeError(name)
-
-    monkeypatch.setattr(module.torch.ops, "mkldnn", Nothing())
-    layer = PackedLinear(weight, bias, relu=True)
-    assert layer.packed is None
-    torch.testing.assert_close(layer(x), expected)
 
 
 def test_rollout_sees_weights_that_changed_when_it_is_made_anew() -> None:
