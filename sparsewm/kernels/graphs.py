@@ -64,6 +64,10 @@ class Graphs:
         self.capacity = capacity
         self._seen: OrderedDict[object, Recorded | None] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Copies record their own."""
+        return {"capacity": self.capacity, "_seen": OrderedDict()}
+
     def run(self, name: object, function: Function, inputs: Sequence[Tensor]) -> Tensor:
         """`function(inputs)`, from its graph where there is one.
 

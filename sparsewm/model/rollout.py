@@ -331,29 +331,26 @@ class Rollout:
             past: of its own `remember`.
         """
         net = self.predictor
-        s, steps = actions.shape[1:3]
         positions = net.positions_of(patches)[:, None]
         layers: Layers
         if self.whole is None:
-            layers = BlockLayers(self, _all(FrameCache, past))
+            layers = BlockLayers(self, all_of(FrameCache, past))
         else:
-            layers = FrameLayers(self.whole, _all(LayersFrame, past), self.config.history)
+            layers = FrameLayers(self.whole, all_of(LayersFrame, past), self.config.history)
         now_tokens, now_proprio = tokens[:, None], proprio[:, None]
-        for step in range(steps):
-            x, modulation = self._embedded(
-                now_tokens, now_proprio, now_proprio.expand(-1, s, -1), actions[:, :, step], positions
-            )
-            y = layers.advance(x, modulation)
+        for step in range(actions.shape[2]):
+            y = layers.advance(*self._embedded(now_tokens, now_proprio, actions[:, :, step], positions))
             now_tokens = now_tokens + self.token_change(y)[:, :, :-1]
             now_proprio = now_proprio + net.proprio_change(y[:, :, -1])
             yield now_tokens, now_proprio
 
     def _embedded(
-        self, tokens: Tensor, proprio: Tensor, condition: Tensor, actions: Tensor, positions: Tensor
+        self, tokens: Tensor, proprio: Tensor, actions: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What `Layers.advance` takes: of frames (B, F, M, D), (B, F, P) and actions (B, S, C) at them."""
+        """What `Layers.advance` takes, of frames (B, F, M, D), (B, F, P) and actions (B, S, C); F is S or 1."""
         b, frames, patches = tokens.shape[:3]
-        condition = torch.cat([actions, condition], -1).to(self.dtype)
+        seen = proprio.expand(-1, actions.shape[1], -1)
+        condition = torch.cat([actions, seen], -1).to(self.dtype)
         x = positions.new_empty(b, frames, patches + 1, self.config.width)
         torch.add(self.embed_tokens(tokens.to(self.dtype)), positions, out=x[:, :, :-1])
         x[:, :, -1] = self.predictor.embed_proprio(proprio.to(self.dtype))
@@ -363,9 +360,8 @@ class Rollout:
         """As `Predictor.remember`, in the form that `imagine` takes."""
         if self.whole is None and self.compiled is None:
             return self.predictor.remember(tokens, proprio, actions, patches)
-        x, modulation = self._embedded(
-            tokens, proprio, proprio, actions, self.predictor.positions_of(patches)[:, None]
-        )
+        positions = self.predictor.positions_of(patches)[:, None]
+        x, modulation = self._embedded(tokens, proprio, actions, positions)
         if self.whole is None:
             return self._remembered(x, modulation)
         layers = FrameLayers(self.whole, (), self.config.history)
@@ -404,7 +400,7 @@ class Rollout:
 Kind = TypeVar("Kind")
 
 
-def _all(kind: type[Kind], frames: Past) -> list[Kind]:
+def all_of(kind: type[Kind], frames: Past) -> list[Kind]:
     """Frames, all of one kind."""
     found: list[Kind] = [frame for frame in frames if isinstance(frame, kind)]
     if len(found) < len(frames):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import pytest
@@ -84,6 +85,19 @@ def test_a_computation_keeps_its_values_on_new_inputs(monkeypatch: pytest.Monkey
             x = torch.randn(3, 8, device=device)
             found = kept.run("product", lambda inputs: inputs[0] @ weight, [x])
             assert torch.allclose(found, x @ weight, atol=1e-4)
+
+
+def test_copies_record_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph itself cannot be copied, and would compute with the weights of the original."""
+    monkeypatch.setattr(graphs, "Recorded", Noted)
+    Noted.made, kept = [], Graphs(capacity=3)
+    for _ in range(2):
+        kept.run("sum", lambda inputs: inputs[0].sum(), [torch.ones(1)])
+    other = copy.deepcopy(kept)
+    assert other.capacity == 3
+    for _ in range(2):
+        other.run("sum", lambda inputs: inputs[0].sum(), [torch.ones(1)])
+    assert Noted.made == [(1,), (1,)]
 
 
 def test_only_inputs_that_changed_are_handed_in_again() -> None:
