@@ -347,7 +347,7 @@ class Rollout:
     def _embedded(
         self, tokens: Tensor, proprio: Tensor, actions: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What `Layers.advance` takes, of frames (B, F, M, D), (B, F, P) and actions (B, S, C); F is S or 1."""
+        """What `Layers.advance` takes, of frames (B, S or 1, M, D), (B, S or 1, P), actions (B, S, C)."""
         b, frames, patches = tokens.shape[:3]
         seen = proprio.expand(-1, actions.shape[1], -1)
         condition = torch.cat([actions, seen], -1).to(self.dtype)
