@@ -36,6 +36,7 @@ import tyro
 
 from sparsewm.cli.evaluate import Cell, cell_path, read_cell, time_cells
 from sparsewm.cli.plan import WITHOUT_MODEL, Plan
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import Redraw
 from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, read_json, write_json
@@ -273,4 +274,4 @@ def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

@@ -22,6 +22,7 @@ import tyro
 
 from envs import GoalEnv
 from envs.table import TableEnv
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import Policy, RandomActions, Still, make_tasks, run_episodes
 from sparsewm.evaluation.oracle import oracle
 from sparsewm.evaluation.statistics import wilson
@@ -87,4 +88,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

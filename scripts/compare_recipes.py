@@ -23,6 +23,7 @@ import torch
 import tyro
 
 from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
+from sparsewm.errors import exit_code
 from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.checkpoint import load, pretrained_path
@@ -125,4 +126,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

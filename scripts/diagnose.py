@@ -22,6 +22,7 @@ import torch
 import tyro
 
 from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.probe import probe_targets, read_errors, train_probe
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import load, pretrained_path
@@ -109,4 +110,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

@@ -32,6 +32,7 @@ from sparsewm.data.collect import explore
 from sparsewm.data.tokens import token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.geometry import cost_geometry, encode_states, token_sensitivity
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
@@ -155,4 +156,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import tyro
 
 import envs
+from sparsewm.errors import exit_code
 from sparsewm.model.checkpoint import PRETRAINED, load
 
 
@@ -114,4 +116,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

@@ -10,6 +10,7 @@ tokens, the information-retention map is drawn too: of each patch, the best cosi
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ import matplotlib.pyplot as plt
 from lerobot.configs.types import FeatureType, PolicyFeature
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import observations
 from sparsewm.files import atomic_path, write_json
 from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
@@ -161,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

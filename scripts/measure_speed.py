@@ -28,6 +28,7 @@ import tyro
 
 from envs import GoalEnv
 from planners import CEM
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.bench import paper_model
 from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.evaluation.statistics import quartiles
@@ -274,4 +275,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing as mp
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from envs.policies import exploration_policy
 from sparsewm.data.collect import explore
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.encoders.embedded import load_embedded
+from sparsewm.errors import exit_code
 from sparsewm.files import atomic_path, read_json, write_json
 from sparsewm.precision import fastest_dtype
 from sparsewm.training.pretrain import DistillationConfig, join_readings, pretrain
@@ -208,4 +210,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

@@ -28,6 +28,7 @@ from sparsewm.data.collect import explore
 from sparsewm.encoders import random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.encoders.surroundings import blurred_surroundings
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import HELD_OUT
 from sparsewm.evaluation.probe import probe_targets, train_probe
 from sparsewm.files import write_json
@@ -114,4 +115,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

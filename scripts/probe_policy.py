@@ -23,6 +23,7 @@ import torch
 import tyro
 
 from sparsewm.data import Dataset
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import observations
 from sparsewm.files import read_json, write_json
 from sparsewm.proposals import check_proposals, load_sampler
@@ -88,4 +89,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

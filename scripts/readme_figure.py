@@ -8,12 +8,14 @@ Example:
 from __future__ import annotations
 
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import imageio.v2 as imageio
 import tyro
 
+from sparsewm.errors import exit_code
 from sparsewm.report.video import write_video
 
 
@@ -40,4 +42,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

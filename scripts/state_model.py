@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from envs import GoalEnv
 from planners import CEM, MPC
 from sparsewm.data import Dataset
+from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.files import write_json
@@ -142,4 +143,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))

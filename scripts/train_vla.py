@@ -54,7 +54,7 @@ from sparsewm.cli.common import progress_bar
 from sparsewm.data import Dataset, collect
 from sparsewm.data.cameras import BOTH, LUMINANCE
 from sparsewm.data.hindsight import HindsightFrames, read_pictures
-from sparsewm.errors import UserError
+from sparsewm.errors import UserError, exit_code
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, place_once, smolvla_options, write_backbone
@@ -333,41 +333,38 @@ def ship(
 def main() -> None:
     arguments = tyro.cli(Arguments)
     command = shlex.join(["python", *sys.argv])
-    try:
-        at_least(0, look=arguments.look)
-        check_weights(arguments.grey, "--grey")
-        if not 0 <= arguments.from_noise <= 1:
-            raise UserError(f"--from-noise must be from 0 to 1, got {arguments.from_noise:g}")
-        at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
-        if arguments.start is not None and not (arguments.start / "model.safetensors").is_file():
-            raise UserError(f"--start {arguments.start} holds no policy: give a folder this script wrote")
-        arguments.env = make_env(arguments.env).name
-        folder = arguments.output / arguments.env
-        frames, data = demonstrations(arguments, folder)
-        config = configuration(arguments, data, folder)
-        dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
-        prepared = partial(prepare, arguments=arguments, data=data, frames=frames)
-        checkpoint = run_training(config, frames, dtype == torch.bfloat16, arguments.compile, prepared)
-        size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
-        card = CARD.format(
-            env=arguments.env,
-            parameters=size / 4e6,
-            sizes=", ".join(f"{name} {value}" for name, value in asdict(arguments.sizes).items()),
-            episodes=frames.num_episodes,
-            frames=frames.num_frames,
-            source=Dataset(data).attributes.get("policy", "unknown policy"),
-            text=environment_settings(arguments.env).instruction,
-            **{name: getattr(arguments, name) for name in ("longest", "ends", "chunk", "steps", "batch")},
-            seed=arguments.seed,
-            command=command,
-            pictures="one picture of present and goal (the goal in red)"
-            if arguments.together
-            else "the present picture, the picture of the goal",
-        )
-        names = {"cameras": {BOTH: "both"}, "grey": list(arguments.grey)} if arguments.together else None
-        ship(checkpoint, folder / "backbone", folder / "policy", card, names)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    at_least(0, look=arguments.look)
+    check_weights(arguments.grey, "--grey")
+    if not 0 <= arguments.from_noise <= 1:
+        raise UserError(f"--from-noise must be from 0 to 1, got {arguments.from_noise:g}")
+    at_least(1, steps=arguments.steps, batch=arguments.batch, chunk=arguments.chunk)
+    if arguments.start is not None and not (arguments.start / "model.safetensors").is_file():
+        raise UserError(f"--start {arguments.start} holds no policy: give a folder this script wrote")
+    arguments.env = make_env(arguments.env).name
+    folder = arguments.output / arguments.env
+    frames, data = demonstrations(arguments, folder)
+    config = configuration(arguments, data, folder)
+    dtype = choose_dtype(arguments.dtype, torch.device(arguments.device))
+    prepared = partial(prepare, arguments=arguments, data=data, frames=frames)
+    checkpoint = run_training(config, frames, dtype == torch.bfloat16, arguments.compile, prepared)
+    size = (checkpoint / PRETRAINED_MODEL_DIR / "model.safetensors").stat().st_size
+    card = CARD.format(
+        env=arguments.env,
+        parameters=size / 4e6,
+        sizes=", ".join(f"{name} {value}" for name, value in asdict(arguments.sizes).items()),
+        episodes=frames.num_episodes,
+        frames=frames.num_frames,
+        source=Dataset(data).attributes.get("policy", "unknown policy"),
+        text=environment_settings(arguments.env).instruction,
+        **{name: getattr(arguments, name) for name in ("longest", "ends", "chunk", "steps", "batch")},
+        seed=arguments.seed,
+        command=command,
+        pictures="one picture of present and goal (the goal in red)"
+        if arguments.together
+        else "the present picture, the picture of the goal",
+    )
+    names = {"cameras": {BOTH: "both"}, "grey": list(arguments.grey)} if arguments.together else None
+    ship(checkpoint, folder / "backbone", folder / "policy", card, names)
     print(
         f"{arguments.steps} steps done: sparsewm plan --env {arguments.env} --proposals {folder / 'policy'}"
     )
@@ -387,4 +384,4 @@ proprioception and an instruction.
 """
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -9,8 +9,6 @@ from typing import Annotated, Union
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 from tyro.conf import subcommand
 
 from sparsewm.cli.bench import Bench
@@ -20,7 +18,7 @@ from sparsewm.cli.evaluate import Eval
 from sparsewm.cli.export import Export
 from sparsewm.cli.plan import Plan
 from sparsewm.cli.train import Train
-from sparsewm.errors import UserError
+from sparsewm.errors import exit_code
 from sparsewm.memory import keep_freed_memory
 
 Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
@@ -44,13 +42,4 @@ def main(arguments: list[str] | None = None) -> None:
         "First: sparsewm plan --env pusht --drop 0.5",
         args=arguments,
     )
-    try:
-        code = command.run()
-    except UserError as error:
-        sentence = " ".join(str(error).split())  # what libraries say may run over several lines
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
-        code = 2
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; finished parts are kept, run the same command to continue")
-        code = 130
-    sys.exit(code)
+    sys.exit(exit_code(command.run))
