@@ -34,9 +34,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
+from sparsewm.cli.common import exit_code
 from sparsewm.cli.evaluate import Cell, cell_path, read_cell, time_cells
 from sparsewm.cli.plan import WITHOUT_MODEL, Plan
-from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import Redraw
 from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, read_json, write_json

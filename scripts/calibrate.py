@@ -22,7 +22,7 @@ import tyro
 
 from envs import GoalEnv
 from envs.table import TableEnv
-from sparsewm.errors import exit_code
+from sparsewm.cli.common import exit_code
 from sparsewm.evaluation.closed_loop import Policy, RandomActions, Still, make_tasks, run_episodes
 from sparsewm.evaluation.oracle import oracle
 from sparsewm.evaluation.statistics import wilson

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import tyro
 
+from sparsewm.cli.common import exit_code
 from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
-from sparsewm.errors import exit_code
 from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.checkpoint import load, pretrained_path

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import tyro
 
+from sparsewm.cli.common import exit_code
 from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
-from sparsewm.errors import exit_code
 from sparsewm.evaluation.probe import probe_targets, read_errors, train_probe
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import load, pretrained_path

@@ -27,12 +27,12 @@ import tyro
 
 from envs import GoalEnv
 from planners import CEM, MPC
+from sparsewm.cli.common import exit_code
 from sparsewm.data import fast_copy, token_statistics
 from sparsewm.data.collect import explore
 from sparsewm.data.tokens import token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
-from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.geometry import cost_geometry, encode_states, token_sensitivity
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance

@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 import envs
-from sparsewm.errors import exit_code
+from sparsewm.cli.common import exit_code
 from sparsewm.model.checkpoint import PRETRAINED, load
 
 

@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 from lerobot.configs.types import FeatureType, PolicyFeature
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsewm.errors import exit_code
+from sparsewm.cli.common import exit_code
 from sparsewm.evaluation.closed_loop import observations
 from sparsewm.files import atomic_path, write_json
 from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone

@@ -28,7 +28,7 @@ import tyro
 
 from envs import GoalEnv
 from planners import CEM
-from sparsewm.errors import exit_code
+from sparsewm.cli.common import exit_code
 from sparsewm.evaluation.bench import paper_model
 from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.evaluation.statistics import quartiles

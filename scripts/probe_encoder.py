@@ -23,12 +23,12 @@ import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsewm.cli.common import exit_code
 from sparsewm.data import token_statistics
 from sparsewm.data.collect import explore
 from sparsewm.encoders import random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.encoders.surroundings import blurred_surroundings
-from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import HELD_OUT
 from sparsewm.evaluation.probe import probe_targets, train_probe
 from sparsewm.files import write_json

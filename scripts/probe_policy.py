@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import tyro
 
+from sparsewm.cli.common import exit_code
 from sparsewm.data import Dataset
-from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import observations
 from sparsewm.files import read_json, write_json
 from sparsewm.proposals import check_proposals, load_sampler

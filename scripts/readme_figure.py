@@ -15,7 +15,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import tyro
 
-from sparsewm.errors import exit_code
+from sparsewm.cli.common import exit_code
 from sparsewm.report.video import write_video
 
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from envs import GoalEnv
 from planners import CEM, MPC
+from sparsewm.cli.common import exit_code
 from sparsewm.data import Dataset
-from sparsewm.errors import exit_code
 from sparsewm.evaluation.closed_loop import Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.files import write_json

@@ -50,11 +50,11 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor
 
-from sparsewm.cli.common import progress_bar
+from sparsewm.cli.common import exit_code, progress_bar
 from sparsewm.data import Dataset, collect
 from sparsewm.data.cameras import BOTH, LUMINANCE
 from sparsewm.data.hindsight import HindsightFrames, read_pictures
-from sparsewm.errors import UserError, exit_code
+from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import read_json, umask
 from sparsewm.proposals.backbone import BackboneSizes, place_once, smolvla_options, write_backbone

@@ -1,30 +1,14 @@
-"""Errors a user can cause: one clear sentence with the remedy; programs exit with 2."""
+"""Errors a user can cause: one clear sentence with the remedy; the command line exits with 2."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.markup import escape
 
 
 class UserError(Exception):
     """Something the user can put right; the message is one sentence that says how."""
-
-
-def exit_code(run: Callable[[], int | None]) -> int:
-    """Run a program: what it returns, or 0; 2 and one sentence where its user can put something right."""
-    try:
-        return run() or 0
-    except UserError as error:
-        sentence = " ".join(str(error).split())  # what libraries say may run over several lines
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
-        return 2
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; finished parts are kept, run the same command to continue")
-        return 130
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -13,12 +13,12 @@ from tyro.conf import subcommand
 
 from sparsewm.cli.bench import Bench
 from sparsewm.cli.collect import Collect
+from sparsewm.cli.common import exit_code
 from sparsewm.cli.doctor import Doctor
 from sparsewm.cli.evaluate import Eval
 from sparsewm.cli.export import Export
 from sparsewm.cli.plan import Plan
 from sparsewm.cli.train import Train
-from sparsewm.errors import exit_code
 from sparsewm.memory import keep_freed_memory
 
 Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)

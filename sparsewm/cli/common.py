@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""What commands and scripts share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +23,19 @@ from rich.progress import (
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import HELD_OUT
 from sparsewm.files import disk_errors
+
+
+def exit_code(run: Callable[[], int | None]) -> int:
+    """Run a program: what it returns, or 0; 2 and one sentence where its user can put something right."""
+    try:
+        return run() or 0
+    except UserError as error:
+        sentence = " ".join(str(error).split())  # what libraries say may run over several lines
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; finished parts are kept, run the same command to continue")
+        return 130
 
 
 @contextmanager

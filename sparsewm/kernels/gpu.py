@@ -38,9 +38,7 @@ class GpuKernels:
         """As `Kernels.attend`: (B, S, L, H, d), scaled already -> (B, S, L, H * d)."""
         b, s, length, heads, size = queries.shape
         out = queries.new_empty(b, s, length, heads * size)
-        block, seen, warps, stages = blocks(length, size)
-        if size * queries.element_size() > 256:
-            stages = 1  # what a program holds must fit smaller GPUs, too
+        block, seen, warps, stages = blocks(length, size, queries.element_size())
         ages = [queries if frame.age is None else frame.age for frame in frames]
         asked = queries.stride()[:4]
         strides = [step for f in frames for x in (f.keys, f.values) for step in x.stride()[:4]]
@@ -103,15 +101,16 @@ class GpuKernels:
         return total, y
 
 
-def blocks(length: int, size: int) -> tuple[int, int, int, int]:
+def blocks(length: int, size: int, bytes_each: int) -> tuple[int, int, int, int]:
     """Queries of a program, keys at a time, warps and stages: the fastest or nearly so on an H200.
 
     Short frames are one block of queries; long ones are read in pieces, the next while one is multiplied. How
     much of the last block is empty decides between sizes.
 
     Args:
-        length: of a frame. size: of a head.
+        length: of a frame. size: of a head. bytes_each: of a number.
     """
+    ahead = 1 if size * bytes_each > 256 else 3  # what a program holds must fit smaller GPUs, too
     if length <= 16:
         return 16, 16, 1, 1
     if length <= 64:
@@ -119,10 +118,10 @@ def blocks(length: int, size: int) -> tuple[int, int, int, int]:
             return 64, 64 if length > 32 else 32, 4, 1
         return 64, 16 if filled(length, 16) < filled(length, 32) else 32, 4, 1
     if size <= 32 and filled(length, 128) == filled(length, 64):
-        return 128, 32, 4, 3
+        return 128, 32, 4, ahead
     if size > 32 and filled(length, 32) < 0.8 * filled(length, 64):
-        return 32, 16, 1, 3
-    return 64, 32, 4, 3
+        return 32, 16, 1, ahead
+    return 64, 32, 4, ahead
 
 
 def filled(length: int, block: int) -> int:

@@ -41,8 +41,8 @@ class PackedLinear:
 class FrozenLinear(nn.Linear):
     """A linear layer that, once it is frozen, multiplies on a CPU by packed weights.
 
-    To torch it is the layer it was, of the same state, and it computes as such where weights still learn, on
-    another device and in another precision.
+    To torch it is the layer it was, of the same state, and it computes as such where weights still learn, or do
+    not tell that they changed (inference tensors), on another device and in another precision.
     """
 
     frozen = False
@@ -53,9 +53,9 @@ class FrozenLinear(nn.Linear):
         weight = self.weight
         learns = weight.requires_grad and torch.is_grad_enabled()
         here = weight.device.type == "cpu" and weight.dtype == torch.float32
-        if not self.frozen or learns or not here or torch.is_autocast_enabled("cpu"):
+        if not self.frozen or learns or not here or weight.is_inference() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        state = (weight.data_ptr(), weight._version)
         if self._packed is None or state != self._packed_of:
             self._packed, self._packed_of = PackedLinear(weight, self.bias), state
         return self._packed(x)

@@ -20,7 +20,7 @@ from sparsewm.model.distance import TemporalDistance
 from sparsewm.model.drop import AutoDrop, kept_patches
 from sparsewm.model.predictor import FrameCache
 from sparsewm.model.rollout import Past, Rollout
-from sparsewm.model.world_model import Latent, WorldModel, gather_patches, random_patches
+from sparsewm.model.world_model import History, Latent, WorldModel, gather_patches, random_patches
 
 Selection = Literal["random", "proprio"]
 Measure = Literal["mse", "temporal"]
@@ -39,7 +39,7 @@ class View:
         tokens: (B, M, D) of the present frame.
         goal: what imagined frames are compared with: tokens (B, 1, M, D), or an embedding for the temporal
             distance.
-        past, recorded: keys and values of earlier frames, for the predictor and for the packed rollout; None:
+        past, packed_past: keys and values of earlier frames, for the predictor and the packed rollout; None:
             not asked for yet.
     """
 
@@ -47,7 +47,7 @@ class View:
     tokens: Tensor
     goal: Tensor
     past: list[FrameCache] | None = None
-    recorded: Past | None = None
+    packed_past: Past | None = None
 
 
 class LatentProblem:
@@ -94,7 +94,7 @@ class LatentProblem:
         drop: float | AutoDrop = 0.0,
         later_drops: Sequence[float] = (),
         alpha: float = 1.0,
-        history: Sequence[tuple[Latent, Tensor]] = (),
+        history: History = (),
         generator: torch.Generator | None = None,
         selection: Selection = "random",
         chunk: int = 0,
@@ -169,15 +169,15 @@ class LatentProblem:
     def _past(self, view: View) -> list[FrameCache]:
         """Earlier frames for the predictor."""
         if view.past is None:
-            with torch.inference_mode(False), torch.no_grad():  # as above
+            with torch.inference_mode(False), torch.no_grad():  # see `_view`
                 view.past = self.model.remember(self.history, view.patches)
         return view.past
 
-    def _recorded(self, view: View, rollout: Rollout) -> Past:
+    def _packed_past(self, view: View, rollout: Rollout) -> Past:
         """Earlier frames for a packed rollout."""
-        if view.recorded is None:
-            view.recorded = self.model.remember(self.history, view.patches, rollout)
-        return view.recorded
+        if view.packed_past is None:
+            view.packed_past = self.model.remember(self.history, view.patches, rollout)
+        return view.packed_past
 
     def select(self, rows: Tensor) -> LatentProblem:
         """The same problem of episodes (b,): see `planners.SeparableProblem`."""
@@ -280,7 +280,7 @@ class LatentProblem:
         if torch.is_grad_enabled() or self._rollout is None:
             return self.model.imagine(*start, actions, view.patches, self._past(view))
         normalised = self.model.standardizer.actions(actions)
-        past = self._recorded(view, self._rollout)
+        past = self._packed_past(view, self._rollout)
         return self._rollout.imagine(*start, normalised, view.patches, past)
 
     def _distance(self, tokens: Tensor, proprio: Tensor, view: View) -> Tensor:

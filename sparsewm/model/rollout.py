@@ -373,6 +373,8 @@ class Rollout:
         """Caches of embedded frames (B, F, L, W): of a layer's work only attention is one by one."""
         (b, count), length = x.shape[:2], x.shape[2]
         parts = modulation[:, :, None].chunk(6 * len(self.blocks), -1)
+        assert self.compiled is not None
+        window = FusedWindow(len(self.blocks), self.config.history, self.compiled)
         caches = [FrameCache() for _ in range(count)]
         x, y = self.modulated(x, None, None, *parts[:2])
         for layer, block in enumerate(self.blocks):
@@ -383,18 +385,10 @@ class Rollout:
             if layer + 1 == len(self.blocks):
                 break
             gate1, shift2, scale2, gate2, *following = parts[6 * layer + 2 : 6 * layer + 8]
-            mixed = [self._attended(block, qkv, frame) for frame in range(count)]
+            mixed = [window.attend(layer, block, frame, ()) for frame in qkv.split(1, 1)]
             x, y = self.modulated(x, block.out(torch.cat(mixed, 1)), gate1, shift2, scale2)
             x, y = self.modulated(x, block.down(block.up(y)), gate2, *following)
         return caches
-
-    def _attended(self, block: PackedBlock, qkv: Tensor, frame: int) -> Tensor:
-        """What a frame of (B, F, L, 3, H, d) reads in itself and those before it, (B, 1, L, W)."""
-        assert self.compiled is not None
-        seen = []
-        for age, part in enumerate(qkv[:, : frame + 1].split(1, 1)[::-1]):
-            seen.append(Frame(part[:, :, :, 1], part[:, :, :, 2], block.shared_age[age] if age else None))
-        return self.compiled.attend(qkv[:, frame : frame + 1, :, 0], seen)
 
 
 Kind = TypeVar("Kind")
