@@ -41,8 +41,8 @@ class PackedLinear:
 class FrozenLinear(nn.Linear):
     """A linear layer that, once it is frozen, multiplies on a CPU by packed weights.
 
-    To torch it is the layer it was, of the same state, and it computes as such where weights still learn, or do
-    not tell that they changed (inference tensors), on another device and in another precision.
+    To torch it is the layer it was, of the same state, and it computes as such where weights still learn, or
+    do not tell that they changed (inference tensors), on another device and in another precision.
     """
 
     frozen = False
