@@ -1,6 +1,6 @@
 """Goal-reaching pixel environments: PushT, Wall, PointMaze (two mazes), Rope, Granular, Block Push.
 
-    >>> import envs
+    >>> from sparsewm import envs
     >>> env = envs.make("pusht", resolution=112)
     >>> observation, info = env.reset(seed=0)
 
@@ -15,19 +15,19 @@ from typing import Any
 
 import gymnasium as gym
 
-from envs.base import GoalEnv, Observation
+from sparsewm.envs.base import GoalEnv, Observation
 
 __all__ = ["GoalEnv", "Observation", "make", "names"]
 
 # name -> (Gymnasium id, class, time limit that gymnasium.make adds)
 _ENVIRONMENTS = {
-    "pusht": ("sparsewm/PushT-v0", "envs.pusht:PushTEnv", 50),
-    "wall": ("sparsewm/Wall-v0", "envs.wall:WallEnv", 100),
-    "pointmaze": ("sparsewm/PointMaze-v0", "envs.pointmaze:PointMazeEnv", 130),
-    "pointmaze-large": ("sparsewm/PointMazeLarge-v0", "envs.pointmaze:PointMazeLargeEnv", 600),
-    "rope": ("sparsewm/Rope-v0", "envs.rope:RopeEnv", 20),
-    "granular": ("sparsewm/Granular-v0", "envs.granular:GranularEnv", 20),
-    "blockpush": ("sparsewm/BlockPush-v0", "envs.blockpush:BlockPushEnv", 150),
+    "pusht": ("sparsewm/PushT-v0", "sparsewm.envs.pusht:PushTEnv", 50),
+    "wall": ("sparsewm/Wall-v0", "sparsewm.envs.wall:WallEnv", 100),
+    "pointmaze": ("sparsewm/PointMaze-v0", "sparsewm.envs.pointmaze:PointMazeEnv", 130),
+    "pointmaze-large": ("sparsewm/PointMazeLarge-v0", "sparsewm.envs.pointmaze:PointMazeLargeEnv", 600),
+    "rope": ("sparsewm/Rope-v0", "sparsewm.envs.rope:RopeEnv", 20),
+    "granular": ("sparsewm/Granular-v0", "sparsewm.envs.granular:GranularEnv", 20),
+    "blockpush": ("sparsewm/BlockPush-v0", "sparsewm.envs.blockpush:BlockPushEnv", 150),
 }
 
 for _id, _entry_point, _budget in _ENVIRONMENTS.values():

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from envs.appearance import Camera
+from sparsewm.envs.appearance import Camera
 
 Observation = dict[str, np.ndarray]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.appearance import (
+from sparsewm.envs.appearance import (
     Colour,
     draw_agent,
     draw_polygon,
@@ -18,9 +18,9 @@ from envs.appearance import (
     random_outline,
     random_texture,
 )
-from envs.base import GoalEnv
-from envs.physics import border, mujoco
-from envs.table import DT, to_pixels
+from sparsewm.envs.base import GoalEnv
+from sparsewm.envs.physics import border, mujoco
+from sparsewm.envs.table import DT, to_pixels
 
 HALF = 0.3  # of the workspace's side, m
 REACH = 0.28  # the effector's centre stays within this on both axes, m
@@ -95,7 +95,7 @@ class BlockPushEnv(GoalEnv):
     ## Arguments
     `resolution` (112), `render_mode`.
 
-        >>> import envs
+        >>> from sparsewm import envs
         >>> env = envs.make("blockpush")
         >>> observation, info = env.reset(seed=0)
         >>> sorted(env.distance(env.state, env.goal))

@@ -7,13 +7,13 @@ from itertools import islice
 
 import numpy as np
 
-from envs import blockpush
-from envs.base import GoalEnv
-from envs.paths import shortest_way
-from envs.pointmaze import PointMazeEnv
-from envs.policies import ExplorationPolicy, PushTExploration, way_round
-from envs.pusht import CENTRE, OUTLINE, RADIUS, REACH, rotated
-from envs.wall import STEP, WallEnv
+from sparsewm.envs import blockpush
+from sparsewm.envs.base import GoalEnv
+from sparsewm.envs.paths import shortest_way
+from sparsewm.envs.pointmaze import PointMazeEnv
+from sparsewm.envs.policies import ExplorationPolicy, PushTExploration, way_round
+from sparsewm.envs.pusht import CENTRE, OUTLINE, RADIUS, REACH, rotated
+from sparsewm.envs.wall import STEP, WallEnv
 
 
 def expert_policy(env: GoalEnv, goal: np.ndarray, rng: np.random.Generator) -> ExplorationPolicy:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from envs.appearance import (
+from sparsewm.envs.appearance import (
     Colour,
     mean_colour,
     plain,
@@ -15,8 +15,8 @@ from envs.appearance import (
     random_outline,
     random_texture,
 )
-from envs.physics import border
-from envs.table import DT, HALF, SHIFT, TableEnv, fixed_point
+from sparsewm.envs.physics import border
+from sparsewm.envs.table import DT, HALF, SHIFT, TableEnv, fixed_point
 
 GRAINS = 64
 RADIUS = 0.016  # m
@@ -65,7 +65,7 @@ class GranularEnv(TableEnv):
     ## Arguments
     `resolution` (112), `render_mode`.
 
-        >>> import envs
+        >>> from sparsewm import envs
         >>> env = envs.make("granular")
         >>> observation, info = env.reset(seed=0)
         >>> env.state_dim

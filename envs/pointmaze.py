@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.appearance import (
+from sparsewm.envs.appearance import (
     Colour,
     draw_agent,
     fit,
@@ -21,9 +21,9 @@ from envs.appearance import (
     random_outline,
     random_texture,
 )
-from envs.base import GoalEnv
-from envs.paths import ShortestPaths
-from envs.physics import NO_GL, mujoco
+from sparsewm.envs.base import GoalEnv
+from sparsewm.envs.paths import ShortestPaths
+from sparsewm.envs.physics import NO_GL, mujoco
 
 RADIUS = 0.1  # of the ball
 MAX_SPEED = 5.0  # per axis, at the start of a step
@@ -88,7 +88,7 @@ class PointMazeEnv(GoalEnv):
     ## Arguments
     `resolution` (112), `render_mode`, `maze` ("umaze", "medium" or "large").
 
-        >>> import envs
+        >>> from sparsewm import envs
         >>> env = envs.make("pointmaze", maze="medium")
         >>> observation, info = env.reset(seed=0)
         >>> observation["proprio"].shape
@@ -219,7 +219,7 @@ class PointMazeLargeEnv(PointMazeEnv):
 
     All else is as in `PointMazeEnv`.
 
-        >>> import envs
+        >>> from sparsewm import envs
         >>> envs.make("pointmaze-large").maze
         'large'
 

@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-from envs import blockpush, table
-from envs.base import GoalEnv
-from envs.paths import shortest_way
-from envs.pointmaze import PointMazeEnv
-from envs.pusht import BAR, CENTRE, HIGH, LOW, OUTLINE, RADIUS, REACH, STEM, rotated
-from envs.wall import WallEnv
+from sparsewm.envs import blockpush, table
+from sparsewm.envs.base import GoalEnv
+from sparsewm.envs.paths import shortest_way
+from sparsewm.envs.pointmaze import PointMazeEnv
+from sparsewm.envs.pusht import BAR, CENTRE, HIGH, LOW, OUTLINE, RADIUS, REACH, STEM, rotated
+from sparsewm.envs.wall import WallEnv
 
 
 class ExplorationPolicy(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pymunk
 
-from envs.appearance import (
+from sparsewm.envs.appearance import (
     Colour,
     draw_agent,
     draw_polygon,
@@ -21,7 +21,7 @@ from envs.appearance import (
     random_outline,
     random_texture,
 )
-from envs.base import GoalEnv
+from sparsewm.envs.base import GoalEnv
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # gym_pusht imports pygame, which greets on stdout
 with warnings.catch_warnings():
@@ -129,7 +129,7 @@ class PushTEnv(GoalEnv):
     ## Arguments
     `resolution` (112), `render_mode`.
 
-        >>> import envs
+        >>> from sparsewm import envs
         >>> env = envs.make("pusht")
         >>> observation, info = env.reset(seed=0)
         >>> observation["proprio"].shape

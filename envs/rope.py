@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from envs.appearance import Colour, mean_colour, plain, random_colour, random_texture
-from envs.physics import border
-from envs.table import DT, HALF, SHIFT, TableEnv, fixed_point
+from sparsewm.envs.appearance import Colour, mean_colour, plain, random_colour, random_texture
+from sparsewm.envs.physics import border
+from sparsewm.envs.table import DT, HALF, SHIFT, TableEnv, fixed_point
 
 SEGMENTS = 20
 LENGTH = 0.025  # of a segment, m
@@ -63,7 +63,7 @@ class RopeEnv(TableEnv):
     ## Arguments
     `resolution` (112), `render_mode`.
 
-        >>> import envs
+        >>> from sparsewm import envs
         >>> env = envs.make("rope")
         >>> observation, info = env.reset(seed=0)
         >>> env.action_dim

@@ -9,9 +9,9 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from envs.appearance import Colour, draw_polygon, fit
-from envs.base import GoalEnv
-from envs.physics import mujoco
+from sparsewm.envs.appearance import Colour, draw_polygon, fit
+from sparsewm.envs.base import GoalEnv
+from sparsewm.envs.physics import mujoco
 
 HALF = 0.5  # of the table's side, m
 REACH = 0.45  # the pusher's centre stays within this on both axes, m

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.appearance import (
+from sparsewm.envs.appearance import (
     Colour,
     draw_agent,
     fit,
@@ -16,8 +16,8 @@ from envs.appearance import (
     random_outline,
     random_texture,
 )
-from envs.base import GoalEnv
-from envs.paths import ShortestPaths
+from sparsewm.envs.base import GoalEnv
+from sparsewm.envs.paths import ShortestPaths
 
 SIZE = 64.0
 RADIUS = 2.5  # of the dot
@@ -70,7 +70,7 @@ class WallEnv(GoalEnv):
     ## Arguments
     `resolution` (112), `render_mode`, `wall_x` (32.0; 16 to 48) and `door_y` (30.0; 9 to 55).
 
-        >>> import envs
+        >>> from sparsewm import envs
         >>> env = envs.make("wall", door_y=20.0)
         >>> observation, info = env.reset(seed=0)
         >>> observation["pixels"].shape

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planners.proposals import ProposalMode
-from planners.protocol import Plan, PlanningError, PlanningProblem, RacingProblem, SeparableProblem
+from sparsewm.planners.proposals import ProposalMode
+from sparsewm.planners.protocol import Plan, PlanningError, PlanningProblem, RacingProblem, SeparableProblem
 
 State = TypeVar("State")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from planners.base import Gaussian, Planner, Space, at_least, lowest, within
+from sparsewm.planners.base import Gaussian, Planner, Space, at_least, lowest, within
 
 
 class CEM(Planner[Gaussian]):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planners.base import Gaussian, Planner, Space, within
-from planners.protocol import PlanningError, PlanningProblem
+from sparsewm.planners.base import Gaussian, Planner, Space, within
+from sparsewm.planners.protocol import PlanningError, PlanningProblem
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from planners.base import Gaussian, Planner, Space, at_least, lowest, within
+from sparsewm.planners.base import Gaussian, Planner, Space, at_least, lowest, within
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planners.base import Planner, Space, at_least
-from planners.proposals import ProposalMode
-from planners.protocol import Plan, PlanningError, PlanningProblem
+from sparsewm.planners.base import Planner, Space, at_least
+from sparsewm.planners.proposals import ProposalMode
+from sparsewm.planners.protocol import Plan, PlanningError, PlanningProblem
 
 
 class MPC:

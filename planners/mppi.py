@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from planners.base import Gaussian, Planner, Space, at_least, within
+from sparsewm.planners.base import Gaussian, Planner, Space, at_least, within
 
 
 class MPPI(Planner[Gaussian]):

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import tyro
 
-from envs import GoalEnv
-from envs.table import TableEnv
 from sparsewm.cli.common import exit_code
+from sparsewm.envs import GoalEnv
+from sparsewm.envs.table import TableEnv
 from sparsewm.evaluation.closed_loop import Policy, RandomActions, Still, make_tasks, run_episodes
 from sparsewm.evaluation.oracle import oracle
 from sparsewm.evaluation.statistics import wilson

@@ -25,20 +25,20 @@ import numpy as np
 import torch
 import tyro
 
-from envs import GoalEnv
-from planners import CEM, MPC
 from sparsewm.cli.common import exit_code
 from sparsewm.data import fast_copy, token_statistics
 from sparsewm.data.collect import explore
 from sparsewm.data.tokens import token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.geometry import cost_geometry, encode_states, token_sensitivity
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
 from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.world_model import Standardizer
+from sparsewm.planners import CEM, MPC
 from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env, preset
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-import envs
+from sparsewm import envs
 from sparsewm.cli.common import exit_code
 from sparsewm.model.checkpoint import PRETRAINED, load
 

@@ -26,9 +26,8 @@ import psutil
 import torch
 import tyro
 
-from envs import GoalEnv
-from planners import CEM
 from sparsewm.cli.common import exit_code
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.bench import paper_model
 from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.evaluation.statistics import quartiles
@@ -38,6 +37,7 @@ from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
 from sparsewm.model.drop import spearman
 from sparsewm.model.rollout import modulate
+from sparsewm.planners import CEM
 from sparsewm.precision import fast_bfloat16, fastest_dtype, planning_dtype
 from sparsewm.settings import make_env
 

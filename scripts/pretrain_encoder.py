@@ -23,12 +23,12 @@ import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 
-import envs
-from envs.policies import exploration_policy
+from sparsewm import envs
 from sparsewm.cli.common import exit_code
 from sparsewm.data.collect import explore
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.encoders.embedded import load_embedded
+from sparsewm.envs.policies import exploration_policy
 from sparsewm.files import atomic_path, read_json, write_json
 from sparsewm.precision import fastest_dtype
 from sparsewm.training.pretrain import DistillationConfig, join_readings, pretrain

@@ -22,13 +22,13 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from envs import GoalEnv
-from planners import CEM, MPC
 from sparsewm.cli.common import exit_code
 from sparsewm.data import Dataset
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.files import write_json
+from sparsewm.planners import CEM, MPC
 from sparsewm.settings import environment_settings, make_env
 
 SCALE = np.array([40, 40, 20, 20, 1 / 3, 50, 50.0])  # of changes: disc, T, its angle, the disc's velocity

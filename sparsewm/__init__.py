@@ -1,33 +1,56 @@
 """sparsewm: model-predictive control from pixels in a sparse DINO world model.
 
->>> import envs, planners, sparsewm
+>>> import sparsewm
+>>> from sparsewm import envs
 >>> env = envs.make("pusht")
->>> model = sparsewm.load_pretrained("pusht")
 >>> observation, info = env.reset(seed=0)
->>> goal = env.render_state(env.sample_goal())
->>> problem = model.planning_problem(observation, goal, drop=0.5)
->>> plan = planners.CEM(samples=100, elites=10, iterations=10).plan(problem)
+>>> agent = sparsewm.Agent.from_pretrained("pusht", drop=0.5)
+>>> agent.reset(env.render_state(env.goal))
+>>> actions = agent.act(observation)  # (n, 2), to be executed by env.step one after the other
+
+Names are imported when they are first used, so that `sparsewm.planners` and `sparsewm.envs` need nothing but
+their own libraries.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-from sparsewm.encoders import load_encoder
-from sparsewm.errors import UserError
-from sparsewm.memory import keep_freed_memory
-from sparsewm.model import WorldModel, load, load_pretrained, save
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsewm.encoders import load_encoder as load_encoder
+    from sparsewm.errors import UserError as UserError
+    from sparsewm.memory import keep_freed_memory as keep_freed_memory
+    from sparsewm.model import WorldModel as WorldModel
+    from sparsewm.model import load as load
+    from sparsewm.model import load_pretrained as load_pretrained
+    from sparsewm.model import save as save
 
 try:
     __version__ = version("sparsewm")
 except PackageNotFoundError:  # imported from a folder that was never installed
     __version__ = "0+unknown"
 
-__all__ = [
-    "UserError",
-    "WorldModel",
-    "__version__",
-    "keep_freed_memory",
-    "load",
-    "load_encoder",
-    "load_pretrained",
-    "save",
-]
+_HOMES = {
+    "UserError": "sparsewm.errors",
+    "WorldModel": "sparsewm.model",
+    "keep_freed_memory": "sparsewm.memory",
+    "load": "sparsewm.model",
+    "load_encoder": "sparsewm.encoders",
+    "load_pretrained": "sparsewm.model",
+    "save": "sparsewm.model",
+}
+"""Where each public name lives."""
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sparsewm' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 import yaml
 
-import envs
-from planners import ProposalMode
+from sparsewm import envs
 from sparsewm.errors import UserError, suggest
 from sparsewm.model.problem import Scored
+from sparsewm.planners import ProposalMode
 from sparsewm.precision import fastest_dtype, planning_dtype
 
 
@@ -75,14 +74,8 @@ class Preset:
 
 
 def config_folder() -> Path:
-    """`configs/` of the checkout, or its installed copy."""
-    for folder in (
-        Path(__file__).parents[1] / "configs",
-        Path(sys.prefix) / "share" / "sparsewm" / "configs",
-    ):
-        if folder.is_dir():
-            return folder
-    raise UserError("the folder configs/ is missing: install the project again (pip install -e .)")
+    """`configs/` as it was installed with the package."""
+    return Path(__file__).parent / "configs"
 
 
 def _read(path: Path) -> dict[str, Any]:

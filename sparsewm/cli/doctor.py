@@ -27,7 +27,7 @@ from sparsewm.settings import choose_device
 PYTHONS = ((3, 10), (3, 13))
 PACKAGES = ("cv2", "gym_pusht", "gymnasium_robotics", "h5py", "hdf5plugin", "mujoco", "pymunk", "torchvision")
 HUB_ENCODER = "dinov2_vits14"
-RENDER = "import envs; print(envs.make('pointmaze').reset(seed=0)[0]['pixels'].std())"
+RENDER = "from sparsewm import envs; print(envs.make('pointmaze').reset(seed=0)[0]['pixels'].std())"
 
 
 @dataclass(frozen=True)
@@ -221,9 +221,8 @@ def check_world_models() -> str:
 
 def check_planning(device: str) -> str:
     """One optimiser iteration on PushT with the shipped model, half of the tokens dropped."""
-    import envs
-    import planners
     import sparsewm
+    from sparsewm import envs, planners
 
     model = sparsewm.load_pretrained("pusht", device=choose_device(device))
     env = envs.make("pusht")

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import envs
 import sparsewm
-from planners import ProposalMode
+from sparsewm import envs
 from sparsewm.cli.common import command_line, output_folder, progress_bar
 from sparsewm.cli.plan import WITHOUT_MODEL, Plan
 from sparsewm.errors import UserError
@@ -29,6 +28,7 @@ from sparsewm.evaluation.statistics import quartiles
 from sparsewm.evaluation.table import cell_row, markdown
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import PRETRAINED, checkpoint_hash, pretrained_path
+from sparsewm.planners import ProposalMode
 from sparsewm.proposals import GAUSSIAN, check_proposals
 from sparsewm.report.plots import plot_success
 from sparsewm.settings import PlanSettings, at_least, choose_device, environment_settings, make_env, one_of

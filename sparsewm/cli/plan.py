@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 import sparsewm
-from envs import GoalEnv
-from planners import MPC, PLANNERS, PlanningError, ProposalMode
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.cli.devices import run_on
 from sparsewm.encoders import ENCODERS
+from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import (
     FirstProposal,
@@ -43,6 +42,7 @@ from sparsewm.files import write_json
 from sparsewm.model import AutoDrop, WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.model.problem import Measure, Scored
+from sparsewm.planners import MPC, PLANNERS, PlanningError, ProposalMode
 from sparsewm.precision import fastest_dtype
 from sparsewm.proposals import GAUSSIAN, check_proposals, load_sampler
 from sparsewm.report.plots import plot_plan

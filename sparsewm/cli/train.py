@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from envs import GoalEnv
 from sparsewm.cli.common import check_seed, output_folder, progress_bar
 from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows, fast_copy
 from sparsewm.encoders import PatchEncoder, load_encoder
+from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.model.checkpoint import load, save
 from sparsewm.model.decoder import Decoder, DecoderConfig

@@ -22,11 +22,11 @@ import cv2
 import h5py
 import numpy as np
 
-import envs
-from envs import GoalEnv
-from envs.experts import expert_policy
-from envs.policies import HeldActions, exploration_policy
+from sparsewm import envs
 from sparsewm.data.dataset import COLUMNS, DatasetWriter
+from sparsewm.envs import GoalEnv
+from sparsewm.envs.experts import expert_policy
+from sparsewm.envs.policies import HeldActions, exploration_policy
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors, require_space
 

@@ -14,15 +14,15 @@ import numpy as np
 import psutil
 import torch
 
-from envs import GoalEnv
-from planners import CEM, MPC
 from sparsewm.encoders import ViT, weights_hash
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import ModelProblems, Planned, make_tasks, run_episodes
 from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import peak_memory, quartiles
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
+from sparsewm.planners import CEM, MPC
 from sparsewm.precision import fast_bfloat16
 from sparsewm.settings import preset
 

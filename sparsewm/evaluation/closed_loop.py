@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs import GoalEnv
-from planners import MPC, PlanningError, PlanningProblem, ProposalMode, ProposalSampler
 from sparsewm.data.collect import explore
+from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.statistics import quartiles, wilson
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import Latent, WorldModel, random_patches
+from sparsewm.planners import MPC, PlanningError, PlanningProblem, ProposalMode, ProposalSampler
 
 Redraw = Literal["iteration", "plan", "never"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs import GoalEnv
-from envs.table import TableEnv
 from sparsewm.data import token_statistics
 from sparsewm.encoders import PatchEncoder
+from sparsewm.envs import GoalEnv
+from sparsewm.envs.table import TableEnv
 from sparsewm.model.drop import kept_patches, spearman
 
 

@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 
-from envs import GoalEnv
-from envs.experts import expert_policy
-from planners import CEM, MPC
 from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore, follow_expert
+from sparsewm.envs import GoalEnv
+from sparsewm.envs.experts import expert_policy
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, ProblemMaker, Task, run_episodes
 from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
+from sparsewm.planners import CEM, MPC
 from sparsewm.settings import PlanSettings, environment_settings
 
 _WAYS = HELD_OUT - 1_000_000  # seeds of trajectories whose ends are goals: neither data nor held out

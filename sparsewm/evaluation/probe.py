@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs import GoalEnv
-from envs.table import TableEnv
+from sparsewm.envs import GoalEnv
+from sparsewm.envs.table import TableEnv
 
 SUMMARY = ("mean_x", "mean_y", "deviation_x", "deviation_y", "covariance")
 

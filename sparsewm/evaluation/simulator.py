@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs import GoalEnv
 from sparsewm.encoders import PatchEncoder
+from sparsewm.envs import GoalEnv
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.problem import Scored
 from sparsewm.model.world_model import Standardizer, gather_patches, random_patches

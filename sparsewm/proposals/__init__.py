@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from envs import GoalEnv
-from planners import ProposalSampler
+from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError, suggest
 from sparsewm.files import sha256_file
 from sparsewm.model.checkpoint import PRETRAINED
+from sparsewm.planners import ProposalSampler
 from sparsewm.proposals.names import read_names
 
 SAMPLERS: dict[str, Callable[[GoalEnv], ProposalSampler]] = {}

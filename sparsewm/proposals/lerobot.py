@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import sparsewm.proposals.modeling_grids  # noqa: F401 - makes LeRobot know a SmolVLA of few tokens too
-from envs import GoalEnv
 from sparsewm.data.cameras import grey, overlay
+from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError, needs_extra
 from sparsewm.proposals.expert import Expert, shares_prefix
 from sparsewm.proposals.names import Names, read_names

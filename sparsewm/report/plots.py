@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from envs import GoalEnv
 from sparsewm.data import Dataset
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import Trace
 from sparsewm.evaluation.table import candidates, vision_only
 from sparsewm.files import atomic_path

@@ -10,7 +10,7 @@ import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
 
-from envs import GoalEnv
+from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import Trace
 from sparsewm.files import atomic_path

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-import envs
 import sparsewm
+from sparsewm import envs
 from sparsewm.data import DatasetWriter
 from sparsewm.encoders import load_encoder
 from sparsewm.model import PredictorConfig, WorldModel

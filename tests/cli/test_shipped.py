@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import envs
-import planners
 import sparsewm
+from sparsewm import envs, planners
 from sparsewm.kernels import LAYOUTS, Kernels, kernels, layers_library
 from sparsewm.model.checkpoint import shipped
 from sparsewm.model.drop import spearman

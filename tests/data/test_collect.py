@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-import envs
+from sparsewm import envs
 from sparsewm.data import Dataset, DatasetWriter, collect
 from sparsewm.data.collect import demonstrate
 from sparsewm.errors import UserError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs
-from envs.policies import exploration_policy
+from sparsewm import envs
+from sparsewm.envs.policies import exploration_policy
 
 IDS = {
     "pusht": "sparsewm/PushT-v0",
@@ -260,6 +260,7 @@ def test_keep_geometry_changes_colours_and_nothing_else(env: envs.GoalEnv) -> No
 
 
 def test_importing_and_making_prints_nothing() -> None:
-    program = "import envs\nfor name in ('pusht', 'wall', 'rope', 'granular', 'blockpush'): envs.make(name)"
+    names = ("pusht", "wall", "rope", "granular", "blockpush")
+    program = f"from sparsewm import envs\nfor name in {names}: envs.make(name)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (0, ""), run.stderr

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import envs
-from envs.blockpush import BLOCK
-from envs.experts import BlockPushExpert, expert_policy
-from envs.policies import ExplorationPolicy, exploration_policy
+from sparsewm import envs
+from sparsewm.envs.blockpush import BLOCK
+from sparsewm.envs.experts import BlockPushExpert, expert_policy
+from sparsewm.envs.policies import ExplorationPolicy, exploration_policy
 
 
 @pytest.mark.parametrize("name", ["wall", "pointmaze", "pointmaze-large", "blockpush"])

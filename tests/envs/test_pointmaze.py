@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs
-from envs.pointmaze import MAX_SPEED, RADIUS, PointMazeEnv
+from sparsewm import envs
+from sparsewm.envs.pointmaze import MAX_SPEED, RADIUS, PointMazeEnv
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_vectorises_in_processes() -> None:
 
 def test_without_opengl_one_sentence_says_what_to_do_and_physics_still_works() -> None:
     program = (
-        "import envs\n"
+        "from sparsewm import envs\n"
         "env = envs.make('pointmaze')\n"
         "print(env.rollout_states(env.state, [[[1.0, 0.0]]]).shape)\n"
         "try:\n"

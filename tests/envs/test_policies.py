@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import envs
-from envs.policies import HeldActions, exploration_policy
-from envs.pusht import CENTRE, rotated
-from envs.wall import WallEnv
+from sparsewm import envs
+from sparsewm.envs.policies import HeldActions, exploration_policy
+from sparsewm.envs.pusht import CENTRE, rotated
+from sparsewm.envs.wall import WallEnv
 
 
 def collect(env: envs.GoalEnv, episodes: int, steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

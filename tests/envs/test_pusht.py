@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gym_pusht.envs.pusht import PushTEnv as GymPushT
 
-from envs.pusht import HIGH, LOW, OUTLINE, RADIUS, PushTEnv, clearance, rotated
+from sparsewm.envs.pusht import HIGH, LOW, OUTLINE, RADIUS, PushTEnv, clearance, rotated
 
 
 @pytest.fixture

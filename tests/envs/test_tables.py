@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 
-import envs
-from envs.blockpush import BLOCK, RADIUS, STEP, TARGETS, BlockPushEnv
-from envs.granular import GRAINS
-from envs.rope import LENGTH
-from envs.table import REACH, TableEnv, chamfer
+from sparsewm import envs
+from sparsewm.envs.blockpush import BLOCK, RADIUS, STEP, TARGETS, BlockPushEnv
+from sparsewm.envs.granular import GRAINS
+from sparsewm.envs.rope import LENGTH
+from sparsewm.envs.table import REACH, TableEnv, chamfer
 
 TABLES = ["rope", "granular"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.wall import HALF_DOOR, HALF_WALL, RADIUS, WallEnv
+from sparsewm.envs.wall import HALF_DOOR, HALF_WALL, RADIUS, WallEnv
 
 
 @pytest.fixture(params=[{}, {"wall_x": 20.0, "door_y": 50.0}], ids=["default", "other"])

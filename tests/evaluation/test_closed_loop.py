@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import envs
-from envs import GoalEnv
-from planners import CEM, MPC
+from sparsewm import envs
+from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import (
     ModelProblems,
@@ -25,6 +24,7 @@ from sparsewm.evaluation.closed_loop import (
 )
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.model import LatentProblem
+from sparsewm.planners import CEM, MPC
 from tests.model.tiny import tiny_model
 
 

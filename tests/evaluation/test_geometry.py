@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import envs
+from sparsewm import envs
 from sparsewm.encoders.base import PatchFeatures
 from sparsewm.evaluation.geometry import cost_geometry, movable_parts, token_sensitivity
 from tests.model.tiny import tiny_encoder

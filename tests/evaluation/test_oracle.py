@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import envs
-from envs import GoalEnv
+from sparsewm import envs
 from sparsewm.data import Dataset, collect
 from sparsewm.data.collect import Demonstrator, demonstrate, explore
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation import oracle
 from sparsewm.evaluation.closed_loop import Task, run_episodes
 from sparsewm.settings import environment_settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-import envs
+from sparsewm import envs
 from sparsewm.evaluation.probe import SUMMARY, probe_targets, read_errors, train_probe
 
 

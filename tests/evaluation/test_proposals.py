@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import envs
-from envs import GoalEnv
-from planners import CEM, MPC, PlanningError, ProposalMode
+from sparsewm import envs
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import (
     FirstProposal,
     Planned,
@@ -22,6 +21,7 @@ from sparsewm.evaluation.closed_loop import (
     run_episodes,
 )
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
+from sparsewm.planners import CEM, MPC, PlanningError, ProposalMode
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import envs
-from envs import GoalEnv
-from planners import CEM, PlanningProblem
+from sparsewm import envs
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
 from sparsewm.model.world_model import Standardizer
+from sparsewm.planners import CEM, PlanningProblem
 from tests.model.tiny import tiny_encoder
 
 STARTS = [np.array([24.0, 30.0]), np.array([10.0, 50.0]), np.array([50.0, 12.0])]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import envs
+from sparsewm import envs
 from sparsewm.evaluation.geometry import cost_geometry
 from sparsewm.evaluation.statistics import peak_memory, quartiles, wilson
 from sparsewm.model.drop import spearman

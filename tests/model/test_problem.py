@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, GradientDescent, PlanningProblem, RacingProblem, SeparableProblem
 from sparsewm.data import token_statistics
 from sparsewm.errors import UserError
 from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches, world_model
 from sparsewm.model.drop import AutoDrop, spearman
 from sparsewm.model.world_model import Standardizer, gather_patches
+from sparsewm.planners import CEM, GradientDescent, PlanningProblem, RacingProblem, SeparableProblem
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
 LOW, HIGH = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])

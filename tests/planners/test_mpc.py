@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, ICEM, MPC, PLANNERS, DoubleIntegrator, PlanningError, Quadratic
-from planners.mpc import shift
+from sparsewm.planners import CEM, ICEM, MPC, PLANNERS, DoubleIntegrator, PlanningError, Quadratic
+from sparsewm.planners.mpc import shift
 
 
 def wanted(batch: int = 3, horizon: int = 5) -> Tensor:

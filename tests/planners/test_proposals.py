@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, MPC, PLANNERS, GaussianProposals, PlanningProblem, ProposalSampler, Quadratic
+from sparsewm.planners import (
+    CEM,
+    MPC,
+    PLANNERS,
+    GaussianProposals,
+    PlanningProblem,
+    ProposalSampler,
+    Quadratic,
+)
 
 ALL = pytest.mark.parametrize("name", PLANNERS)
 
@@ -133,8 +141,9 @@ def test_the_analytic_problems_speak_the_protocol() -> None:
 
 def test_planners_need_torch_only() -> None:
     code = (
-        "import sys, planners; "
-        "foreign = {'sparsewm', 'envs', 'gymnasium', 'mujoco', 'pymunk', 'h5py', 'cv2'} & set(sys.modules); "
+        "import sys; from sparsewm import planners; "
+        "foreign = {'gymnasium', 'mujoco', 'pymunk', 'h5py', 'cv2', 'yaml'} & set(sys.modules); "
+        "foreign |= {m for m in sys.modules if m.startswith('sparsewm.') and 'planners' not in m}; "
         "sys.exit(str(foreign) if foreign else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,10 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, ICEM, MPPI, PLANNERS, DoubleIntegrator, GradientDescent, PlanningError, Quadratic
-from planners.base import lowest
-from planners.icem import coloured
-from planners.mppi import path_weights
+from sparsewm.planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    PLANNERS,
+    DoubleIntegrator,
+    GradientDescent,
+    PlanningError,
+    Quadratic,
+)
+from sparsewm.planners.base import lowest
+from sparsewm.planners.icem import coloured
+from sparsewm.planners.mppi import path_weights
 
 ALL = pytest.mark.parametrize("name", PLANNERS)
 SAMPLERS = pytest.mark.parametrize("name", ["cem", "icem", "mppi"])

@@ -16,11 +16,11 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
 
-import envs
-from envs import GoalEnv
-from planners import ProposalSampler
+from sparsewm import envs
+from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import observations
+from sparsewm.planners import ProposalSampler
 from sparsewm.proposals import load_sampler
 from sparsewm.proposals.lerobot import LeRobotProposals
 from tests.cli.commands import call

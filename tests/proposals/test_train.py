@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import envs
+from sparsewm import envs
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
