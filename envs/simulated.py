@@ -133,11 +133,6 @@ class SimulatedGoalEnv(GoalEnv):
     # What a user calls ------------------------------------------------------------------------------------
 
     @property
-    def action_dim(self) -> int:
-        """Size A of an action."""
-        return len(self.action_low)
-
-    @property
     def state(self) -> np.ndarray:
         """The present state, float64 (D,); a copy."""
         return np.array(self._read_state(), dtype=np.float64)
