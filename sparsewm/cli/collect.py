@@ -22,7 +22,8 @@ class Collect:
     """
 
     env: str
-    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular or blockpush."""
+    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular, blockpush, a Gymnasium id, or
+    module:Class of your own."""
     policy: Literal["exploration", "expert"] = "exploration"
     """exploration, for world models; or expert: short ways to goals, for policies to imitate, scripted (wall,
     pointmaze, pointmaze-large, pusht, blockpush) or planned on the true simulator (seconds an episode)."""
