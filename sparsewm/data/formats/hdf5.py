@@ -191,7 +191,7 @@ class HDF5Dataset(Dataset):
         try:
             self._file = h5py.File(self._source, "r")
         except OSError as error:
-            if "lock" in str(error):
+            if "unable to lock" in str(error):
                 raise UserError(
                     f"{path} is open elsewhere ({error}): wait until the other program is done, or set "
                     "HDF5_USE_FILE_LOCKING=FALSE if it only reads"
