@@ -350,6 +350,15 @@ def test_files_of_stable_worldmodel(tmp_path: Path) -> None:
     assert np.array_equal(theirs.pixels[:], ours.pixels[:]) and theirs.hash == ours.hash
 
 
+def test_file_made_by_stable_worldmodel_itself() -> None:
+    """Three episodes of `swm/PushT-v1`, recorded by release 0.1.1."""
+    dataset = open_dataset(Path(__file__).with_name("stable-worldmodel-0.1.1.h5"))
+    assert dataset.lengths.tolist() == [7, 7, 7] and dataset.pixels[:].shape == (21, 16, 16, 3)
+    assert dataset.action.shape == (21, 2) and dataset.proprio.shape == (21, 4)
+    assert dataset.state is not None and dataset.state.shape == (21, 7)
+    assert not dataset.action[[6, 13, 20]].any() and (dataset.action[:6] != 0).all()
+
+
 def test_columns_that_others_leave_out_or_add(tmp_path: Path) -> None:
     path = tmp_path / "d.h5"
     write_as_stable_worldmodel(path)
@@ -364,7 +373,9 @@ def test_columns_that_others_leave_out_or_add(tmp_path: Path) -> None:
         file.attrs["environment"] = b"sparsewm/Wall-v0"
         file.attrs["action_names"] = ["left", "right"]
         file.attrs["fps"] = 12.5
-    dataset = open_dataset(path, "wall")
+    with pytest.raises(UserError, match=r"has several cameras: name those to show \(pixels, wrist\)"):
+        open_dataset(path)
+    dataset = open_dataset(path, "wall", ["pixels", "wrist"])
     assert dataset.lengths.tolist() == [9, 5, 12] and dataset.state is None
     assert dataset.has_proprio and dataset.proprio.shape == (ROWS, 1)
     assert dataset.action_names == ("left", "right") and dataset.fps == 12.5
@@ -376,9 +387,11 @@ def test_columns_that_others_leave_out_or_add(tmp_path: Path) -> None:
     assert only.pixels.shape == (ROWS, 14, 28, 3) and only.cameras == ("wrist",)
     with pytest.raises(UserError, match=r"has no camera 'left': it has pixels, wrist"):
         open_dataset(path, cameras=("left",))
+    dataset.close()
+    only.close()
     with h5py.File(path, "r+") as file:
         del file["observation"]
-    blind = open_dataset(path)
+    blind = open_dataset(path, cameras=("wrist",))
     assert not blind.has_proprio and blind.proprio.shape == (ROWS, 1) and not blind.proprio.any()
 
 
