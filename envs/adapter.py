@@ -80,6 +80,7 @@ class PixelGoals(GoalEnv):
         self._seen: Any = None  # its latest observation
         self._own_goal = False
         first = self._see(env.reset(seed=0)[0])
+        self.proprio_names = self._view.names(first["proprio"].size)
         self.observation_space = spaces.Dict(  # type: ignore[assignment]  # gymnasium types it too narrowly
             {
                 "pixels": spaces.Box(0, 255, first["pixels"].shape, np.uint8),

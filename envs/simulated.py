@@ -36,7 +36,6 @@ class SimulatedGoalEnv(GoalEnv):
 
     state_names: ClassVar[tuple[str, ...]]
     angle_symmetry: ClassVar[int] = 1  # how many angles of a body look the same: of a square, 4
-    proprio_names: ClassVar[tuple[str, ...]]
     state_dim: ClassVar[int]  # D, counted from the names
     proprio_dim: ClassVar[int]  # P, likewise
     proprio_low: ClassVar[tuple[float, ...]]  # bounds of the observation space

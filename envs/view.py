@@ -82,6 +82,16 @@ class View:
         picture = self._env.render() if self.pixels == "render" else _at(seen, self.pixels)
         return {"pixels": self.picture(picture), "proprio": np.asarray(proprio, np.float32)}
 
+    def names(self, size: int) -> tuple[str, ...]:
+        """Names of the `size` numbers of proprioception: their key, or "proprio", and a number."""
+        if callable(self._proprio):
+            return tuple(f"proprio{i}" for i in range(size))
+        names = []
+        for key in self._proprio:
+            count = spaces.flatdim(self._leaves[key])
+            names += [f"{key or 'proprio'}{i if count > 1 else ''}" for i in range(count)]
+        return tuple(names) or ("nothing",)
+
     def picture(self, picture: Any) -> np.ndarray:
         """uint8 (H, W, 3) of any picture, scaled down."""
         picture = np.asarray(picture)
