@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -114,3 +115,8 @@ def sha256_file(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: what is no letter, digit, dot or underscore becomes a hyphen."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
