@@ -187,7 +187,8 @@ def collect(
 
     Args:
         environment: as `sparsewm.envs.make` knows it; what is no simulator is recorded by `reset` and
-            `step` under its own `exploration`. episodes: how many. path: the `.h5` file; an existing complete file is kept.
+            `step` under its own `exploration`. episodes: how many.
+        path: the `.h5` file; an existing complete file is kept.
         workers: processes. seed: of everything. steps: environment steps an episode, None for the usual.
         resolution: of the pictures in pixels, None for the environment's own (ours: 112).
         progress: called with the episodes done and wanted. held: share of steps with held random actions.
@@ -212,7 +213,7 @@ def collect(
     spec = envs.make(environment, **_options(resolution))
     if not isinstance(spec, SimulatedGoalEnv) and (held or expert is not None):
         raise UserError(
-            f"{environment} is no simulator and is recorded under its own exploration: leave held and expert out"
+            f"{environment} is no simulator, its own exploration is recorded: leave held and expert out"
         )
     policy = "exploration" + (f", {held:g} held actions" if held else "")
     if expert is not None:
