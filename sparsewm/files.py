@@ -94,7 +94,11 @@ def require_space(path: str | Path, size: int) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write indented JSON atomically. Raises ValueError on NaN, which JSON does not know."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

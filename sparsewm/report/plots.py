@@ -162,7 +162,7 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
         for row in (row for row in rows if row["environment"] == name):
             if row["selection"] == "random":
                 label = row["cost"] + vision_only(row)
-                if row["proposals"] != "gaussian":
+                if row["proposals"] != "none":
                     label += f", {candidates(row)}"
                 curves.setdefault(label, []).append(row)
             else:
