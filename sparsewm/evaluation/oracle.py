@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore, follow_expert
+from sparsewm.data.collect import Demonstrator, demonstrate, explore, follow_expert
 from sparsewm.envs import SimulatedGoalEnv, max_episode_steps
 from sparsewm.envs.experts import expert_policy
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, ProblemMaker, Task, run_episodes
@@ -95,7 +95,7 @@ def _far_apart(
     env: SimulatedGoalEnv, seed: int, number: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A state early in a scripted trajectory, and its end."""
-    states, _ = explore(env, _WAYS + seed, number, STEPS.get(env.name, 100))
+    states, _ = explore(env, _WAYS + seed, number, environment_settings(env.name).steps)
     return states[int(rng.integers(len(states) // 4))], states[-1]
 
 
