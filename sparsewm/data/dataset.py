@@ -151,6 +151,13 @@ class Dataset(ABC):
         some = self.lengths > 0
         return (self.offsets + self.lengths - 1)[some]
 
+    def columns(self) -> dict[str, str]:
+        """Type and shape of everything that is there, for `sparsewm inspect`."""
+        named = {"pixels": self.pixels, "action": self.action}
+        named |= {"proprio": self.proprio} if self.has_proprio else {}
+        named |= {"state": self.state} if self.state is not None else {}
+        return {name: f"{values.dtype} {values.shape}" for name, values in named.items()}
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of lengths, actions, states (or else proprioception) and a sample of pictures."""
