@@ -166,11 +166,11 @@ def collect(
     path = Path(path)
     for name, value in (("episodes", episodes), ("workers", workers), ("steps", steps)):
         if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+            raise UserError(f"`{name}` must be at least 1, got {value}")
     if not 0 <= held < 1:
-        raise UserError(f"held must be at least 0 and below 1, got {held:g}")
+        raise UserError(f"`held` must be at least 0 and below 1, got {held:g}")
     if seed < 0:
-        raise UserError(f"seed must be at least 0, got {seed}")
+        raise UserError(f"`seed` must be at least 0, got {seed}")
     if expert is not None and held:
         raise UserError("held actions interrupt exploration: leave them out with an expert")
     spec = envs.make(environment, resolution=resolution)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -254,14 +253,9 @@ def open_dataset(
 
 def environment_name(value: object) -> str:
     """The short name of an environment of ours spelled in any way (`Wall`, `sparsewm/Wall-v0`, bytes)."""
-    from sparsewm import envs
+    from sparsewm.config import canonical  # which knows planners and environments
 
-    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-    def plain(name: str) -> str:
-        return re.sub(r"^sparsewm/|-v\d+$|-", "", name.strip(), flags=re.IGNORECASE).lower()
-
-    return next((name for name in envs.names() if plain(name) == plain(text)), text)
+    return canonical(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
 
 
 def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def test_full_disk_while_joining_keeps_the_parts(
 
 @pytest.mark.parametrize("flag", ["episodes", "workers", "steps"])
 def test_flags_out_of_range(tmp_path: Path, flag: str) -> None:
-    with pytest.raises(UserError, match=f"^{flag} must be at least 1, got 0"):
+    with pytest.raises(UserError, match=f"^`{flag}` must be at least 1, got 0"):
         collect("wall", path=tmp_path / "d.h5", **(SETTINGS | {flag: 0}))
     assert list(tmp_path.iterdir()) == []
 

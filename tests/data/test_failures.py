@@ -63,7 +63,7 @@ def test_death_of_a_worker_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: p
 
 
 def test_negative_seed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"seed must be at least 0, got -1"):
+    with pytest.raises(UserError, match=r"`seed` must be at least 0, got -1"):
         collect("wall", 2, tmp_path / "d.h5", steps=4, seed=-1)
     assert list(tmp_path.iterdir()) == []
 
