@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -127,3 +128,8 @@ def sha256_files(paths: Iterable[Path]) -> str:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: what is no letter, digit, dot or underscore becomes a hyphen."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")

@@ -26,7 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sparsewm.config import PlanConfig, canonical, merged, read_yaml
+from sparsewm.config import PlanConfig, merged, read_yaml
+from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors
 
