@@ -23,7 +23,7 @@ from sparsewm.envs.appearance import (
 )
 from sparsewm.envs.base import GoalEnv
 from sparsewm.envs.paths import ShortestPaths
-from sparsewm.envs.physics import NO_GL, mujoco
+from sparsewm.envs.physics import NO_GL, load, mujoco
 
 RADIUS = 0.1  # of the ball
 MAX_SPEED = 5.0  # per axis, at the start of a step
@@ -280,6 +280,7 @@ class _Maze:
 
 def _maps() -> tuple[dict[str, list[list[int]]], Path]:
     """The maps by name, and the folder of gymnasium-robotics' models."""
+    load()  # before gymnasium-robotics imports it
     with redirect_stderr(io.StringIO()):  # on import it prints news about its other environments
         import gymnasium_robotics
         from gymnasium_robotics.envs.maze.maps import LARGE_MAZE, MEDIUM_MAZE, U_MAZE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +162,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = textwrap.shorten(re.split(r"\.\s|\n", str(error).strip())[0], 160, placeholder=" ...")
         raise UserError(
             f"--device {name} does not work here ({reason}): choose --device cpu or auto"
         ) from None
