@@ -1,4 +1,4 @@
-"""MuJoCo, imported when it is first used, so that it draws without a screen; and what it says without OpenGL."""
+"""MuJoCo, imported when it is first used, so that it draws without a screen or says what it lacks."""
 
 from __future__ import annotations
 
