@@ -69,8 +69,8 @@ def load_encoder(
         resolution: (height, width) of the picture the network sees, in pixels, or the side of a square; the
             encoder's own when None.
         letterbox: give pictures of another aspect ratio bars instead of refusing them.
-        picture: (H, W) of the pictures to come; where `resolution` is no pair, one of about as many tokens and
-            of their aspect ratio is chosen (see `fitted_resolution`), unless they are letterboxed.
+        picture: (H, W) of the pictures to come; where `resolution` is no pair, one of about as many tokens
+            and of their aspect ratio is chosen (see `fitted_resolution`), unless they are letterboxed.
 
     Raises:
         UserError: unknown name, missing or unsuitable weights, no network, an impossible resolution, or a

@@ -105,8 +105,8 @@ class PatchEncoder(nn.Module, ABC):
         if tuple(resolution) != self.resolution:
             height, width = self.resolution
             raise UserError(
-                f"encoder '{self.name}' sees pictures of {height} x {width} pixels only: leave `resolution` and "
-                "`picture` out, or give letterbox=True"
+                f"encoder '{self.name}' sees pictures of {height} x {width} pixels only: leave `resolution` "
+                "and `picture` out, or give letterbox=True"
             )
 
     def preprocess(self, pixels: Tensor | np.ndarray) -> Tensor:

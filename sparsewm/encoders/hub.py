@@ -196,7 +196,7 @@ def load_hub_encoder(
 
 
 def _build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module:
-    """The network without weights, by the hub repository's own code, or by timm where that is out of reach."""
+    """The network without weights: by the hub repository's own code, by timm where that is out of reach."""
     place, source = f"{spec.repository}:{spec.commit}", "github"
     if hub_repo is not None:
         folder, source = Path(hub_repo).expanduser(), "local"
@@ -293,8 +293,8 @@ def unreachable(name: str, spec: HubSpec, error: Exception) -> UserError:
     return UserError(
         f"cannot download {name} ({reason}): connect this machine to the network; or give `hub_repo` "
         f"{_clone(spec)} and `weights` the file from {spec.url} (with timm installed the file is enough); or "
-        "set TORCH_HOME to a folder where another machine has downloaded them; or use the encoder `embedded`, "
-        "which is shipped"
+        "set TORCH_HOME to a folder where another machine has downloaded them; or use the encoder "
+        "`embedded`, which is shipped"
     )
 
 

@@ -88,14 +88,15 @@ def _create(model: str, weights: str | Path | None) -> Any:
         network = timm.create_model(model, pretrained=True, num_classes=0, dynamic_img_size=True, **overlay)
     except TypeError as error:
         raise UserError(
-            f"timm's {model} takes no pictures of other sizes ({error}): give a vision transformer (vit_...)"
+            f"timm's {model} takes no pictures of other sizes ({error}): give a vision transformer"
         ) from None
     except Exception as error:  # timm, its hub and its readers raise many kinds
         if path is not None:
             raise UserError(f"{path} holds no weights of {model} ({str(error)[:200]})") from None
         raise UserError(
-            f"cannot get the weights of timm's {model} ({str(error)[:200]}): connect this machine to the network, "
-            "give `weights` a local file, or set HF_HOME to a folder where another machine has downloaded them"
+            f"cannot get the weights of timm's {model} ({str(error)[:200]}): connect this machine to the "
+            "network, give `weights` a local file, or set HF_HOME to a folder where another machine has "
+            "downloaded them"
         ) from None
     return network
 
