@@ -2,7 +2,8 @@
 
 from sparsewm.data.collect import collect
 from sparsewm.data.dataset import Dataset, DatasetWriter
-from sparsewm.data.tokens import TokenCache, fast_copy, token_statistics
+from sparsewm.data.statistics import token_statistics
+from sparsewm.data.tokens import TokenCache, fast_copy, token_bytes
 from sparsewm.data.windows import Windows, count_windows
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "collect",
     "count_windows",
     "fast_copy",
+    "token_bytes",
     "token_statistics",
 ]
