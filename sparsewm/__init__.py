@@ -15,6 +15,7 @@ their own libraries.
 from __future__ import annotations
 
 import importlib
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from sparsewm.model import load as load
     from sparsewm.model import load_pretrained as load_pretrained
     from sparsewm.model import save as save
+
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    # Threads of OpenMP wait for work in a busy loop, for so long that beside any other program every core is
+    # taken by waiting. Read when torch is imported.
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 try:
     __version__ = version("sparsewm")

@@ -278,6 +278,11 @@ class Agent:
         (one,), _ = unbatched(observation)
         memory.show(self._known(one))
 
+    def forget_pending(self) -> None:
+        """What was handed out last is not executed: the next `act` decides for the same moment again."""
+        for memory in self._episodes:
+            memory.pending.clear()
+
     def problem(self, active: Sequence[int] | np.ndarray | None = None) -> LatentProblem:
         """What the next plan of the active episodes minimises, for any planner of `sparsewm.planners`."""
         numbers = np.arange(len(self._episodes)) if active is None else np.asarray(active)

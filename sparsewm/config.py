@@ -293,12 +293,6 @@ class PlanConfig:
         return plain(asdict(self))
 
 
-def canonical(env: str) -> str:
-    """The name of an environment of this project however it is spelt; others as they are."""
-    spelt = env.lower().removeprefix("sparsewm/").removesuffix("-v0").replace("-", "")
-    return next((name for name in envs.names() if name.replace("-", "") == spelt), env)
-
-
 def config_folder() -> Path:
     """`configs/` as it was installed with the package."""
     return Path(__file__).parent / "configs"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -148,7 +149,11 @@ def require_space(path: str | Path, size: int, remedy: str = REMEDY) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write indented JSON atomically. Raises ValueError on NaN, which JSON does not know."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -177,3 +182,8 @@ def sha256_files(paths: Iterable[Path]) -> str:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: what is no letter, digit, dot or underscore becomes a hyphen."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")

@@ -8,11 +8,11 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -26,7 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sparsewm.config import PlanConfig, canonical, merged, read_yaml
+from sparsewm.config import PlanConfig, merged, read_yaml
+from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors
 
@@ -128,8 +129,10 @@ def taken(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def parse_plan(arguments: list[str], prog: str) -> PlanConfig:
-    """Settings of a plan: the tree's own, under the environment's, a file's (--config) and the flags.
+def parse_plan(
+    arguments: list[str], prog: str, usual: Mapping[str, Mapping[str, Any]] | None = None
+) -> PlanConfig:
+    """Settings of a plan: the tree's own, under the environment's, `usual`, a file's (--config), the flags.
 
     Raises:
         UserError: the file cannot be read, or holds what is no setting.
@@ -138,9 +141,9 @@ def parse_plan(arguments: list[str], prog: str) -> PlanConfig:
     content = {} if file is None else read_yaml(file)
     given, arguments = taken(arguments, "--env")
     env = canonical(str(given or content.get("env") or PlanConfig.env))
-    config = merged(PlanConfig.of(env), content | {"env": env}, str(file))
+    config = merged(PlanConfig.of(env, **(usual or {})), content | {"env": env}, str(file))
     text = (about(PlanConfig) or "") + "\n\n--config FILE reads any of these from YAML; flags go first."
-    return tyro.cli(PlanConfig, prog=prog, args=["--env", env, *arguments], default=config, description=text)
+    return tyro.cli(PlanConfig, prog=prog, args=["--env", env, *arguments], default=config, description=text, compact_help=True)
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Offline data: recording, files, encoded tokens, training windows."""
 
 from sparsewm.data.collect import collect
-from sparsewm.data.dataset import Dataset, DatasetWriter
+from sparsewm.data.dataset import Dataset, open_dataset
+from sparsewm.data.formats import FORMATS
 from sparsewm.data.statistics import token_statistics
 from sparsewm.data.tokens import TokenCache, fast_copy, token_bytes
 from sparsewm.data.windows import Windows, count_windows
+from sparsewm.data.writer import DatasetWriter
 
 __all__ = [
+    "FORMATS",
     "Dataset",
     "DatasetWriter",
     "TokenCache",
@@ -14,6 +17,7 @@ __all__ = [
     "collect",
     "count_windows",
     "fast_copy",
+    "open_dataset",
     "token_bytes",
     "token_statistics",
 ]

@@ -131,8 +131,8 @@ class TokenCache:
                     pixels = dataset.pixels[rows]
                 except OSError as error:
                     raise UserError(
-                        f"cannot read pictures {rows.start} to {rows.stop} of {dataset.path} ({error}): record or "
-                        "copy it again"
+                        f"cannot read pictures {rows.start} to {rows.stop} of {dataset.path} ({error}): "
+                        "record or copy it again"
                     ) from None
                 content = encode_half(encoder, pixels).tobytes()
                 checksum = zlib.crc32(content, checksum)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsewm.config import PlanConfig
-from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore, follow_expert
+from sparsewm.config import PlanConfig, environment_file, read_yaml
+from sparsewm.data.collect import Demonstrator, demonstrate, explore, follow_expert
 from sparsewm.envs import SimulatedGoalEnv, max_episode_steps
 from sparsewm.envs.experts import expert_policy
 from sparsewm.evaluation.actors import Oracle, StateCostMaker
@@ -84,7 +84,8 @@ def _far_apart(
     env: SimulatedGoalEnv, seed: int, number: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A state early in a scripted trajectory, and its end."""
-    states, _ = explore(env, _WAYS + seed, number, STEPS.get(env.name, 100))
+    steps = read_yaml(environment_file(env.name))["collect"]["steps"]
+    states, _ = explore(env, _WAYS + seed, number, steps)
     return states[int(rng.integers(len(states) // 4))], states[-1]
 
 

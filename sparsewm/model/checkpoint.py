@@ -137,7 +137,10 @@ def load(
         )
     if encoder is None:
         named = {"name": recorded["name"], "expected_hash": recorded["hash"]}
-        encoder = load_encoder(**named, weights=encoder_weights, hub_repo=hub_repo, **seen)
+        try:
+            encoder = load_encoder(**named, weights=encoder_weights, hub_repo=hub_repo, **seen)
+        except UserError as error:
+            raise UserError(str(error).replace("`weights`", "`encoder_weights`")) from None
     elif encoder.hash != recorded["hash"]:
         raise UserError(
             f"checkpoint {path} was trained on other weights of encoder {recorded['name']} "

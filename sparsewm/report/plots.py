@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sparsewm.data import Dataset
-from sparsewm.envs import GoalEnv
+from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.evaluation.episodes import Episode, small
 from sparsewm.evaluation.table import candidates, vision_only
 from sparsewm.files import atomic_path
@@ -59,7 +59,7 @@ def plot_plan(
 
 
 def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
-    """First episodes as strips of frames, and where the first two state coordinates have been."""
+    """First episodes as strips of frames; where the first two numbers of state or proprioception were."""
     count = min(4, dataset.episodes)
     figure, axes = plt.subplots(1, 2, figsize=(13, 1.2 + 1.5 * count), width_ratios=(3, 1))
     strips = []
@@ -70,8 +70,11 @@ def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
     axes[0].imshow(np.concatenate(strips))
     axes[0].set_axis_off()
     step = max(1, dataset.rows // 5000)
-    axes[1].plot(dataset.state[::step, 0], dataset.state[::step, 1], ".", markersize=1, color="#2b6cb0")
-    axes[1].set(xlabel=env.state_names[0], ylabel=env.state_names[1], aspect="equal")
+    state = dataset.state is not None and isinstance(env, SimulatedGoalEnv)
+    places = (dataset.state if state else dataset.proprio)[::step]
+    names = (env.state_names if state else env.proprio_names) or ("", "")
+    axes[1].plot(places[:, 0], places[:, min(1, places.shape[1] - 1)], ".", markersize=1, color="#2b6cb0")
+    axes[1].set(xlabel=names[0], ylabel=names[min(1, len(names) - 1)], aspect="equal" if state else "auto")
     axes[1].invert_yaxis()
     figure.suptitle(f"{env.name}: {dataset.episodes} episodes, {dataset.rows} frames", fontsize=10)
     _save(figure, path)
@@ -162,7 +165,7 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
         for row in (row for row in rows if row["environment"] == name):
             if row["selection"] == "random":
                 label = row["cost"] + vision_only(row)
-                if row["proposals"] != "gaussian":
+                if row["proposals"] != "none":
                     label += f", {candidates(row)}"
                 curves.setdefault(label, []).append(row)
             else:
