@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/calibrate.py --environments rope granular blockpush --episodes 60
+    python -m scripts.calibrate --environments rope granular blockpush --episodes 60
 
 The oracle is the planner of `configs/` on the true simulator with the true distance. For Rope and Granular
 the Chamfer threshold is varied too; the one in the environment's class is marked.
@@ -10,7 +10,6 @@ the Chamfer threshold is varied too; the one in the environment's class is marke
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
 from sparsewm.envs import GoalEnv
 from sparsewm.envs.table import TableEnv
 from sparsewm.evaluation.closed_loop import Policy, RandomActions, Still, make_tasks, run_episodes
@@ -83,9 +81,9 @@ def main(arguments: Arguments) -> None:
                 rows.append(row)
                 print(row, flush=True)
                 write_json(
-                    arguments.output, {"command": " ".join(sys.argv), "seed": arguments.seed, "rows": rows}
+                    arguments.output, {"command": typed_command(), "seed": arguments.seed, "rows": rows}
                 )
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -2,36 +2,31 @@
 
 Example (all defaults; about 20 minutes on 2 CPU cores):
 
-    python scripts/pretrain_encoder.py --output runs/encoder
+    python -m scripts.pretrain_encoder --output runs/encoder
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing as mp
-import os
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-
 import numpy as np
 import torch
-import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 
+from scripts.common import launch
+from scripts.lab.pretrain import DistillationConfig, join_readings, pretrain
 from sparsewm import envs
-from sparsewm.cli.common import exit_code
 from sparsewm.data.collect import explore
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.envs.policies import exploration_policy
 from sparsewm.files import atomic_path, read_json, write_json
 from sparsewm.precision import fastest_dtype
-from sparsewm.training.pretrain import DistillationConfig, join_readings, pretrain
 
 NEIGHBOUR = {"pusht": 4, "wall": 4, "pointmaze": 6, "rope": 1, "granular": 1, "blockpush": 4}
 """Environment steps, at most, between the two views of a scene."""
@@ -210,4 +205,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -2,7 +2,7 @@
 
 Example (about two minutes on two cores; with --presets default paper several more):
 
-    python scripts/measure_speed.py --output results/speed
+    python -m scripts.experiments.measure_speed --output results/speed
 
 Writes speed.json and scaling.png. All variants of a row run interleaved in one process, on the same weights,
 candidates and patches; only the last step, memory that is kept, needs a process of its own.
@@ -24,9 +24,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import psutil
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.bench import paper_model
 from sparsewm.evaluation.dino_wm import WindowRollout
@@ -161,7 +160,16 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     if torch.int8 == PLANNING:
         variants["linear layers in 8-bit integers"] = lambda: final.cost(actions)
     found = interleaved(variants, arguments.repeats)
-    command = [sys.executable, __file__, "--presets", preset, "--drop", str(arguments.drop), "--only-last"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.experiments.measure_speed",
+        "--presets",
+        preset,
+        "--drop",
+        str(arguments.drop),
+        "--only-last",
+    ]
     command += ["--candidates", str(arguments.candidates), "--repeats", str(arguments.repeats)]
     for keep in (True, False):
         output = subprocess.check_output(
@@ -256,7 +264,7 @@ def main(arguments: Arguments) -> None:
     if arguments.only_last:
         print(json.dumps(steps(arguments, arguments.presets[0], env)))
         return
-    report: dict[str, Any] = {"command": " ".join(sys.argv), "threads": torch.get_num_threads(), "seed": 0}
+    report: dict[str, Any] = {"command": typed_command(), "threads": torch.get_num_threads(), "seed": 0}
     report |= {"drop": arguments.drop, "candidates": arguments.candidates, "horizon": 5, "steps": {}}
     report["memory"] = memory(env, arguments.drop)
     report["ranking"] = {
@@ -275,4 +283,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

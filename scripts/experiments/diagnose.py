@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/diagnose.py --environments pusht --checkpoints runs --output results/diagnosis
+    python -m scripts.experiments.diagnose --environments pusht --checkpoints runs --output results/diagnosis
 
 Per environment: a probe reads the state from real tokens (held-out episodes), from tokens imagined 1 to 5
 model steps ahead, and, for comparison, from the frame imagination started at. A model that moves objects
@@ -12,18 +12,16 @@ collect`).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
+from scripts.lab.probe import probe_targets, read_errors, train_probe
 from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
-from sparsewm.evaluation.probe import probe_targets, read_errors, train_probe
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import load, pretrained_path
 from sparsewm.settings import choose_device, choose_dtype, make_env
@@ -102,7 +100,7 @@ def diagnose(name: str, arguments: Arguments) -> dict[str, Any]:
 
 def main(arguments: Arguments) -> None:
     for name in arguments.environments:
-        result = diagnose(name, arguments) | {"command": " ".join(sys.argv)}
+        result = diagnose(name, arguments) | {"command": typed_command()}
         write_json(arguments.output / f"{name}.json", result)
         print(name, "probe", result["probe"])
         for kind in ("real", "imagined", "copied"):
@@ -110,4 +108,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

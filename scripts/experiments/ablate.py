@@ -15,7 +15,7 @@ Example, after training a pair of models that differ by their groups alone:
 
     sparsewm train --env rope --groups 1 --output runs/ungrouped/rope
     sparsewm train --env rope --output runs/grouped/rope
-    python scripts/ablate.py --studies groups --environments rope \
+    python -m scripts.experiments.ablate --studies groups --environments rope \
         --grouped runs/grouped --ungrouped runs/ungrouped
 
 Finished cells are kept, so an interrupted run continues. Of every study it writes JSON, a table and a plot.
@@ -32,9 +32,8 @@ from typing import Any, Literal, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
 from sparsewm.cli.evaluate import Cell, cell_path, read_cell, time_cells
 from sparsewm.cli.plan import WITHOUT_MODEL, Plan
 from sparsewm.evaluation.closed_loop import Redraw
@@ -206,7 +205,7 @@ def main(arguments: Arguments) -> None:
             ):
                 assert times is not None
                 row["seconds_per_plan"] = times["seconds_per_plan"]
-        report = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+        report = {"command": typed_command(), "episodes": arguments.episodes, "seed": arguments.seed}
         write_json(arguments.output / f"{study}.json", report | {"rows": rows})
         lines = ["| environment | | drop | success (95%) | T moves | a plan |", "|---|---|---|---|---|---|"]
         lines += [
@@ -274,4 +273,4 @@ def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

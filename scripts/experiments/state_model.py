@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/state_model.py --data data --episodes 60
+    python -m scripts.experiments.state_model --data data --episodes 60
 
 A small network learns from the dataset's *states* what five environment steps do; the planner then searches
 in it, under the true distance. No picture, no token, no encoder: what such a model misses at some error of
@@ -11,7 +11,6 @@ its dynamics, a world model of pixels with the same error will miss, too. Writes
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
 from sparsewm.data import Dataset
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import Planned, make_tasks, run_episodes, summarize
@@ -137,10 +135,10 @@ def main(arguments: Arguments) -> None:
             row |= success(env, network, arguments.episodes, arguments.seed)
             rows.append(row)
             print(row, flush=True)
-            result = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+            result = {"command": typed_command(), "episodes": arguments.episodes, "seed": arguments.seed}
             result |= {"dataset": dataset.hash, "dataset_episodes": len(dataset.lengths), "rows": rows}
             write_json(arguments.output, result)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/gate_encoder.py --encoder-weights runs/encoder/model.safetensors \\
+    python -m scripts.experiments.gate_encoder --encoder-weights runs/encoder/model.safetensors \\
         --output results/encoder_gate.json
 
 The encoder oracle plans with the true simulator; only the cost is the encoder's. What it misses, no world
@@ -12,20 +12,16 @@ proprioception may decide.
 
 from __future__ import annotations
 
-import os
-import sys
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-
 import numpy as np
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
+from scripts.lab.geometry import cost_geometry, encode_states, token_sensitivity
 from sparsewm.data import fast_copy, token_statistics
 from sparsewm.data.collect import explore
 from sparsewm.data.tokens import token_precision
@@ -33,7 +29,6 @@ from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
-from sparsewm.evaluation.geometry import cost_geometry, encode_states, token_sensitivity
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
 from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
@@ -126,7 +121,7 @@ def main(arguments: Arguments) -> None:
     report |= {"geometry": {}, "sensitivity": {}, "precision": {}}
     if arguments.output.is_file() and (found := read_json(arguments.output))["encoder"] == trained.hash:
         report |= {key: found[key] for key in report if key in found}
-    command = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+    command = {"command": typed_command(), "episodes": arguments.episodes, "seed": arguments.seed}
     for name in arguments.environments:
         env = make_env(name)
         settings = environment_settings(env.name).plan
@@ -156,4 +151,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)
