@@ -159,7 +159,7 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrame
                 pixels = read_pictures(dataset, rows, progress=progress)
             draw = single(pixels, visible(dataset.state[:rows], env.state_names))
         with progress_bar("learning to see") as progress:
-            error = teach_vision(
+            left = teach_vision(
                 policy,
                 draw,
                 arguments.look,
@@ -167,7 +167,7 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrame
                 bfloat16=in_bfloat16(arguments),
                 progress=progress,
             )
-        print(f"the recorded state is read from pictures with an error of {error:.3f} of its variance")
+        print(f"the recorded state is read from pictures with an error of {left:.3f} of its variance")
 
 
 def ship(

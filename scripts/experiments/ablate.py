@@ -2,8 +2,7 @@ r"""What sparse imagination owes to its parts, and what cheaper searches are wor
 
     redraw: the mask redrawn at every optimiser iteration, at every re-plan, and never.
     groups: models trained with and without randomly grouped attention.
-    search: schedules of the drop ratio, racing, early stop and an automatic ratio, against more or fewer
-        candidates and tokens.
+    search: more or fewer candidates and tokens.
     proposals: candidates from a VLA (the policy alone, the best of 32 at all and half of the tokens, searched
         on) against noise, for goals far ahead.
     grids: VLAs that see few tokens of a picture, each alone.
@@ -51,14 +50,6 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "128 candidates": {"samples": 128},
     "drop 30%": {"drop": 0.3},
     "drop 70%": {"drop": 0.7},
-    "drop 80% to 20%": {"drop": 0.8, "drop_last": 0.2},
-    "drop 20% to 80%": {"drop": 0.2, "drop_last": 0.8},
-    "race of 128": {"race": 2},
-    "race of 128 for 32": {"samples": 32, "race": 4},
-    "race of 256": {"race": 4},
-    "settled at 0.5": {"settled": 0.5},
-    "settled at 0.3": {"settled": 0.3},
-    "drop auto": {"drop": "auto", "drop_highest": 0.9},
 }
 """Searches by name, as they differ from 64 candidates at half of the tokens and the usual settings."""
 
@@ -86,7 +77,7 @@ FAR: dict[str, dict[str, Any]] = {
 """Goals of the study of proposals, where an environment's usual ones are near."""
 
 WARM_UP = 10
-"""Plans that are not timed, within which an automatic drop ratio comes to rest."""
+"""Plans that are not timed."""
 
 
 @dataclass
@@ -142,8 +133,8 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
                 changed = {"proposals": str(folder), "selection": "policy"} | FAR.get(name, {})
                 yield picture_tokens(folder), Cell("policy", replace(plan, **changed))
         else:
-            for label, folder in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
-                checkpoint = None if folder is None else folder / name / "checkpoint"
+            for label, runs in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
+                checkpoint = None if runs is None else runs / name / "checkpoint"
                 for drop in arguments.drops:
                     varied_plan = replace(plan, drop=drop, checkpoint=checkpoint)
                     yield f"trained {label}", Cell("random", varied_plan)
@@ -159,10 +150,7 @@ def picture_tokens(policy: Path) -> str:
     config = read_json(policy / "config.json")
     if "image_tokens" not in config:
         return "all tokens"
-    words = [str(config["image_tokens"]), config["choice"]]
-    words += [] if config["bilinear"] else ["nearest patch"]
-    words += [] if config["coordinates"] else ["no coordinates"]
-    return ", ".join(words)
+    return f"{config['image_tokens']}, {config['choice']}"
 
 
 def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:

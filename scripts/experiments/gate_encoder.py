@@ -140,8 +140,8 @@ def main(arguments: Arguments) -> None:
         cells: list[tuple[str, PatchEncoder | None, float, float]] = [("true distance", None, 0.0, 0.0)]
         for label, encoder in (("trained", trained), ("random twin", twin)):
             cells += [(label, encoder, drop, alpha) for alpha in arguments.alphas for drop in arguments.drops]
-        for label, encoder, drop, alpha in cells:
-            row = oracle(env, settings, arguments.episodes, arguments.seed, encoder, drop, alpha)
+        for label, judged, drop, alpha in cells:
+            row = oracle(env, settings, arguments.episodes, arguments.seed, judged, drop, alpha)
             cell = {"environment": name, "cost": label, "drop": drop, "alpha": alpha}
             others = [r for r in report["oracle"] if {key: r[key] for key in cell} != cell]
             report["oracle"] = [*others, {**cell, **row, **command, "budget": settings.budget}]
