@@ -39,7 +39,7 @@ from scripts.lab.hindsight import HindsightFrames, read_pictures
 from scripts.lab.imitation import last_checkpoint, make_policy, train
 from scripts.lab.vision import begin_anew, remember_vision, single, teach_vision, visible, with_goals
 from sparsewm.cli.common import progress_bar
-from sparsewm.data import Dataset
+from sparsewm.data import open_dataset
 from sparsewm.data.cameras import BOTH, LUMINANCE
 from sparsewm.errors import UserError
 from sparsewm.files import umask
@@ -97,7 +97,7 @@ class Arguments:
 
 def read_frames(arguments: Arguments) -> HindsightFrames:
     """What to train on; vision looks once at pictures that are shown whole."""
-    env, dataset = make_env(arguments.env), Dataset(arguments.dataset, arguments.env)
+    env, dataset = make_env(arguments.env), open_dataset(arguments.dataset, arguments.env)
     text = environment_settings(env.name).instruction
     with progress_bar(f"reading {env.name}") as progress:
         return HindsightFrames(
@@ -150,7 +150,7 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrame
                 f"--start {arguments.start} is another kind of policy ({', '.join(other[:3])} ...)"
             )
     if arguments.look:
-        dataset, env = Dataset(arguments.dataset), make_env(arguments.env)
+        dataset, env = open_dataset(arguments.dataset), make_env(arguments.env)
         if frames.together:
             draw = with_goals(frames, dataset.state[:], env.state_names, env.angle_symmetry, arguments.seed)
         else:
@@ -244,7 +244,7 @@ def main(arguments: Arguments) -> None:
         begin(policy, arguments, frames)
     if frames.remembered:
         with progress_bar("looking at all pictures") as progress:
-            remember_vision(policy, Dataset(arguments.dataset).pixels, progress)
+            remember_vision(policy, open_dataset(arguments.dataset).pixels, progress)
     with progress_bar("training") as progress:
         checkpoint = train(
             policy,
@@ -265,7 +265,7 @@ def main(arguments: Arguments) -> None:
         sizes=", ".join(f"{name} {value}" for name, value in asdict(SIZES).items()),
         episodes=frames.num_episodes,
         frames=frames.num_frames,
-        source=Dataset(arguments.dataset).attributes.get("policy", "unknown policy"),
+        source=open_dataset(arguments.dataset).attributes.get("policy", "unknown policy"),
         text=text,
         **{name: getattr(arguments, name) for name in ("longest", "steps", "batch", "seed")},
         ends=ENDS,

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
 
 from scripts.common import launch, typed_command
 from scripts.lab.geometry import cost_geometry, encode_states, token_sensitivity
@@ -28,11 +29,10 @@ from sparsewm.data.tokens import token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.envs import GoalEnv
-from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
 from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
-from sparsewm.model.world_model import Standardizer
+from sparsewm.model.latent import Standardizer
 from sparsewm.planners import CEM, MPC
 from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env, preset
 

@@ -29,12 +29,11 @@ from scripts.common import launch, typed_command
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.bench import paper_model
 from sparsewm.evaluation.dino_wm import WindowRollout
-from sparsewm.evaluation.statistics import quartiles
+from sparsewm.evaluation.statistics import quartiles, spearman
 from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
-from sparsewm.model.drop import spearman
 from sparsewm.model.rollout import modulate
 from sparsewm.planners import CEM
 from sparsewm.precision import fast_bfloat16, fastest_dtype, planning_dtype

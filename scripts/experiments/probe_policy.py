@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from sparsewm.evaluation.closed_loop import observations
 
 from scripts.common import launch, typed_command
-from sparsewm.data import Dataset
-from sparsewm.evaluation.closed_loop import observations
+from sparsewm.data import open_dataset
 from sparsewm.files import read_json, write_json
 from sparsewm.proposals import check_proposals, load_sampler
 from sparsewm.settings import environment_settings, make_env
@@ -52,7 +52,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     env = make_env(arguments.env)
-    dataset, text = Dataset(arguments.dataset, env.name), environment_settings(env.name).instruction
+    dataset, text = open_dataset(arguments.dataset, env.name), environment_settings(env.name).instruction
     starts, ends = [], []
     for first, length in zip(dataset.offsets, dataset.lengths, strict=True):
         rows = np.arange(first, first + length - arguments.actions, arguments.every)

@@ -7,10 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-from sparsewm import envs
-from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import (
     FirstProposal,
     Planned,
@@ -20,6 +16,10 @@ from sparsewm.evaluation.closed_loop import (
     as_planned,
     run_episodes,
 )
+from torch import Tensor
+
+from sparsewm import envs
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.planners import CEM, MPC, PlanningError, ProposalMode
 
@@ -97,7 +97,7 @@ def test_the_policy_alone_executes_its_first_candidate(env: GoalEnv) -> None:
 def test_a_search_starts_from_the_candidates(env: GoalEnv, mode: ProposalMode) -> None:
     """A single iteration of little noise finds what it was told, and nothing else."""
     for proposals, success in ((Proposals(Fan(), 4, mode), mode == "seed"), (None, False)):
-        planner = CEM(samples=8, elites=2, iterations=1)
+        planner = CEM(candidates=8, elites=2, iterations=1)
         problems = oracle(env, hold=True)
         policy = Planned(env, MPC(planner, execute=2), problems, proposals=proposals)
         (trace,) = run_episodes(env, [task()], policy, budget=10)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsewm.evaluation.statistics import peak_memory, quartiles, wilson
-from sparsewm.model.drop import spearman
+from sparsewm.evaluation.statistics import peak_memory, quartiles, spearman, wilson
 
 
 @pytest.mark.parametrize(

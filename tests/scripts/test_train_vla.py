@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three demonstrations of Wall."""
     path = tmp_path_factory.mktemp("data") / "wall-expert.h5"
     env = envs.make("wall")
-    return collect("wall", 3, path, 1, 0, demonstration_steps(env), 32, expert=demonstrator(env))
+    return collect("wall", 3, path, demonstration_steps(env), 1, resolution=32, expert=demonstrator(env))
 
 
 @pytest.fixture(autouse=True)
