@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from scripts.common import launch, typed_command
-from sparsewm.envs import GoalEnv
+from scripts.lab.states import make_simulator
+from sparsewm.config import PlanConfig
 from sparsewm.envs.table import TableEnv
-from sparsewm.evaluation.closed_loop import Policy, RandomActions, Still, make_tasks, run_episodes
-from sparsewm.evaluation.oracle import oracle
+from sparsewm.evaluation.actors import Nothing, Oracle, RandomActions
+from sparsewm.evaluation.episodes import Actor, run_episodes
 from sparsewm.evaluation.statistics import wilson
 from sparsewm.files import write_json
-from sparsewm.settings import environment_settings, make_env
+from sparsewm.tasks import make_tasks
 
 
 @dataclass
@@ -44,37 +45,34 @@ class Arguments:
     """JSON file."""
 
 
-def policies(env: GoalEnv, seed: int) -> dict[str, Policy]:
+def actors(config: PlanConfig) -> dict[str, Actor]:
     """Yardsticks by name."""
-    planned = oracle(env, environment_settings(env.name).plan, seed)
-    return {"none": Still(env), "random_actions": RandomActions(env), "oracle": planned}
+    return {"nothing": Nothing(), "random": RandomActions(), "oracle": Oracle(config)}
 
 
 def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for name in arguments.environments:
-        env, settings = make_env(name), environment_settings(name).plan
-        tasks = make_tasks(
-            env, arguments.episodes, arguments.seed, settings.goal_source, settings.goal_offset
-        )
+        env, config = make_simulator(name), PlanConfig.of(name)
+        tasks = make_tasks(env, arguments.episodes, arguments.seed, config.goal)
         for scale in arguments.scales if isinstance(env, TableEnv) else (1.0,):
             if isinstance(env, TableEnv):
                 env.threshold = scale * type(env).threshold  # type: ignore[misc]  # of this one environment
-            for selection, policy in policies(env, arguments.seed).items():
+            for who, actor in actors(config).items():
                 started = time.time()
-                traces = run_episodes(env, tasks, policy, settings.budget)
-                successes = sum(trace.success for trace in traces)
-                plans = [len(trace.plans) for trace in traces if trace.success]
+                episodes = run_episodes([env], tasks, actor, config.goal.max_steps)
+                successes = sum(episode.success for episode in episodes)
+                plans = [len(episode.decisions) for episode in episodes if episode.success]
                 row = {
                     "environment": name,
                     "threshold": getattr(env, "threshold", None),
                     "scale": scale,
-                    "selection": selection,
-                    "budget": settings.budget,
-                    "episodes": len(traces),
-                    "success_rate": successes / len(traces),
-                    "success_ci95": list(wilson(successes, len(traces))),
+                    "actor": who,
+                    "max_steps": config.goal.max_steps,
+                    "episodes": len(episodes),
+                    "success_rate": successes / len(episodes),
+                    "success_ci95": list(wilson(successes, len(episodes))),
                     "plans_to_success": float(np.median(plans)) if plans else None,
                     "seconds": round(time.time() - started, 1),
                 }

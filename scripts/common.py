@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import tyro
 
-from sparsewm.cli.common import exit_code
+from sparsewm.cli.common import script_exit_code
 
 
 def launch(main: Callable[[Any], None], arguments: type) -> NoReturn:
@@ -18,7 +18,7 @@ def launch(main: Callable[[Any], None], arguments: type) -> NoReturn:
     Args:
         main: is given the arguments. arguments: dataclass of them.
     """
-    sys.exit(exit_code(lambda: main(tyro.cli(arguments))))
+    sys.exit(script_exit_code(lambda: main(tyro.cli(arguments))))
 
 
 def typed_command() -> str:

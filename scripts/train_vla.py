@@ -37,15 +37,17 @@ from scripts.common import launch, typed_command
 from scripts.lab.backbone import BackboneSizes, place_once, smolvla_options, write_backbone
 from scripts.lab.hindsight import HindsightFrames, read_pictures
 from scripts.lab.imitation import last_checkpoint, make_policy, train
+from scripts.lab.states import instruction, make_simulator
 from scripts.lab.vision import begin_anew, remember_vision, single, teach_vision, visible, with_goals
 from sparsewm.cli.common import progress_bar
+from sparsewm.config import at_least
 from sparsewm.data import open_dataset
 from sparsewm.data.cameras import BOTH, LUMINANCE
 from sparsewm.errors import UserError
 from sparsewm.files import umask
+from sparsewm.precision import choose_dtype
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.names import check_weights
-from sparsewm.settings import at_least, choose_dtype, environment_settings, make_env
 
 SIZES = BackboneSizes()
 CHUNK = 25  # actions
@@ -97,13 +99,12 @@ class Arguments:
 
 def read_frames(arguments: Arguments) -> HindsightFrames:
     """What to train on; vision looks once at pictures that are shown whole."""
-    env, dataset = make_env(arguments.env), open_dataset(arguments.dataset, arguments.env)
-    text = environment_settings(env.name).instruction
+    env, dataset = make_simulator(arguments.env), open_dataset(arguments.dataset, arguments.env)
     with progress_bar(f"reading {env.name}") as progress:
         return HindsightFrames(
             dataset,
             env.proprio_names,
-            text,
+            instruction(env),
             CHUNK,
             arguments.longest,
             ENDS,
@@ -150,7 +151,8 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, frames: HindsightFrame
                 f"--start {arguments.start} is another kind of policy ({', '.join(other[:3])} ...)"
             )
     if arguments.look:
-        dataset, env = open_dataset(arguments.dataset), make_env(arguments.env)
+        dataset, env = open_dataset(arguments.dataset), make_simulator(arguments.env)
+        assert dataset.state is not None
         if frames.together:
             draw = with_goals(frames, dataset.state[:], env.state_names, env.angle_symmetry, arguments.seed)
         else:
@@ -228,8 +230,9 @@ def main(arguments: Arguments) -> None:
     at_least(1, steps=arguments.steps, batch=arguments.batch, image_tokens=arguments.image_tokens)
     if arguments.start is not None and not (arguments.start / "model.safetensors").is_file():
         raise UserError(f"--start {arguments.start} holds no policy: give a folder this script wrote")
-    arguments.env = make_env(arguments.env).name
-    folder, text = arguments.output / arguments.env, environment_settings(arguments.env).instruction
+    env = make_simulator(arguments.env)
+    arguments.env = env.name
+    folder, text = arguments.output / env.name, instruction(env)
     frames = read_frames(arguments)
     if not (folder / "backbone").is_dir():
         write_backbone(folder / "backbone", [text], SIZES)

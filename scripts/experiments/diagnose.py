@@ -21,10 +21,11 @@ import torch
 
 from scripts.common import launch, typed_command
 from scripts.lab.probe import probe_targets, read_errors, train_probe
+from scripts.lab.states import make_simulator
 from sparsewm.data import TokenCache, Windows, fast_copy, open_dataset
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import load, pretrained_path
-from sparsewm.settings import choose_device, choose_dtype, make_env
+from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.training.trainer import standardized
 
 
@@ -60,7 +61,7 @@ def imagined(model: Any, batch: dict[str, torch.Tensor], horizon: int) -> torch.
 
 def diagnose(name: str, arguments: Arguments) -> dict[str, Any]:
     """Probe and readout errors of one environment."""
-    env, device = make_env(name), choose_device("auto")
+    env, device = make_simulator(name), choose_device("auto")
     dtype = choose_dtype("auto", device)
     runs = arguments.checkpoints
     path = pretrained_path(env.name) if runs is None else runs / env.name / "checkpoint"
@@ -74,6 +75,7 @@ def diagnose(name: str, arguments: Arguments) -> dict[str, Any]:
     )
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(rows, min(arguments.frames, len(rows)), replace=False))
+    assert dataset.state is not None
     targets, names = probe_targets(env, dataset.state[rows])
     probe = train_probe(model.standardizer.tokens(cache.rows(rows)).half(), torch.from_numpy(targets))
     windows = Windows(dataset, cache, arguments.horizon + 1, env.frameskip, held_out)

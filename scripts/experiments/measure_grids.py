@@ -28,12 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.common import launch
 from scripts.lab.backbone import BackboneSizes, smolvla_options, write_backbone
-from sparsewm.evaluation.closed_loop import observations
+from scripts.lab.states import make_simulator, observations
 from sparsewm.files import atomic_path, write_json
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.proposals.modeling_grids import SmolVLAGridsPolicy
-from sparsewm.settings import make_env
 
 
 @dataclass
@@ -153,7 +152,7 @@ def main(arguments: Arguments) -> None:
                 print({name: float(f"{value:.4g}") for name, value in row.items()})
                 rows.append(row)
     if arguments.policy is not None:
-        env = make_env(arguments.env)
+        env = make_simulator(arguments.env)
         sampler = LeRobotProposals(arguments.policy, env)
         report["retention"] = retention_map(sampler, env, arguments.output / "retention.png")
     write_json(arguments.output / "grids.json", {"rows": rows, "threads": torch.get_num_threads(), **report})

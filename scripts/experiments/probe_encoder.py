@@ -23,14 +23,14 @@ from torch.nn import functional as F
 
 from scripts.common import launch, typed_command
 from scripts.lab.probe import probe_targets, train_probe
+from scripts.lab.states import make_simulator
 from sparsewm.data import token_statistics
 from sparsewm.data.collect import explore
 from sparsewm.encoders import random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.encoders.surroundings import blurred_surroundings
-from sparsewm.evaluation.closed_loop import HELD_OUT
 from sparsewm.files import write_json
-from sparsewm.settings import make_env
+from sparsewm.tasks import HELD_OUT
 
 
 @dataclass
@@ -67,7 +67,7 @@ def pose_errors(read: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> dic
 
 
 def main(arguments: Arguments) -> None:
-    env = make_env("pusht")
+    env = make_simulator("pusht")
     runs = [explore(env, HELD_OUT + 17 + arguments.seed, i, 100)[0] for i in range(arguments.episodes)]
     states = np.concatenate(runs)
     split = len(np.concatenate(runs[: -max(1, arguments.episodes // 10)]))

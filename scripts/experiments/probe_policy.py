@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sparsewm.evaluation.closed_loop import observations
 
 from scripts.common import launch, typed_command
+from scripts.lab.states import instruction, make_simulator, observations
 from sparsewm.data import open_dataset
 from sparsewm.files import read_json, write_json
 from sparsewm.proposals import check_proposals, load_sampler
-from sparsewm.settings import environment_settings, make_env
 
 
 @dataclass
@@ -51,13 +50,14 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    env = make_env(arguments.env)
-    dataset, text = open_dataset(arguments.dataset, env.name), environment_settings(env.name).instruction
+    env = make_simulator(arguments.env)
+    dataset, text = open_dataset(arguments.dataset, env.name), instruction(env)
     starts, ends = [], []
     for first, length in zip(dataset.offsets, dataset.lengths, strict=True):
         rows = np.arange(first, first + length - arguments.actions, arguments.every)
         starts += rows.tolist()
         ends += [first + length - 1] * len(rows)
+    assert dataset.state is not None
     states = dataset.state[:]
     done = np.stack([dataset.action[row : row + arguments.actions] for row in starts])
     exchanged = np.random.default_rng(arguments.seed).permutation(ends)

@@ -10,8 +10,8 @@ import torch
 from lerobot.policies.factory import get_policy_class
 from lerobot.policies.smolvla import smolvlm_with_expert
 
+from scripts.lab.states import observations
 from sparsewm import envs
-from sparsewm.evaluation.closed_loop import observations
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.proposals.modeling_grids import GridSampler, SmolVLAGridsPolicy, spread
 from tests.proposals.tiny import tiny_policy

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from scripts import train_vla
 from scripts.lab.backbone import BackboneSizes
+from scripts.lab.states import observations
 from sparsewm import envs
 from sparsewm.data import collect
 from sparsewm.errors import UserError
-from sparsewm.evaluation.closed_loop import observations
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.proposals.lerobot import LeRobotProposals
 
@@ -125,7 +125,7 @@ def test_what_training_is_told_wrong(data: Path, tmp_path: Path) -> None:
     for changes, message in (
         ({"start": tmp_path}, "holds no policy"),
         ({"grey": (1, 2, 3)}, "--grey must be three whole numbers"),
-        ({"look": -1}, "--look must be at least 0"),
+        ({"look": -1}, "look.* must be at least 0"),
     ):
         with pytest.raises(UserError, match=message):
             train(data, tmp_path / "new", 1, **changes)
