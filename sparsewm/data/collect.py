@@ -32,9 +32,8 @@ from sparsewm.files import disk_errors, require_space
 
 PART = 25  # episodes recorded and kept together
 STAY = 10  # environment steps an expert stays at the goal
-STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100, "pointmaze-large": 200}
-"""Environment steps of an episode."""
-
+_RECORDING = ("environment", "frameskip", "seed", "steps", "resolution", "policy", "version")
+"""Attributes in which one recording differs from another."""
 
 Demonstrator = Callable[[SimulatedGoalEnv, int, int, int], tuple[np.ndarray, np.ndarray]]
 """Shows a way to a goal: (environment, seed, episode, steps) -> states (T + 1, D) and actions (T, A), T at
@@ -175,9 +174,9 @@ def collect(
     environment: str,
     episodes: int,
     path: str | Path,
+    steps: int,
     workers: int = 2,
     seed: int = 0,
-    steps: int | None = None,
     resolution: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     held: float = 0.0,
@@ -187,33 +186,32 @@ def collect(
 
     Args:
         environment: as `sparsewm.envs.make` knows it; what is no simulator is recorded by `reset` and
-            `step` under its own `exploration`. episodes: how many.
-        path: the `.h5` file; an existing complete file is kept.
-        workers: processes. seed: of everything. steps: environment steps an episode, None for the usual.
+            `step` under its own `exploration`. episodes: how many. path: the `.h5` file; an existing
+            complete file is kept.
+        steps: environment steps of an episode. workers: processes. seed: of everything.
         resolution: of the pictures in pixels, None for the environment's own (ours: 112).
         progress: called with the episodes done and wanted. held: share of steps with held random actions.
         expert: records ways to goals, each `steps` long at most, instead: `demonstrate`, the scripted ones,
             or another.
 
     Raises:
-        UserError: a flag is out of range, the environment has no expert, the disk is full, a worker died, or
-            the file has other settings.
+        UserError: an argument is out of range, the environment has no expert, the disk is full, a worker
+            died, or the file has other settings.
     """
     path, environment = Path(path), envs.canonical(environment)
-    steps = STEPS.get(environment, 100) if steps is None else steps
-    for flag, value in (("--episodes", episodes), ("--workers", workers), ("--steps", steps)):
+    for name, value in (("episodes", episodes), ("workers", workers), ("steps", steps)):
         if value < 1:
-            raise UserError(f"{flag} must be at least 1, got {value}")
+            raise UserError(f"`{name}` must be at least 1, got {value}")
     if not 0 <= held < 1:
-        raise UserError(f"--held must be at least 0 and below 1, got {held:g}")
+        raise UserError(f"`held` must be at least 0 and below 1, got {held:g}")
     if seed < 0:
-        raise UserError(f"--seed must be at least 0, got {seed}")
+        raise UserError(f"`seed` must be at least 0, got {seed}")
     if expert is not None and held:
-        raise UserError("--held interrupts exploration: leave it out with --policy expert")
+        raise UserError("held actions interrupt exploration: leave them out with an expert")
     spec = envs.make(environment, **_options(resolution))
     if not isinstance(spec, SimulatedGoalEnv) and (held or expert is not None):
         raise UserError(
-            f"{environment} is no simulator, its own exploration is recorded: leave held and expert out"
+            f"{environment} is no simulator, its own exploration is recorded: leave `held` and `expert` out"
         )
     policy = "exploration" + (f", {held:g} held actions" if held else "")
     if expert is not None:
@@ -228,6 +226,8 @@ def collect(
         "version": 1,
         "action_low": spec.action_space.low,
         "action_high": spec.action_space.high,
+        "proprio_names": list(spec.proprio_names),
+        "fps": float(spec.metadata["render_fps"]),
     }
     if expert is demonstrate and isinstance(spec, SimulatedGoalEnv):
         try:
@@ -241,7 +241,7 @@ def collect(
         if _same_recording(path, attributes, episodes):
             return path
         raise UserError(
-            f"{path} exists and was recorded with other settings: delete it or give another --output"
+            f"{path} exists and was recorded with other settings: delete it or write to another place"
         )
     parts = path.with_name(path.name + ".parts")
     jobs, waiting = [], []
@@ -267,9 +267,8 @@ def collect(
                     progress(done, episodes)
         except BrokenProcessPool:
             raise UserError(
-                "a recording process died, perhaps for lack of memory: the same command continues, with "
-                "fewer "
-                "--workers if need be (a script of your own needs `if __name__ == '__main__':` around it)"
+                "a recording process died, perhaps for lack of memory: run it again, with fewer workers if "
+                "need be, and it continues (a script of yours needs `if __name__ == '__main__':` around it)"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -295,7 +294,7 @@ def _same_recording(path: Path, attributes: dict[str, Any], episodes: int) -> bo
     """Whether a complete file holds these episodes."""
     try:
         with h5py.File(path, "r") as file:
-            same = all(np.array_equal(file.attrs.get(key), value) for key, value in attributes.items())
+            same = all(file.attrs.get(key) == attributes[key] for key in _RECORDING)
             return same and len(file["ep_len"]) == episodes
     except (OSError, KeyError):
         return False

@@ -109,7 +109,7 @@ class WorldModel(nn.Module):
         if dtype == torch.int8:
             reason = no_integers(torch.device(device))
             if reason is not None:
-                raise UserError(f"this machine does not plan in int8 ({reason}): give --dtype auto")
+                raise UserError(f"this machine does not plan in int8 ({reason}): give `dtype` auto")
         self._integers = dtype == torch.int8
         dtype = torch.bfloat16 if self._integers else dtype
         self.predictor.to(device=device, dtype=dtype)
@@ -328,5 +328,3 @@ class WorldModel(nn.Module):
                     + share * (proprio[:, 0] - batch["proprio"][:, t + 1]).square().mean() / frames
                 )
         return {"loss": token_error + proprio_error, "tokens": token_error, "proprio": proprio_error}
-
-

@@ -238,11 +238,13 @@ def test_what_moves_can_be_seen_in_most_random_looks(env: envs.SimulatedGoalEnv)
     first = env.sample_state()
     if env.name in ("pusht", "wall"):
         first[:2] = (100.0, 100.0) if env.name == "pusht" else (20.0, 20.0)
-    else:
+    elif env.name == "blockpush":
         first[:2] *= 0.5
     second = shifted(env, first, 0.3 if first[0] < 0.1 or env.name == "pusht" else -0.3)
     if env.name == "wall":
         second = first + np.array([0.0, 20.0])
+    elif env.name in ("rope", "granular"):
+        second = env.sample_state()
     for _ in range(60):
         env.randomize_appearance(rng)
         pictures = env.render_states(np.stack([first, second])).astype(int)
