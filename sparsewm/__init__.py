@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsewm.agent import Agent as Agent
+    from sparsewm.config import PlanConfig as PlanConfig
     from sparsewm.encoders import load_encoder as load_encoder
     from sparsewm.errors import UserError as UserError
     from sparsewm.memory import keep_freed_memory as keep_freed_memory
@@ -39,6 +41,8 @@ except PackageNotFoundError:  # imported from a folder that was never installed
     __version__ = "0+unknown"
 
 _HOMES = {
+    "Agent": "sparsewm.agent",
+    "PlanConfig": "sparsewm.config",
     "UserError": "sparsewm.errors",
     "WorldModel": "sparsewm.model",
     "keep_freed_memory": "sparsewm.memory",

@@ -1,48 +1,25 @@
-"""The command line: `sparsewm collect | train | plan | eval | bench | export | doctor`."""
+"""The command line: `sparsewm plan | train | eval | ...`; each command is imported when it is asked for."""
 
 from __future__ import annotations
 
-import ast
-import inspect
+import importlib
 import io
 import os
 import sys
-from typing import Annotated, Union
 
-if sys.platform == "linux":  # elsewhere MuJoCo draws without a screen by itself
-    os.environ.setdefault("MUJOCO_GL", "egl")
+from rich.console import Console
+from rich.table import Table
 
-import tyro
-from tyro.conf import subcommand
-
-from sparsewm.cli.bench import Bench
-from sparsewm.cli.collect import Collect
-from sparsewm.cli.common import exit_code
-from sparsewm.cli.doctor import Doctor
-from sparsewm.cli.evaluate import Eval
-from sparsewm.cli.export import Export
-from sparsewm.cli.plan import Plan
-from sparsewm.cli.train import Train
-from sparsewm.memory import keep_freed_memory
-
-
-def _about(command: type) -> str | None:
-    """Its docstring; from its source where Python throws docstrings away (-OO)."""
-    if sys.flags.optimize < 2:
-        return inspect.getdoc(command)
-    tree = ast.parse(inspect.getsource(command)).body[0]
-    return ast.get_docstring(tree) if isinstance(tree, ast.ClassDef) else None
-
-
-Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
-    Annotated[Collect, subcommand("collect", description=_about(Collect))],
-    Annotated[Train, subcommand("train", description=_about(Train))],
-    Annotated[Plan, subcommand("plan", description=_about(Plan))],
-    Annotated[Eval, subcommand("eval", description=_about(Eval))],
-    Annotated[Bench, subcommand("bench", description=_about(Bench))],
-    Annotated[Export, subcommand("export", description=_about(Export))],
-    Annotated[Doctor, subcommand("doctor", description=_about(Doctor))],
-]
+COMMANDS = {
+    "plan": ("sparsewm.cli.plan:Plan", "reach goals by planning in a world model"),
+    "train": ("sparsewm.cli.train:Train", "train a world model on an offline dataset"),
+    "collect": ("sparsewm.cli.collect:Collect", "record exploratory data in an environment"),
+    "eval": ("sparsewm.cli.evaluate:Eval", "success tables over environments, drop ratios and yardsticks"),
+    "bench": ("sparsewm.cli.bench:Bench", "time a planner iteration at several drop ratios"),
+    "export": ("sparsewm.cli.export:Export", "goal-reaching segments as a LeRobotDataset"),
+    "doctor": ("sparsewm.cli.doctor:Doctor", "what works on this machine, and the remedy for what does not"),
+}
+"""Commands by name: where each is, and what it does."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,20 +27,49 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # help and tables hold more than ASCII
             stream.reconfigure(errors="replace")
-    keep_freed_memory()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            command: Command = tyro.cli(  # type: ignore[call-overload]
-                Command,
-                prog="sparsewm",
-                description="Plan from pixels in a sparse DINO world model. "
-                "First: sparsewm plan --env pusht --drop 0.5",
-                args=arguments,
-            )
-            code = exit_code(command.run)
+            code = _run(words)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `sparsewm plan --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a shell says that a program ended by SIGPIPE
     sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print_help()
+        return 0 if words else 2
+    if words[0] == "--version":
+        import sparsewm
+
+        print(f"sparsewm {sparsewm.__version__}")
+        return 0
+    from sparsewm.cli.common import exit_code, said
+    from sparsewm.errors import UserError, suggest
+
+    name, rest = words[0].lower(), words[1:]
+    if name not in COMMANDS:
+        return said(UserError(f"unknown command '{words[0]}'.{suggest(name, COMMANDS)} See sparsewm --help"))
+    if sys.platform == "linux":  # elsewhere MuJoCo draws without a screen by itself
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    from sparsewm.memory import keep_freed_memory
+
+    keep_freed_memory()
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    return exit_code(getattr(importlib.import_module(module), attribute), name, rest)
+
+
+def print_help() -> None:
+    """What commands there are."""
+    console = Console()
+    console.print("usage: sparsewm COMMAND [--help]\n", highlight=False)
+    console.print("Plan from pixels in a sparse DINO world model.", highlight=False)
+    console.print("First: [bold]sparsewm plan --env pusht --drop 0.5[/]\n", highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, (_, summary) in COMMANDS.items():
+        table.add_row(f"  [bold]{name}[/]", summary)
+    console.print(table)

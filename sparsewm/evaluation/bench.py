@@ -13,26 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsewm.agent import Agent
+from sparsewm.config import PlanConfig
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.envs import GoalEnv
-from sparsewm.evaluation.closed_loop import ModelProblems, Planned, make_tasks, run_episodes
+from sparsewm.evaluation.actors import AgentActor, interface_of_env
 from sparsewm.evaluation.dino_wm import WindowRollout
-from sparsewm.evaluation.machine import machine, matmul_peak, wait
+from sparsewm.evaluation.episodes import run_episodes
+from sparsewm.evaluation.machine import machine
 from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.memory import PeakMemory
-from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, kept_patches, load
-from sparsewm.model.checkpoint import pretrained_path
-from sparsewm.planners import CEM, MPC
+from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, kept_patches
+from sparsewm.model.objectives import TokenError
+from sparsewm.planners import generator
 from sparsewm.precision import fast_bfloat16
 from sparsewm.settings import preset
-
-
-def bench_model(
-    env: GoalEnv, checkpoint: Path | None, device: torch.device, dtype: torch.dtype
-) -> WorldModel:
-    """The model to time: a checkpoint, or the shipped one."""
-    return load(checkpoint or pretrained_path(env.name), device, dtype, environment=env.name)
+from sparsewm.tasks import make_tasks
 
 
 def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: int) -> WorldModel:
@@ -44,9 +41,17 @@ def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: in
     config = PredictorConfig(
         encoder.dim, encoder.grid, env.proprio_dim, env.action_dim * env.frameskip, **preset("paper").model
     )
-    model = WorldModel(encoder, config, env.name, env.frameskip)
+    metadata = {"interface": interface_of_env(env).to_dict()}
+    model = WorldModel(encoder, config, env.name, env.frameskip, metadata)
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
+    """Best measured rate of a square matrix product, in floating-point operations per second."""
+    size = 8192 if device.type == "cuda" else size
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(_timed(device, lambda: a @ b) for _ in range(repeats))
 
 
 def rollout_operations(model: WorldModel, kept: int, candidates: int, horizon: int) -> float:
@@ -65,8 +70,20 @@ def one_problem(
 ) -> LatentProblem:
     """The planning problem that is timed."""
     low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
-    generator = torch.Generator().manual_seed(seed)
-    return LatentProblem(model, start, goal, low, high, horizon=horizon, drop=drop, generator=generator)
+    return LatentProblem(
+        model,
+        start,
+        goal,
+        low,
+        high,
+        objective=TokenError(model, proprio_weight=1.0),
+        horizon=horizon,
+        drop=drop,
+        frame="last",
+        action_repeat=False,
+        init_std=1.0,
+        generators=[generator(seed, "tokens")],
+    )
 
 
 @dataclass
@@ -118,14 +135,12 @@ def measure(
     """
     device = model.device
     observation, _ = env.reset(seed=seed)
-    goal = env.render_state(env.goal)
+    goal = env.goal_observation()
     pixels, proprio = (torch.as_tensor(observation[name])[None] for name in ("pixels", "proprio"))
     start = model.encode(pixels, proprio)
-    target = model.encode(goal["pixels"][None], goal["proprio"][None])
-    generator = torch.Generator().manual_seed(seed)
-    actions = (
-        torch.randn(1, candidates, horizon, model.action_dim, generator=generator).clamp(-1, 1).to(device)
-    )
+    target = model.encode(torch.as_tensor(goal["pixels"])[None], torch.as_tensor(goal["proprio"])[None])
+    noise = generator(seed, "candidates")
+    actions = torch.randn(1, candidates, horizon, model.action_dim, generator=noise).clamp(-1, 1).to(device)
     ratios = sorted({0.0, *drops})
     problems = [one_problem(model, env, start, target, horizon, drop, seed) for drop in ratios]
     copies = Latent(*(part.expand(candidates, *part.shape[1:]) for part in (start.tokens, start.proprio)))
@@ -187,11 +202,17 @@ def _due(round_: int, wanted: int, rounds: int) -> bool:
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:
-    wait(device)
+    """Seconds, the device's work included."""
+    _wait(device)
     started = time.perf_counter()
     work()
-    wait(device)
+    _wait(device)
     return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _row(
@@ -244,13 +265,23 @@ def measure_plans(
     One episode per drop ratio; all of a plan is executed before the next one. Two more plans come first,
     untimed. An episode that reaches its goal ends early.
     """
-    tasks = make_tasks(env, 1, seed, "random")
-    elites, rows = max(2, candidates // 10), []
+    config = PlanConfig.of(env.name).updated(
+        goal={"source": "random"},
+        candidates=candidates,
+        elites=max(2, candidates // 10),
+        iterations=iterations,
+        horizon=horizon,
+        execute=horizon,
+        objective="mse",
+        frame="last",
+        seed=seed,
+    )
+    tasks, rows = make_tasks(env, 1, seed, config.goal), []
     for index, drop in enumerate(drops):
-        problems = ModelProblems(model, env, seed, horizon=horizon, drop=drop)
-        policy = Planned(env, MPC(CEM(candidates, elites, iterations, seed=seed), horizon), problems)
-        [trace] = run_episodes(env, tasks, policy, (plans + 2) * horizon * env.frameskip)
-        spread = quartiles(trace.seconds_per_plan[2:])
+        actor = AgentActor(Agent(model, config.updated(drop=drop)))
+        [episode] = run_episodes([env], tasks, actor, (plans + 2) * horizon * env.frameskip)
+        times = episode.seconds_per_plan[2:]
+        spread = quartiles(times)
         if spread is not None:
             rows.append(
                 {
@@ -259,7 +290,7 @@ def measure_plans(
                     "candidates": candidates,
                     "horizon": horizon,
                     "iterations": iterations,
-                    "plans": len(trace.seconds_per_plan) - 2,
+                    "plans": len(times),
                     "seconds_per_plan": spread,
                     "plans_per_second": 1 / spread["median"],
                     "actions_per_second": horizon * env.frameskip / spread["median"],

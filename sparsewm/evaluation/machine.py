@@ -1,49 +1,58 @@
-"""What times are measured on: the machine's parts, and how fast it multiplies at best."""
+"""What results were made on: processor, threads, kernels, versions."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
-import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from sparsewm.files import sha256_files
+from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
 from sparsewm.precision import fast_bfloat16
 
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
-    """Best measured rate of a square matrix product, in floating-point operations per second."""
-    size = 8192 if device.type == "cuda" else size
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        a @ b
-        wait(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
-def wait(device: torch.device) -> None:
-    """Until a GPU has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pymunk", "lerobot")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What times were measured on."""
+    """The machine, and what of the project ran on it."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "processor": processor_name(),
         "bfloat16": fast_bfloat16(device),
+        "kernels": compiled_kernels(device),
         "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "memory_bytes": psutil.virtual_memory().total,
-        "torch": torch.__version__,
         "python": platform.python_version(),
+        "code": code_hash(),
+        **{name: found for name in PACKAGES if (found := _version(name)) is not None},
     }
+
+
+def compiled_kernels(device: torch.device) -> list[str]:
+    """Kernels of this project that planning uses here; empty where torch's own operations take their place."""
+    if device.type == "cuda":
+        return ["triton"] if not isinstance(gpu_kernels(), str) else []
+    found = [] if isinstance(kernels(), str) else ["amx"]
+    names = {str(dtype).removeprefix("torch."): layout for dtype, layout in LAYOUTS.items()}
+    return found + [name for name, layout in names.items() if not isinstance(layers_library(layout), str)]
+
+
+@cache
+def code_hash() -> str:
+    """Short SHA-256 of the package's source: results of another code are other results."""
+    root = Path(__file__).parents[1]
+    sources = (path for kind in ("*.py", "*.c", "*.h", "*.yaml") for path in root.rglob(kind))
+    linked = (path for name in ("planners", "envs", "configs") for path in (root / name).rglob("*.*"))
+    chosen = {path.resolve() for path in (*sources, *linked) if path.suffix in (".py", ".c", ".h", ".yaml")}
+    return sha256_files(sorted(path for path in chosen if "pretrained" not in path.parts))[:12]
 
 
 def processor_name() -> str:
@@ -53,3 +62,10 @@ def processor_name() -> str:
     except OSError:
         found = None
     return found.group(1) if found else platform.processor() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,11 +1,14 @@
-"""Small statistics that every table needs."""
+"""Small statistics and readings that every table needs."""
 
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 
 def wilson(successes: int, episodes: int, z: float = 1.96) -> tuple[float, float]:
@@ -25,3 +28,23 @@ def quartiles(values: Sequence[float]) -> dict[str, float] | None:
         return None
     p25, median, p75 = np.percentile(values, [25, 50, 75])
     return {"median": float(median), "p25": float(p25), "p75": float(p75)}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory so far in bytes: of the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation of two samples (K,) without ties."""
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value (K,), 0 for the smallest."""
+    order = np.empty(len(values))
+    order[values.argsort()] = np.arange(len(values))
+    return order

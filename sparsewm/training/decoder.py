@@ -16,7 +16,8 @@ from sparsewm.data import Dataset, TokenCache
 from sparsewm.errors import UserError
 from sparsewm.model.decoder import Decoder
 from sparsewm.model.drop import kept_patches
-from sparsewm.model.world_model import WorldModel, gather_patches, random_patches
+from sparsewm.model.latent import gather_patches, random_patches
+from sparsewm.model.world_model import WorldModel
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.trainer import standardized
 
@@ -77,7 +78,7 @@ def train_decoder(
     """
     device, side = model.device, decoder.config.side
     rng = np.random.default_rng([config.seed, 2])
-    rows = np.concatenate([dataset.offsets[e] + np.arange(dataset.lengths[e]) for e in episodes])
+    rows = dataset.rows_of(episodes)
     rows = np.sort(rng.choice(rows, min(config.frames, len(rows)), replace=False))
     parts = [torch.from_numpy(dataset.pixels[part]) for part in np.array_split(rows, -(-len(rows) // 256))]
     pixels = torch.cat([shrink(part, side) for part in parts])  # uint8 (K, 3, side, side)

@@ -9,7 +9,7 @@ import torch
 from sparsewm import envs
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
-from sparsewm.model.world_model import Standardizer
+from sparsewm.model.latent import Standardizer
 from sparsewm.planners import CEM, PlanningProblem
 from tests.model.tiny import tiny_encoder
 

@@ -14,7 +14,7 @@ from sparsewm.data import token_statistics
 from sparsewm.errors import UserError
 from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches, world_model
 from sparsewm.model.drop import AutoDrop, spearman
-from sparsewm.model.world_model import Standardizer, gather_patches
+from sparsewm.model.latent import Standardizer, gather_patches
 from sparsewm.planners import CEM, GradientDescent, PlanningProblem, RacingProblem, SeparableProblem
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
