@@ -53,6 +53,10 @@ class Bench:
     """default: the shipped model; paper: the paper's sizes with random weights."""
     checkpoint: Path | None = None
     """Checkpoint folder to time instead."""
+    encoder_weights: Path | None = None
+    """Local weights file of its encoder."""
+    hub_repo: Path | None = None
+    """Local clone of its encoder's torch.hub repository."""
     candidates: int = 100
     """Candidates per iteration."""
     horizon: int = 5
@@ -93,7 +97,9 @@ class Bench:
             model = paper_model(env, device, dtype, self.seed)
         else:
             checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-            model = load_model(PlanConfig.of(env.name).updated(checkpoint=checkpoint), env, device, dtype)
+            files = {"encoder_weights": self.encoder_weights, "hub_repo": self.hub_repo}
+            config = PlanConfig.of(env.name).updated(checkpoint=checkpoint, **files)
+            model = load_model(config, env, device, dtype)
         folder = output_folder(self.output)
         with progress_bar("timing") as progress:
             report = measure(

@@ -20,7 +20,7 @@ from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.actors import AgentActor, interface_of_env
 from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.evaluation.episodes import run_episodes
-from sparsewm.evaluation.machine import machine
+from sparsewm.evaluation.machine import machine, matmul_peak, wait
 from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.memory import PeakMemory
@@ -45,13 +45,6 @@ def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: in
     model = WorldModel(encoder, config, env.name, env.frameskip, metadata)
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
-    """Best measured rate of a square matrix product, in floating-point operations per second."""
-    size = 8192 if device.type == "cuda" else size
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(_timed(device, lambda: a @ b) for _ in range(repeats))
 
 
 def rollout_operations(model: WorldModel, kept: int, candidates: int, horizon: int) -> float:
@@ -203,16 +196,11 @@ def _due(round_: int, wanted: int, rounds: int) -> bool:
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:
     """Seconds, the device's work included."""
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     work()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _row(
