@@ -11,14 +11,14 @@ from rich.table import Table
 
 import sparsewm
 from sparsewm.cli.common import command_line, output_folder, progress_bar
-from sparsewm.config import PlanConfig, at_least
-from sparsewm.evaluation.bench import measure, measure_plans, paper_model
-from sparsewm.evaluation.run import load_model
+from sparsewm.config import at_least
+from sparsewm.evaluation.bench import bench_model, measure, measure_plans, paper_model
 from sparsewm.files import write_json
 from sparsewm.model import kept_patches
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_bench
 from sparsewm.settings import make_env, preset
+from sparsewm.tasks import check_seed
 
 
 def profile_table(profile: dict[str, list[dict[str, Any]]]) -> Table:
@@ -88,7 +88,7 @@ class Bench:
         at_least(0, baseline=self.baseline, plans=self.plans)
         at_least(1, iterations=self.iterations)
         at_least(1, candidates=self.candidates, horizon=self.horizon, repeats=self.repeats)
-        at_least(0, seed=self.seed)
+        check_seed(self.seed)
         for drop in self.drops:
             kept_patches(1, drop)
         device = choose_device(self.device)
@@ -96,10 +96,8 @@ class Bench:
         if self.preset == "paper" and self.checkpoint is None:
             model = paper_model(env, device, dtype, self.seed)
         else:
-            checkpoint = None if self.checkpoint is None else str(self.checkpoint)
             files = {"encoder_weights": self.encoder_weights, "hub_repo": self.hub_repo}
-            config = PlanConfig.of(env.name).updated(checkpoint=checkpoint, **files)
-            model = load_model(config, env, device, dtype)
+            model = bench_model(env, self.checkpoint, device, dtype, **files)
         folder = output_folder(self.output)
         with progress_bar("timing") as progress:
             report = measure(

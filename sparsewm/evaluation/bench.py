@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsewm.agent import Agent
-from sparsewm.config import PlanConfig
+from sparsewm.config import GoalConfig, PlanConfig
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.actors import AgentActor, interface_of_env
@@ -24,12 +24,18 @@ from sparsewm.evaluation.machine import machine, matmul_peak, wait
 from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.memory import PeakMemory
-from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, kept_patches
-from sparsewm.model.objectives import TokenError
-from sparsewm.planners import generator
+from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, kept_patches, load
+from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.precision import fast_bfloat16
 from sparsewm.settings import preset
 from sparsewm.tasks import make_tasks
+
+
+def bench_model(
+    env: GoalEnv, checkpoint: Path | None, device: torch.device, dtype: torch.dtype, **files: Any
+) -> WorldModel:
+    """The model to time: a checkpoint, or the shipped one; `files` as `load` takes them for its encoder."""
+    return load(checkpoint or pretrained_path(env.name), device, dtype, environment=env.name, **files)
 
 
 def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: int) -> WorldModel:
@@ -38,11 +44,10 @@ def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: in
     encoder = ViT(resolution=224, patch=16, width=384, depth=12, heads=6, dim=384)
     encoder.name, encoder.hash = "random", weights_hash(encoder)
     encoder.freeze()
-    config = PredictorConfig(
-        encoder.dim, encoder.grid, env.proprio_dim, env.action_dim * env.frameskip, **preset("paper").model
-    )
-    metadata = {"interface": interface_of_env(env).to_dict()}
-    model = WorldModel(encoder, config, env.name, env.frameskip, metadata)
+    interface = interface_of_env(env)
+    sizes = interface.proprio_dim, interface.action_dim * env.frameskip
+    config = PredictorConfig(encoder.dim, encoder.grid, *sizes, **preset("paper").model)
+    model = WorldModel(encoder, config, env.name, env.frameskip, {"interface": interface.to_dict()})
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
 
@@ -58,25 +63,13 @@ def rollout_operations(model: WorldModel, kept: int, candidates: int, horizon: i
     return candidates * total
 
 
-def one_problem(
-    model: WorldModel, env: GoalEnv, start: Latent, goal: Latent, horizon: int, drop: float, seed: int
-) -> LatentProblem:
-    """The planning problem that is timed."""
-    low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
-    return LatentProblem(
-        model,
-        start,
-        goal,
-        low,
-        high,
-        objective=TokenError(model, proprio_weight=1.0),
-        horizon=horizon,
-        drop=drop,
-        frame="last",
-        action_repeat=False,
-        init_std=1.0,
-        generators=[generator(seed, "tokens")],
+def bench_agent(model: WorldModel, horizon: int, drop: float, seed: int, **search: object) -> Agent:
+    """The agent whose problems are timed: squared error of the last frame, an action for every step."""
+    settings = {"horizon": horizon, "execute": horizon, "action_repeat": False} | search
+    config = PlanConfig.of(model.environment).updated(
+        search=settings, objective="mse", proprio_weight=1.0, frame="last", drop=drop, seed=seed
     )
+    return Agent(model, config)
 
 
 @dataclass
@@ -128,14 +121,18 @@ def measure(
     """
     device = model.device
     observation, _ = env.reset(seed=seed)
-    goal = env.goal_observation()
     pixels, proprio = (torch.as_tensor(observation[name])[None] for name in ("pixels", "proprio"))
-    start = model.encode(pixels, proprio)
-    target = model.encode(torch.as_tensor(goal["pixels"])[None], torch.as_tensor(goal["proprio"])[None])
-    noise = generator(seed, "candidates")
-    actions = torch.randn(1, candidates, horizon, model.action_dim, generator=noise).clamp(-1, 1).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    actions = (
+        torch.randn(1, candidates, horizon, model.action_dim, generator=generator).clamp(-1, 1).to(device)
+    )
     ratios = sorted({0.0, *drops})
-    problems = [one_problem(model, env, start, target, horizon, drop, seed) for drop in ratios]
+    problems = []
+    for drop in ratios:
+        agent = bench_agent(model, horizon, drop, seed)
+        agent.reset(env.goal_observation())
+        problems.append(agent.problem(observation))
+    start, target = problems[0].start, problems[0].goal
     copies = Latent(*(part.expand(candidates, *part.shape[1:]) for part in (start.tokens, start.proprio)))
 
     def sparse(index: int) -> Tensor:
@@ -195,7 +192,6 @@ def _due(round_: int, wanted: int, rounds: int) -> bool:
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds, the device's work included."""
     wait(device)
     started = time.perf_counter()
     work()
@@ -253,23 +249,13 @@ def measure_plans(
     One episode per drop ratio; all of a plan is executed before the next one. Two more plans come first,
     untimed. An episode that reaches its goal ends early.
     """
-    config = PlanConfig.of(env.name).updated(
-        goal={"source": "random"},
-        candidates=candidates,
-        elites=max(2, candidates // 10),
-        iterations=iterations,
-        horizon=horizon,
-        execute=horizon,
-        objective="mse",
-        frame="last",
-        seed=seed,
-    )
-    tasks, rows = make_tasks(env, 1, seed, config.goal), []
+    tasks = make_tasks(env, 1, seed, GoalConfig("random"))
+    elites, rows = max(2, candidates // 10), []
     for index, drop in enumerate(drops):
-        actor = AgentActor(Agent(model, config.updated(drop=drop)))
+        sizes = {"candidates": candidates, "elites": elites, "iterations": iterations}
+        actor = AgentActor(bench_agent(model, horizon, drop, seed, **sizes))
         [episode] = run_episodes([env], tasks, actor, (plans + 2) * horizon * env.frameskip)
-        times = episode.seconds_per_plan[2:]
-        spread = quartiles(times)
+        spread = quartiles(episode.seconds_per_plan[2:])
         if spread is not None:
             rows.append(
                 {
@@ -278,7 +264,7 @@ def measure_plans(
                     "candidates": candidates,
                     "horizon": horizon,
                     "iterations": iterations,
-                    "plans": len(times),
+                    "plans": len(episode.seconds_per_plan) - 2,
                     "seconds_per_plan": spread,
                     "plans_per_second": 1 / spread["median"],
                     "actions_per_second": horizon * env.frameskip / spread["median"],
