@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sparsewm.data.frames import Frames
 from sparsewm.errors import UserError, needs_extra
 
 with needs_extra("videos", "data"):
@@ -15,7 +16,12 @@ with needs_extra("videos", "data"):
     import av.error
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
-_OPEN = 8  # files kept open, each with its decoder
+_OPEN = 4  # files kept open, each with its decoder
+
+_TOLERANCE = 0.1  # of a frame's duration: how far a frame may be from the time that a row says
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is."""
 
 
 class Video:
@@ -127,24 +133,93 @@ class Video:
         raise UserError(f"frame {number} of {self.path} cannot be decoded: copy the video again, or leave it out")
 
 
-class Videos:
-    """Videos opened when needed; those used last stay open."""
+class VideoFrames(Frames):
+    """Rows of a dataset in video files.
 
-    def __init__(self) -> None:
+    Args:
+        source: the dataset, for messages.
+        files: the videos. file: (rows,) the one each row is in.
+        number: (rows,) the frame of the row in that file.
+        time: instead of numbers, (rows,) seconds from the file's first frame, with `fps` rows a second.
+        progress: called with the number of files looked at and that of all.
+
+    Raises:
+        UserError: a file is missing, damaged or too short, or pictures have several sizes.
+    """
+
+    def __init__(
+        self,
+        source: object,
+        files: Sequence[Path],
+        file: np.ndarray,
+        number: np.ndarray | None = None,
+        time: np.ndarray | None = None,
+        fps: float = 1.0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._files, self._file, self._number, self._time, self._fps = list(files), file, number, time, fps
         self._open: OrderedDict[Path, Video] = OrderedDict()
+        self.rates: list[float | None] = []
+        size: tuple[int, int] = (0, 0)
+        needed = np.zeros(len(files), np.int64)
+        if number is None:
+            assert time is not None, "number or time"
+            number = np.floor(time * fps + 0.5).astype(np.int64)
+        np.maximum.at(needed, file, number + 1)
+        for place, path in enumerate(self._files):
+            video = self._video(path)
+            if video.frames < needed[place]:
+                raise UserError(
+                    f"{path} has {video.frames} frames, the rows of its episodes need {needed[place]}: copy the "
+                    "dataset again"
+                )
+            if place == 0:
+                size = (video.height, video.width)
+            elif size != (video.height, video.width):
+                raise UserError(
+                    f"{path} has pictures of {video.height} x {video.width}, {self._files[0].name} of {size[0]} x "
+                    f"{size[1]}: make them equal"
+                )
+            self.rates.append(video.fps)
+            if progress is not None:
+                progress(place + 1, len(self._files))
+        super().__init__((len(file), *size, 3), source)
 
-    def __getitem__(self, path: Path) -> Video:
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """See `Frames.read`."""
+        runs = np.split(rows, np.flatnonzero(np.diff(self._file[rows])) + 1)
+        parts = []
+        for run in runs:
+            video = self._video(self._files[self._file[run[0]]])
+            wanted = self._number[run] if self._number is not None else self._at(video, run)
+            parts.append(video.read(wanted))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def close(self) -> None:
+        """Release all files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _at(self, video: Video, rows: np.ndarray) -> np.ndarray:
+        """Numbers of the frames shown at the times of rows."""
+        assert self._time is not None
+        shown, wanted, tolerance = video.times, self._time[rows], _TOLERANCE / self._fps
+        found = np.clip(np.searchsorted(shown, wanted - tolerance), 0, len(shown) - 1)
+        away = np.abs(shown[found] - wanted)
+        if (away > tolerance).any():
+            raise UserError(
+                f"{video.path} has no frame at the time of row {rows[away.argmax()]} ({away.max():.3f} s away): "
+                "video and table do not belong together, copy the dataset again"
+            )
+        return found
+
+    def _video(self, path: Path) -> Video:
         if path not in self._open:
             while len(self._open) >= _OPEN:
                 self._open.popitem(last=False)[1].close()
             self._open[path] = Video(path)
         self._open.move_to_end(path)
         return self._open[path]
-
-    def close(self) -> None:
-        """Release all files."""
-        while self._open:
-            self._open.popitem()[1].close()
 
 
 def _said(error: Exception) -> str:

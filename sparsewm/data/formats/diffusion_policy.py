@@ -19,14 +19,10 @@ from sparsewm.data.frames import Frames, ReadFrames, SideBySide
 from sparsewm.data.relative import make_relative
 from sparsewm.errors import UserError, needs_extra
 
-with needs_extra("datasets of Diffusion Policy", "data"):
-    import zarr
-    from zarr.storage import ZipStore
-
 _PUSHT_FPS, _PUSHT_SCALE = 10.0, 100.0
 
 
-class DiffusionPolicyDataset(Dataset):
+class DiffusionPolicyData(Dataset):
     """A replay buffer of Diffusion Policy.
 
     Args:
@@ -68,9 +64,9 @@ class DiffusionPolicyDataset(Dataset):
             raise UserError(f"meta/episode_ends of {path} must ascend from above 0: copy the dataset again")
         rows = int(ends[-1])
         for name, array in data.items():
-            if array.ndim >= 1 and len(array) != rows:
+            if array.shape[:1] != (rows,):
                 raise UserError(
-                    f"data/{name} of {path} has {len(array)} rows, meta/episode_ends needs {rows}: the dataset "
+                    f"data/{name} of {path} has {array.shape[0] if array.ndim else 0} rows, meta/episode_ends needs {rows}: the dataset "
                     "is incomplete, copy it again"
                 )
         available = [name for name, a in data.items() if a.ndim == 4 and 3 in (a.shape[1], a.shape[3])]
@@ -130,7 +126,7 @@ class DiffusionPolicyDataset(Dataset):
             numbers = ", ".join(key for key, a in data.items() if a.ndim in (1, 2))
             raise UserError(f"{path} has no numbers '{name}{count and ':' + count}' in data/: it has {numbers}")
         try:
-            values = np.asarray(array[:], np.float64).reshape(len(array), -1)
+            values = np.asarray(array[:], np.float64).reshape(array.shape[0], -1)
         except Exception as error:  # whatever a codec says of a damaged chunk
             raise UserError(f"data/{name} of {path} is damaged ({error}): copy the dataset again") from None
         return values[:, : int(count)] if count else values
@@ -138,6 +134,9 @@ class DiffusionPolicyDataset(Dataset):
 
 def _open(path: Path) -> tuple[dict[str, Any], np.ndarray]:
     """Arrays in `data/` by name, and the ends of the episodes."""
+    with needs_extra("datasets of Diffusion Policy", "data"):
+        import zarr
+        from zarr.storage import ZipStore
     try:
         store: Any = ZipStore(path, mode="r") if path.is_file() else str(path)
         group = zarr.open_group(store, mode="r")

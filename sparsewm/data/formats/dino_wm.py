@@ -44,7 +44,7 @@ _SAFE = {
 """What a pickled list of numbers may be made of."""
 
 
-class DinoWMDataset(Dataset):
+class DinoWMData(Dataset):
     """A folder of DINO-WM, e.g. `pusht_noise/train`.
 
     Args:
@@ -112,7 +112,7 @@ class DinoWMDataset(Dataset):
             path,
             lengths=lengths,
             action=numbers,
-            pixels=_EpisodeFrames(path / "obses", lengths, progress),
+            pixels=_pictures(path / "obses", lengths, progress),
             proprio=proprio,
             state=state,
             attributes={key: value for key, value in attributes.items() if value is not None},
@@ -130,86 +130,48 @@ class DinoWMDataset(Dataset):
         return (path / "states.pth").is_file() or any(path.glob("*/states.pth"))
 
 
-class _EpisodeFrames(Frames):
-    """Pictures of `episode_000.mp4` and following, or `.pth`."""
+def _pictures(folder: Path, lengths: np.ndarray, progress: Callable[[int, int], None] | None) -> Frames:
+    """Pictures of `episode_000.mp4` and following, or of tensors `episode_000.pth`."""
+    suffix = ".pth" if (folder / "episode_000.pth").is_file() else ".mp4"
+    files = [folder / f"episode_{episode:03d}{suffix}" for episode in range(len(lengths))]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise UserError(f"{missing} is missing: copy the dataset again")
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(len(episode)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    if suffix == ".pth":
+        return _TensorFrames(folder, files, episode, step)
+    from sparsewm.data.videos import VideoFrames
 
-    def __init__(
-        self, folder: Path, lengths: np.ndarray, progress: Callable[[int, int], None] | None
-    ) -> None:
-        self._files = []
-        for episode in range(len(lengths)):
-            paths = [folder / f"episode_{episode:03d}{suffix}" for suffix in (".mp4", ".pth")]
-            found = next((path for path in paths if path.is_file()), None)
-            if found is None:
-                raise UserError(f"no {paths[0].name} (or .pth) in {folder}: copy the dataset again")
-            self._files.append(found)
-        self._lengths, self._ends = lengths, np.cumsum(lengths)
-        self._tensor: tuple[int, np.ndarray] | None = None  # the last episode kept as a tensor
-        self._videos: Any = None
-        if any(file.suffix == ".mp4" for file in self._files):
-            from sparsewm.data.videos import Videos
+    return VideoFrames(folder, files, episode, step, progress=progress)
 
-            self._videos = Videos()
-            self._check_videos(progress)
-        height, width = self._size()
-        super().__init__((int(lengths.sum()), height, width, 3), folder)
 
-    def _check_videos(self, progress: Callable[[int, int], None] | None) -> None:
-        first: tuple[int, int] | None = None
-        for episode, file in enumerate(self._files):
-            if file.suffix != ".mp4":
-                continue
-            video = self._videos[file]
-            if video.frames < self._lengths[episode]:
-                raise UserError(
-                    f"{file} has {video.frames} frames, its episode {self._lengths[episode]} rows: copy the video again"
-                )
-            size = (video.height, video.width)
-            if size != (first or size):
-                raise UserError(f"{file} has pictures of {size}, others of {first}: leave it out")
-            first = size
-            if progress is not None:
-                progress(episode + 1, len(self._files))
+class _TensorFrames(Frames):
+    """Pictures kept as one tensor an episode; the last one read stays in memory."""
 
-    def _size(self) -> tuple[int, int]:
-        if not self._files:
-            return 0, 0
-        if self._files[0].suffix == ".mp4":
-            video = self._videos[self._files[0]]
-            return video.height, video.width
-        height, width = self._pictures(0).shape[1:3]
-        return height, width
+    def __init__(self, folder: Path, files: list[Path], episode: np.ndarray, step: np.ndarray) -> None:
+        self._files, self._episode, self._step = files, episode, step
+        self._kept: tuple[int, np.ndarray] | None = None
+        super().__init__((len(episode), *(self._load(0).shape[1:] if len(episode) else (0, 0, 3))), folder)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """See `Frames.read`."""
-        episodes = np.searchsorted(self._ends, rows, "right")
-        parts = []
-        for episode in np.unique(episodes).tolist():
-            numbers = rows[episodes == episode] - (self._ends[episode] - self._lengths[episode])
-            file = self._files[episode]
-            video = file.suffix == ".mp4"
-            parts.append(self._videos[file].read(numbers) if video else self._pictures(episode)[numbers])
-        return np.concatenate(parts)
+        runs = np.split(rows, np.flatnonzero(np.diff(self._episode[rows])) + 1)
+        return np.concatenate([self._load(int(self._episode[run[0]]))[self._step[run]] for run in runs])
 
-    def _pictures(self, episode: int) -> np.ndarray:
-        """All pictures uint8 (T, H, W, 3) of an episode kept as a tensor."""
-        if self._tensor is None or self._tensor[0] != episode:
-            file = self._files[episode]
+    def _load(self, episode: int) -> np.ndarray:
+        """All pictures uint8 (T, H, W, 3) of an episode."""
+        if self._kept is None or self._kept[0] != episode:
+            file, steps = self._files[episode], int((self._episode == episode).sum())
             values = _tensor(file, ndim=4)
             if values.shape[3] != 3:
                 values = values.transpose(0, 2, 3, 1)
-            if values.shape[3] != 3 or len(values) < self._lengths[episode]:
+            if values.shape[3] != 3 or len(values) < steps:
                 raise UserError(
-                    f"{file} must hold pictures ({self._lengths[episode]}, height, width, 3), has {values.shape}: "
-                    "copy it again"
+                    f"{file} must hold pictures ({steps}, height, width, 3), has {values.shape}: copy it again"
                 )
-            self._tensor = episode, np.clip(np.rint(values), 0, 255).astype(np.uint8)
-        return self._tensor[1]
-
-    def close(self) -> None:
-        """Release the videos."""
-        if self._videos is not None:
-            self._videos.close()
+            self._kept = episode, np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return self._kept[1]
 
 
 def _tensor(path: Path, ndim: int = 3) -> np.ndarray:
