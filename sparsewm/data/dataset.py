@@ -7,10 +7,11 @@ taken there; the last row of an episode has a zero action, since none was taken.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,10 @@ def open_dataset(
     cameras: Sequence[str] = (),
     format: str | None = None,
     check: bool = True,
+    relative: float | str | None = None,
+    position: Sequence[str] | str = (),
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Dataset:
     """A dataset of any known format, opened and checked.
 
@@ -225,14 +230,26 @@ def open_dataset(
         cameras: those to show, from left to right; needed where the dataset has several.
         format: a name in `sparsewm.data.formats.FORMATS`, or `module:class`; found out when None.
         check: refuse a dataset that training cannot use.
+        relative, position: turn absolute targets into relative actions, a full one of which is `relative`, or
+            the longest step for "auto"; see `sparsewm.data.relative.make_relative`.
+        progress: called with what is done and what there is, by readers for which opening takes long.
+        options: of the reader. Options may also follow the source, `demos.zarr?relative=100&proprio=agent_pos`.
 
     Raises:
         UserError: no such dataset, a format that is not known, a damaged file, another environment.
     """
-    from sparsewm.data.formats import find_format  # the readers import this module
+    from sparsewm.data.formats import find_format, reader_options, split_options  # readers import this module
+    from sparsewm.data.relative import make_relative
 
-    reader, rest = find_format(source, format)
-    dataset = reader(rest, cameras=tuple(cameras))  # type: ignore[call-arg]
+    place, said = split_options(source)
+    relative, position = said.pop("relative", relative), said.pop("position", position)
+    reader, rest = find_format(place, format)
+    chosen = reader_options(reader, {**said, **options})
+    if progress is not None and "progress" in inspect.signature(reader).parameters:
+        chosen["progress"] = progress
+    dataset = reader(rest, cameras=tuple(cameras), **chosen)  # type: ignore[call-arg]
+    if relative is not None:
+        make_relative(dataset, relative, position.split(",") if isinstance(position, str) else position)
     if check:
         dataset.check()
     found = dataset.attributes.get("environment")

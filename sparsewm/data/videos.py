@@ -50,7 +50,9 @@ class Video:
             raise UserError(f"{self.path} holds no pictures: give a video")
         self._stream = self._file.streams.video[0]
         self._stream.thread_type = "AUTO"
-        self._times: np.ndarray | None = None  # of all frames in the order they are shown, in ticks of the file
+        self._times: np.ndarray | None = (
+            None  # of all frames in the order they are shown, in ticks of the file
+        )
         self._decoded: Iterator[av.VideoFrame] | None = None
         self._next = 0  # the frame that `_decoded` yields next
         self.height, self.width = int(self._stream.height), int(self._stream.width)
@@ -130,7 +132,9 @@ class Video:
                     return frame
                 break
         self._decoded = None
-        raise UserError(f"frame {number} of {self.path} cannot be decoded: copy the video again, or leave it out")
+        raise UserError(
+            f"frame {number} of {self.path} cannot be decoded: copy the video again, or leave it out"
+        )
 
 
 class VideoFrames(Frames):

@@ -81,7 +81,7 @@ class DiffusionPolicyData(Dataset):
         chosen = list(proprio) or _proprio(data)
         columns = [self._column(path, data, name) for name in chosen]
         names = [
-            f"{name.partition(':')[0]}_{i}" if values.shape[1] > 1 else name.partition(':')[0]
+            f"{name.partition(':')[0]}_{i}" if values.shape[1] > 1 else name.partition(":")[0]
             for name, values in zip(chosen, columns, strict=True)
             for i in range(values.shape[1])
         ]
@@ -93,7 +93,11 @@ class DiffusionPolicyData(Dataset):
         pixels: Frames = parts[0] if len(parts) == 1 else SideBySide(parts)
         if environment == "pusht":
             state = _pusht_state(path, state, action, ends)
-            numbers, names, fps = state[:, [0, 1, 5, 6]], ["agent_x", "agent_y", "agent_vx", "agent_vy"], _PUSHT_FPS
+            numbers, names, fps = (
+                state[:, [0, 1, 5, 6]],
+                ["agent_x", "agent_y", "agent_vx", "agent_vy"],
+                _PUSHT_FPS,
+            )
             attributes["environment"] = "pusht"
             if pictures == "rendered":
                 pixels, shown, available = _rendered(path, state, resolution), ["rendered"], ["rendered"]
@@ -124,7 +128,9 @@ class DiffusionPolicyData(Dataset):
         array = data.get(name)
         if array is None or array.ndim not in (1, 2) or not (count == "" or count.isdecimal()):
             numbers = ", ".join(key for key, a in data.items() if a.ndim in (1, 2))
-            raise UserError(f"{path} has no numbers '{name}{count and ':' + count}' in data/: it has {numbers}")
+            raise UserError(
+                f"{path} has no numbers '{name}{count and ':' + count}' in data/: it has {numbers}"
+            )
         try:
             values = np.asarray(array[:], np.float64).reshape(array.shape[0], -1)
         except Exception as error:  # whatever a codec says of a damaged chunk
@@ -170,7 +176,9 @@ def _frames(path: Path, array: Any) -> Frames:
     channels_first = array.shape[3] != 3
     shape = (array.shape[0], array.shape[2], array.shape[3], 3) if channels_first else array.shape
     size = array.chunks[0]
-    last: dict[int, np.ndarray] = {}  # the chunk decoded last: it holds more rows than are asked for at a time
+    last: dict[
+        int, np.ndarray
+    ] = {}  # the chunk decoded last: it holds more rows than are asked for at a time
     unit: float | None = None
 
     def chunk(number: int) -> np.ndarray:
@@ -188,7 +196,9 @@ def _frames(path: Path, array: Any) -> Frames:
     def read(rows: np.ndarray) -> np.ndarray:
         numbers, starts = np.unique(rows // size, return_index=True)
         parts = np.split(rows, starts[1:])
-        return np.concatenate([chunk(int(n))[part - n * size] for n, part in zip(numbers, parts, strict=True)])
+        return np.concatenate(
+            [chunk(int(n))[part - n * size] for n, part in zip(numbers, parts, strict=True)]
+        )
 
     return ReadFrames(shape, path, read)
 

@@ -211,7 +211,9 @@ def _lengths(path: Path, episodes: int, steps: int) -> np.ndarray:
             with open(file, "rb") as opened:
                 found = _Numbers(opened).load()
         except Exception as error:  # a damaged pickle fails in all kinds of ways
-            raise UserError(f"{file} is damaged or holds more than numbers ({error}): copy it again") from None
+            raise UserError(
+                f"{file} is damaged or holds more than numbers ({error}): copy it again"
+            ) from None
     elif (path / "seq_lengths.pth").is_file():
         file = path / "seq_lengths.pth"
         try:

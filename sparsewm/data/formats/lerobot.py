@@ -55,7 +55,9 @@ class LeRobotData(Dataset):
                 else f"{source} has no cameras: record it with one"
             )
         if not shown and len(available) > 1:
-            raise UserError(f"{source} has several cameras, name those to show as cameras: {', '.join(available)}")
+            raise UserError(
+                f"{source} has several cameras, name those to show as cameras: {', '.join(available)}"
+            )
         shown = shown or list(available)
         states = list(state) or [key for key in (OBS_ENV_STATE,) if key in features]
         senses = list(proprio) or [key for key in (OBS_STATE,) if key in features]
@@ -147,7 +149,9 @@ def _check_info(root: Path, flags: str) -> None:
     try:
         version = str(json.loads(file.read_text(encoding="utf-8"))["codebase_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{root} is no LeRobotDataset: meta/info.json is missing or damaged ({error})") from None
+        raise UserError(
+            f"{root} is no LeRobotDataset: meta/info.json is missing or damaged ({error})"
+        ) from None
     if version.startswith(("v1", "v2")):
         raise UserError(_too_old(root, version, flags))
     for pattern in ("meta/tasks.parquet", "meta/episodes/*/*.parquet", "data/*/*.parquet"):
@@ -172,7 +176,9 @@ def _too_old(source: str | Path, version: str, flags: str) -> str:
 
 
 def _numbers(table: Mapping[str, np.ndarray], keys: Sequence[str]) -> np.ndarray:
-    return np.concatenate([np.asarray(table[key], np.float64).reshape(len(table[key]), -1) for key in keys], 1)
+    return np.concatenate(
+        [np.asarray(table[key], np.float64).reshape(len(table[key]), -1) for key in keys], 1
+    )
 
 
 def _names(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
@@ -181,7 +187,11 @@ def _names(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     for key in keys:
         names = features[key].get("names") or []
         if isinstance(names, Mapping):  # {"motors": [...]}, or names with their places
-            lists = [value for value in names.values() if isinstance(value, Sequence) and not isinstance(value, str)]
+            lists = [
+                value
+                for value in names.values()
+                if isinstance(value, Sequence) and not isinstance(value, str)
+            ]
             names = [name for value in lists for name in value] if lists else list(names)
         if len(names) != features[key]["shape"][0]:
             return []
@@ -214,7 +224,9 @@ def _video_frames(
     """Pictures out of the videos: many episodes lie in one file, each from a time of its own."""
     from sparsewm.data.videos import VideoFrames
 
-    starts = np.asarray(read.meta.episodes.with_format("numpy")[f"videos/{key}/from_timestamp"][:], np.float64)
+    starts = np.asarray(
+        read.meta.episodes.with_format("numpy")[f"videos/{key}/from_timestamp"][:], np.float64
+    )
     paths = [read.root / read.meta.get_video_file_path(episode, key) for episode in range(len(lengths))]
     files = list(dict.fromkeys(paths))
     places = {path: place for place, path in enumerate(files)}

@@ -48,7 +48,9 @@ class MinariData(Dataset):
         self._minari, path = _open(source)
         space = self._minari.action_space
         if not hasattr(space, "low"):
-            raise UserError(f"actions of {source} are {space}, not numbers in a Box: only those can be planned")
+            raise UserError(
+                f"actions of {source} are {space}, not numbers in a Box: only those can be planned"
+            )
         self._kept: tuple[int, dict[str, np.ndarray]] | None = None
         total = int(self._minari.total_episodes)
         lengths, actions, numbers = [], [], []
@@ -84,7 +86,9 @@ class MinariData(Dataset):
             lengths=lengths,
             action=np.concatenate(actions),
             pixels=parts[0] if len(parts) == 1 else SideBySide(parts),
-            proprio=np.concatenate([np.concatenate([n[k] for k in senses], 1) for n in numbers]) if senses else None,
+            proprio=np.concatenate([np.concatenate([n[k] for k in senses], 1) for n in numbers])
+            if senses
+            else None,
             state=np.concatenate([n["state"] for n in numbers]) if state else None,
             attributes={
                 "format": "minari",
@@ -92,7 +96,9 @@ class MinariData(Dataset):
             },
             fps=None if fps is None else float(fps),
             proprio_names=[
-                f"{k}_{i}" if numbers[0][k].shape[1] > 1 else k for k in senses for i in range(numbers[0][k].shape[1])
+                f"{k}_{i}" if numbers[0][k].shape[1] > 1 else k
+                for k in senses
+                for i in range(numbers[0][k].shape[1])
             ],
             cameras=shown,
             available_cameras=list(pictures),
@@ -118,7 +124,11 @@ class MinariData(Dataset):
 
     @staticmethod
     def _senses(source: object, leaves: Mapping[str, np.ndarray], proprio: Sequence[str]) -> list[str]:
-        known = [k for k, v in leaves.items() if v.dtype.kind in "fiu" and v.ndim <= 2 and not k.startswith("infos/")]
+        known = [
+            k
+            for k, v in leaves.items()
+            if v.dtype.kind in "fiu" and v.ndim <= 2 and not k.startswith("infos/")
+        ]
         unknown = [name for name in proprio if name not in known]
         if unknown:
             raise UserError(f"{source} has no numbers '{unknown[0]}': it has {', '.join(known) or 'none'}")
@@ -132,7 +142,9 @@ class MinariData(Dataset):
         try:
             episode = self._minari[number]
         except Exception as error:  # whatever HDF5, PIL or pyarrow say of a damaged file
-            raise UserError(f"episode {number} of {source} is damaged ({error}): copy the dataset again") from None
+            raise UserError(
+                f"episode {number} of {source} is damaged ({error}): copy the dataset again"
+            ) from None
         leaves: dict[str, np.ndarray] = {}
         _flatten(episode.observations, "", leaves)
         _flatten(episode.infos or {}, "infos", leaves)

@@ -99,7 +99,9 @@ class VideoData(Dataset):
         for video, rows, frames in zip(videos, order, lengths, strict=True):
             senses = any(columns[kind] for kind in ("proprio", "state"))
             if len(rows) not in ((frames,) if senses else (frames, frames - 1)):
-                raise UserError(f"{video} has {frames} frames, {file.name} has {len(rows)} rows of it: make them equal")
+                raise UserError(
+                    f"{video} has {frames} frames, {file.name} has {len(rows)} rows of it: make them equal"
+                )
             for kind, numbers in values.items():
                 found = numbers[rows]
                 parts[kind].append(found if len(rows) == frames else np.pad(found, ((0, 1), (0, 0))))
@@ -108,7 +110,9 @@ class VideoData(Dataset):
         frames_of = [VideoFrames(path, available[name], episode, step, progress=progress) for name in shown]
         rates = np.array([rate or 0 for frames in frames_of for rate in frames.rates])
         if fps is None and len(rates) and rates.max() > 1.02 * rates.min():
-            raise UserError(f"videos of {path} run at {rates.min():g} to {rates.max():g} frames a second: give fps")
+            raise UserError(
+                f"videos of {path} run at {rates.min():g} to {rates.max():g} frames a second: give fps"
+            )
         rate = float(fps) if fps is not None else float(np.median(rates)) or None
         full = {kind: np.concatenate(found) if columns[kind] else None for kind, found in parts.items()}
         pixels: Frames = frames_of[0] if len(frames_of) == 1 else SideBySide(frames_of)
@@ -197,7 +201,9 @@ def _rows(file: Path, table: dict[str, np.ndarray], videos: Sequence[Path]) -> l
         said = [Path(str(name)).name for name in table["file"]]
         foreign = next((name for name in said if name not in places), None)
         if foreign is not None:
-            raise UserError(f"{file} names the video {foreign}, which is not in {videos[0].parent}: copy it there")
+            raise UserError(
+                f"{file} names the video {foreign}, which is not in {videos[0].parent}: copy it there"
+            )
         of = np.array([places[name] for name in said], np.int64)
     elif "episode" in table:
         values, of = np.unique(table["episode"], return_inverse=True)
@@ -208,7 +214,9 @@ def _rows(file: Path, table: dict[str, np.ndarray], videos: Sequence[Path]) -> l
     elif len(videos) == 1:
         of = np.zeros(count, np.int64)
     else:
-        raise UserError(f"{file} must say in a column file or episode which of {len(videos)} videos a row belongs to")
+        raise UserError(
+            f"{file} must say in a column file or episode which of {len(videos)} videos a row belongs to"
+        )
     found = []
     for place, video in enumerate(videos):
         rows = np.flatnonzero(of == place)
