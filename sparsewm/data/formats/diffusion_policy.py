@@ -80,11 +80,9 @@ class DiffusionPolicyData(Dataset):
         shown = list(cameras) or available
         chosen = list(proprio) or _proprio(data)
         columns = [self._column(path, data, name) for name in chosen]
-        names = [
-            f"{name.partition(':')[0]}_{i}" if values.shape[1] > 1 else name.partition(":")[0]
-            for name, values in zip(chosen, columns, strict=True)
-            for i in range(values.shape[1])
-        ]
+        names = [name for key, values in zip(chosen, columns, strict=True) for name in _names(key, values.shape[1])]
+        if chosen == ["state:2"] and not proprio:
+            names = ["agent_x", "agent_y"]
         action = self._column(path, data, "action")
         state = self._column(path, data, "state") if "state" in data and data["state"].ndim == 2 else None
         numbers = np.concatenate(columns, 1) if columns else None
@@ -146,7 +144,7 @@ def _open(path: Path) -> tuple[dict[str, Any], np.ndarray]:
     try:
         store: Any = ZipStore(path, mode="r") if path.is_file() else str(path)
         group = zarr.open_group(store, mode="r")
-        data = dict(group["data"].arrays())  # type: ignore[union-attr]
+        data = dict(sorted(group["data"].arrays()))  # type: ignore[union-attr]
         ends = np.asarray(group["meta/episode_ends"][:], np.int64)  # type: ignore[index]
     except Exception as error:  # whatever zarr says of a damaged or foreign folder
         raise UserError(
@@ -165,6 +163,11 @@ def _proprio(data: dict[str, Any]) -> list[str]:
     if robot or "state" not in numbers:
         return sorted(robot)
     return ["state:2" if _is_pusht(numbers) else "state"]
+
+
+def _names(key: str, size: int) -> list[str]:
+    name = key.partition(":")[0]
+    return [f"{name}_{i}" for i in range(size)] if size > 1 else [name]
 
 
 def _is_pusht(numbers: dict[str, Any]) -> bool:
