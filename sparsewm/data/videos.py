@@ -64,6 +64,19 @@ class Video:
         """Number of frames: what the file says, counted where it says nothing."""
         return self._stream.frames or len(self.times)
 
+    def check_end(self) -> None:
+        """Raise a `UserError` where the last frames are missing, whatever the head of the file says."""
+        if self._stream.duration is None:
+            return
+        try:
+            self._file.seek(self._stream.duration, stream=self._stream, backward=True)
+            there = any(packet.size for packet in self._file.demux(self._stream))
+        except av.error.FFmpegError:
+            there = False
+        self._decoded = None
+        if not there:
+            raise UserError(f"{self.path} is cut off: copy it again")
+
     @property
     def times(self) -> np.ndarray:
         """When each frame is shown, float64 (frames,) in seconds from the first one."""
@@ -100,6 +113,7 @@ class Video:
     def _ticks(self) -> np.ndarray:
         if self._times is None:
             try:
+                self._file.seek(0, stream=self._stream)
                 packets = [
                     (packet.pts, packet.is_keyframe)
                     for packet in self._file.demux(self._stream)
@@ -107,7 +121,9 @@ class Video:
                 ]
             except av.error.FFmpegError as error:
                 raise UserError(f"{self.path} is cut off ({_said(error)}): copy it again") from None
-            if not packets or any(time is None for time, _ in packets):
+            if not packets:
+                raise UserError(f"{self.path} is cut off: copy it again")
+            if any(time is None for time, _ in packets):
                 raise UserError(
                     f"{self.path} does not say when its frames are shown: convert it, e.g. "
                     f"ffmpeg -i {self.path.name} {self.path.stem}.mp4"
@@ -184,6 +200,7 @@ class VideoFrames(Frames):
                     f"{path} has pictures of {video.height} x {video.width}, {self._files[0].name} of {size[0]} x "
                     f"{size[1]}: make them equal"
                 )
+            video.check_end()
             self.rates.append(video.fps)
             if progress is not None:
                 progress(place + 1, len(self._files))

@@ -154,6 +154,8 @@ def _check_info(root: Path, flags: str) -> None:
         ) from None
     if version.startswith(("v1", "v2")):
         raise UserError(_too_old(root, version, flags))
+    if not version.startswith("v3"):
+        raise UserError(f"{root} is a LeRobotDataset of {version}, v3.0 is needed: install a newer sparsewm")
     for pattern in ("meta/tasks.parquet", "meta/episodes/*/*.parquet", "data/*/*.parquet"):
         if not any(root.glob(pattern)):
             raise UserError(f"{root} lacks {pattern}: the recording was not finalized, or not copied whole")
