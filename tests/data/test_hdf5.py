@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -17,18 +15,7 @@ import pytest
 
 from sparsewm.data import DatasetWriter, open_dataset
 from sparsewm.errors import UserError
-from tests.data.tiny import ATTRIBUTES, episode, write_dataset
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """Files cannot grow beyond `size` bytes, here and in new processes: writing fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.data.tiny import ATTRIBUTES, episode, small_disk, write_dataset
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -373,7 +360,9 @@ def test_columns_that_others_leave_out_or_add(tmp_path: Path) -> None:
         file.attrs["environment"] = b"sparsewm/Wall-v0"
         file.attrs["action_names"] = ["left", "right"]
         file.attrs["fps"] = 12.5
-    with pytest.raises(UserError, match=r"has several cameras: name those to show \(pixels, wrist\)"):
+    with pytest.raises(
+        UserError, match=r"has several cameras, name those to show with `cameras`: pixels, wrist"
+    ):
         open_dataset(path)
     dataset = open_dataset(path, "wall", ["pixels", "wrist"])
     assert dataset.lengths.tolist() == [9, 5, 12] and dataset.state is None
