@@ -239,7 +239,7 @@ def open_dataset(
         relative, position: turn absolute targets into relative actions, a full one of which is `relative`, or
             the longest step for "auto"; see `sparsewm.data.relative.make_relative`.
         progress: called with what is done and what there is, by readers for which opening takes long.
-        options: of the reader. Options may also follow the source, `demos.zarr?relative=100&proprio=agent_pos`.
+        options: of the reader. They may also follow the source, `demos.zarr?relative=100&proprio=agent_pos`.
 
     Raises:
         UserError: no such dataset, a format that is not known, a damaged file, another environment.

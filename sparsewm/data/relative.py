@@ -17,7 +17,8 @@ def relative_actions(
 
     Args:
         action: (rows, A) targets. position: (rows, A) where one was, in the same units.
-        scale: what a full action means, in those units; the longest step when None, so that nothing is clipped.
+        scale: what a full action means, in those units; the longest step when None, so that nothing is
+            clipped.
 
     Returns:
         Actions float32 (rows, A), the scale, and the share of rows that were clipped.

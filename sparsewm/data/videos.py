@@ -93,8 +93,8 @@ class Video:
         pictures = np.empty((len(numbers), self.height, self.width, 3), np.uint8)
         if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < len(ticks):
             raise UserError(
-                f"{self.path} has {len(ticks)} frames, frame {numbers[-1]} is asked for: the video is cut off, "
-                "copy it again"
+                f"{self.path} has {len(ticks)} frames, frame {numbers[-1]} is asked for: the video is cut "
+                "off, copy it again"
             )
         try:
             for picture, number in zip(pictures, np.asarray(numbers).tolist(), strict=True):
@@ -190,15 +190,15 @@ class VideoFrames(Frames):
             video = self._video(path)
             if video.frames < needed[place]:
                 raise UserError(
-                    f"{path} has {video.frames} frames, the rows of its episodes need {needed[place]}: copy the "
-                    "dataset again"
+                    f"{path} has {video.frames} frames, the rows of its episodes need {needed[place]}: copy "
+                    "the dataset again"
                 )
             if place == 0:
                 size = (video.height, video.width)
             elif size != (video.height, video.width):
                 raise UserError(
-                    f"{path} has pictures of {video.height} x {video.width}, {self._files[0].name} of {size[0]} x "
-                    f"{size[1]}: make them equal"
+                    f"{path} has pictures of {video.height} x {video.width}, {self._files[0].name} of "
+                    f"{size[0]} x {size[1]}: make them equal"
                 )
             video.check_end()
             self.rates.append(video.fps)
@@ -229,8 +229,8 @@ class VideoFrames(Frames):
         away = np.abs(shown[found] - wanted)
         if (away > tolerance).any():
             raise UserError(
-                f"{video.path} has no frame at the time of row {rows[away.argmax()]} ({away.max():.3f} s away): "
-                "video and table do not belong together, copy the dataset again"
+                f"{video.path} has no frame at the time of row {rows[away.argmax()]} ({away.max():.3f} s "
+                "away): video and table do not belong together, copy the dataset again"
             )
         return found
 

@@ -44,7 +44,9 @@ def rows(values: torch.Tensor) -> np.ndarray:
     return np.concatenate([values[i, :length].numpy() for i, length in enumerate(LENGTHS)])
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, np.array(LENGTHS), np.array(LENGTHS, np.int32), torch.tensor(LENGTHS)])
+@pytest.mark.parametrize(
+    "lengths", [LENGTHS, np.array(LENGTHS), np.array(LENGTHS, np.int32), torch.tensor(LENGTHS)]
+)
 def test_pusht_comes_back_as_dino_wm_reads_it(tmp_path: Path, lengths: Any) -> None:
     tensors = write_pusht(tmp_path / "train", lengths)
     dataset = open_dataset(tmp_path / "train")
@@ -109,16 +111,34 @@ def pickled(path: Path, what: object) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "harmful lengths": (lambda f: pickled(f / "seq_lengths.pkl", Harm()), r"more than numbers \(it holds .*mkdir\)"),
+    "harmful lengths": (
+        lambda f: pickled(f / "seq_lengths.pkl", Harm()),
+        r"more than numbers \(it holds .*mkdir\)",
+    ),
     "harmful array": (
         lambda f: pickled(f / "seq_lengths.pkl", np.array([Harm()], object)),
         r"more than numbers \(it holds",
     ),
-    "harmful tensor": (lambda f: torch.save({"a": Harm()}, f / "states.pth"), r"states.pth is damaged or holds more"),
-    "no tensor": (lambda f: torch.save([1, 2], f / "states.pth"), r"must hold a tensor of 3 dimensions, has list"),
-    "lengths of text": (lambda f: pickled(f / "seq_lengths.pkl", ["a"]), r"must hold the length of each episode"),
-    "too long": (lambda f: pickled(f / "seq_lengths.pkl", [7, 12, 4]), r"states.pth is \(3, 11, 5\), .* \(3, 12"),
-    "too many": (lambda f: pickled(f / "seq_lengths.pkl", [7, 11, 4, 4]), r"the lengths of its 4 episodes need"),
+    "harmful tensor": (
+        lambda f: torch.save({"a": Harm()}, f / "states.pth"),
+        r"states.pth is damaged or holds more",
+    ),
+    "no tensor": (
+        lambda f: torch.save([1, 2], f / "states.pth"),
+        r"must hold a tensor of 3 dimensions, has list",
+    ),
+    "lengths of text": (
+        lambda f: pickled(f / "seq_lengths.pkl", ["a"]),
+        r"must hold the length of each episode",
+    ),
+    "too long": (
+        lambda f: pickled(f / "seq_lengths.pkl", [7, 12, 4]),
+        r"states.pth is \(3, 11, 5\), .* \(3, 12",
+    ),
+    "too many": (
+        lambda f: pickled(f / "seq_lengths.pkl", [7, 11, 4, 4]),
+        r"the lengths of its 4 episodes need",
+    ),
     "cut states": (
         lambda f: (f / "states.pth").write_bytes((f / "states.pth").read_bytes()[:300]),
         r"states.pth is damaged",

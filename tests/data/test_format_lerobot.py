@@ -88,15 +88,23 @@ def test_what_lerobot_recorded_comes_back(arm: tuple[Path, dict[str, np.ndarray]
     off = 4 if videos else 0
     for rows in (np.arange(19), np.array([2, 5, 6, 18]), np.array([14])):
         assert np.abs(one.pixels[rows].astype(int) - written["wrist"][rows]).max() <= off
-        assert np.abs(dataset.pixels[rows][:, :, :60].astype(int) - written["front"][rows][:, :, :60]).max() <= off
-    assert open_dataset(f"{root}?proprio=action&state=observation.state", cameras=("wrist",)).state.shape == (19, 3)
+        assert (
+            np.abs(dataset.pixels[rows][:, :, :60].astype(int) - written["front"][rows][:, :, :60]).max()
+            <= off
+        )
+    assert open_dataset(f"{root}?proprio=action&state=observation.state", cameras=("wrist",)).state.shape == (
+        19,
+        3,
+    )
     one.close()
     dataset.close()
 
 
 def test_cameras_and_features_are_named(arm: tuple[Path, dict[str, np.ndarray], bool]) -> None:
     root = arm[0]
-    with pytest.raises(UserError, match=r"has several cameras, name those to show as cameras: front, wrist"):
+    with pytest.raises(
+        UserError, match=r"has several cameras, name those to show with `cameras`: front, wrist"
+    ):
         open_dataset(root)
     with pytest.raises(UserError, match=r"no camera 'side': it has front, wrist"):
         open_dataset(root, cameras=("side",))
@@ -146,7 +154,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "tasks": (lambda r: (r / "meta/tasks.parquet").unlink(), r"lacks meta/tasks.parquet"),
     "episodes": (lambda r: shutil.rmtree(r / "meta/episodes"), r"lacks meta/episodes"),
     "table": (lambda r: (r / "data/chunk-000/file-000.parquet").unlink(), r"lacks data/"),
-    "cut table": (lambda r: halve(r / "data/chunk-000/file-000.parquet"), r"LeRobot cannot open .*: copy it again"),
+    "cut table": (
+        lambda r: halve(r / "data/chunk-000/file-000.parquet"),
+        r"LeRobot cannot open .*: copy it again",
+    ),
     "frames": (frames, r"holds 19 frames, its description says 25"),
     "video": (lambda r: (r / VIDEO).unlink(), r"observation.images.wrist/.*file-000.mp4 is missing"),
     "cut video": (lambda r: halve(r / VIDEO), r"file-000.mp4 is cut off or no video"),
@@ -171,7 +182,9 @@ def test_names_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     import lerobot.datasets.lerobot_dataset as module
 
     monkeypatch.setattr(module, "HF_LEROBOT_HOME", tmp_path)
-    with pytest.raises(UserError, match=r"no LeRobotDataset at nowhere: give its folder, or lerobot:user/name"):
+    with pytest.raises(
+        UserError, match=r"no LeRobotDataset at nowhere: give its folder, or lerobot:user/name"
+    ):
         open_dataset("lerobot:nowhere")
     (tmp_path / "some/old/meta").mkdir(parents=True)
     (tmp_path / "some/old/meta/info.json").write_text('{"codebase_version": "v2.0"}')

@@ -115,7 +115,7 @@ def test_goals_are_no_proprioception_and_cameras_are_named(tmp_path: Path) -> No
         for i in range(2)
     ]
     write("arm-v0", space, seen)
-    dataset = open_dataset("minari:arm-v0")
+    dataset = open_dataset("minari:arm-v0", cameras=("images/front", "images/wrist"))
     assert dataset.cameras == ("images/front", "images/wrist") and dataset.pixels.shape == (15, 32, 72, 3)
     assert np.array_equal(dataset.proprio, np.concatenate(numbers(3))) and dataset.state is None
     one = open_dataset("minari:arm-v0?proprio=achieved_goal&fps=20", cameras=("images/wrist",))
@@ -129,7 +129,10 @@ def test_goals_are_no_proprioception_and_cameras_are_named(tmp_path: Path) -> No
 
 def test_a_gymnasium_environment_and_pictures_kept_as_jpeg(tmp_path: Path) -> None:
     env = gym.wrappers.AddRenderObservation(
-        gym.make("Pendulum-v1", render_mode="rgb_array"), render_only=False, render_key="pixels", obs_key="state"
+        gym.make("Pendulum-v1", render_mode="rgb_array"),
+        render_only=False,
+        render_key="pixels",
+        obs_key="state",
     )
     env.action_space.seed(0)
     buffers = []
@@ -171,7 +174,10 @@ def cut(folder: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "an episode lost": (damage, r"episode 1 of .* is damaged"),
     "cut": (cut, r"episode 0 of .* is damaged|Minari cannot open"),
-    "description": (lambda f: (f / "data" / "metadata.json").write_text("{"), r"Minari cannot open .*: copy it again"),
+    "description": (
+        lambda f: (f / "data" / "metadata.json").write_text("{"),
+        r"Minari cannot open .*: copy it again",
+    ),
     "no data": (lambda f: (f / "data" / "main_data.hdf5").unlink(), r"Minari cannot open .*No data found"),
 }
 
@@ -188,7 +194,9 @@ def test_damaged_datasets_are_refused_in_one_sentence(tmp_path: Path, kind: str)
 
 def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) -> None:
     write("blind-v0", box(3), numbers(3))
-    with pytest.raises(UserError, match=r"holds no pictures: record it anew with pixels among the observations"):
+    with pytest.raises(
+        UserError, match=r"holds no pictures: record it anew with pixels among the observations"
+    ):
         open_dataset("minari:blind-v0")
     write("choice-v0", PICTURE, pictures(), gym.spaces.Discrete(4))
     with pytest.raises(UserError, match=r"actions of choice-v0 are Discrete\(4\), not numbers"):

@@ -22,7 +22,9 @@ def levels(count: int, first: int = 20) -> np.ndarray:
     return (first + 7 * np.arange(count)) % 240
 
 
-def write_video(path: Path, grey: np.ndarray, fps: int = 10, side: tuple[int, int] = (32, 48), key: int = 4) -> Path:
+def write_video(
+    path: Path, grey: np.ndarray, fps: int = 10, side: tuple[int, int] = (32, 48), key: int = 4
+) -> Path:
     """A video with one grey a frame, a key frame every `key`; side is (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
@@ -131,13 +133,17 @@ def test_the_last_frame_needs_no_row(tmp_path: Path) -> None:
 
 def test_two_cameras_side_by_side(tmp_path: Path) -> None:
     for name, first in (("front", 20), ("wrist", 90)):
-        write_video(tmp_path / name / "run_1.mp4", levels(9, first), side=(32, 48) if name == "front" else (64, 64))
+        write_video(
+            tmp_path / name / "run_1.mp4", levels(9, first), side=(32, 48) if name == "front" else (64, 64)
+        )
     write_table(tmp_path / "actions.csv", (9,))
-    dataset = open_dataset(tmp_path)
+    dataset = open_dataset(tmp_path, cameras=("front", "wrist"))
     assert dataset.cameras == ("front", "wrist") and dataset.pixels.shape == (9, 32, 80, 3)
     one = open_dataset(tmp_path, cameras=("wrist",))
     assert one.pixels.shape == (9, 64, 64, 3) and one.available_cameras == ("front", "wrist")
     assert np.abs(one.pixels[4].mean() - levels(9, 90)[4]) < 3
+    with pytest.raises(UserError, match=r"several cameras, name those to show with `cameras`: front, wrist"):
+        open_dataset(tmp_path)
     with pytest.raises(UserError, match=r"no camera 'side': it has front, wrist"):
         open_dataset(tmp_path, cameras=("side",))
 
@@ -155,10 +161,22 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: write_video(f / "run_2.mp4", levels(6), side=(32, 32)),
         r"has pictures of 32 x 32, run_1.mp4 of 32 x 48",
     ),
-    "other rate": (lambda f: write_video(f / "run_2.mp4", levels(6), fps=30), r"10 to 30 frames a second: give fps"),
-    "no actions": (lambda f: write_table(f / "actions.csv", (9, 6), a0=None, a1=None), r"no column of actions"),
-    "text": (lambda f: write_table(f / "actions.csv", (9, 6), a0=["x"] * 15), r"column 'a0' .* must be numbers"),
-    "gap": (lambda f: write_table(f / "actions.csv", (9, 6), frame=list(range(9)) + [0, 1, 2, 3, 4, 6]), r"gap"),
+    "other rate": (
+        lambda f: write_video(f / "run_2.mp4", levels(6), fps=30),
+        r"10 to 30 frames a second: give fps",
+    ),
+    "no actions": (
+        lambda f: write_table(f / "actions.csv", (9, 6), a0=None, a1=None),
+        r"no column of actions",
+    ),
+    "text": (
+        lambda f: write_table(f / "actions.csv", (9, 6), a0=["x"] * 15),
+        r"column 'a0' .* must be numbers",
+    ),
+    "gap": (
+        lambda f: write_table(f / "actions.csv", (9, 6), frame=list(range(9)) + [0, 1, 2, 3, 4, 6]),
+        r"gap",
+    ),
     "not finite": (
         lambda f: write_table(f / "actions.csv", (9, 6), a0=[np.nan] + [0.0] * 14),
         r"'action' is not finite in row 0",

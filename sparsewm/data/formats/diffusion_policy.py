@@ -1,8 +1,8 @@
-"""Datasets of Diffusion Policy: a zarr group of columns in `data/`, ends of episodes in `meta/episode_ends`.
+"""Datasets of Diffusion Policy: zarr arrays in `data/`, the ends of the episodes in `meta/episode_ends`.
 
-Every four-dimensional array is a camera; of numbers, `action` is needed. What counts as proprioception, unless
-it is named: `agent_pos`; else all arrays called `robot...` without velocities; else `state`, of which PushT's
-five numbers give the first two, the disc's position (the other three are the T's).
+Every four-dimensional array is a camera; of numbers, `action` is needed. What counts as proprioception,
+unless it is named: `agent_pos`; else all arrays called `robot...` without velocities; else `state`, of which
+PushT's five numbers give the first two, the disc's position (the other three are the T's).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparsewm.data.dataset import Dataset
-from sparsewm.data.frames import Frames, ReadFrames, SideBySide
+from sparsewm.data.frames import Frames, ReadFrames, choose_cameras, side_by_side
 from sparsewm.data.relative import make_relative
 from sparsewm.errors import UserError, needs_extra
 
@@ -27,9 +27,9 @@ class DiffusionPolicyData(Dataset):
 
     Args:
         path: a folder `NAME.zarr`, or a `.zarr.zip`.
-        cameras: arrays of pictures to show; all when empty.
-        proprio: arrays that make up proprioception, `NAME` or `NAME:n` for the first n columns; see above when
-            empty.
+        cameras: arrays of pictures to show; needed where there are several.
+        proprio: arrays that make up proprioception, `NAME` or `NAME:n` for the first n columns; see above
+            when empty.
         fps: rows a second; the format does not say, 10 is that of all its published datasets.
         environment: "pusht" reads a recording of PushT the way our PushT acts: relative actions, a state of
             seven numbers and proprioception of four. The disc's velocity, which the file lacks, follows from
@@ -38,8 +38,8 @@ class DiffusionPolicyData(Dataset):
         resolution: side of rendered pictures.
 
     Raises:
-        UserError: no such zarr, arrays that are missing or damaged, an unknown camera or array, or a file that
-            does not move as PushT does.
+        UserError: no such zarr, arrays that are missing or damaged, an unknown camera or array, or a file
+            that does not move as PushT does.
     """
 
     def __init__(
@@ -66,29 +66,23 @@ class DiffusionPolicyData(Dataset):
         for name, array in data.items():
             if array.shape[:1] != (rows,):
                 raise UserError(
-                    f"data/{name} of {path} has {array.shape[0] if array.ndim else 0} rows, meta/episode_ends needs {rows}: the dataset "
-                    "is incomplete, copy it again"
+                    f"data/{name} of {path} has {array.shape[0] if array.ndim else 0} rows, "
+                    f"meta/episode_ends needs {rows}: the dataset is incomplete, copy it again"
                 )
         available = [name for name, a in data.items() if a.ndim == 4 and 3 in (a.shape[1], a.shape[3])]
-        unknown = [name for name in cameras if name not in available]
-        if unknown or not available:
-            raise UserError(
-                f"{path} has no camera '{unknown[0]}': it has {', '.join(available) or 'none'}"
-                if unknown
-                else f"{path} has no pictures, only {', '.join(data)}: record it with a camera"
-            )
-        shown = list(cameras) or available
+        shown, obstacles = choose_cameras(path, available, cameras)
         chosen = list(proprio) or _proprio(data)
         columns = [self._column(path, data, name) for name in chosen]
-        names = [name for key, values in zip(chosen, columns, strict=True) for name in _names(key, values.shape[1])]
+        names = [
+            name for key, values in zip(chosen, columns, strict=True) for name in _names(key, values.shape[1])
+        ]
         if chosen == ["state:2"] and not proprio:
             names = ["agent_x", "agent_y"]
         action = self._column(path, data, "action")
         state = self._column(path, data, "state") if "state" in data and data["state"].ndim == 2 else None
         numbers = np.concatenate(columns, 1) if columns else None
         attributes: dict[str, Any] = {"format": "diffusion_policy"}
-        parts = [_frames(path, data[name]) for name in shown]
-        pixels: Frames = parts[0] if len(parts) == 1 else SideBySide(parts)
+        pixels = side_by_side([_frames(path, data[name]) for name in shown])
         if environment == "pusht":
             state = _pusht_state(path, state, action, ends)
             numbers, names, fps = (
@@ -111,6 +105,7 @@ class DiffusionPolicyData(Dataset):
             proprio_names=names,
             cameras=shown,
             available_cameras=available,
+            obstacles=obstacles,
         )
         if environment == "pusht":
             make_relative(self, _PUSHT_SCALE)
@@ -148,8 +143,8 @@ def _open(path: Path) -> tuple[dict[str, Any], np.ndarray]:
         ends = np.asarray(group["meta/episode_ends"][:], np.int64)  # type: ignore[index]
     except Exception as error:  # whatever zarr says of a damaged or foreign folder
         raise UserError(
-            f"{path} is damaged or no dataset of Diffusion Policy ({error or type(error).__name__}): it needs "
-            "data/ and meta/episode_ends; copy it again"
+            f"{path} is damaged or no dataset of Diffusion Policy ({error or type(error).__name__}): it "
+            "needs data/ and meta/episode_ends; copy it again"
         ) from None
     return data, ends
 
@@ -209,7 +204,7 @@ def _frames(path: Path, array: Any) -> Frames:
 def _pusht_state(path: Path, state: np.ndarray | None, target: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """PushT's state (rows, 7) out of the recorded five numbers: the velocity is what the controller made.
 
-    The disc follows its target by a PD controller, so ten substeps are linear in position, velocity and target.
+    A PD controller moves the disc to its target: ten substeps are linear in position, velocity and target.
     """
     if state is None or state.shape[1] != 5 or target.shape[1] != 2:
         raise UserError(f"{path} is no recording of PushT: its state must be 5 numbers and its action 2")
@@ -230,7 +225,8 @@ def _pusht_state(path: Path, state: np.ndarray | None, target: np.ndarray, ends:
             result[row + 1, 5:] = speed
     if worst > 1.0:
         raise UserError(
-            f"{path} does not move as PushT does ({worst:.0f} px away from it in one step): leave environment out"
+            f"{path} does not move as PushT does ({worst:.0f} px away from it in one step): leave out "
+            "environment"
         )
     return result
 

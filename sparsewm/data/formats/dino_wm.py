@@ -11,8 +11,8 @@ seq_lengths.pkl or .pth                 rows of each episode; without it all are
 obses/episode_000.mp4 or .pth           pictures; tensors (T, H, W, 3) or (T, 3, H, W), 0 to 255
 ======================================  ==================================================================
 
-As in DINO-WM, PushT's actions are in units of 100 px, its proprioception is the disc's position and velocity and
-its state is followed by the velocity, as our PushT has it; elsewhere proprioception is the state.
+As in DINO-WM, PushT's actions are in units of 100 px, its proprioception is the disc's position and velocity,
+and its state is followed by the velocity, as our PushT has it; elsewhere proprioception is the state.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class DinoWMData(Dataset):
         for name, values in tensors.items():
             if len(values) != len(lengths) or values.shape[1] < lengths.max(initial=0):
                 raise UserError(
-                    f"{path / name} is {tuple(values.shape)}, the lengths of its {len(lengths)} episodes need "
-                    f"({len(lengths)}, {lengths.max(initial=0)}, ...): copy the dataset again"
+                    f"{path / name} is {tuple(values.shape)}, the lengths of its {len(lengths)} episodes "
+                    f"need ({len(lengths)}, {lengths.max(initial=0)}, ...): copy the dataset again"
                 )
         flat = {name: _rows(values, lengths) for name, values in tensors.items()}
         state = flat["states.pth"]
@@ -168,7 +168,8 @@ class _TensorFrames(Frames):
                 values = values.transpose(0, 2, 3, 1)
             if values.shape[3] != 3 or len(values) < steps:
                 raise UserError(
-                    f"{file} must hold pictures ({steps}, height, width, 3), has {values.shape}: copy it again"
+                    f"{file} must hold pictures ({steps}, height, width, 3), has {values.shape}: copy it "
+                    "again"
                 )
             self._kept = episode, np.clip(np.rint(values), 0, 255).astype(np.uint8)
         return self._kept[1]

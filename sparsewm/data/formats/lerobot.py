@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsewm.data.dataset import Dataset
-from sparsewm.data.frames import Frames, ReadFrames, SideBySide
+from sparsewm.data.frames import Frames, ReadFrames, choose_cameras, side_by_side
 from sparsewm.errors import UserError, needs_extra
 
 _PREFIX = re.compile(r"^observation\.(images\.)?")
@@ -23,14 +23,13 @@ class LeRobotData(Dataset):
 
     Args:
         source: its folder, or `user/name` on the hub, which is downloaded to where LeRobot keeps datasets.
-        cameras: names such as `wrist` for `observation.images.wrist`; needed where there are several.
+        cameras: those to show, e.g. `wrist` for `observation.images.wrist`; needed where there are several.
         proprio: features that make up proprioception; `observation.state` when empty.
-        state: features that make up the full state; `observation.environment_state` when empty, if there is one.
+        state: features that make up the full state; `observation.environment_state`, if there, when empty.
         progress: called with the number of video files looked at and that of all.
 
     Raises:
-        UserError: no such dataset, an older version, a file missing or damaged, an unknown camera or feature,
-            or several cameras and none named.
+        UserError: no such dataset, an older version, a file missing or damaged, an unknown camera or feature.
     """
 
     def __init__(
@@ -46,19 +45,8 @@ class LeRobotData(Dataset):
         read, path = _open(source)
         features: Mapping[str, Any] = read.meta.features
         available = {_PREFIX.sub("", key): key for key in read.meta.camera_keys}
-        shown = [_PREFIX.sub("", name) for name in cameras]
-        unknown = [name for name in shown if name not in available]
-        if unknown or not available:
-            raise UserError(
-                f"{source} has no camera '{unknown[0]}': it has {', '.join(available) or 'none'}"
-                if unknown
-                else f"{source} has no cameras: record it with one"
-            )
-        if not shown and len(available) > 1:
-            raise UserError(
-                f"{source} has several cameras, name those to show as cameras: {', '.join(available)}"
-            )
-        shown = shown or list(available)
+        named = [_PREFIX.sub("", name) for name in cameras]
+        shown, obstacles = choose_cameras(source, list(available), named)
         states = list(state) or [key for key in (OBS_ENV_STATE,) if key in features]
         senses = list(proprio) or [key for key in (OBS_STATE,) if key in features]
         for key in (ACTION, *senses, *states):
@@ -85,7 +73,7 @@ class LeRobotData(Dataset):
             path,
             lengths=lengths,
             action=_numbers(table, [ACTION]),
-            pixels=parts[0] if len(parts) == 1 else SideBySide(parts),
+            pixels=side_by_side(parts),
             proprio=_numbers(table, senses) if senses else None,
             state=_numbers(table, states) if states else None,
             attributes={
@@ -97,6 +85,7 @@ class LeRobotData(Dataset):
             proprio_names=_names(features, senses),
             cameras=shown,
             available_cameras=list(available),
+            obstacles=obstacles,
         )
 
     @classmethod
@@ -106,7 +95,7 @@ class LeRobotData(Dataset):
 
 
 def _open(source: str | Path) -> tuple[Any, Path]:
-    """The dataset, opened by LeRobot, and where it lies. For a folder, nothing is looked for on the network."""
+    """The dataset, opened by LeRobot, and where it lies. The network is asked for names on the hub only."""
     import lerobot.datasets.lerobot_dataset as lerobot
 
     path = Path(source).expanduser()
@@ -137,8 +126,8 @@ def _open(source: str | Path) -> tuple[Any, Path]:
         raise UserError(f"LeRobot cannot open {source} ({said}): {advice}") from None
     if total != read.meta.total_frames:
         raise UserError(
-            f"{source} holds {total} frames, its description says {read.meta.total_frames}: the recording was "
-            "not finalized or not copied whole; copy it again"
+            f"{source} holds {total} frames, its description says {read.meta.total_frames}: the recording "
+            "was not finalized or not copied whole; copy it again"
         )
     return read, Path(read.root)
 

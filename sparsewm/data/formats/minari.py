@@ -1,8 +1,8 @@
 """Datasets of Minari, read by Minari: those on this machine that hold pictures.
 
-A picture is an array of bytes (H, W, 3), (3, H, W) or (H, W, 1) among the observations or the recorded infos. What
-counts as proprioception, unless it is named: `proprio`; else all numbers among the observations but goals
-(`desired_goal`, `achieved_goal`) and, beside others, `state`.
+A picture is an array of bytes (H, W, 3), (3, H, W) or (H, W, 1) among the observations or the recorded infos.
+What counts as proprioception, unless it is named: `proprio`; else all numbers among the observations but
+goals (`desired_goal`, `achieved_goal`) and, beside others, `state`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsewm.data.dataset import Dataset
-from sparsewm.data.frames import Frames, ReadFrames, SideBySide
+from sparsewm.data.frames import Frames, ReadFrames, choose_cameras, side_by_side
 from sparsewm.errors import UserError, needs_extra
 
 _GOALS = ("desired_goal", "achieved_goal")
@@ -27,14 +27,14 @@ class MinariData(Dataset):
 
     Args:
         source: its folder, or its name (`minari list local`).
-        cameras: names of observations that are pictures, `a/b` inside of others; all when empty.
+        cameras: observations to show, `a/b` inside of others; needed where there are several.
         proprio: names of observations that make up proprioception; see above when empty.
         fps: rows a second, which the format does not say.
         progress: called with the number of episodes read and that of all.
 
     Raises:
-        UserError: no such dataset, damaged, without pictures, with actions that are no numbers, an unknown camera
-            or observation.
+        UserError: no such dataset, damaged, without pictures, with actions that are no numbers, an unknown
+            camera or observation.
     """
 
     def __init__(
@@ -60,13 +60,18 @@ class MinariData(Dataset):
             rows = len(action) + 1
             if number == 0:
                 pictures = {k: shape for k, v in leaves.items() if (shape := _picture_shape(v)) is not None}
-                self._check(source, cameras, pictures)
+                if not pictures:
+                    raise UserError(
+                        f"{source} holds no pictures: record it anew with pixels among the observations, e.g. "
+                        "with gymnasium.wrappers.AddRenderObservation"
+                    )
+                shown, obstacles = choose_cameras(source, list(pictures), cameras)
                 senses = self._senses(source, leaves, proprio)
             short = [k for k in (*senses, *pictures) if k not in leaves or len(leaves[k]) != rows]
             if short:
                 raise UserError(
-                    f"episode {number} of {source} has {len(action)} actions, so {rows} of '{short[0]}' are needed: "
-                    "record the dataset again"
+                    f"episode {number} of {source} has {len(action)} actions, so {rows} of '{short[0]}' are "
+                    "needed: record the dataset again"
                 )
             lengths.append(rows)
             actions.append(np.concatenate([action, np.zeros_like(action[:1])]))
@@ -75,17 +80,16 @@ class MinariData(Dataset):
                 progress(number + 1, total)
         if not total:
             raise UserError(f"{source} holds no episodes: record some")
-        shown = list(cameras) or list(pictures)
         episode = np.repeat(np.arange(total), lengths)
         step = np.arange(len(episode)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        parts: list[Frames] = [self._frames(source, name, pictures[name], episode, step) for name in shown]
+        parts = [self._frames(source, name, pictures[name], episode, step) for name in shown]
         bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
         state = all("state" in n and n["state"].dtype.kind in "fiu" for n in numbers)
         super().__init__(
             path,
             lengths=lengths,
             action=np.concatenate(actions),
-            pixels=parts[0] if len(parts) == 1 else SideBySide(parts),
+            pixels=side_by_side(parts),
             proprio=np.concatenate([np.concatenate([n[k] for k in senses], 1) for n in numbers])
             if senses
             else None,
@@ -102,6 +106,7 @@ class MinariData(Dataset):
             ],
             cameras=shown,
             available_cameras=list(pictures),
+            obstacles=obstacles,
             action_low=space.low.ravel() if bounded else None,
             action_high=space.high.ravel() if bounded else None,
         )
@@ -110,17 +115,6 @@ class MinariData(Dataset):
     def recognizes(cls, path: Path) -> bool:
         """A folder with `metadata.json` and the data beside it, or in its `data/`."""
         return _data_path(path) is not None
-
-    @staticmethod
-    def _check(source: object, cameras: Sequence[str], pictures: Mapping[str, tuple[int, ...]]) -> None:
-        if not pictures:
-            raise UserError(
-                f"{source} holds no pictures: record it anew with pixels among the observations, e.g. with "
-                "gymnasium.wrappers.AddRenderObservation"
-            )
-        unknown = [name for name in cameras if name not in pictures]
-        if unknown:
-            raise UserError(f"{source} has no camera '{unknown[0]}': it has {', '.join(pictures)}")
 
     @staticmethod
     def _senses(source: object, leaves: Mapping[str, np.ndarray], proprio: Sequence[str]) -> list[str]:
@@ -187,8 +181,8 @@ def _open(source: str | Path) -> tuple[Any, Path]:
         opened = minari.load_dataset(str(source))
     except FileNotFoundError:
         raise UserError(
-            f"no dataset of Minari called {source} on this machine: minari list local shows those, minari download "
-            f"{source} fetches it"
+            f"no dataset of Minari called {source} on this machine: minari list local shows those there are, "
+            f"minari download {source} fetches it"
         ) from None
     except Exception as error:  # whatever Minari, Gymnasium or HDF5 say of a damaged or foreign dataset
         said = " ".join(str(error).split())[:200] or type(error).__name__
@@ -198,7 +192,7 @@ def _open(source: str | Path) -> tuple[Any, Path]:
 
 def _flatten(value: Any, name: str, leaves: dict[str, np.ndarray]) -> None:
     """All arrays of nested dictionaries and tuples by name, `a/b`; a lone array is called observation."""
-    if isinstance(value, Mapping) or isinstance(value, tuple):
+    if isinstance(value, (Mapping, tuple)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, inner in items:
             _flatten(inner, f"{name}/{key}" if name else str(key), leaves)

@@ -11,10 +11,10 @@
     run_1.mp4,0,0.1,-0.3,12.0,40.5
     run_1.mp4,1,0.2,-0.1,12.4,39.8
 
-One row a frame, in the order of the frames; the last frame of a video may lack its row, or its action, as none
-was taken there. `file` says which video, or `episode`, whose values in order are the videos in the order of
-their names (2 before 10); with one video neither is needed. `frame`, if there, counts from 0 and rows may come in
-any order. Columns are taken by their names, which are kept:
+One row a frame, in the order of the frames; the last frame of a video may lack its row, or its action, as
+none was taken there. `file` says which video, or `episode`, whose values in order are the videos in the order
+of their names (2 before 10); with one video neither is needed. `frame`, if there, counts from 0, and rows may
+come in any order. Columns are taken by their names, which are kept:
 
 =============  ========================================
 column         what
@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsewm.data.dataset import Dataset
-from sparsewm.data.frames import Frames, SideBySide
+from sparsewm.data.frames import choose_cameras, side_by_side
 from sparsewm.errors import UserError, needs_extra
 
 _SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
@@ -49,7 +49,7 @@ class VideoData(Dataset):
 
     Args:
         path: the folder.
-        cameras: names of folders with videos; all when empty.
+        cameras: folders of videos to show; needed where there are several.
         action, proprio, state: names of columns, instead of those that are called so.
         fps: rows a second; what the videos say when None.
         progress: called with the number of videos looked at and that of all.
@@ -75,10 +75,7 @@ class VideoData(Dataset):
         available = _cameras(path)
         if not available:
             raise UserError(f"no videos in {path}: put them there as {', '.join(_SUFFIXES)}")
-        unknown = [name for name in cameras if name not in available]
-        if unknown:
-            raise UserError(f"{path} has no camera '{unknown[0]}': it has {', '.join(available)}")
-        shown = list(cameras) or list(available)
+        shown, obstacles = choose_cameras(path, list(available), cameras)
         videos = available[shown[0]]
         for name in shown:
             if [v.name for v in available[name]] != [v.name for v in videos]:
@@ -115,13 +112,12 @@ class VideoData(Dataset):
             )
         rate = float(fps) if fps is not None else float(np.median(rates)) or None
         full = {kind: np.concatenate(found) if columns[kind] else None for kind, found in parts.items()}
-        pixels: Frames = frames_of[0] if len(frames_of) == 1 else SideBySide(frames_of)
         assert full["action"] is not None
         super().__init__(
             path,
             lengths=lengths,
             action=full["action"],
-            pixels=pixels,
+            pixels=side_by_side(frames_of),
             proprio=full["proprio"],
             state=full["state"],
             attributes={"format": "video"},
@@ -130,6 +126,7 @@ class VideoData(Dataset):
             proprio_names=columns["proprio"],
             cameras=shown,
             available_cameras=list(available),
+            obstacles=obstacles,
         )
 
     @classmethod
@@ -183,7 +180,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 
 def _numbers(file: Path, table: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    parts = [np.zeros((len(next(iter(table.values()))), 0))]
+    parts: list[np.ndarray] = [np.zeros((len(next(iter(table.values()))), 0))]
     for name in names:
         try:
             values = table[name].astype(np.float64)
@@ -209,7 +206,8 @@ def _rows(file: Path, table: dict[str, np.ndarray], videos: Sequence[Path]) -> l
         values, of = np.unique(table["episode"], return_inverse=True)
         if len(values) != len(videos):
             raise UserError(
-                f"{file} has {len(values)} episodes, {videos[0].parent} has {len(videos)} videos: make them equal"
+                f"{file} has {len(values)} episodes, {videos[0].parent} has {len(videos)} videos: make them "
+                "equal"
             )
     elif len(videos) == 1:
         of = np.zeros(count, np.int64)
