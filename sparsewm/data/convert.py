@@ -30,7 +30,7 @@ def write_hdf5(
 
     Args:
         views: the same dataset seen by each camera to write, by the camera's name.
-        path: the file; must not exist. episodes: their numbers; empty ones are left out.
+        path: the file; must not exist. episodes: their numbers, of none that is empty.
         size: brings pictures (n, H, W, 3) to the size they are written in.
         progress: called with the episodes done and wanted.
         attributes: what the file says of itself besides what the dataset does.
@@ -47,7 +47,6 @@ def write_hdf5(
     if dataset.declared_bounds:
         said |= {"action_low": dataset.action_low, "action_high": dataset.action_high}
     columns = {name: "pixels" if len(views) == 1 else f"pixels.{name}" for name in views}
-    episodes = np.asarray([e for e in episodes if dataset.lengths[e] > 0], int)
     with DatasetWriter(path, said | attributes) as writer:
         for done, episode in enumerate(episodes.tolist(), 1):
             first, stop = dataset.offsets[episode], dataset.offsets[episode] + dataset.lengths[episode]
@@ -68,11 +67,12 @@ def write_hdf5(
 
 
 def chosen_episodes(dataset: Dataset, episodes: Sequence[int]) -> np.ndarray:
-    """Numbers of episodes to convert: those given, which must exist, or all."""
+    """Numbers of episodes to convert: those given, which must exist, or all; empty ones are left out."""
     for episode in episodes:
         if not 0 <= episode < dataset.episodes:
             raise UserError(f"`episodes` must be from 0 to {dataset.episodes - 1}, got {episode}")
-    return np.asarray(episodes, int) if len(episodes) else np.arange(dataset.episodes)
+    chosen = np.asarray(episodes, int) if len(episodes) else np.arange(dataset.episodes)
+    return chosen[dataset.lengths[chosen] > 0]
 
 
 def resizer(resolution: Sequence[int]) -> Resize:

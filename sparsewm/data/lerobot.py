@@ -84,7 +84,7 @@ def write_lerobot(
 
     Args:
         views: the same dataset seen by each camera to write, by the camera's name.
-        folder: must not exist. episodes: their numbers; empty ones are left out.
+        folder: must not exist. episodes: their numbers, of none that is empty.
         instruction: the task. fps: rows a second.
         size: brings pictures (n, H, W, 3) to the size they are written in.
         progress: called with the episodes done and wanted.
@@ -101,7 +101,6 @@ def write_lerobot(
         state = numbers[OBS_ENV_STATE] = dataset.state.astype(np.float32)  # as LeRobot has it
         axes = [f"state_{i}" for i in range(state.shape[1])]
         features[OBS_ENV_STATE] = {"dtype": "float32", "shape": (len(axes),), "names": axes}
-    episodes = np.asarray([e for e in episodes if dataset.lengths[e] > 0], int)
 
     def frames(episode: int) -> Iterator[Frame]:
         first, stop = dataset.offsets[episode], dataset.offsets[episode] + dataset.lengths[episode]
