@@ -128,7 +128,8 @@ class Dataset(ABC):
             return np.asarray(low, np.float32), np.asarray(high, np.float32)
         if self.rows == 0:
             return np.full(self.action.shape[1], -1, np.float32), np.ones(self.action.shape[1], np.float32)
-        return self.action.min(0), self.action.max(0)
+        taken = np.delete(self.action, self.last_rows, 0) if self.rows > len(self.last_rows) else self.action
+        return taken.min(0), taken.max(0)
 
     @classmethod
     @abstractmethod

@@ -19,7 +19,7 @@ LENGTHS = (9, 14)
 
 
 def pusht(seed: int = 0) -> dict[str, np.ndarray]:
-    """What our PushT does under absolute targets, as Diffusion Policy records it: the velocity is left out."""
+    """What our PushT does under absolute targets; Diffusion Policy records it without the velocity."""
     rng = np.random.default_rng(seed)
     env = envs.make("pusht")
     states, targets = [], []

@@ -160,7 +160,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "frames": (frames, r"holds 19 frames, its description says 25"),
     "video": (lambda r: (r / VIDEO).unlink(), r"observation.images.wrist/.*file-000.mp4 is missing"),
-    "cut video": (lambda r: halve(r / VIDEO), r"file-000.mp4 is cut off or no video"),
+    "cut video": (lambda r: halve(r / VIDEO), r"file-000.mp4 is cut off: copy it again"),
 }
 
 

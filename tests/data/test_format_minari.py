@@ -127,38 +127,50 @@ def test_goals_are_no_proprioception_and_cameras_are_named(tmp_path: Path) -> No
         open_dataset("minari:arm-v0?proprio=joints")
 
 
+class Dot(gym.Env):
+    """A grey picture that gets lighter."""
+
+    observation_space = gym.spaces.Dict({"pixels": PICTURE, "state": box(1)})
+    action_space = box(1, 2.0)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        self.level = 20
+        return self.seen(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        self.level += 10
+        return self.seen(), 0.0, False, False, {}
+
+    def seen(self) -> dict[str, np.ndarray]:
+        return {"pixels": np.full((32, 40, 3), self.level, np.uint8), "state": np.float32([self.level])}
+
+
 def test_a_gymnasium_environment_and_pictures_kept_as_jpeg(tmp_path: Path) -> None:
-    env = gym.wrappers.AddRenderObservation(
-        gym.make("Pendulum-v1", render_mode="rgb_array"),
-        render_only=False,
-        render_key="pixels",
-        obs_key="state",
-    )
-    env.action_space.seed(0)
+    gym.register("Dot-v0", "tests.data.test_format_minari:Dot")
+    env = gym.make("Dot-v0", disable_env_checker=True)
     buffers = []
-    for seed in range(2):
-        seen, _ = env.reset(seed=seed)
-        observations, actions = [seen], []
-        for _ in range(4):
-            actions.append(env.action_space.sample())
-            observations.append(env.step(actions[-1])[0])
+    for _ in range(2):
+        observations = [env.reset()[0]] + [env.step(np.float32([1]))[0] for _ in range(4)]
         columns = {name: np.stack([seen[name] for seen in observations]) for name in ("pixels", "state")}
         none = [0] * 4
         buffers.append(
             EpisodeBuffer(
-                observations=columns, actions=actions, rewards=none, terminations=none, truncations=none
+                observations=columns,
+                actions=[np.float32([1])] * 4,
+                rewards=none,
+                terminations=none,
+                truncations=none,
             )
         )
-    minari.create_dataset_from_buffers("pendulum/random-v0", buffers, env=env)
-    env.close()
-    dataset = open_dataset("minari:pendulum/random-v0", "Pendulum-v1")
-    assert dataset.lengths.tolist() == [5, 5] and dataset.pixels.shape == (10, 500, 500, 3)
-    assert dataset.attributes["environment"] == "Pendulum-v1" and dataset.proprio.shape == (10, 3)
-    assert dataset.action_high.tolist() == [2]
-    written = np.concatenate([buffer.observations["pixels"] for buffer in buffers])
-    assert np.abs(dataset.pixels[:].astype(int) - written).mean() < 2
-    with pytest.raises(UserError, match=r"recorded in Pendulum-v1, not wall"):
-        open_dataset("minari:pendulum/random-v0", "wall")
+    minari.create_dataset_from_buffers("dot/own-v0", buffers, env=env)
+    dataset = open_dataset("minari:dot/own-v0", "Dot-v0")
+    assert dataset.lengths.tolist() == [5, 5] and dataset.pixels.shape == (10, 32, 40, 3)
+    assert dataset.attributes["environment"] == "Dot-v0" and dataset.action_high.tolist() == [2]
+    levels = np.tile([20, 30, 40, 50, 60], 2)
+    assert dataset.proprio[:, 0].tolist() == levels.tolist()
+    assert np.abs(dataset.pixels[:] - levels[:, None, None, None]).max() < 3
+    with pytest.raises(UserError, match=r"recorded in Dot-v0, not wall"):
+        open_dataset("minari:dot/own-v0", "wall")
 
 
 def damage(folder: Path) -> None:

@@ -174,7 +174,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"column 'a0' .* must be numbers",
     ),
     "gap": (
-        lambda f: write_table(f / "actions.csv", (9, 6), frame=list(range(9)) + [0, 1, 2, 3, 4, 6]),
+        lambda f: write_table(f / "actions.csv", (9, 6), frame=[*range(9), 0, 1, 2, 3, 4, 6]),
         r"gap",
     ),
     "not finite": (

@@ -235,7 +235,7 @@ def _rendered(path: Path, state: np.ndarray, resolution: int) -> Frames:
     """Pictures that our PushT draws of states (rows, 7)."""
     from sparsewm import envs
 
-    env = envs.make("pusht", resolution=int(resolution))
+    env = envs.make_simulated("pusht", resolution=int(resolution))
 
     def read(rows: np.ndarray) -> np.ndarray:
         return np.stack([env.render_state(state[row])["pixels"] for row in rows.tolist()])

@@ -62,8 +62,8 @@ class MinariData(Dataset):
                 pictures = {k: shape for k, v in leaves.items() if (shape := _picture_shape(v)) is not None}
                 if not pictures:
                     raise UserError(
-                        f"{source} holds no pictures: record it anew with pixels among the observations, e.g. "
-                        "with gymnasium.wrappers.AddRenderObservation"
+                        f"{source} holds no pictures: record it anew with pixels among the observations, "
+                        "e.g. with gymnasium.wrappers.AddRenderObservation"
                     )
                 shown, obstacles = choose_cameras(source, list(pictures), cameras)
                 senses = self._senses(source, leaves, proprio)
