@@ -120,7 +120,8 @@ def load(
         predictor_config = PredictorConfig(**config)
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
-        resolution = None if seen["resolution"] is None else tuple(map(int, seen["resolution"]))
+        height, width = seen["resolution"] or (0, 0)
+        resolution = (int(height), int(width)) if height else None
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
@@ -134,10 +135,15 @@ def load(
             f"--encoder out, or train with --encoder {encoder_name}"
         )
     if encoder is None:
-        named = {"name": recorded["name"], "expected_hash": recorded["hash"]}
         try:
-            sight = {"resolution": resolution, "letterbox": bool(seen["letterbox"])}
-            encoder = load_encoder(**named, weights=encoder_weights, hub_repo=hub_repo, **sight)
+            encoder = load_encoder(
+                recorded["name"],
+                encoder_weights,
+                hub_repo,
+                expected_hash=recorded["hash"],
+                resolution=resolution,
+                letterbox=bool(seen["letterbox"]),
+            )
         except UserError as error:
             raise UserError(str(error).replace("`weights`", "`encoder_weights`")) from None
     elif encoder.hash != recorded["hash"]:
