@@ -10,12 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 import sparsewm
-from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
+from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.config import at_least
 from sparsewm.evaluation.bench import bench_model, measure, measure_plans, paper_model
 from sparsewm.files import write_json
 from sparsewm.model import kept_patches
+from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_bench
-from sparsewm.settings import at_least, choose_device, choose_dtype, make_env, preset
+from sparsewm.settings import make_env, preset
+from sparsewm.tasks import check_seed
 
 
 def profile_table(profile: dict[str, list[dict[str, Any]]]) -> Table:
@@ -50,6 +53,10 @@ class Bench:
     """default: the shipped model; paper: the paper's sizes with random weights."""
     checkpoint: Path | None = None
     """Checkpoint folder to time instead."""
+    encoder_weights: Path | None = None
+    """Local weights file of its encoder."""
+    hub_repo: Path | None = None
+    """Local clone of its encoder's torch.hub repository."""
     candidates: int = 100
     """Candidates per iteration."""
     horizon: int = 5
@@ -89,7 +96,8 @@ class Bench:
         if self.preset == "paper" and self.checkpoint is None:
             model = paper_model(env, device, dtype, self.seed)
         else:
-            model = bench_model(env, self.checkpoint, device, dtype)
+            files = {"encoder_weights": self.encoder_weights, "hub_repo": self.hub_repo}
+            model = bench_model(env, self.checkpoint, device, dtype, **files)
         folder = output_folder(self.output)
         with progress_bar("timing") as progress:
             report = measure(

@@ -13,13 +13,13 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from sparsewm.cli.common import output_folder
+from sparsewm.config import at_least
 from sparsewm.data import open_dataset
 from sparsewm.data.inspect import contact_sheet, describe
 from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.predictor import PredictorConfig
-from sparsewm.settings import at_least
 
 FRAMESKIP = 5
 SHOWN = 40  # numbers listed on the screen
@@ -53,7 +53,7 @@ class Inspect:
         at_least(1, frameskip=self.frameskip, history=self.history, horizon=self.horizon)
         dataset = open_dataset(self.data, cameras=self.cameras, format=self.format, check=False)
         said = dataset.attributes.get("frameskip")
-        frameskip = self.frameskip or (int(said) if said else FRAMESKIP)
+        frameskip = self.frameskip or (said if isinstance(said, int) and said > 0 else FRAMESKIP)
         encoder = load_encoder(self.encoder)
         found = describe(dataset, self.history + self.horizon, frameskip, encoder.tokens, encoder.dim)
         found["encoder"] = encoder.name
