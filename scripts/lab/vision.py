@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS, overlay
-from sparsewm.encoders.embedded import sincos_positions
+from sparsewm.positions import sincos_positions
 
 if TYPE_CHECKING:
-    from sparsewm.data.hindsight import HindsightFrames
+    from scripts.lab.hindsight import HindsightFrames
 
 WARMUP = 0.1  # of the steps
 PLACES = 0.5  # root mean square of new embeddings of positions, beside patches of about 1
