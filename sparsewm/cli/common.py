@@ -8,11 +8,12 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -30,6 +31,9 @@ from sparsewm.config import PlanConfig, merged, read_yaml
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors
+
+if TYPE_CHECKING:
+    from sparsewm.data import Dataset
 
 _here: tuple[str, list[str]] | None = None  # the command that runs, and its arguments
 
@@ -143,7 +147,14 @@ def parse_plan(
     env = canonical(str(given or content.get("env") or PlanConfig.env))
     config = merged(PlanConfig.of(env, **(usual or {})), content | {"env": env}, str(file))
     text = (about(PlanConfig) or "") + "\n\n--config FILE reads any of these from YAML; flags go first."
-    return tyro.cli(PlanConfig, prog=prog, args=["--env", env, *arguments], default=config, description=text, compact_help=True)
+    return tyro.cli(
+        PlanConfig,
+        prog=prog,
+        args=["--env", env, *arguments],
+        default=config,
+        description=text,
+        compact_help=True,
+    )
 
 
 @contextmanager
@@ -166,6 +177,24 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=done, total=total, text=text)
 
         yield update
+
+
+def open_shown(source: str | Path, **options: Any) -> Dataset:
+    """`open_dataset`, with a bar where a reader takes more than a second."""
+    from sparsewm.data import open_dataset
+
+    started = time.monotonic()
+    with ExitStack() as stack:
+        bar: Callable[..., None] | None = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None and time.monotonic() > started + 1:
+                bar = stack.enter_context(progress_bar("opening"))
+            if bar is not None:
+                bar(done, total)
+
+        return open_dataset(source, progress=progress, **options)
 
 
 def output_folder(path: Path) -> Path:

@@ -12,9 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
-from sparsewm.cli.common import output_folder
+from sparsewm.cli.common import open_shown, output_folder
 from sparsewm.config import at_least
-from sparsewm.data import open_dataset
 from sparsewm.data.inspect import contact_sheet, describe
 from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
@@ -51,7 +50,7 @@ class Inspect:
 
     def run(self) -> int:
         at_least(1, frameskip=self.frameskip, history=self.history, horizon=self.horizon)
-        dataset = open_dataset(self.data, cameras=self.cameras, format=self.format, check=False)
+        dataset = open_shown(self.data, cameras=self.cameras, format=self.format, check=False)
         said = dataset.attributes.get("frameskip")
         frameskip = self.frameskip or (said if isinstance(said, int) and said > 0 else FRAMESKIP)
         encoder = load_encoder(self.encoder)
