@@ -8,12 +8,11 @@ import re
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -31,9 +30,6 @@ from sparsewm.config import PlanConfig, merged, read_yaml
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors
-
-if TYPE_CHECKING:
-    from sparsewm.data import Dataset
 
 _here: tuple[str, list[str]] | None = None  # the command that runs, and its arguments
 
@@ -177,24 +173,6 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=done, total=total, text=text)
 
         yield update
-
-
-def open_shown(source: str | Path, **options: Any) -> Dataset:
-    """`open_dataset`, with a bar where a reader takes more than a second."""
-    from sparsewm.data import open_dataset
-
-    started = time.monotonic()
-    with ExitStack() as stack:
-        bar: Callable[..., None] | None = None
-
-        def progress(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None and time.monotonic() > started + 1:
-                bar = stack.enter_context(progress_bar("opening"))
-            if bar is not None:
-                bar(done, total)
-
-        return open_dataset(source, progress=progress, **options)
 
 
 def output_folder(path: Path) -> Path:

@@ -69,9 +69,7 @@ class Plan:
 
         run(ready, on_plan, on_episode, frames=True)
 
-    def report(
-        self, ready: Prepared, folder: Path, memory: PeakMemory, episodes: list[Episode]
-    ) -> None:
+    def report(self, ready: Prepared, folder: Path, memory: PeakMemory, episodes: list[Episode]) -> None:
         """Write results.json and plan.png, and say what came out."""
         config = ready.config
         found = results(ready, episodes)

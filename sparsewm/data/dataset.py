@@ -120,8 +120,7 @@ class Dataset(ABC):
         if self.declared_bounds:
             self.action_low, self.action_high = (np.asarray(b, np.float32) for b in (action_low, action_high))
         else:
-            taken = np.delete(self.action, self.last_rows, 0) if len(action) == total else self.action
-            some = taken if len(taken) else np.zeros((1, self.action.shape[1]), np.float32)
+            some = self.action[self.acting] if self.rows else np.zeros((1, self.action.shape[1]), np.float32)
             self.action_low, self.action_high = some.min(0), some.max(0)
 
     @classmethod
@@ -144,6 +143,13 @@ class Dataset(ABC):
         """The last row of each episode that has any."""
         some = self.lengths > 0
         return (self.offsets + self.lengths - 1)[some]
+
+    @property
+    def acting(self) -> np.ndarray:
+        """Whether an action was taken, bool (rows,): not in an episode's last row; all if that leaves none."""
+        mask = np.ones(self.rows, bool)
+        mask[self.last_rows[self.last_rows < self.rows]] = False
+        return mask if mask.any() else ~mask
 
     def columns(self) -> dict[str, str]:
         """Type and shape of everything that is there, for `sparsewm inspect`."""
@@ -198,10 +204,11 @@ class Dataset(ABC):
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def statistics(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Mean and deviation, float32 (P,) and (A,), of proprioception and action over rows."""
+        """Mean and deviation, float32 (P,) and (A,), of proprioception over rows and of the actions there."""
         found = {}
-        for name in ("proprio", "action"):
-            values = getattr(self, name)[rows].astype(np.float64)
+        acting = rows[self.acting[rows]]
+        for name, some in (("proprio", rows), ("action", acting if len(acting) else rows)):
+            values = getattr(self, name)[some].astype(np.float64)
             found[f"{name}_mean"] = values.mean(0).astype(np.float32)
             found[f"{name}_std"] = values.std(0).astype(np.float32)
         return found

@@ -220,9 +220,7 @@ def run_cells(
             pool.shutdown(cancel_futures=True)
 
 
-def _by_ray(
-    cells: Sequence[Cell], workers: int, ray_address: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _by_ray(cells: Sequence[Cell], workers: int, ray_address: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import ray
     except ImportError:
