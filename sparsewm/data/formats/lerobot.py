@@ -160,7 +160,7 @@ def _check_files(root: Path, meta: Any) -> None:
 
 
 def _files(meta: Any, kind: str, template: str, key: str = "") -> list[Path]:
-    """The file each episode is in; `meta.get_video_file_path` takes a millisecond for each."""
+    """The file each episode is in, of all at once."""
     episodes = meta.episodes.with_format("numpy")
     chunks, files = (np.asarray(episodes[f"{kind}/{name}_index"][:]).tolist() for name in ("chunk", "file"))
     return [
