@@ -146,17 +146,17 @@ class Dataset(ABC):
 
     @property
     def acting(self) -> np.ndarray:
-        """Whether an action was taken, bool (rows,): not in an episode's last row; all if that leaves none."""
+        """Whether an action was taken, bool (rows,): not in an episode's last row; all if none is left."""
         mask = np.ones(self.rows, bool)
         mask[self.last_rows[self.last_rows < self.rows]] = False
         return mask if mask.any() else ~mask
 
     def columns(self) -> dict[str, str]:
         """Type and shape of everything that is there, for `sparsewm inspect`."""
-        named = {"pixels": self.pixels, "action": self.action}
-        named |= {"proprio": self.proprio} if self.has_proprio else {}
-        named |= {"state": self.state} if self.state is not None else {}
-        return {name: f"{values.dtype} {values.shape}" for name, values in named.items()}
+        held: dict[str, Any] = {"pixels": self.pixels, "action": self.action}
+        held |= {"proprio": self.proprio} if self.has_proprio else {}
+        held |= {"state": self.state} if self.state is not None else {}
+        return {name: f"{values.dtype} {values.shape}" for name, values in held.items()}
 
     @cached_property
     def hash(self) -> str:
