@@ -1,4 +1,4 @@
-"""The command line: `sparsewm collect | train | plan | eval | bench | export | doctor`."""
+"""The command line: `sparsewm collect | train | plan | eval | bench | export | push | doctor`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sparsewm.cli.doctor import Doctor
 from sparsewm.cli.evaluate import Eval
 from sparsewm.cli.export import Export
 from sparsewm.cli.plan import Plan
+from sparsewm.cli.push import Push
 from sparsewm.cli.train import Train
 from sparsewm.memory import keep_freed_memory
 
@@ -28,6 +29,7 @@ Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
     Annotated[Eval, subcommand("eval", description=Eval.__doc__)],
     Annotated[Bench, subcommand("bench", description=Bench.__doc__)],
     Annotated[Export, subcommand("export", description=Export.__doc__)],
+    Annotated[Push, subcommand("push", description=Push.__doc__)],
     Annotated[Doctor, subcommand("doctor", description=Doctor.__doc__)],
 ]
 
