@@ -2,8 +2,8 @@
 
 Its protocols are met by their methods, so that nothing here imports that package. There, `info` holds what
 was observed by name, each value with a batch and a time axis (B, T, ...), which solvers repeat for their
-candidates (B, S, T, ...). A model says by ``get_cost(info, actions)`` what candidates (B, S, H, C) cost, (B, S);
-C is an action for every environment step of a model step, one after the other.
+candidates (B, S, T, ...). A model says by ``get_cost(info, actions)`` what candidates (B, S, H, C) cost,
+(B, S); C is an action for every environment step of a model step, one after the other.
 """
 
 from __future__ import annotations
@@ -158,14 +158,16 @@ class CostModel:
 
     def _encode(self, pixels: Tensor, proprio: Tensor) -> Latent:
         with torch.inference_mode(False), torch.no_grad():  # gradient descent differentiates through it
-            return self.model.encode(pixels.clone(), proprio.clone())
+            return self.model.encode(pixels, proprio)
 
     def _new(self, start: Latent, goal: Latent, weight: float, horizon: int) -> LatentProblem:
         model, config = self.model, self.config
         batch, size = len(start.tokens), model.action_dim // model.frameskip
         while len(self._masks) < batch:
             self._masks.append(generator([config.run.seed, len(self._masks)], "tokens"))
-        bounds = torch.ones(size) if self.low is None or self.high is None else torch.stack([self.low, self.high])
+        bounds = (
+            torch.ones(size) if self.low is None or self.high is None else torch.stack([self.low, self.high])
+        )
         low, high = (-bounds, bounds) if bounds.ndim == 1 else bounds
         return LatentProblem(
             model,
@@ -194,6 +196,7 @@ class CostableProblem:
         low, high: bounds (C,) of an action, in the units that the model takes.
         mean, std: of the first candidates (H, C); the middle and a quarter of the range when left out.
         device: where the model computes.
+        batch_size: episodes the model is asked about at once; some of its models mix up several.
     """
 
     def __init__(
@@ -206,20 +209,31 @@ class CostableProblem:
         mean: Tensor | None = None,
         std: Tensor | None = None,
         device: torch.device | str = "cpu",
+        batch_size: int = 1,
     ) -> None:
         self.costable, self.horizon, self.device = costable, horizon, torch.device(device)
         self.batch, self.action_dim = len(next(iter(info.values()))), low.shape[0]
         self.low, self.high = low.to(self.device), high.to(self.device)
         self.mean, self.std = mean, std
-        self._info = dict(info)
-        self._repeated: dict[int, dict[str, Any]] = {}  # models keep what they have encoded in there
+        self._info, self.batch_size = dict(info), batch_size
+        self._asked: dict[tuple[int, int], dict[str, Any]] = {}  # models keep what they have encoded in there
 
     def cost(self, actions: Tensor) -> Tensor:
         """Costs (B, S) of candidates (B, S, H, C)."""
-        samples = actions.shape[1]
-        if samples not in self._repeated:
-            self._repeated[samples] = {name: self._repeat(value, samples) for name, value in self._info.items()}
-        return self.costable.get_cost(self._repeated[samples], actions)
+        parts = actions.split(self.batch_size)
+        return torch.cat(
+            [self.costable.get_cost(self._info_of(i, part), part) for i, part in enumerate(parts)]
+        )
+
+    def _info_of(self, part: int, actions: Tensor) -> dict[str, Any]:
+        """What is observed in a part of the episodes, repeated for their candidates."""
+        samples, first = actions.shape[1], part * self.batch_size
+        if (part, samples) not in self._asked:
+            rows = slice(first, first + self.batch_size)
+            self._asked[part, samples] = {
+                name: self._repeat(value[rows], samples) for name, value in self._info.items()
+            }
+        return self._asked[part, samples]
 
     def resample(self, iteration: int) -> None:
         """Nothing is random here; a model may draw tokens by itself."""
@@ -239,9 +253,10 @@ class PlannerSolver:
     Args:
         costable: a model of stable-worldmodel, or a `CostModel`.
         planner: any planner of `sparsewm.planners`.
-        process: the scaler of actions that the policy has, where it has one: bounds are turned into its units,
-            and candidates start from unit noise.
+        process: the scaler of actions that the policy has, where it has one: bounds are turned into its
+            units, and candidates start from unit noise.
         device: where the model computes.
+        batch_size: episodes the model is asked about at once, as in `CostableProblem`.
     """
 
     def __init__(
@@ -250,8 +265,10 @@ class PlannerSolver:
         planner: Planner[Any],
         process: Transformable | None = None,
         device: torch.device | str = "cpu",
+        batch_size: int = 1,
     ) -> None:
-        self.costable, self.planner, self.process, self.device = costable, planner, process, device
+        self.costable, self.planner, self.process = costable, planner, process
+        self.device, self.batch_size = device, batch_size
 
     def configure(self, *, action_space: gym.Space[Any], n_envs: int, config: Any) -> None:
         """Called by the policy: batched action space, number of environments, its plan's settings.
@@ -292,9 +309,8 @@ class PlannerSolver:
         """
         unit = torch.ones(self.horizon, self.action_dim, device=self.device)
         mean, std = (None, None) if self.process is None else (0 * unit, unit)
-        problem = CostableProblem(
-            self.costable, info_dict, self.horizon, self._low, self._high, mean, std, self.device
-        )
+        bounds, place = (self._low, self._high), (self.device, self.batch_size)
+        problem = CostableProblem(self.costable, info_dict, self.horizon, *bounds, mean, std, *place)
         warm = None
         if init_action is not None:
             middle = ((problem.low + problem.high) / 2 if mean is None else mean[0]).cpu()
@@ -337,10 +353,11 @@ class GoalInInfo(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _present(info: Mapping[str, Any], name: str) -> Tensor:
-    """The present value (B, ...) of one observation (B, S, T, ...)."""
+    """A copy of the present value (B, ...) of one observation (B, S, T, ...)."""
     if name not in info:
         raise ValueError(f"info must hold '{name}', it holds {', '.join(sorted(map(str, info)))}")
-    return torch.as_tensor(info[name])[:, 0, -1]
+    with torch.inference_mode(False):  # it is kept, and gradients may pass through what is made of it
+        return torch.as_tensor(info[name])[:, 0, -1].clone()
 
 
 def _pictures(info: Mapping[str, Any], name: str) -> Tensor:
@@ -360,6 +377,8 @@ def _pictures(info: Mapping[str, Any], name: str) -> Tensor:
 
 def _same(before: list[Any], now: list[Any]) -> bool:
     return all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
+        torch.equal(a, b)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+        else (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
         for a, b in zip(before, now, strict=True)
     )
