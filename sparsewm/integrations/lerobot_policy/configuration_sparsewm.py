@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsewm.proposals.version import lerobot_imports
 
-with lerobot_imports("a policy for LeRobot's loops"):
+with lerobot_imports("policies for LeRobot's loops"):
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.utils.constants import OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 
@@ -21,8 +21,8 @@ class SparseWMConfig(PreTrainedConfig):
         checkpoint: shipped world model, folder, or user/name on the hub.
         goal: picture file of the goal; without it the goal is observed under `goal_image_key`.
         goal_proprio: proprioception at the goal of the file; without it, it is left out of the cost.
-        goal_image_key, goal_state_key: observations of the goal's picture and proprioception; the second may be
-            missing.
+        goal_image_key, goal_state_key: observations of the goal's picture and proprioception; the second may
+            be missing, or NaN where nobody knows it.
         image_keys: cameras from left to right, as the world model was trained on them; without it those that
             the world model names, else the only one.
         state_key: observation that holds the proprioception.

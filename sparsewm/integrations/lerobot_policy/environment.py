@@ -23,8 +23,8 @@ ID = "sparsewm/LeRobot-v0"
 class LeRobotView(gym.Wrapper[Any, Any, Any, Any]):
     """An environment as LeRobot observes one: `pixels` of a camera and of the goal, `agent_pos` (P,).
 
-    The goal's proprioception is its `environment_state`. An episode terminates at success, when LeRobot asks
-    for it.
+    The goal's proprioception, NaN where nobody knows it, is the `environment_state`. An episode terminates at
+    success: LeRobot asks for it at an episode's end alone.
     """
 
     def __init__(self, env: envs.GoalEnv) -> None:
@@ -51,7 +51,7 @@ class LeRobotView(gym.Wrapper[Any, Any, Any, Any]):
         return {
             "pixels": {"camera": observation["pixels"], "goal": goal["pixels"]},
             "agent_pos": proprio,
-            "environment_state": np.asarray(goal.get("proprio", proprio), proprio.dtype),
+            "environment_state": np.asarray(goal.get("proprio", np.nan * proprio), proprio.dtype),
         }
 
 

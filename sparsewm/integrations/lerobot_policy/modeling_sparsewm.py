@@ -18,7 +18,7 @@ from sparsewm.integrations.lerobot_policy.configuration_sparsewm import SparseWM
 from sparsewm.integrations.lerobot_policy.processor_sparsewm import make_sparsewm_pre_post_processors
 from sparsewm.proposals.version import lerobot_imports
 
-with lerobot_imports("a policy for LeRobot's loops"):
+with lerobot_imports("policies for LeRobot's loops"):
     from lerobot.policies.pretrained import PreTrainedPolicy
     from lerobot.utils.constants import OBS_IMAGE, OBS_IMAGES
 
@@ -122,7 +122,7 @@ class SparseWMPolicy(PreTrainedPolicy):
                     f"(`goal_image_key`); observed are {', '.join(sorted(batch))}"
                 )
             goal = {"pixels": _pictures(batch[config.goal_image_key])}
-            if config.goal_state_key in batch:
+            if config.goal_state_key in batch and bool(batch[config.goal_state_key].isfinite().all()):
                 goal["proprio"] = _numbers(batch[config.goal_state_key])
         self.agent.reset(goal)
         self._waiting = [deque() for _ in range(episodes)]

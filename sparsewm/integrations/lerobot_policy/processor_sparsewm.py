@@ -7,7 +7,7 @@ from typing import Any
 from sparsewm.integrations.lerobot_policy.configuration_sparsewm import SparseWMConfig
 from sparsewm.proposals.version import lerobot_imports
 
-with lerobot_imports("a policy for LeRobot's loops"):
+with lerobot_imports("policies for LeRobot's loops"):
     from lerobot.processor import (
         AddBatchDimensionProcessorStep,
         DeviceProcessorStep,
