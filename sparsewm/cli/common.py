@@ -26,10 +26,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sparsewm.config import PlanConfig, merged, read_yaml
+from sparsewm.config import PlanConfig
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors
+from sparsewm.trees import merged, read_yaml
 
 _here: tuple[str, list[str]] | None = None  # the command that runs, and its arguments
 
