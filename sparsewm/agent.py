@@ -252,7 +252,8 @@ class Agent:
                 height, width = one["pixels"].shape[:2]
                 raise UserError(
                     f"pictures of {height} x {width} (height x width) have another aspect ratio than the "
-                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or pad them by `letterbox`"
+                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or pad them by "
+                    "`letterbox`"
                 )
             aspect = picture[0] / picture[1]
         return checked(one, self.interface.proprio_dim, aspect)
