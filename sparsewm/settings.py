@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsewm import envs
-from sparsewm.config import config_folder, environment_file, one_of, read_yaml
+from sparsewm.config import config_folder, environment_file
 from sparsewm.errors import UserError
+from sparsewm.trees import one_of, read_yaml
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sparsewm.config import PlanConfig, merged, read_yaml
+from sparsewm.config import PlanConfig
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors
+from sparsewm.trees import merged, read_yaml
 
 _here: tuple[str, list[str]] | None = None  # the command that runs, and its arguments
 
@@ -79,7 +80,12 @@ def said(error: UserError, command: type | None = None) -> int:
     """Print an error in the words of the command line, where arguments are flags; 2."""
     known = {} if command is None else flags_of(command)
     text = " ".join(str(error).split())  # what libraries say may run over several lines
-    sentence = re.sub(r"`([a-z][a-z_]*)`", lambda found: known.get(found[1], flag(found[1])), text)
+
+    def spelt(found: re.Match[str]) -> str:
+        name = found[1] if found[1] in known else f"{found[1]}s"  # of several, each is refused by itself
+        return known.get(name, found[0])
+
+    sentence = re.sub(r"`([a-z][a-z_]*)`", spelt, text)
     Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
     return 2
 

@@ -25,7 +25,8 @@ from sparsewm import envs
 from sparsewm.envs import physics
 from sparsewm.errors import UserError
 from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
-from sparsewm.precision import choose_device, environment_settings, planning_dtype
+from sparsewm.precision import choose_device, planning_dtype
+from sparsewm.settings import environment_settings
 
 PYTHONS = ((3, 10), (3, 13))
 PACKAGES = ("cv2", "gymnasium_robotics", "h5py", "hdf5plugin", "mujoco", "pymunk", "torchvision")
