@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from sparsewm.errors import UserError
 
-REMEDY = "free some space or choose another --output"
+REMEDY = "free some space or choose another `output`"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

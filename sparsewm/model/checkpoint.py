@@ -130,12 +130,12 @@ def load(
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
     if environment is not None and name != environment:
         raise UserError(
-            f"checkpoint {path} was trained for {name}, not {environment}: give --env {name} or another one"
+            f"checkpoint {path} was trained for {name}, not {environment}: give `env` {name} or another one"
         )
     if encoder_name is not None and recorded["name"] != encoder_name:
         raise UserError(
             f"checkpoint {path} was trained on encoder {recorded['name']}, not {encoder_name}: leave "
-            f"--encoder out, or train with --encoder {encoder_name}"
+            f"`encoder` out, or train with {encoder_name}"
         )
     if encoder is None:
         if downloaded and encoder_name is None and _is_code(recorded["name"]):
@@ -211,7 +211,7 @@ def pretrained_path(environment: str) -> Path:
     if not path.is_dir():
         raise UserError(
             f"no world model is shipped for '{environment}'.{suggest(environment, shipped())} Train one: "
-            f"sparsewm train --env {environment}, then give its folder with --checkpoint"
+            f"sparsewm train --env {environment}, then give its folder"
         )
     return path
 
