@@ -4,7 +4,7 @@
     >>> env = envs.make("pusht", resolution=112)
     >>> observation, info = env.reset(seed=0)
 
-The environments are also registered with Gymnasium, as `sparsewm/PushT-v0` and so on.
+They are also registered with Gymnasium, as `sparsewm/PushT-v0` and so on.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 import gymnasium as gym
 
 from sparsewm.envs.base import GoalEnv, Observation
+from sparsewm.envs.simulated import SimulatedGoalEnv
 
-__all__ = ["GoalEnv", "Observation", "make", "names"]
+__all__ = ["GoalEnv", "Observation", "SimulatedGoalEnv", "make", "max_episode_steps", "names"]
 
-# name -> (Gymnasium id, class, time limit that gymnasium.make adds)
+# name -> (Gymnasium id, class, environment steps of an episode)
 _ENVIRONMENTS = {
-    "pusht": ("sparsewm/PushT-v0", "sparsewm.envs.pusht:PushTEnv", 50),
+    "pusht": ("sparsewm/PushT-v0", "sparsewm.envs.pusht:PushTEnv", 150),
     "wall": ("sparsewm/Wall-v0", "sparsewm.envs.wall:WallEnv", 100),
     "pointmaze": ("sparsewm/PointMaze-v0", "sparsewm.envs.pointmaze:PointMazeEnv", 130),
     "pointmaze-large": ("sparsewm/PointMazeLarge-v0", "sparsewm.envs.pointmaze:PointMazeLargeEnv", 600),
@@ -30,14 +31,19 @@ _ENVIRONMENTS = {
     "blockpush": ("sparsewm/BlockPush-v0", "sparsewm.envs.blockpush:BlockPushEnv", 150),
 }
 
-for _id, _entry_point, _budget in _ENVIRONMENTS.values():
+for _id, _entry_point, _steps in _ENVIRONMENTS.values():
     if _id not in gym.registry:
-        gym.register(_id, entry_point=_entry_point, max_episode_steps=_budget)
+        gym.register(_id, entry_point=_entry_point, max_episode_steps=_steps)
 
 
 def names() -> tuple[str, ...]:
     """The names `make` knows."""
     return tuple(_ENVIRONMENTS)
+
+
+def max_episode_steps(name: str) -> int:
+    """Environment steps of an episode of the environment called `name`."""
+    return _ENVIRONMENTS[name][2]
 
 
 def make(name: str, **kwargs: Any) -> GoalEnv:

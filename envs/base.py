@@ -1,261 +1,33 @@
-"""What every goal-reaching pixel environment of this package offers."""
+"""What the closed loop asks of an environment: any that has a goal one can see."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sparsewm.envs.appearance import Camera
-
 Observation = dict[str, np.ndarray]
 
 
 class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
-    """A `gymnasium.Env` whose state can be read, set, drawn and simulated ahead, and which has a goal state.
+    """A Gymnasium environment seen in pictures, with a goal that can be seen, too.
 
-    Observations are `{"pixels": uint8 (R, R, 3), "proprio": float32 (P,)}`; actions are a finite `Box` (A,).
-    The reward is 1.0 in states that count as success and 0.0 elsewhere. Episodes never end by themselves: a
-    planning loop stops at success or when its budget is spent (`gymnasium.make` adds a time limit, `budget`).
-    The state is Markov: after `set_state(s)` an environment does bit for bit what any in state `s` does.
+    Observations are `{"pixels": uint8 (H, W, 3), "proprio": float32 (P,)}`, P at least 1; actions a finite
+    `Box` (A,). The `info` of `reset` and `step` holds `is_success`: whether the goal is reached now. It may
+    hold `distance`, a dict of floats that say how far away the goal is (for reports), and `state`, an array
+    (D,) that recordings keep. `reset(seed=s)` starts the same episode each time.
 
-    A subclass gives the class attributes below, the action space as `action_low` and `action_high`, and the
-    abstract methods; `_look` is whatever its `_draw` needs to know about colours and shapes.
-
-    Arguments:
-        resolution: side of the square observation in pixels, 16 to 2048.
-        render_mode: only "rgb_array" (`render()` returns the same picture as the observation).
+    A subclass gives `observation_space`, `action_space`, `reset`, `step` and `goal_observation`. What is an
+    ordinary Gymnasium environment needs no subclass: `sparsewm.envs.make` wraps it.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
-
-    name: ClassVar[str]
-    frameskip: ClassVar[int] = 5  # environment steps per model step
-    budget: ClassVar[int]  # default number of environment steps of an evaluation episode
-    goal_source: ClassVar[str]  # "random", or "trajectory": the state goal_offset steps ahead in the data
-    goal_offset: ClassVar[int] = 25
-    state_names: ClassVar[tuple[str, ...]]
-    angle_symmetry: ClassVar[int] = 1  # how many angles of a body look the same: of a square, 4
-    proprio_names: ClassVar[tuple[str, ...]]
-    state_dim: ClassVar[int]  # D, counted from the names
-    proprio_dim: ClassVar[int]  # P, likewise
-    proprio_low: ClassVar[tuple[float, ...]]  # bounds of the observation space
-    proprio_high: ClassVar[tuple[float, ...]]
-    _geometry: ClassVar[tuple[str, ...]] = ()  # fields of the look that are shapes, not colours
-    action_low: ClassVar[tuple[float, ...]] = (-1.0, -1.0)
-    action_high: ClassVar[tuple[float, ...]] = (1.0, 1.0)
+    name: str  # as it is made and reported
+    frameskip: int = 5  # environment steps per model step
     action_space: spaces.Box
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.state_dim = len(getattr(cls, "state_names", ()))  # a base class of several has none
-        cls.proprio_dim = len(getattr(cls, "proprio_names", ()))
-
-    def __init__(self, resolution: int = 112, render_mode: str = "rgb_array"):
-        if isinstance(resolution, bool) or int(resolution) != resolution or not 16 <= resolution <= 2048:
-            raise ValueError(f"resolution must be a whole number from 16 to 2048 (px), not {resolution!r}.")
-        if render_mode != "rgb_array":
-            raise ValueError(f'render_mode must be "rgb_array", not {render_mode!r}.')
-        self.resolution = int(resolution)
-        self.render_mode = render_mode
-        self.observation_space = spaces.Dict(  # type: ignore[assignment]  # gymnasium types it too narrowly
-            {
-                "pixels": spaces.Box(0, 255, (self.resolution, self.resolution, 3), np.uint8),
-                "proprio": spaces.Box(
-                    np.array(self.proprio_low, np.float32), np.array(self.proprio_high, np.float32)
-                ),
-            }
-        )
-        self.action_space = spaces.Box(
-            np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
-        )
-        self.goal: np.ndarray = np.zeros(self.state_dim)
-        self._camera: Camera | None = None
-        self._look: Any = self._default_look()
-
-    # What a subclass writes -------------------------------------------------------------------------------
-
     @abstractmethod
-    def _read_state(self) -> np.ndarray:
-        """State (D,) of the simulation."""
-
-    @abstractmethod
-    def _write_state(self, state: np.ndarray) -> None:
-        """Put the simulation into a checked state (D,)."""
-
-    @abstractmethod
-    def _advance(self, action: np.ndarray) -> None:
-        """One environment step with an action float64 (A,) inside the action space."""
-
-    @abstractmethod
-    def _draw(self, state: np.ndarray, resolution: int) -> np.ndarray:
-        """Picture uint8 (resolution, resolution, 3) of a state in the present look, before the camera."""
-
-    @abstractmethod
-    def _default_look(self) -> Any:
-        """Colours and shapes of the environment as it is."""
-
-    @abstractmethod
-    def _random_look(self, rng: np.random.Generator) -> Any:
-        """Random colours, textures and shapes."""
-
-    @abstractmethod
-    def sample_state(self) -> np.ndarray:
-        """A valid random state float64 (D,), drawn from `self.np_random`."""
-
-    @abstractmethod
-    def sample_goal(self) -> np.ndarray:
-        """A valid random goal state float64 (D,) from `self.np_random`; may depend on the present state."""
-
-    @abstractmethod
-    def proprio_of(self, state: np.ndarray) -> np.ndarray:
-        """Proprioception float32 (P,) in a state (D,), raw units."""
-
-    @abstractmethod
-    def distance(self, state: np.ndarray, goal: np.ndarray) -> dict[str, float]:
-        """How far a state (D,) is from a goal (D,), by name, in the units of the state."""
-
-    @abstractmethod
-    def shortfall(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """Distance float64 (K,) of states (K, D) to a goal (D,), in units of the success thresholds.
-
-        What has to be left alone for a while to reach the goal may weigh less, as the disc in PushT.
-
-        It is what a planner with the true simulator (the oracle) minimises.
-        """
-
-    @abstractmethod
-    def is_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
-        """Whether a state (D,) counts as having reached a goal (D,)."""
-
-    def _check_state(self, state: np.ndarray) -> None:
-        """Raise ValueError where a finite state (D,) is impossible. By default all are possible."""
-
-    # What a user calls ------------------------------------------------------------------------------------
-
-    @property
-    def action_dim(self) -> int:
-        """Size A of an action."""
-        return len(self.action_low)
-
-    @property
-    def state(self) -> np.ndarray:
-        """The present state, float64 (D,); a copy."""
-        return np.array(self._read_state(), dtype=np.float64)
-
-    def set_state(self, state: np.ndarray) -> None:
-        """Put the environment into `state` (D,) exactly. Raises ValueError on a wrong shape or NaN."""
-        self._write_state(self._valid_state(state))
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode. `options` may give the start `state` (D,) and the `goal` state (D,)."""
-        super().reset(seed=seed)
-        options = options or {}
-        unknown = sorted(set(options) - {"state", "goal"})
-        if unknown:
-            raise ValueError(f"reset options are 'state' and 'goal', not {', '.join(map(repr, unknown))}.")
-        state, goal = options.get("state"), options.get("goal")
-        self.set_state(self.sample_state() if state is None else state)
-        self.goal = self._valid_state(self.sample_goal() if goal is None else goal)
-        return self._observe(), self._info()
-
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One environment step. The action (A,) is clipped to the action space; NaN raises ValueError."""
-        self._advance(self._valid_actions(action, 1))
-        info = self._info()
-        return self._observe(), float(info["is_success"]), False, False, info
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """The present picture, uint8 (R, R, 3)."""
-        return self._picture(self._read_state(), self.resolution)
-
-    def render_state(self, state: np.ndarray, resolution: int | None = None) -> Observation:
-        """The observation one would have in `state` (D,); the simulation stays as it is."""
-        state = self._valid_state(state)
-        return {
-            "pixels": self._picture(state, self.resolution if resolution is None else int(resolution)),
-            "proprio": self.proprio_of(state),
-        }
-
-    def render_states(self, states: np.ndarray, resolution: int | None = None) -> np.ndarray:
-        """Pictures uint8 (K, R, R, 3) of states (K, D); the simulation stays as it is."""
-        side = self.resolution if resolution is None else int(resolution)
-        pictures = np.empty((len(states), side, side, 3), np.uint8)
-        for picture, state in zip(pictures, states, strict=True):
-            picture[:] = self._picture(self._valid_state(state), side)
-        return pictures
-
-    def rollout_states(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """States float64 (S, T+1, D) that S action sequences (S, T, A) lead to from `state` (D,).
-
-        Physics only, no pictures; the environment stays as it is. Actions are clipped to the action space.
-        """
-        state = self._valid_state(state)
-        actions = self._valid_actions(actions, 3)
-        before = self.state
-        states = np.empty((actions.shape[0], actions.shape[1] + 1, self.state_dim))
-        states[:, 0] = state
-        for trajectory, sequence in zip(states, actions, strict=True):
-            self._write_state(state)
-            for t, action in enumerate(sequence):
-                self._advance(action)
-                trajectory[t + 1] = self._read_state()
-        self._write_state(before)
-        return states
-
-    def randomize_appearance(self, rng: np.random.Generator | None, keep_geometry: bool = False) -> None:
-        """Draw a random look (colours, textures, shapes, camera), or with None restore the default one.
-
-        With `keep_geometry`, shapes and the camera's position stay and only colours and textures change: two
-        looks of one geometry share nothing but where things are. Physics and states are unaffected: this
-        is for pretraining encoders on varied pictures.
-        """
-        if rng is None:
-            self._look, self._camera = self._default_look(), None
-            return
-        look, camera = self._random_look(rng), Camera.random(rng)
-        if keep_geometry:
-            look = replace(look, **{name: getattr(self._look, name) for name in self._geometry})
-            camera = replace(self._camera or Camera.still(), tone=camera.tone, border=camera.border)
-        self._look, self._camera = look, camera
-
-    # How it is done ---------------------------------------------------------------------------------------
-
-    def _picture(self, state: np.ndarray, resolution: int) -> np.ndarray:
-        picture = self._draw(state, resolution)
-        return picture if self._camera is None else self._camera.shoot(picture)
-
-    def _observe(self) -> Observation:
-        state = self._read_state()
-        return {"pixels": self._picture(state, self.resolution), "proprio": self.proprio_of(state)}
-
-    def _info(self) -> dict[str, Any]:
-        state = self.state
-        return {"state": state, "goal": self.goal.copy(), "is_success": self.is_success(state, self.goal)}
-
-    def _valid_state(self, state: np.ndarray) -> np.ndarray:
-        state = np.array(state, dtype=np.float64)
-        if state.shape != (self.state_dim,):
-            names = ", ".join(self.state_names)
-            raise ValueError(
-                f"a {self.name} state has shape ({self.state_dim},), {names}; got shape {state.shape}."
-            )
-        if not np.isfinite(state).all():
-            raise ValueError(f"a {self.name} state must be finite; got {state.tolist()}.")
-        self._check_state(state)
-        return state
-
-    def _valid_actions(self, actions: np.ndarray, ndim: int) -> np.ndarray:
-        actions = np.asarray(actions, dtype=np.float64)
-        if actions.ndim != ndim or actions.shape[-1] != self.action_dim:
-            wanted = {1: f"({self.action_dim},)", 3: f"(S, T, {self.action_dim})"}[ndim]
-            raise ValueError(f"{self.name} actions have shape {wanted}; got {actions.shape}.")
-        if not np.isfinite(actions).all():
-            raise ValueError(f"{self.name} actions must be finite; got NaN or infinity.")
-        return np.clip(actions, self.action_low, self.action_high)
+    def goal_observation(self) -> dict[str, Any]:
+        """What one would observe at the goal of this episode; "proprio" may be missing."""

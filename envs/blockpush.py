@@ -18,8 +18,8 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
-from sparsewm.envs.base import GoalEnv
 from sparsewm.envs.physics import border, mujoco
+from sparsewm.envs.simulated import SimulatedGoalEnv
 from sparsewm.envs.table import DT, to_pixels
 
 HALF = 0.3  # of the workspace's side, m
@@ -62,7 +62,7 @@ _DEFAULT_LOOK = _Look(
 )
 
 
-class BlockPushEnv(GoalEnv):
+class BlockPushEnv(SimulatedGoalEnv):
     """Block Push: a point effector pushes two blocks over a table of 0.6 x 0.6 m.
 
     ## Description
@@ -106,8 +106,6 @@ class BlockPushEnv(GoalEnv):
     """
 
     name = "blockpush"
-    budget = 150
-    goal_source = "random"
     angle_symmetry = 4
     _geometry = ("shapes", "outline", "scale")
     state_names = ("x", "y", "red_x", "red_y", "red_angle", "blue_x", "blue_y", "blue_angle")

@@ -8,15 +8,15 @@ from itertools import islice
 import numpy as np
 
 from sparsewm.envs import blockpush
-from sparsewm.envs.base import GoalEnv
 from sparsewm.envs.paths import shortest_way
 from sparsewm.envs.pointmaze import PointMazeEnv
 from sparsewm.envs.policies import ExplorationPolicy, PushTExploration, way_round
 from sparsewm.envs.pusht import CENTRE, OUTLINE, RADIUS, REACH, rotated
+from sparsewm.envs.simulated import SimulatedGoalEnv
 from sparsewm.envs.wall import STEP, WallEnv
 
 
-def expert_policy(env: GoalEnv, goal: np.ndarray, rng: np.random.Generator) -> ExplorationPolicy:
+def expert_policy(env: SimulatedGoalEnv, goal: np.ndarray, rng: np.random.Generator) -> ExplorationPolicy:
     """A policy that goes to a goal state (D,) on a short way and stays there; its noise comes from `rng`.
 
     Raises ValueError for an environment that has none.
@@ -51,7 +51,7 @@ class PushTExpert(PushTExploration):
     HASTE = 0.02  # of a threshold that a step is worth
     SPREAD = 60.0  # px: how far from its centre a T that turns rubs on the table
 
-    def __init__(self, env: GoalEnv, goal: np.ndarray, rng: np.random.Generator):
+    def __init__(self, env: SimulatedGoalEnv, goal: np.ndarray, rng: np.random.Generator):
         self._env, self._goal = env, np.asarray(goal, np.float64)
         super().__init__(rng)
 

@@ -76,7 +76,6 @@ class GranularEnv(TableEnv):
     """
 
     name = "granular"
-    budget = 20
     threshold = 0.03
     _geometry = ("outline", "scale")
     state_names = (*(f"{axis}{i}" for i in range(GRAINS) for axis in "xy"), "pusher_x", "pusher_y")

@@ -21,9 +21,9 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
-from sparsewm.envs.base import GoalEnv
 from sparsewm.envs.paths import ShortestPaths
 from sparsewm.envs.physics import NO_GL, mujoco
+from sparsewm.envs.simulated import SimulatedGoalEnv
 
 RADIUS = 0.1  # of the ball
 MAX_SPEED = 5.0  # per axis, at the start of a step
@@ -49,7 +49,7 @@ class _Look:
 _DEFAULT_LOOK = _Look(floor=plain((38, 64, 89)), wall=plain((178, 128, 77)), ball=(120, 235, 110))
 
 
-class PointMazeEnv(GoalEnv):
+class PointMazeEnv(SimulatedGoalEnv):
     """PointMaze: a ball is pushed by a force through a maze; it has inertia.
 
     ## Description
@@ -99,8 +99,6 @@ class PointMazeEnv(GoalEnv):
     """
 
     name = "pointmaze"
-    budget = 130
-    goal_source = "random"
     _geometry = ("outline", "scale")
     state_names = ("x", "y", "vx", "vy")
     proprio_names = ("x", "y", "vx", "vy")
@@ -228,7 +226,6 @@ class PointMazeLargeEnv(PointMazeEnv):
     """
 
     name = "pointmaze-large"
-    budget = 600
 
     def __init__(self, resolution: int = 112, render_mode: str = "rgb_array", maze: str = "large"):
         super().__init__(resolution, render_mode, maze)

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from sparsewm.envs import blockpush, table
-from sparsewm.envs.base import GoalEnv
 from sparsewm.envs.paths import shortest_way
 from sparsewm.envs.pointmaze import PointMazeEnv
 from sparsewm.envs.pusht import BAR, CENTRE, HIGH, LOW, OUTLINE, RADIUS, REACH, STEM, rotated
+from sparsewm.envs.simulated import SimulatedGoalEnv
 from sparsewm.envs.wall import WallEnv
 
 
@@ -25,7 +25,7 @@ class ExplorationPolicy(Protocol):
         """Action float32 (A,) inside the action space for a state (D,)."""
 
 
-def exploration_policy(env: GoalEnv, rng: np.random.Generator) -> ExplorationPolicy:
+def exploration_policy(env: SimulatedGoalEnv, rng: np.random.Generator) -> ExplorationPolicy:
     """The exploration policy of an environment; all its randomness comes from `rng`.
 
     Raises ValueError for an environment that has none.

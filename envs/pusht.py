@@ -21,7 +21,7 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
-from sparsewm.envs.base import GoalEnv
+from sparsewm.envs.simulated import SimulatedGoalEnv
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # gym_pusht imports pygame, which greets on stdout
 with warnings.catch_warnings():
@@ -98,7 +98,7 @@ def clearance(x: float, y: float, block_x: float, block_y: float, angle: float) 
     return math.sqrt(best)
 
 
-class PushTEnv(GoalEnv):
+class PushTEnv(SimulatedGoalEnv):
     """PushT: a disc pushes a T-shaped block over a table of 512 x 512 px.
 
     ## Description
@@ -124,7 +124,7 @@ class PushTEnv(GoalEnv):
 
     ## Start and goal
     Random positions in which the T lies inside the walls and the disc does not touch it. Evaluations take
-    the goal 25 steps ahead in a trajectory. 50 environment steps by default.
+    the goal some steps ahead in a trajectory. 150 environment steps by default.
 
     ## Arguments
     `resolution` (112), `render_mode`.
@@ -140,8 +140,6 @@ class PushTEnv(GoalEnv):
     """
 
     name = "pusht"
-    budget = 50
-    goal_source = "trajectory"
     _geometry = ("block_outline", "agent_outline", "agent_scale")
     state_names = ("agent_x", "agent_y", "block_x", "block_y", "block_angle", "agent_vx", "agent_vy")
     proprio_names = ("agent_x", "agent_y", "agent_vx", "agent_vy")

@@ -74,7 +74,6 @@ class RopeEnv(TableEnv):
     """
 
     name = "rope"
-    budget = 20
     threshold = 0.03
     _geometry = ("thickness",)
     state_names = (

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from sparsewm.envs.appearance import Colour, draw_polygon, fit
-from sparsewm.envs.base import GoalEnv
 from sparsewm.envs.physics import mujoco
+from sparsewm.envs.simulated import SimulatedGoalEnv
 
 HALF = 0.5  # of the table's side, m
 REACH = 0.45  # the pusher's centre stays within this on both axes, m
@@ -27,7 +27,7 @@ _FINER = 4  # particles are drawn this much finer, for exact edges
 SHIFT = 4  # cv2 drawing coordinates in 1/16 pixel
 
 
-class TableEnv(GoalEnv):
+class TableEnv(SimulatedGoalEnv):
     """Particles on a table of 1 x 1 m with a border, and a pusher that is lowered, moved and raised.
 
     The physics is planar MuJoCo. Friction with the table is a drag so strong that things stop as soon as
@@ -38,7 +38,6 @@ class TableEnv(GoalEnv):
     """
 
     frameskip = 1
-    goal_source = "random"
     action_low = (-1.0, -1.0, -1.0, -1.0)
     action_high = (1.0, 1.0, 1.0, 1.0)
     proprio_names = ("pusher_x", "pusher_y")

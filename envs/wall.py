@@ -16,8 +16,8 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
-from sparsewm.envs.base import GoalEnv
 from sparsewm.envs.paths import ShortestPaths
+from sparsewm.envs.simulated import SimulatedGoalEnv
 
 SIZE = 64.0
 RADIUS = 2.5  # of the dot
@@ -43,7 +43,7 @@ class _Look:
 _DEFAULT_LOOK = _Look(floor=plain((245, 245, 245)), wall=plain((60, 60, 60)), dot=(220, 40, 40))
 
 
-class WallEnv(GoalEnv):
+class WallEnv(SimulatedGoalEnv):
     """Wall: a dot in two rooms of a 64 x 64 world, joined by a door.
 
     ## Description
@@ -81,8 +81,6 @@ class WallEnv(GoalEnv):
     """
 
     name = "wall"
-    budget = 100
-    goal_source = "random"
     _geometry = ("outline", "scale")
     state_names = ("x", "y")
     proprio_names = ("x", "y")

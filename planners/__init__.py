@@ -3,7 +3,7 @@
 >>> import torch
 >>> from sparsewm import planners
 >>> problem = planners.Quadratic(target=torch.zeros(2, 5, 3))  # 2 episodes, horizon 5, 3 numbers per action
->>> plan = planners.CEM(samples=100, elites=10, iterations=10).plan(problem)
+>>> plan = planners.CEM(candidates=100, elites=10, iterations=10).plan(problem)
 >>> plan.actions.shape
 torch.Size([2, 5, 3])
 """
@@ -20,10 +20,22 @@ from sparsewm.planners.mpc import MPC
 from sparsewm.planners.mppi import MPPI
 from sparsewm.planners.problems import DoubleIntegrator, Quadratic
 from sparsewm.planners.proposals import GaussianProposals, ProposalMode, ProposalSampler
-from sparsewm.planners.protocol import Plan, PlanningError, PlanningProblem, RacingProblem, SeparableProblem
+from sparsewm.planners.protocol import Plan, PlanningError, PlanningProblem
+from sparsewm.planners.seeding import generator
+from sparsewm.planners.space import Gaussian, Space
+from sparsewm.registry import Registry
 
-PLANNERS: dict[str, type[Planner[Any]]] = {"cem": CEM, "icem": ICEM, "mppi": MPPI, "gd": GradientDescent}
-"""Planners by the name the command line knows; all take ``samples``, ``iterations`` and ``seed``."""
+PLANNERS: Registry[type[Planner[Any]]] = Registry(
+    "planner",
+    "sparsewm.planners",
+    {
+        "cem": "sparsewm.planners.cem:CEM",
+        "icem": "sparsewm.planners.icem:ICEM",
+        "mppi": "sparsewm.planners.mppi:MPPI",
+        "gd": "sparsewm.planners.gradient:GradientDescent",
+    },
+)
+"""Planners by name; all take ``candidates``, ``iterations`` and ``seed``."""
 
 __all__ = [
     "CEM",
@@ -32,6 +44,7 @@ __all__ = [
     "MPPI",
     "PLANNERS",
     "DoubleIntegrator",
+    "Gaussian",
     "GaussianProposals",
     "GradientDescent",
     "Plan",
@@ -41,6 +54,6 @@ __all__ = [
     "ProposalMode",
     "ProposalSampler",
     "Quadratic",
-    "RacingProblem",
-    "SeparableProblem",
+    "Space",
+    "generator",
 ]

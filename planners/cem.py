@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sparsewm.planners.base import Gaussian, Planner, Space, at_least, lowest, within
+from sparsewm.planners.base import Planner, at_least, lowest, within
+from sparsewm.planners.space import Gaussian, Space
 
 
 class CEM(Planner[Gaussian]):
@@ -13,14 +14,12 @@ class CEM(Planner[Gaussian]):
     De Boer et al., "A Tutorial on the Cross-Entropy Method", 2005; the planner of DINO-WM.
 
     Args:
-        samples: candidates per episode and iteration.
-        elites: candidates the Gaussian is refitted to, 2 to ``samples``.
+        candidates: action sequences scored per episode and iteration.
+        elites: candidates the Gaussian is refitted to, 2 to ``candidates``.
         iterations: optimiser iterations.
         momentum: share of the old mean and std kept in each update, in [0, 1).
         min_std: floor under the sampling noise, as a fraction of the action range, in [0, 1].
         seed: seed of the random numbers.
-        race: candidates drawn for every one that is scored (`Planner`).
-        settled: how close together the elites of an episode end its search (`Planner`); 0: never.
 
     Raises:
         ValueError: an argument is out of range.
@@ -28,16 +27,14 @@ class CEM(Planner[Gaussian]):
 
     def __init__(
         self,
-        samples: int = 100,
+        candidates: int = 100,
         elites: int = 10,
         iterations: int = 10,
         momentum: float = 0.0,
         min_std: float = 0.02,
         seed: int = 0,
-        race: int = 1,
-        settled: float = 0.0,
     ) -> None:
-        super().__init__(samples, iterations, elites, seed, race, settled)
+        super().__init__(candidates, iterations, elites, seed)
         at_least("elites", elites, 2)
         within("momentum", momentum, 0.0, 0.999)
         within("min_std", min_std, 0.0, 1.0)
@@ -47,8 +44,8 @@ class CEM(Planner[Gaussian]):
     def start(self, prior: Gaussian, space: Space) -> Gaussian:
         return prior
 
-    def sample(self, state: Gaussian, space: Space, iteration: int, samples: int) -> Tensor:
-        return state.sample(self.noise(space, samples), space)
+    def sample(self, state: Gaussian, space: Space, iteration: int, count: int) -> Tensor:
+        return state.sample(space.noise(count, *space.mean.shape), space)
 
     def update(
         self, state: Gaussian, candidates: Tensor, costs: Tensor, space: Space, iteration: int

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.planners.base import Gaussian, Planner, Space, within
+from sparsewm.planners.base import Planner, within
 from sparsewm.planners.protocol import PlanningError, PlanningProblem
+from sparsewm.planners.space import Gaussian, Space
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class GradientDescent(Planner[Descent]):
     actions are projected to the bounds.
 
     Args:
-        samples: restarts per episode: the prior mean (or warm start), and draws around it.
+        candidates: restarts per episode: the prior mean (or warm start), and draws around it.
         iterations: optimiser iterations; the last one only scores.
         learning_rate: first step, as a fraction of half the action range, above 0 and at most 1.
         seed: seed of the random numbers.
@@ -41,18 +42,18 @@ class GradientDescent(Planner[Descent]):
     differentiates = True
 
     def __init__(
-        self, samples: int = 10, iterations: int = 30, learning_rate: float = 0.1, seed: int = 0
+        self, candidates: int = 10, iterations: int = 30, learning_rate: float = 0.1, seed: int = 0
     ) -> None:
-        super().__init__(samples, iterations, max(samples // 10, 1), seed)
+        super().__init__(candidates, iterations, max(candidates // 10, 1), seed)
         within("learning_rate", learning_rate, 1e-6, 1.0)
         self.learning_rate = learning_rate
 
     def start(self, prior: Gaussian, space: Space) -> Descent:
-        actions = prior.sample(self.noise(space, self.samples), space)
+        actions = prior.sample(space.noise(self.candidates, *space.mean.shape), space)
         zeros = torch.zeros(())  # shaped by the first update: seeds may add restarts
         return Descent(actions, zeros, zeros)
 
-    def sample(self, state: Descent, space: Space, iteration: int, samples: int) -> Tensor:
+    def sample(self, state: Descent, space: Space, iteration: int, count: int) -> Tensor:
         return state.actions
 
     def update(

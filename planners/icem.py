@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsewm.planners.base import Gaussian, Planner, Space, at_least, lowest, within
+from sparsewm.planners.base import Planner, at_least, lowest, within
+from sparsewm.planners.space import Gaussian, Space
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,17 @@ class ICEM(Planner[Search]):
     carries its elites, and :class:`planners.MPC` shifts them into the first iteration of the next plan.
 
     Args:
-        samples: candidates per episode in the first iteration (kept elites included).
-        elites: candidates the Gaussian is refitted to, 2 to ``samples``.
+        candidates: action sequences scored per episode in the first iteration (kept elites included).
+        elites: candidates the Gaussian is refitted to, 2 to ``candidates``.
         iterations: optimiser iterations.
         noise_exponent: power spectrum of the noise over time falls as 1/f^noise_exponent; 0 is white noise,
             larger is smoother.
         keep: fraction of the elites that joins the next iteration and the next plan, in [0, 1].
         decay: each iteration has this factor fewer candidates than the one before, but at least twice the
-            elites (or ``samples``); 1 keeps their number, the paper uses 1.25.
+            elites (or ``candidates``); 1 keeps their number, the paper uses 1.25.
         momentum: share of the old mean and std kept in each update, in [0, 1).
         min_std: floor under the sampling noise, as a fraction of the action range, in [0, 1].
         seed: seed of the random numbers.
-        race: candidates drawn for every one that is scored (`Planner`).
-        settled: how close together the elites of an episode end its search (`Planner`); 0: never.
 
     Raises:
         ValueError: an argument is out of range.
@@ -46,7 +45,7 @@ class ICEM(Planner[Search]):
 
     def __init__(
         self,
-        samples: int = 100,
+        candidates: int = 100,
         elites: int = 10,
         iterations: int = 10,
         noise_exponent: float = 1.0,
@@ -55,10 +54,8 @@ class ICEM(Planner[Search]):
         momentum: float = 0.1,
         min_std: float = 0.02,
         seed: int = 0,
-        race: int = 1,
-        settled: float = 0.0,
     ) -> None:
-        super().__init__(samples, iterations, elites, seed, race, settled)
+        super().__init__(candidates, iterations, elites, seed)
         at_least("elites", elites, 2)
         at_least("noise_exponent", noise_exponent, 0.0)
         within("keep", keep, 0.0, 1.0)
@@ -74,11 +71,10 @@ class ICEM(Planner[Search]):
     def start(self, prior: Gaussian, space: Space) -> Search:
         return Search(prior, prior.mean[:, None][:, :0])
 
-    def sample(self, state: Search, space: Space, iteration: int, samples: int) -> Tensor:
-        floor = min(2 * self.elites, self.samples)
-        samples = max(floor, int(samples / self.decay**iteration))
-        fresh = max(samples - state.elites.shape[1], 1)
-        candidates = state.gaussian.sample(self.noise(space, fresh), space)
+    def sample(self, state: Search, space: Space, iteration: int, count: int) -> Tensor:
+        count = max(min(2 * self.elites, count), int(count / self.decay**iteration))
+        fresh = max(count - state.elites.shape[1], 1)
+        candidates = state.gaussian.sample(self._noise(space, fresh), space)
         return torch.cat([candidates, state.elites], dim=1)
 
     def update(
@@ -89,13 +85,11 @@ class ICEM(Planner[Search]):
         gaussian = state.gaussian.moved(mean, std, self.momentum, self.min_std, space)
         return Search(gaussian, elites[:, : self.kept])
 
-    def noise(self, space: Space, samples: int) -> Tensor:
-        """Unit-variance noise (B, samples, H, A), coloured over time."""
+    def _noise(self, space: Space, count: int) -> Tensor:
+        """Unit-variance noise (B, count, H, A), coloured over time."""
         horizon, size = space.mean.shape
         # Filtering by FFT joins the end to the start: twice the horizon is drawn and half of it used.
-        shape = (space.batch, samples, size, 2 * horizon)
-        device = space.low.device
-        white = torch.randn(shape, generator=self._random(device), device=device)
+        white = space.noise(count, size, 2 * horizon)
         return coloured(white, self.noise_exponent)[..., :horizon].transpose(-1, -2)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsewm.planners.base import Planner, Space, at_least
+from sparsewm.planners.base import Planner, at_least
 from sparsewm.planners.proposals import ProposalMode
 from sparsewm.planners.protocol import Plan, PlanningError, PlanningProblem
+from sparsewm.planners.seeding import generator
+from sparsewm.planners.space import Space
 
 
 class MPC:
-    """Re-planning with a warm start per episode; it steps no environment.
+    """Re-planning with a warm start and random numbers of every episode's own; it steps no environment.
 
     Call :meth:`plan`, take ``plan.actions[:, :execute]``, observe, and call :meth:`plan` with the problem
     built from the new observation. Each plan starts from the one before it, shifted by ``execute`` actions,
@@ -31,11 +34,19 @@ class MPC:
         at_least("execute", execute, 1)
         self.planner = planner
         self.execute = execute
-        self._warm: Tensor | None = None  # (E, K, H, A), shifted already
+        self.reset()
 
-    def reset(self) -> None:
-        """Forget the warm starts: new episodes begin."""
-        self._warm = None
+    def reset(self, seeds: Sequence[int] | None = None) -> None:
+        """Forget the warm starts: new episodes begin.
+
+        Args:
+            seeds: one of each episode, whose candidates are then drawn from a generator of its own: what is
+                planned for an episode does not depend on how many others are planned with it. None: all
+                draw from the planner's generator.
+        """
+        self._seeds = None if seeds is None else list(seeds)
+        self._generators: list[torch.Generator] = []
+        self._warm: Tensor | None = None  # (E, K, H, A), shifted already
 
     def plan(
         self,
@@ -54,8 +65,8 @@ class MPC:
             proposals, deadline, proposal_mode: as in :meth:`Planner.plan`.
 
         Raises:
-            PlanningError: ``execute`` exceeds the horizon, or ``active`` does not fit the problem or the
-                episodes planned so far, besides the errors of :meth:`Planner.plan`.
+            PlanningError: ``execute`` exceeds the horizon, or ``active`` does not fit the problem, the seeds
+                or the episodes planned so far, besides the errors of :meth:`Planner.plan`.
         """
         if self.execute > problem.horizon:
             raise PlanningError(
@@ -68,17 +79,27 @@ class MPC:
             raise PlanningError(
                 f"active must mark the problem's {problem.batch} episodes, not {int(rows.sum())}"
             )
-        if self._warm is not None and len(self._warm) != len(rows):
+        before = self._warm if self._warm is not None else self._seeds
+        if before is not None and len(before) != len(rows):
             raise PlanningError(
-                f"{len(self._warm)} episodes were planned before, now {len(rows)}: "
+                f"{len(before)} episodes were planned or given seeds before, now {len(rows)}: "
                 "pass active for those that go on, or reset() for new ones"
             )
         warm = None if self._warm is None else self._warm[rows]
-        plan = self.planner.plan(problem, warm, proposals, deadline, proposal_mode)
+        sources = self._sources(rows, space.low.device)
+        plan = self.planner.plan(problem, warm, proposals, deadline, proposal_mode, sources)
         shifted = shift(plan.elites, self.execute, space.mean)
-        before = space.mean.expand(len(rows), *shifted.shape[1:]) if self._warm is None else self._warm
-        self._warm = before.index_put((rows.nonzero().flatten(),), shifted)
+        old = space.mean.expand(len(rows), *shifted.shape[1:]) if self._warm is None else self._warm
+        self._warm = old.index_put((rows.nonzero().flatten(),), shifted)
         return plan
+
+    def _sources(self, rows: Tensor, device: torch.device) -> list[torch.Generator] | None:
+        """Generators of the episodes (E,) marked, made where the first problem is."""
+        if self._seeds is None:
+            return None
+        if not self._generators:
+            self._generators = [generator(seed, "candidates", device) for seed in self._seeds]
+        return [self._generators[row] for row in rows.nonzero().flatten().tolist()]
 
 
 def shift(actions: Tensor, steps: int, fill: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsewm.planners.base import Gaussian, Planner, Space, at_least, within
+from sparsewm.planners.base import Planner, at_least, within
+from sparsewm.planners.space import Gaussian, Space
 
 
 class MPPI(Planner[Gaussian]):
@@ -16,13 +17,11 @@ class MPPI(Planner[Gaussian]):
     by their spread (median minus best) in each episode, so one temperature serves costs of any scale.
 
     Args:
-        samples: candidates per episode and iteration, at least 2.
+        candidates: action sequences scored per episode and iteration, at least 2.
         iterations: optimiser iterations.
         temperature: in units of the cost spread, above 0; small follows the best candidates only.
         min_std: floor under the sampling noise, as a fraction of the action range, in [0, 1].
         seed: seed of the random numbers.
-        race: candidates drawn for every one that is scored (`Planner`).
-        settled: how close together the elites of an episode end its search (`Planner`); 0: never.
 
     Raises:
         ValueError: an argument is out of range.
@@ -30,16 +29,14 @@ class MPPI(Planner[Gaussian]):
 
     def __init__(
         self,
-        samples: int = 100,
+        candidates: int = 100,
         iterations: int = 10,
         temperature: float = 0.2,
         min_std: float = 0.02,
         seed: int = 0,
-        race: int = 1,
-        settled: float = 0.0,
     ) -> None:
-        super().__init__(samples, iterations, max(samples // 10, 1), seed, race, settled)
-        at_least("samples", samples, 2)
+        super().__init__(candidates, iterations, max(candidates // 10, 1), seed)
+        at_least("candidates", candidates, 2)
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
         within("min_std", min_std, 0.0, 1.0)
@@ -49,8 +46,8 @@ class MPPI(Planner[Gaussian]):
     def start(self, prior: Gaussian, space: Space) -> Gaussian:
         return prior
 
-    def sample(self, state: Gaussian, space: Space, iteration: int, samples: int) -> Tensor:
-        return state.sample(self.noise(space, samples), space)
+    def sample(self, state: Gaussian, space: Space, iteration: int, count: int) -> Tensor:
+        return state.sample(space.noise(count, *space.mean.shape), space)
 
     def update(
         self, state: Gaussian, candidates: Tensor, costs: Tensor, space: Space, iteration: int

@@ -77,36 +77,18 @@ class PlanningProblem(Protocol):
         ...
 
 
-@runtime_checkable
-class RacingProblem(PlanningProblem, Protocol):
-    """A problem that can rank candidates at a fraction of the price of their cost: for planners that race."""
-
-    def rough_cost(self, actions: Tensor) -> Tensor:
-        """Cheap costs (B, S) of candidates (B, S, H, A), comparable with one another alone."""
-        ...
-
-
-@runtime_checkable
-class SeparableProblem(PlanningProblem, Protocol):
-    """A problem whose episodes can be taken apart, so that those which have converged are not searched on."""
-
-    def select(self, rows: Tensor) -> PlanningProblem:
-        """The same problem of some of its episodes, int64 (b,); this one stays as it is."""
-        ...
-
-
 @dataclass
 class Plan:
     """What a planner found.
 
     Attributes:
         actions: the plan of each episode (B, H, A), inside the bounds.
-        cost: its cost (B,), as scored in the episode's last iteration.
+        cost: its cost (B,), as scored in the last iteration.
         elites: the best candidates of the last iteration (B, K, H, A), best first; ``elites[:, 0]`` is
             ``actions``. Shifted in time they warm-start the next plan. K depends on the planner.
         history: one entry per iteration with the floats ``best``, ``elite`` (mean over the elites) and
-            ``mean`` (over all finite candidates), each averaged over the episodes searched in it. Where the
-            problem redraws its tokens, entries are not comparable with one another.
+            ``mean`` (over all finite candidates), each averaged over the episodes. Where the problem
+            redraws its tokens, entries are not comparable with one another.
         seconds_per_iteration: wall-clock seconds of each iteration, device work included.
     """
 

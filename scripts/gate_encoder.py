@@ -37,7 +37,7 @@ from sparsewm.evaluation.geometry import cost_geometry, encode_states, token_sen
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
 from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
-from sparsewm.model.world_model import Standardizer
+from sparsewm.model.latent import Standardizer
 from sparsewm.planners import CEM, MPC
 from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env, preset
 

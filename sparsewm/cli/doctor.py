@@ -230,7 +230,7 @@ def check_planning(device: str) -> str:
     goal = env.render_state(env.sample_goal())
     problem = model.planning_problem(observation, goal, drop=0.5)
     start = time.perf_counter()
-    plan = planners.CEM(samples=100, elites=10, iterations=1).plan(problem)
+    plan = planners.CEM(candidates=100, elites=10, iterations=1).plan(problem)
     if not bool(torch.isfinite(plan.cost).all()):
         raise Trouble("the planned cost is not finite", "choose --device cpu")
     return f"100 candidates of {plan.actions.shape[1]} steps in {time.perf_counter() - start:.2f} s"

@@ -24,7 +24,7 @@ import numpy as np
 
 from sparsewm import envs
 from sparsewm.data.dataset import COLUMNS, DatasetWriter
-from sparsewm.envs import GoalEnv
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.envs.experts import expert_policy
 from sparsewm.envs.policies import HeldActions, exploration_policy
 from sparsewm.errors import UserError
@@ -36,13 +36,13 @@ STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100, "pointmaze-large": 200}
 """Environment steps of an episode."""
 
 
-Demonstrator = Callable[[GoalEnv, int, int, int], tuple[np.ndarray, np.ndarray]]
+Demonstrator = Callable[[SimulatedGoalEnv, int, int, int], tuple[np.ndarray, np.ndarray]]
 """Shows a way to a goal: (environment, seed, episode, steps) -> states (T + 1, D) and actions (T, A), T at
 most `steps`. A function at the top of a module, for worker processes."""
 
 
 def explore(
-    env: GoalEnv, seed: int, episode: int, steps: int, held: float = 0.0
+    env: SimulatedGoalEnv, seed: int, episode: int, steps: int, held: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """States (steps + 1, D) and actions (steps, A) of an episode, a pure function of (seed, episode, held).
 
@@ -62,7 +62,7 @@ def explore(
     return np.stack(states), np.stack(actions)
 
 
-def demonstrate(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def demonstrate(env: SimulatedGoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """States (T + 1, D) and actions (T, A) of an expert on its way to a random goal; T is `steps` at most.
 
     It ends a few steps after the goal is reached. A pure function of (seed, episode).
@@ -73,7 +73,7 @@ def demonstrate(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.n
 
 
 def follow_expert(
-    env: GoalEnv, start: np.ndarray, goal: np.ndarray, rng: np.random.Generator, steps: int
+    env: SimulatedGoalEnv, start: np.ndarray, goal: np.ndarray, rng: np.random.Generator, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """States (T + 1, D) and actions (T, A) of the scripted expert from `start` to `goal` (D,)."""
     policy = expert_policy(env, goal, rng)
@@ -88,7 +88,7 @@ def follow_expert(
 
 
 def record_episode(
-    env: GoalEnv,
+    env: SimulatedGoalEnv,
     seed: int,
     episode: int,
     steps: int,

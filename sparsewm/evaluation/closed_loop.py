@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sparsewm.data.collect import explore
-from sparsewm.envs import GoalEnv
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.statistics import quartiles, wilson
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import Latent, WorldModel, random_patches
 from sparsewm.planners import MPC, PlanningError, PlanningProblem, ProposalMode, ProposalSampler
+from sparsewm.settings import environment_settings
 
 Redraw = Literal["iteration", "plan", "never"]
 
@@ -41,17 +42,18 @@ class Task:
 
 
 def make_tasks(
-    env: GoalEnv, episodes: int, seed: int = 0, source: str | None = None, offset: int | None = None
+    env: SimulatedGoalEnv, episodes: int, seed: int = 0, source: str | None = None, offset: int | None = None
 ) -> list[Task]:
     """Starts and goals of an evaluation; task i is a function of (seed + i).
 
     Args:
         source: "random": start and goal as `env.reset` draws them; "trajectory": two states `offset`
             environment steps apart in a scripted trajectory that no dataset contains, such that the first
-            does not count as success already. None: the environment's own.
+            does not count as success already. None: as in the environment's settings.
     """
-    source = source or env.goal_source
-    offset = env.goal_offset if offset is None else offset
+    if source is None or offset is None:
+        settings = environment_settings(env.name).plan
+        source, offset = source or settings.goal_source, settings.goal_offset if offset is None else offset
     if source not in ("random", "trajectory"):
         raise UserError(f"--goal-source must be random or trajectory, not '{source}'")
     if offset < 1:
@@ -66,7 +68,7 @@ def make_tasks(
     return tasks
 
 
-def _trajectory_task(env: GoalEnv, seed: int, offset: int) -> Task:
+def _trajectory_task(env: SimulatedGoalEnv, seed: int, offset: int) -> Task:
     for attempt in range(_ATTEMPTS):
         states, _ = explore(env, HELD_OUT + attempt, seed, max(100, offset))
         rng = np.random.default_rng([HELD_OUT + attempt, seed, 1])
@@ -126,7 +128,7 @@ class Policy(Protocol):
 class Still:
     """Does nothing: zero actions."""
 
-    def __init__(self, env: GoalEnv) -> None:
+    def __init__(self, env: SimulatedGoalEnv) -> None:
         self.env = env
 
     def begin(self, traces: Sequence[Trace]) -> None:
@@ -139,7 +141,7 @@ class Still:
 class RandomActions:
     """Uniformly random actions; each episode has its own seed."""
 
-    def __init__(self, env: GoalEnv) -> None:
+    def __init__(self, env: SimulatedGoalEnv) -> None:
         self.env = env
 
     def begin(self, traces: Sequence[Trace]) -> None:
@@ -180,7 +182,7 @@ class Proposals:
     mode: ProposalMode = "replace"
     instruction: str | None = None
 
-    def propose(self, env: GoalEnv, traces: Sequence[Trace], steps: int) -> Tensor:
+    def propose(self, env: SimulatedGoalEnv, traces: Sequence[Trace], steps: int) -> Tensor:
         """Environment actions (B, K, steps, A) for the present states of B episodes.
 
         Raises:
@@ -200,7 +202,7 @@ class Proposals:
         return actions
 
 
-def observations(env: GoalEnv, states: np.ndarray) -> dict[str, np.ndarray]:
+def observations(env: SimulatedGoalEnv, states: np.ndarray) -> dict[str, np.ndarray]:
     """`pixels` uint8 (..., R, R, 3) and `proprio` float32 (..., P) in states (..., D)."""
     flat = states.reshape(-1, states.shape[-1])
     pixels, proprio = env.render_states(flat), np.stack([env.proprio_of(state) for state in flat])
@@ -228,7 +230,7 @@ class FirstProposal:
         steps: environment steps executed before asking again.
     """
 
-    def __init__(self, env: GoalEnv, proposals: Proposals, steps: int) -> None:
+    def __init__(self, env: SimulatedGoalEnv, proposals: Proposals, steps: int) -> None:
         self.env, self.proposals, self.steps = env, replace(proposals, samples=1), steps
 
     def begin(self, traces: Sequence[Trace]) -> None:
@@ -261,7 +263,7 @@ class Planned:
 
     def __init__(
         self,
-        env: GoalEnv,
+        env: SimulatedGoalEnv,
         mpc: MPC,
         make_problem: ProblemMaker,
         imagine: bool = False,
@@ -336,7 +338,12 @@ class ModelProblems:
     """
 
     def __init__(
-        self, model: WorldModel, env: GoalEnv, seed: int, redraw: Redraw = "iteration", **options: Any
+        self,
+        model: WorldModel,
+        env: SimulatedGoalEnv,
+        seed: int,
+        redraw: Redraw = "iteration",
+        **options: Any,
     ) -> None:
         self.model, self.env, self.redraw, self.options = model, env, redraw, options
         self.seed = seed
@@ -407,7 +414,7 @@ class ModelProblems:
 
 
 def run_episodes(
-    env: GoalEnv,
+    env: SimulatedGoalEnv,
     tasks: Sequence[Task],
     policy: Policy,
     budget: int,
@@ -457,7 +464,7 @@ def run_episodes(
     return traces
 
 
-def summarize(env: GoalEnv, traces: Sequence[Trace]) -> dict[str, Any]:
+def summarize(env: SimulatedGoalEnv, traces: Sequence[Trace]) -> dict[str, Any]:
     """Success rate with its 95% Wilson interval, timings, and one entry per episode."""
     episodes = []
     for trace in traces:
@@ -505,6 +512,6 @@ def deadline_report(traces: Sequence[Trace], deadline: float) -> dict[str, Any]:
     }
 
 
-def object_moves(env: GoalEnv, distance: dict[str, float]) -> bool:
+def object_moves(env: SimulatedGoalEnv, distance: dict[str, float]) -> bool:
     """Whether a goal asks for more than moving the agent: on PushT, the T by over 20 px or 20 degrees."""
     return env.name == "pusht" and (distance["block"] > 20 or distance["angle"] > np.pi / 9)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsewm.model.predictor import ConditionedBlock, Predictor
-from sparsewm.model.world_model import Latent, WorldModel, gather_patches
+from sparsewm.model.latent import Latent, gather_patches
+from sparsewm.model.world_model import WorldModel
 
 
 class WindowRollout:

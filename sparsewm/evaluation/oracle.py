@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore, follow_expert
-from sparsewm.envs import GoalEnv
+from sparsewm.envs import SimulatedGoalEnv, max_episode_steps
 from sparsewm.envs.experts import expert_policy
 from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, ProblemMaker, Task, run_episodes
 from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
@@ -20,7 +20,7 @@ _ATTEMPTS = 4
 
 
 def simulator_problems(
-    env: GoalEnv, settings: PlanSettings, cost: Callable[[Sequence[np.ndarray]], StateCost]
+    env: SimulatedGoalEnv, settings: PlanSettings, cost: Callable[[Sequence[np.ndarray]], StateCost]
 ) -> ProblemMaker:
     """Makes the simulator's planning problems; `cost` is made from the goals of the episodes."""
     return lambda traces, active: SimulatorProblem(
@@ -33,19 +33,21 @@ def simulator_problems(
     )
 
 
-def oracle(env: GoalEnv, settings: PlanSettings, seed: int = 0) -> Planned:
+def oracle(env: SimulatedGoalEnv, settings: PlanSettings, seed: int = 0) -> Planned:
     """CEM with an environment's settings on its true dynamics and its true distance."""
     planner = CEM(settings.samples, settings.elites, settings.iterations, seed=seed)
     problems = simulator_problems(env, settings, partial(TrueDistance, env))
     return Planned(env, MPC(planner, settings.execute), problems)
 
 
-def demonstration_steps(env: GoalEnv) -> int:
+def demonstration_steps(env: SimulatedGoalEnv) -> int:
     """Environment steps a demonstration may take, where nobody says."""
-    return max(2 * env.budget, environment_settings(env.name).plan.budget)
+    return 150 if env.name == "pusht" else 2 * max_episode_steps(env.name)
 
 
-def plan_demonstration(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def plan_demonstration(
+    env: SimulatedGoalEnv, seed: int, episode: int, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     """States (T + 1, D) and actions (T, A) of the oracle on its way to a goal; T is `steps` at most.
 
     Goals are random where the environment plans to such, else the ends of scripted trajectories, far from
@@ -68,7 +70,9 @@ def plan_demonstration(env: GoalEnv, seed: int, episode: int, steps: int) -> tup
     return np.stack(trace.states), actions
 
 
-def demonstrate_far(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def demonstrate_far(
+    env: SimulatedGoalEnv, seed: int, episode: int, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The same of the scripted expert, to the ends of scripted trajectories."""
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([seed, episode, 3, attempt])
@@ -79,21 +83,23 @@ def demonstrate_far(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[
     return states, actions
 
 
-def demonstrate_in_turns(env: GoalEnv, seed: int, episode: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def demonstrate_in_turns(
+    env: SimulatedGoalEnv, seed: int, episode: int, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The same to the environment's own random goals, in every other episode to those ends."""
     show = demonstrate if episode % 2 else demonstrate_far
     return show(env, seed, episode, steps)
 
 
 def _far_apart(
-    env: GoalEnv, seed: int, number: int, rng: np.random.Generator
+    env: SimulatedGoalEnv, seed: int, number: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A state early in a scripted trajectory, and its end."""
     states, _ = explore(env, _WAYS + seed, number, STEPS.get(env.name, 100))
     return states[int(rng.integers(len(states) // 4))], states[-1]
 
 
-def demonstrator(env: GoalEnv) -> Demonstrator:
+def demonstrator(env: SimulatedGoalEnv) -> Demonstrator:
     """Who shows short ways to goals such as the environment plans to: a scripted expert, or the oracle."""
     try:
         expert_policy(env, env.goal, np.random.default_rng(0))
@@ -101,4 +107,4 @@ def demonstrator(env: GoalEnv) -> Demonstrator:
         return plan_demonstration
     if environment_settings(env.name).plan.goal_source == "random":
         return demonstrate
-    return demonstrate_in_turns if env.goal_source == "random" else demonstrate_far
+    return demonstrate_far if env.name == "pusht" else demonstrate_in_turns  # has it goals of its own?

@@ -18,7 +18,7 @@ from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import GoalEnv
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.problem import Scored
-from sparsewm.model.world_model import Standardizer, gather_patches, random_patches
+from sparsewm.model.latent import Standardizer, gather_patches, random_patches
 
 
 class StateCost(Protocol):

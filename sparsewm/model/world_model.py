@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -15,106 +15,11 @@ from sparsewm.errors import UserError
 from sparsewm.kernels import Graphs
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
+from sparsewm.model.interface import Interface
+from sparsewm.model.latent import History, Latent, Standardizer, gather_patches, linear_fit
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
 from sparsewm.model.rollout import Past, Rollout
 from sparsewm.precision import no_integers
-
-if TYPE_CHECKING:
-    from sparsewm.model.problem import LatentProblem, Measure
-
-
-@dataclass
-class Latent:
-    """One frame in the model's space.
-
-    Attributes:
-        tokens: (B, N, D) standardised patch tokens, float32.
-        proprio: (B, P) standardised proprioception, float32.
-        cls: (B, D) image token as the encoder gave it, or None.
-        attention: (B, N) CLS-to-patch attention, or None.
-    """
-
-    tokens: Tensor
-    proprio: Tensor
-    cls: Tensor | None = None
-    attention: Tensor | None = None
-
-    def __getitem__(self, episodes: Any) -> Latent:
-        pick = lambda x: None if x is None else x[episodes]  # noqa: E731
-        return Latent(self.tokens[episodes], self.proprio[episodes], pick(self.cls), pick(self.attention))
-
-    @staticmethod
-    def cat(parts: Sequence[Latent]) -> Latent:
-        """Frames one after the other, along the first axis."""
-        cls = [part.cls for part in parts if part.cls is not None]
-        attention = [part.attention for part in parts if part.attention is not None]
-        return Latent(
-            torch.cat([part.tokens for part in parts]),
-            torch.cat([part.proprio for part in parts]),
-            torch.cat(cls) if cls else None,
-            torch.cat(attention) if attention else None,
-        )
-
-
-History = Sequence[tuple[Latent, Tensor]]
-"""Past frames and the actions (B, C) taken at them, oldest first."""
-
-
-class Standardizer(nn.Module):
-    """Statistics of the training data, part of every checkpoint.
-
-    Tokens lose their mean *per patch* (what a fixed camera always sees is no information) and pass through a
-    linear map that gives what is left unit size (`sparsewm.data.token_statistics`), so that an error of one
-    means the same in every environment and for every encoder.
-    """
-
-    token_mean: Tensor
-    token_map: Tensor
-    cost_map: Tensor
-    proprio_mean: Tensor
-    proprio_std: Tensor
-    action_mean: Tensor
-    action_std: Tensor
-
-    def __init__(self, patches: int, token_dim: int, proprio_dim: int, action_dim: int) -> None:
-        super().__init__()
-        self.register_buffer("token_mean", torch.zeros(patches, token_dim))
-        self.register_buffer("token_map", torch.eye(token_dim))
-        self.register_buffer("cost_map", torch.eye(token_dim))
-        for name, size in (("proprio", proprio_dim), ("action", action_dim)):
-            self.register_buffer(f"{name}_mean", torch.zeros(size))
-            self.register_buffer(f"{name}_std", torch.ones(size))
-
-    def fit(self, statistics: dict[str, Tensor | np.ndarray]) -> None:
-        """Fill in `token_mean` (N, D), `token_map`, `cost_map` (D, D), `proprio_mean` ... from the data."""
-        for name, value in statistics.items():
-            buffer = getattr(self, name)
-            value = torch.as_tensor(value, dtype=torch.float32)
-            buffer.copy_(value.clamp_min(1e-4) if name.endswith("_std") else value)
-
-    def tokens(self, patches: Tensor) -> Tensor:
-        """Raw patch tokens (..., N, D) -> standardised float32."""
-        return (patches.float() - self.token_mean) @ self.token_map
-
-    def token_error(self, tokens: Tensor, goal: Tensor) -> Tensor:
-        """What plans are scored by: squared error (...) of standardised tokens (..., M, D) to a goal's."""
-        return ((tokens - goal) @ self.cost_map).square().mean((-1, -2))
-
-    def proprio(self, proprio: Tensor) -> Tensor:
-        """Raw proprioception (..., P) -> standardised float32."""
-        return (proprio.float() - self.proprio_mean) / self.proprio_std
-
-    def actions(self, actions: Tensor) -> Tensor:
-        """Actions in the environment's units (..., frameskip * A) -> standardised float32."""
-        repeats = actions.shape[-1] // self.action_mean.shape[0]
-        return (actions.float() - self.action_mean.repeat(repeats)) / self.action_std.repeat(repeats)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        deviations = state_dict.pop(f"{prefix}token_std", None)
-        if deviations is not None:  # a checkpoint from before there was a map
-            state_dict[f"{prefix}token_map"] = torch.diag(1 / deviations)
-            state_dict[f"{prefix}cost_map"] = torch.eye(len(deviations))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class WorldModel(nn.Module):
@@ -155,7 +60,7 @@ class WorldModel(nn.Module):
         self.metadata = dict(metadata or {})
         self.graphs = Graphs()  # of what planners compute with this model on a GPU
         self._packed: Rollout | None = None
-        self._packed_of: list[tuple[int, int]] = []  # where its weights lay, and how often they had changed
+        self._packed_of: list[tuple[int, int]] = []  # see `_weights`
         self._integers = False
         object.__setattr__(self, "encoder", encoder)  # kept out of parameters and state dict
 
@@ -165,6 +70,12 @@ class WorldModel(nn.Module):
     def precision(self) -> torch.dtype:
         """What plans are imagined in: torch.int8, or the predictor's own."""
         return torch.int8 if self._integers else self.predictor.embed_tokens.weight.dtype
+
+    @property
+    def interface(self) -> Interface | None:
+        """What it is shown and asked to do; None where its checkpoint is older than that record."""
+        content = self.metadata.get("interface")
+        return None if content is None else Interface.from_dict(content)
 
     @property
     def action_dim(self) -> int:
@@ -217,19 +128,26 @@ class WorldModel(nn.Module):
     def packed(self) -> Rollout | None:
         """The predictor's present weights, packed for planning; None where that gains nothing.
 
-        They are packed anew when they have changed; on a GPU once, for graphs are bound to their places:
-        after a change call `place`.
+        They are packed anew when they have changed; on a GPU the graphs that read the old ones go with them.
         """
-        if self.device.type == "cpu":
-            parts = list(self.predictor.parameters())
-            untold = any(part.is_inference() for part in parts)  # of these nobody knows when they change
-            state = [] if untold else [(part.data_ptr(), part._version) for part in parts]
-            if untold or self._packed is None or state != self._packed_of:
-                self._packed, self._packed_of = Rollout(self.predictor, self.precision), state
-            return self._packed
-        if self._packed is None and self.device.type == "cuda":
-            self._packed = Rollout(self.predictor)
-        return self._packed if self._packed is not None and self._packed.compiled is not None else None
+        if self.device.type not in ("cpu", "cuda"):
+            return None
+        state = self._weights()
+        if state is None or self._packed is None or state != self._packed_of:
+            if self._packed is not None:
+                self.graphs = Graphs()
+            on_cpu = self.device.type == "cpu"
+            self._packed = Rollout(self.predictor, self.precision) if on_cpu else Rollout(self.predictor)
+            self._packed_of = state or []
+        return self._packed if self.device.type == "cpu" or self._packed.compiled is not None else None
+
+    def _weights(self) -> list[tuple[int, int]] | None:
+        """Where weights lie and how often they have changed; None where some do not tell."""
+        networks = [part for part in (self.predictor, self.distance) if part is not None]
+        parts = [weight for network in networks for weight in network.parameters()]
+        if any(part.is_inference() for part in parts):
+            return None
+        return [(part.data_ptr(), part._version) for part in parts]
 
     @torch.no_grad()
     def take_over(self, other: WorldModel, ours: Tensor, theirs: Tensor) -> None:
@@ -266,7 +184,7 @@ class WorldModel(nn.Module):
         Raises:
             ValueError: when shapes do not fit the model.
         """
-        proprio = torch.as_tensor(np.asarray(proprio), dtype=torch.float32, device=self.device)
+        proprio = torch.as_tensor(proprio, dtype=torch.float32, device=self.device)
         if proprio.ndim != 2 or proprio.shape[1] != self.config.proprio_dim:
             raise ValueError(
                 f"proprio must have shape (B, {self.config.proprio_dim}), got {tuple(proprio.shape)}: "
@@ -372,51 +290,6 @@ class WorldModel(nn.Module):
         actions = torch.stack([self.standardizer.actions(action) for _, action in recent], 1)
         return (self.predictor if by is None else by).remember(tokens, proprio, actions, patches)
 
-    def planning_problem(
-        self,
-        observation: Mapping[str, np.ndarray],
-        goal: Mapping[str, np.ndarray],
-        *,
-        drop: float = 0.0,
-        alpha: float = 1.0,
-        cost: Measure = "mse",
-        horizon: int = 5,
-        low: Sequence[float] | None = None,
-        high: Sequence[float] | None = None,
-        seed: int = 0,
-    ) -> LatentProblem:
-        """The problem of reaching `goal` from `observation`, for any planner of `planners`.
-
-        Args:
-            observation, goal: ``{"pixels", "proprio"}`` of one episode, or stacked along a first axis for B.
-            drop: fraction of the patches dropped, redrawn at every planner iteration.
-            alpha: weight of the proprioception error. cost: "mse" or "temporal", see `LatentProblem`.
-            horizon: model steps imagined.
-            low, high: bounds of an environment action; -1 and 1 when left out. seed: of the drop masks.
-        """
-        from sparsewm.model.problem import LatentProblem
-
-        frames = []
-        for frame in (observation, goal):
-            pixels, proprio = np.asarray(frame["pixels"]), np.asarray(frame["proprio"])
-            single = pixels.ndim == 3
-            frames.append(
-                self.encode(pixels[None] if single else pixels, proprio[None] if single else proprio)
-            )
-        size = self.action_dim // self.frameskip
-        return LatentProblem(
-            self,
-            frames[0],
-            frames[1],
-            torch.as_tensor(low if low is not None else [-1.0] * size),
-            torch.as_tensor(high if high is not None else [1.0] * size),
-            horizon=horizon,
-            drop=drop,
-            alpha=alpha,
-            measure=cost,
-            generator=torch.Generator().manual_seed(seed),
-        )
-
     def loss(self, batch: dict[str, Tensor], real: int, groups: Sequence[Tensor]) -> dict[str, Tensor]:
         """Rollout loss with randomly grouped attention.
 
@@ -457,38 +330,3 @@ class WorldModel(nn.Module):
         return {"loss": token_error + proprio_error, "tokens": token_error, "proprio": proprio_error}
 
 
-def linear_fit(x: Tensor, y: Tensor, ridge: float = 1e-4) -> Tensor:
-    """Matrix (D, E) that best turns rows of x (K, D) into rows of y (K, E), at a small price on its size."""
-    penalty = ridge * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(x.T @ x / len(x) + penalty, x.T @ y / len(x))
-
-
-def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:
-    """Tokens (B, ..., N, D) at patch indices (B, M) -> (B, ..., M, D)."""
-    index = patches.view(patches.shape[0], *([1] * (tokens.ndim - 3)), patches.shape[1], 1)
-    return tokens.gather(-2, index.expand(*tokens.shape[:-2], -1, tokens.shape[-1]))
-
-
-def random_patches(episodes: int, patches: int, kept: int, generator: torch.Generator) -> Tensor:
-    """A uniformly random subset of `kept` of `patches` indices for each episode, (B, kept), sorted."""
-    noise = torch.rand(episodes, patches, generator=generator, device=generator.device)
-    return noise.argsort(1)[:, :kept].sort(1).values
-
-
-def random_groups(
-    episodes: int, patches: int, groups: int, smallest: int, generator: torch.Generator
-) -> list[Tensor]:
-    """Split the patches of every episode at random into groups of random sizes (sizes shared by the batch).
-
-    Returns:
-        `groups` index tensors (B, M_g), disjoint, together all patches; each M_g >= `smallest`.
-    """
-    if groups == 1:
-        return [torch.arange(patches).expand(episodes, -1)]
-    order = torch.rand(episodes, patches, generator=generator).argsort(1)
-    free = patches - groups * smallest
-    if free < 0:
-        raise ValueError(f"{groups} groups of at least {smallest} patches do not fit into {patches} patches")
-    cuts = torch.randint(free + 1, (groups - 1,), generator=generator).sort().values.tolist()
-    sizes = [b - a + smallest for a, b in zip([0, *cuts], [*cuts, free], strict=True)]
-    return list(order.split(sizes, 1))

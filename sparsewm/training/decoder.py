@@ -15,7 +15,8 @@ from sparsewm.data import Dataset, TokenCache
 from sparsewm.errors import UserError
 from sparsewm.model.decoder import Decoder
 from sparsewm.model.drop import kept_patches
-from sparsewm.model.world_model import WorldModel, gather_patches, random_patches
+from sparsewm.model.latent import gather_patches, random_patches
+from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import DecoderTrainConfig
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.trainer import standardized

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from sparsewm.data import Windows
 from sparsewm.errors import UserError
 from sparsewm.model.distance import TemporalDistance
-from sparsewm.model.world_model import WorldModel, gather_patches, random_patches
+from sparsewm.model.latent import gather_patches, random_patches
+from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import DistanceTrainConfig
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.trainer import standardized

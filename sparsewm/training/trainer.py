@@ -23,7 +23,8 @@ from sparsewm.data import Windows
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.checkpoint import save
-from sparsewm.model.world_model import WorldModel, gather_patches, random_groups, random_patches
+from sparsewm.model.latent import gather_patches, random_groups, random_patches
+from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import OptimConfig
 from sparsewm.training.optim import MasterMuon
 

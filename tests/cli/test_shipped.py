@@ -47,7 +47,7 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
     observation, _ = env.reset(seed=0)
     goal = env.render_state(env.sample_goal())
     problem = model.planning_problem(observation, goal, drop=0.5)
-    plan = planners.CEM(samples=16, elites=4, iterations=2).plan(problem)
+    plan = planners.CEM(candidates=16, elites=4, iterations=2).plan(problem)
     assert plan.actions.shape == (1, 5, env.frameskip * env.action_dim)
     assert bool(torch.isfinite(plan.cost).all())
 

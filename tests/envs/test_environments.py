@@ -9,6 +9,7 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env
 
 from sparsewm import envs
@@ -28,13 +29,13 @@ LENGTH = {"rope": 12, "granular": 12}  # a step is a whole push
 
 
 @pytest.fixture(params=OURS)
-def env(request: pytest.FixtureRequest) -> envs.GoalEnv:
+def env(request: pytest.FixtureRequest) -> envs.SimulatedGoalEnv:
     env = envs.make(request.param, resolution=48)
     env.reset(seed=0)
     return env
 
 
-def explore(env: envs.GoalEnv, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def explore(env: envs.SimulatedGoalEnv, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """States (steps + 1, D) and actions (steps, A) of the exploration policy."""
     env.reset(seed=seed)
     policy = exploration_policy(env, np.random.default_rng(seed))
@@ -56,7 +57,7 @@ def test_follows_gymnasium(name: str) -> None:
 @pytest.mark.parametrize("name", envs.names())
 def test_gymnasium_stops_an_episode_at_the_budget_and_make_does_not(name: str) -> None:
     cls = type(envs.make(name))
-    assert gym.spec(IDS[name]).max_episode_steps == cls.budget
+    assert gym.spec(IDS[name]).max_episode_steps == envs.max_episode_steps(name)
     assert type(envs.make(IDS[name])) is type(envs.make(name.upper())) is cls
     assert (cls.state_dim, cls.proprio_dim) == (len(cls.state_names), len(cls.proprio_low))
 
@@ -88,7 +89,7 @@ def test_impossible_resolution_is_refused(resolution: float) -> None:
         envs.make("wall", resolution=resolution)
 
 
-def test_same_seed_same_episode(env: envs.GoalEnv) -> None:
+def test_same_seed_same_episode(env: envs.SimulatedGoalEnv) -> None:
     first, goal = explore(env, 7, 20)[0], env.goal
     again = explore(env, 7, 20)[0]
     np.testing.assert_array_equal(first, again)
@@ -96,7 +97,7 @@ def test_same_seed_same_episode(env: envs.GoalEnv) -> None:
     assert not np.array_equal(first, explore(env, 8, 20)[0])
 
 
-def test_reset_takes_state_and_goal(env: envs.GoalEnv) -> None:
+def test_reset_takes_state_and_goal(env: envs.SimulatedGoalEnv) -> None:
     state, goal = env.sample_state(), env.sample_goal()
     _, info = env.reset(options={"state": state, "goal": goal})
     np.testing.assert_array_equal(info["state"], state)
@@ -107,7 +108,7 @@ def test_reset_takes_state_and_goal(env: envs.GoalEnv) -> None:
         env.reset(options={"gaol": goal})
 
 
-def test_stepping_from_a_restored_state_repeats_bit_for_bit(env: envs.GoalEnv) -> None:
+def test_stepping_from_a_restored_state_repeats_bit_for_bit(env: envs.SimulatedGoalEnv) -> None:
     for seed in range(6 if env.frameskip > 1 else 3):
         states, actions = explore(env, seed, LENGTH.get(env.name, 60))
         other = envs.make(env.name)
@@ -120,7 +121,7 @@ def test_stepping_from_a_restored_state_repeats_bit_for_bit(env: envs.GoalEnv) -
             np.testing.assert_array_equal(other.state, states[t + 1])
 
 
-def test_rollout_equals_stepping_and_leaves_the_environment_alone(env: envs.GoalEnv) -> None:
+def test_rollout_equals_stepping_and_leaves_the_environment_alone(env: envs.SimulatedGoalEnv) -> None:
     states, actions = explore(env, 3, 75)
     actions = actions.astype(np.float64)
     env.set_state(env.sample_state())
@@ -135,7 +136,7 @@ def test_rollout_equals_stepping_and_leaves_the_environment_alone(env: envs.Goal
         np.testing.assert_array_equal(env.state, rollouts[1, t + 1])
 
 
-def test_drawing_a_state_leaves_the_simulation_alone(env: envs.GoalEnv) -> None:
+def test_drawing_a_state_leaves_the_simulation_alone(env: envs.SimulatedGoalEnv) -> None:
     twin = pickle.loads(pickle.dumps(env))
     states, actions = explore(env, 1, 30)
     twin.set_state(states[0])
@@ -146,7 +147,7 @@ def test_drawing_a_state_leaves_the_simulation_alone(env: envs.GoalEnv) -> None:
     np.testing.assert_array_equal(twin.state, states[-1])
 
 
-def test_observations_are_drawn_from_the_state(env: envs.GoalEnv) -> None:
+def test_observations_are_drawn_from_the_state(env: envs.SimulatedGoalEnv) -> None:
     states, _ = explore(env, 2, 5)
     observation = env.render_state(states[-1])
     np.testing.assert_array_equal(observation["pixels"], env.render())
@@ -155,7 +156,7 @@ def test_observations_are_drawn_from_the_state(env: envs.GoalEnv) -> None:
     assert all(env.observation_space["proprio"].contains(env.proprio_of(state)) for state in states)
 
 
-def shifted(env: envs.GoalEnv, state: np.ndarray, offset: float) -> np.ndarray:
+def shifted(env: envs.SimulatedGoalEnv, state: np.ndarray, offset: float) -> np.ndarray:
     """The state with its agent, or on a table all its particles, moved along x by a share of the picture."""
     size = {"pusht": 512.0, "wall": 64.0, "rope": 1.08, "granular": 1.08, "blockpush": 0.64}[env.name]
     moved = state.copy()
@@ -163,7 +164,7 @@ def shifted(env: envs.GoalEnv, state: np.ndarray, offset: float) -> np.ndarray:
     return moved
 
 
-def test_a_tiny_motion_changes_the_picture(env: envs.GoalEnv) -> None:
+def test_a_tiny_motion_changes_the_picture(env: envs.SimulatedGoalEnv) -> None:
     for _ in range(20):
         state = env.sample_state()
         if env.name in ("pusht", "wall"):
@@ -173,7 +174,7 @@ def test_a_tiny_motion_changes_the_picture(env: envs.GoalEnv) -> None:
         assert (first != second).any()
 
 
-def test_a_wrong_action_or_state_is_refused_and_changes_nothing(env: envs.GoalEnv) -> None:
+def test_a_wrong_action_or_state_is_refused_and_changes_nothing(env: envs.SimulatedGoalEnv) -> None:
     before, size = env.state, env.action_dim
     bad = [
         ([0.0] * (size + 1), "shape"),
@@ -194,7 +195,7 @@ def test_a_wrong_action_or_state_is_refused_and_changes_nothing(env: envs.GoalEn
     np.testing.assert_array_equal(env.state, before)
 
 
-def test_reward_is_success_and_episodes_do_not_end(env: envs.GoalEnv) -> None:
+def test_reward_is_success_and_episodes_do_not_end(env: envs.SimulatedGoalEnv) -> None:
     state = env.sample_state()
     for goal, reached in [(state, True), (env.sample_goal(), None)]:
         env.reset(options={"state": state, "goal": goal})
@@ -204,7 +205,7 @@ def test_reward_is_success_and_episodes_do_not_end(env: envs.GoalEnv) -> None:
         assert reached is None or info["is_success"]
 
 
-def test_shortfall_ranks_states_as_the_distance_does(env: envs.GoalEnv) -> None:
+def test_shortfall_ranks_states_as_the_distance_does(env: envs.SimulatedGoalEnv) -> None:
     goal = env.sample_goal()
     states = np.array([goal, *(env.sample_state() for _ in range(20))])
     shortfall = env.shortfall(states, goal)
@@ -214,7 +215,9 @@ def test_shortfall_ranks_states_as_the_distance_does(env: envs.GoalEnv) -> None:
             assert env.is_success(state, goal)
 
 
-def test_random_looks_are_repeatable_change_pictures_only_and_can_be_undone(env: envs.GoalEnv) -> None:
+def test_random_looks_are_repeatable_change_pictures_only_and_can_be_undone(
+    env: envs.SimulatedGoalEnv,
+) -> None:
     state, plain = env.state, env.render()
     looks: list[list[bytes]] = []
     for _ in range(2):
@@ -230,7 +233,7 @@ def test_random_looks_are_repeatable_change_pictures_only_and_can_be_undone(env:
     np.testing.assert_array_equal(env.render(), plain)
 
 
-def test_what_moves_can_be_seen_in_most_random_looks(env: envs.GoalEnv) -> None:
+def test_what_moves_can_be_seen_in_most_random_looks(env: envs.SimulatedGoalEnv) -> None:
     rng, seen = np.random.default_rng(0), []
     first = env.sample_state()
     if env.name in ("pusht", "wall"):
@@ -247,7 +250,7 @@ def test_what_moves_can_be_seen_in_most_random_looks(env: envs.GoalEnv) -> None:
     assert np.mean(seen) > 0.9
 
 
-def test_keep_geometry_changes_colours_and_nothing_else(env: envs.GoalEnv) -> None:
+def test_keep_geometry_changes_colours_and_nothing_else(env: envs.SimulatedGoalEnv) -> None:
     rng = np.random.default_rng(0)
     env.randomize_appearance(rng)
     first = (env._camera.angle, env._camera.zoom, env._camera.shift)
@@ -264,3 +267,28 @@ def test_importing_and_making_prints_nothing() -> None:
     program = f"from sparsewm import envs\nfor name in {names}: envs.make(name)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (0, ""), run.stderr
+
+
+@pytest.mark.parametrize(("name", "solved", "drawn"), [("granular", [85, 88], [0]), ("rope", [108], [0, 1])])
+def test_no_episode_starts_solved(name: str, solved: list[int], drawn: list[int]) -> None:
+    """The first goal drawn after these seeds is reached already; other seeds keep their first goals."""
+    env, twin = envs.make(name, resolution=16), envs.make(name, resolution=16)
+    for seed in solved + drawn:
+        _, info = env.reset(seed=seed)
+        twin.np_random, _ = seeding.np_random(seed)
+        twin.set_state(twin.sample_state())
+        goal = twin.sample_goal()
+        np.testing.assert_array_equal(env.state, twin.state)
+        assert env.is_success(env.state, goal) == (seed in solved)
+        assert np.array_equal(env.goal, goal) == (seed in drawn)
+        assert not info["is_success"]
+    state = env.state
+    _, info = env.reset(options={"state": state, "goal": state})  # who asks for it gets it
+    assert info["is_success"] and info["distance"] == env.distance(state, state)
+
+
+def test_the_goal_can_be_seen(env: envs.SimulatedGoalEnv) -> None:
+    seen = env.goal_observation()
+    env.set_state(env.goal)
+    np.testing.assert_array_equal(seen["pixels"], env.render())
+    np.testing.assert_array_equal(seen["proprio"], env.proprio_of(env.goal))

@@ -21,14 +21,14 @@ def test_experts_reach_every_goal_and_stay(name: str) -> None:
         policy = expert_policy(env, goal, np.random.default_rng(seed))
         policy.reset(start)
         states = [start]
-        for _ in range(2 * env.budget):
+        for _ in range(2 * envs.max_episode_steps(env.name)):
             action = policy.act(states[-1])
             assert env.action_space.contains(action)
             states.append(env.rollout_states(states[-1], action[None, None])[0, -1])
         reached = [env.is_success(state, goal) for state in states]
         lengths.append(reached.index(True))
         assert all(reached[lengths[-1] + 20 :])
-    assert np.median(lengths) < 0.7 * env.budget
+    assert np.median(lengths) < 0.7 * envs.max_episode_steps(env.name)
 
 
 def test_the_expert_of_pusht_brings_t_and_disc_to_their_places() -> None:
@@ -75,7 +75,7 @@ def test_the_expert_of_blockpush_first_moves_a_block_out_of_the_way() -> None:
     goal = np.array([0.2, -0.2, 0.0, 0.15, 0.0, 0.17, -0.02, 0.0])
     env = envs.make("blockpush", resolution=32)
     policy, moved = expert_policy(env, goal, np.random.default_rng(0)), []
-    for _ in range(env.budget):
+    for _ in range(envs.max_episode_steps(env.name)):
         after = env.rollout_states(state, policy.act(state)[None, None])[0, -1]
         moved += [
             name for name, i in (("red", 2), ("blue", 5)) if (after[i : i + 2] != state[i : i + 2]).any()
@@ -90,7 +90,7 @@ def test_the_expert_of_blockpush_goes_round_blocks() -> None:
     goal = np.array([0.0, -0.25, 0.0, 0.14, 0.0, 0.2, 0.14, 0.0])
     env = envs.make("blockpush", resolution=32)
     policy, first = expert_policy(env, goal, np.random.default_rng(0)), None
-    for _ in range(env.budget):
+    for _ in range(envs.max_episode_steps(env.name)):
         after = env.rollout_states(state, policy.act(state)[None, None])[0, -1]
         if first is None and (after[2:5] != state[2:5]).any():
             first = state

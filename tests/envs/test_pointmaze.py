@@ -173,7 +173,7 @@ def test_a_planner_that_shortens_the_path_reaches_goals_across_the_wall(env: Poi
     rng = np.random.default_rng(4)
     for start, goal in (((-1.0, 1.0), (-1.0, -1.0)), ((0.2, -1.2), (-1.3, 1.4))):
         env.reset(options={"state": np.array([*start, 0, 0]), "goal": np.array([*goal, 0, 0])})
-        for _ in range(env.budget // 10):
+        for _ in range(envs.max_episode_steps(env.name) // 10):
             sequences = rng.uniform(-1.5, 1.5, (100, 3, 2)).clip(-1, 1).repeat(10, axis=1)  # random shooting
             ends = env.rollout_states(env.state, sequences)[:, -1]
             best = sequences[env.shortfall(ends, env.goal).argmin()]

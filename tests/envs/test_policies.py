@@ -11,7 +11,9 @@ from sparsewm.envs.pusht import CENTRE, rotated
 from sparsewm.envs.wall import WallEnv
 
 
-def collect(env: envs.GoalEnv, episodes: int, steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def collect(
+    env: envs.SimulatedGoalEnv, episodes: int, steps: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """States (episodes, steps + 1, D) and actions (episodes, steps, A)."""
     states = np.empty((episodes, steps + 1, env.state_dim))
     actions = np.empty((episodes, steps, env.action_dim), np.float32)

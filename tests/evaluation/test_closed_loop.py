@@ -201,7 +201,7 @@ def test_planning_with_the_oracle_crosses_the_door_step_by_step(env: GoalEnv) ->
             env, [trace.states[-1] for trace in rows], TrueDistance(env, goals), horizon=3
         )
 
-    planner = CEM(samples=50, elites=8, iterations=5)
+    planner = CEM(candidates=50, elites=8, iterations=5)
     traces = run_episodes(
         env, [task, room_task(20)], Planned(env, MPC(planner, execute=2), oracle), 60, batch=2
     )
@@ -218,7 +218,7 @@ def test_held_actions_are_executed_for_all_steps_of_a_model_step(env: GoalEnv) -
         states, goals = [traces[i].states[-1] for i in active], [traces[i].task.goal for i in active]
         return SimulatorProblem(env, states, TrueDistance(env, goals), horizon=3, hold=True)
 
-    policy = Planned(env, MPC(CEM(samples=30, elites=5, iterations=4), execute=2), oracle)
+    policy = Planned(env, MPC(CEM(candidates=30, elites=5, iterations=4), execute=2), oracle)
     (trace,) = run_episodes(env, [room_task(50)], policy, budget=20)
     actions = np.stack(trace.actions).reshape(4, 5, 2)
     assert (
@@ -244,7 +244,7 @@ def test_plans_are_executed_up_to_the_best_state_only(env: GoalEnv) -> None:
             steps.extend(len(a) for a in actions)
             return actions
 
-    policy = Noted(env, MPC(CEM(samples=200, elites=10, iterations=6), execute=3), oracle)
+    policy = Noted(env, MPC(CEM(candidates=200, elites=10, iterations=6), execute=3), oracle)
     run_episodes(env, [near, far], policy, budget=5, batch=2)
     assert steps == [5, 10] or steps == [5, 15], steps
 
@@ -259,7 +259,7 @@ def test_model_sees_the_frames_and_actions_of_the_past(env: GoalEnv) -> None:
         problems.append(make(traces, active))
         return problems[-1]
 
-    policy = Planned(env, MPC(CEM(samples=6, elites=2, iterations=2), execute=1), keep)
+    policy = Planned(env, MPC(CEM(candidates=6, elites=2, iterations=2), execute=1), keep)
     traces = run_episodes(env, tasks, policy, budget=20, batch=2)
     assert [len(problem.history) for problem in problems] == [0, 1, 2, 2]
     for decision, problem in enumerate(problems):
@@ -285,11 +285,11 @@ def test_no_frame_is_encoded_twice(env: GoalEnv, monkeypatch: pytest.MonkeyPatch
     make = ModelProblems(model, env, horizon=2, drop=0.5, alpha=1.0, seed=0)
     encoded, observe = [], make.observe
     monkeypatch.setattr(make, "observe", lambda states: encoded.append(len(states)) or observe(states))
-    policy = Planned(env, MPC(CEM(samples=6, elites=2, iterations=2), execute=1), make)
+    policy = Planned(env, MPC(CEM(candidates=6, elites=2, iterations=2), execute=1), make)
     traces = run_episodes(env, make_tasks(env, 2, seed=3), policy, budget=20, batch=2)
     assert encoded == [4, 2, 2, 2]  # start and goal of both episodes, then what is new
     encoded.clear()
-    policy = Planned(env, MPC(CEM(samples=6, elites=2, iterations=2), execute=2), make)
+    policy = Planned(env, MPC(CEM(candidates=6, elites=2, iterations=2), execute=2), make)
     run_episodes(env, make_tasks(env, 1, seed=3), policy, budget=30)
     assert encoded == [2, 2, 2]  # the present, and the frame that went by unplanned
     assert not any(trace.latents for trace in traces)  # they are not sent between processes

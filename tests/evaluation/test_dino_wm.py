@@ -6,7 +6,7 @@ import torch
 
 from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.model import Latent, LatentProblem
-from sparsewm.model.world_model import gather_patches
+from sparsewm.model.latent import gather_patches
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
 LOW, HIGH = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])

@@ -97,7 +97,7 @@ def test_the_policy_alone_executes_its_first_candidate(env: GoalEnv) -> None:
 def test_a_search_starts_from_the_candidates(env: GoalEnv, mode: ProposalMode) -> None:
     """A single iteration of little noise finds what it was told, and nothing else."""
     for proposals, success in ((Proposals(Fan(), 4, mode), mode == "seed"), (None, False)):
-        planner = CEM(samples=8, elites=2, iterations=1)
+        planner = CEM(candidates=8, elites=2, iterations=1)
         problems = oracle(env, hold=True)
         policy = Planned(env, MPC(planner, execute=2), problems, proposals=proposals)
         (trace,) = run_episodes(env, [task()], policy, budget=10)

@@ -9,7 +9,7 @@ import torch
 from sparsewm import envs
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
-from sparsewm.model.world_model import Standardizer
+from sparsewm.model.latent import Standardizer
 from sparsewm.planners import CEM, PlanningProblem
 from tests.model.tiny import tiny_encoder
 
@@ -35,7 +35,7 @@ def token_distance(env: GoalEnv, drop: float = 0.0, alpha: float = 0.0, seed: in
 def test_oracle_reaches_goals_with_cem(env: GoalEnv) -> None:
     problem = SimulatorProblem(env, STARTS, TrueDistance(env, GOALS), horizon=5)
     assert isinstance(problem, PlanningProblem)
-    plan = CEM(samples=80, elites=10, iterations=10).plan(problem)
+    plan = CEM(candidates=80, elites=10, iterations=10).plan(problem)
     assert plan.actions.shape == (3, 5, 10)
     for start, goal, actions, cost in zip(STARTS, GOALS, plan.actions, plan.cost, strict=True):
         final = env.rollout_states(start, actions.reshape(1, 25, 2).numpy())[0, -1]
@@ -94,7 +94,7 @@ def test_best_scoring_takes_the_nearest_state_of_every_sequence(env: GoalEnv) ->
 def test_planning_leaves_the_environment_as_it_is(env: GoalEnv, pictures: bool) -> None:
     state, goal, picture = env.state, env.goal.copy(), env.render()
     cost = token_distance(env, drop=0.5, alpha=1.0) if pictures else TrueDistance(env, GOALS[:2])
-    CEM(samples=6, elites=2, iterations=2).plan(SimulatorProblem(env, STARTS[:2], cost, horizon=2))
+    CEM(candidates=6, elites=2, iterations=2).plan(SimulatorProblem(env, STARTS[:2], cost, horizon=2))
     assert np.array_equal(env.state, state) and np.array_equal(env.goal, goal)
     assert np.array_equal(env.render(), picture)
 

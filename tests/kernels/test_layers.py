@@ -13,7 +13,8 @@ import torch
 from sparsewm.kernels import LAYOUTS, layers_library
 from sparsewm.model import rollout
 from sparsewm.model.rollout import Rollout
-from sparsewm.model.world_model import WorldModel, gather_patches
+from sparsewm.model.latent import gather_patches
+from sparsewm.model.world_model import WorldModel
 from tests.model.tiny import random_actions, random_latent, tiny_encoder, tiny_model
 
 FLOAT32, BFLOAT16, INT8 = (LAYOUTS[dtype] for dtype in (torch.float32, torch.bfloat16, torch.int8))

@@ -14,7 +14,7 @@ from sparsewm.data import token_statistics
 from sparsewm.errors import UserError
 from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches, world_model
 from sparsewm.model.drop import AutoDrop, spearman
-from sparsewm.model.world_model import Standardizer, gather_patches
+from sparsewm.model.latent import Standardizer, gather_patches
 from sparsewm.planners import CEM, GradientDescent, PlanningProblem, RacingProblem, SeparableProblem
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
@@ -142,7 +142,7 @@ def test_some_of_the_episodes_are_the_same_problem(measure: str) -> None:
     before = problem.patches
     part.resample(1)
     assert part.patches.shape == (2, 8) and torch.equal(problem.patches, before)
-    planned = CEM(samples=12, elites=3, iterations=6, settled=0.6).plan(problem)
+    planned = CEM(candidates=12, elites=3, iterations=6).plan(problem)
     assert planned.actions.shape == (4, 5, 4) and len(planned.seconds_per_iteration) < 6
 
 
@@ -215,7 +215,7 @@ def test_held_actions_cost_what_their_repetition_costs() -> None:
     repeated = torch.cat([actions] * 3, -1)
     assert torch.equal(held.executed(actions), repeated)
     close(held.cost(actions), make_problem(model, drop=0.5).cost(repeated))
-    plan = GradientDescent(samples=2, iterations=8).plan(held)
+    plan = GradientDescent(candidates=2, iterations=8).plan(held)
     assert plan.actions.shape == (2, 5, 2)
     assert bool((plan.cost < held.cost(held.mean[None, None].expand(2, 1, -1, -1))[:, 0]).all())
     free = make_problem(model)
@@ -268,7 +268,7 @@ def test_gradient_descent_lowers_the_cost(seen: int, trainable: bool) -> None:
     model = tiny_model().requires_grad_(trainable)
     problem = make_problem(model, seen=seen)
     before = problem.cost(problem.mean[None, None].expand(2, 1, -1, -1))[:, 0]
-    plan = GradientDescent(samples=3, iterations=12).plan(problem)
+    plan = GradientDescent(candidates=3, iterations=12).plan(problem)
     assert bool((plan.cost < 0.95 * before).all())
     close(problem.cost(plan.actions[:, None])[:, 0], plan.cost)
 
@@ -300,11 +300,11 @@ def test_planning_problem_of_one_numpy_observation() -> None:
     assert problem.low.tolist() == [-1] * 4 and problem.high.tolist() == [1] * 4
     close(problem.mean, torch.tensor([[0.1, -0.1, 0.1, -0.1]]).expand(3, -1))
     close(problem.std, torch.tensor([[0.5, 0.6, 0.5, 0.6]]).expand(3, -1))
-    planner = CEM(samples=30, elites=5, iterations=4)
+    planner = CEM(candidates=30, elites=5, iterations=4)
     plan = planner.plan(problem)
     assert plan.actions.shape == (1, 3, 4) and bool((plan.actions.abs() <= 1).all())
     assert plan.cost < problem.cost(problem.mean[None, None])[0]
-    again = CEM(samples=30, elites=5, iterations=4).plan(
+    again = CEM(candidates=30, elites=5, iterations=4).plan(
         model.planning_problem(observation(0), observation(1), drop=0.5, horizon=3)
     )
     assert torch.equal(again.actions, plan.actions)
@@ -316,7 +316,7 @@ def test_gradient_descent_plans_from_pictures(trainable: bool) -> None:
     model = tiny_model().requires_grad_(trainable)
     problem = model.planning_problem(observation(0), observation(1), horizon=3)
     before = problem.cost(problem.mean[None, None])[0]
-    assert GradientDescent(samples=2, iterations=10).plan(problem).cost < 0.95 * before
+    assert GradientDescent(candidates=2, iterations=10).plan(problem).cost < 0.95 * before
 
 
 def test_planning_problem_of_a_batch_is_its_rows() -> None:
@@ -335,7 +335,7 @@ def test_planning_problem_of_a_batch_is_its_rows() -> None:
         one = {name: values[row] for name, values in observation(0, 3).items()}
         target = {name: values[row] for name, values in observation(1, 3).items()}
         close(model.planning_problem(one, target, horizon=2).cost(actions[row, None])[0], cost[row])
-    assert CEM(samples=8, elites=2, iterations=2).plan(problem).actions.shape == (3, 2, 4)
+    assert CEM(candidates=8, elites=2, iterations=2).plan(problem).actions.shape == (3, 2, 4)
 
 
 def test_planning_problem_refuses_what_does_not_fit() -> None:

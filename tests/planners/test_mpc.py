@@ -35,9 +35,9 @@ def test_shift_moves_actions_forward_and_fills_the_end() -> None:
     assert shift(actions, 4, fill).flatten().tolist() == [10, 11, 12, 13]
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", PLANNERS.names())
 def test_the_next_plan_starts_from_the_shifted_one(name: str) -> None:
-    loop = MPC(PLANNERS[name](iterations=10), execute=2)
+    loop = MPC(PLANNERS.get(name)(iterations=10), execute=2)
     first = loop.plan(FirstCandidates(wanted()))
     problem = FirstCandidates(wanted(), mean=torch.full((5, 2), 0.25))
     loop.plan(problem)
@@ -81,10 +81,35 @@ def test_episodes_that_join_late_start_from_the_prior() -> None:
     assert torch.equal(problem.first[1:, 0], torch.zeros(2, 5, 2))
 
 
+@pytest.mark.parametrize("name", PLANNERS.names())
+def test_an_episode_is_planned_alike_alone_and_in_a_batch(name: str) -> None:
+    """Bit for bit, over re-plans, while others finish."""
+
+    def plans(rows: list[int], ends: list[int]) -> list[Tensor]:
+        loop, found = MPC(PLANNERS.get(name)(iterations=4)), []
+        loop.reset([40 + row for row in rows])
+        for step in range(3):
+            active = torch.tensor([step < end for end in ends])
+            goals = wanted(batch=4)[rows][active]
+            actions = loop.plan(Quadratic(goals), active=active).actions
+            found.append(actions[active.nonzero().flatten().tolist().index(rows.index(2))])
+        return found
+
+    together, alone = plans([0, 1, 2, 3], [1, 3, 3, 2]), plans([2], [3])
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+def test_seeds_are_one_per_episode() -> None:
+    loop = MPC(CEM(iterations=1))
+    loop.reset([1, 2])
+    with pytest.raises(PlanningError, match="2 episodes were planned or given seeds before, now 3"):
+        loop.plan(Quadratic(wanted()))
+
+
 def test_a_replanned_point_mass_comes_to_rest_at_its_goal() -> None:
     position, velocity = torch.tensor([[1.0, -0.5], [-2.0, 0.3]]), torch.tensor([[0.5, 0.0], [0.0, -0.5]])
     goal = torch.zeros(2, 2)
-    loop = MPC(CEM(samples=200, iterations=15), execute=2)
+    loop = MPC(CEM(candidates=200, iterations=15), execute=2)
     for _ in range(8):
         problem = DoubleIntegrator(position, velocity, goal, horizon=6)
         for action in loop.plan(problem).actions[:, :2].unbind(dim=1):

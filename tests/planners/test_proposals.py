@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparsewm.errors import UserError
 from sparsewm.planners import (
     CEM,
     MPC,
@@ -19,7 +20,7 @@ from sparsewm.planners import (
     Quadratic,
 )
 
-ALL = pytest.mark.parametrize("name", PLANNERS)
+ALL = pytest.mark.parametrize("name", PLANNERS.names())
 
 
 class Counting(Quadratic):
@@ -47,7 +48,7 @@ def around(target: Tensor, count: int, noise: float) -> Tensor:
 def test_replace_scores_the_proposals_once_and_takes_the_best(name: str) -> None:
     made = problem()
     offered = around(made.target, 7, 0.1)
-    plan = PLANNERS[name]().plan(made, proposals=offered, proposal_mode="replace")
+    plan = PLANNERS.get(name)().plan(made, proposals=offered, proposal_mode="replace")
     best = Quadratic(made.target).cost(offered).argmin(dim=1)
     assert torch.equal(plan.actions, offered[torch.arange(3), best])
     assert [actions.shape[1] for actions in made.asked] == [7]
@@ -57,17 +58,17 @@ def test_replace_scores_the_proposals_once_and_takes_the_best(name: str) -> None
 def test_seed_mixes_the_proposals_into_the_first_iteration_only(name: str) -> None:
     made = problem()
     offered = around(made.target, 3, 0.01)
-    PLANNERS[name](samples=20, iterations=2).plan(made, proposals=offered)
+    PLANNERS.get(name)(candidates=20, iterations=2).plan(made, proposals=offered)
     assert torch.equal(made.asked[0][:, -3:], offered)
     assert made.asked[0].shape[1] == 20
     assert not torch.isin(made.asked[1][:, 1:, 0, 0], offered[..., 0, 0]).all()
 
 
 @ALL
-def test_no_proposal_is_lost_when_there_are_more_than_samples(name: str) -> None:
+def test_no_proposal_is_lost_when_there_are_more_than_candidates(name: str) -> None:
     made = problem()
     offered = around(made.target, 30, 0.1)
-    plan = PLANNERS[name](samples=10, iterations=3).plan(made, proposals=offered)
+    plan = PLANNERS.get(name)(candidates=10, iterations=3).plan(made, proposals=offered)
     assert torch.equal(made.asked[0][:, 1:], offered)
     assert plan.actions.shape == made.target.shape
 
@@ -76,7 +77,7 @@ def test_no_proposal_is_lost_when_there_are_more_than_samples(name: str) -> None
 def test_prior_searches_around_the_proposals(name: str) -> None:
     made = problem()
     offered = around(made.target, 50, 0.2)
-    PLANNERS[name](samples=300, iterations=1).plan(made, proposals=offered, proposal_mode="prior")
+    PLANNERS.get(name)(candidates=300, iterations=1).plan(made, proposals=offered, proposal_mode="prior")
     assert torch.allclose(made.asked[0][:, 0], offered.mean(dim=1), atol=1e-6)
     assert ((made.asked[0].std(dim=1) > 0.1) & (made.asked[0].std(dim=1) < 0.3)).all()
 
@@ -143,7 +144,14 @@ def test_planners_need_torch_only() -> None:
     code = (
         "import sys; from sparsewm import planners; "
         "foreign = {'gymnasium', 'mujoco', 'pymunk', 'h5py', 'cv2', 'yaml'} & set(sys.modules); "
-        "foreign |= {m for m in sys.modules if m.startswith('sparsewm.') and 'planners' not in m}; "
+        "foreign |= {m for m in sys.modules if m.startswith('sparsewm.') and 'planners' not in m} "
+        "- {'sparsewm.registry', 'sparsewm.errors'}; "
         "sys.exit(str(foreign) if foreign else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_planner_is_one_sentence_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"unknown planner 'icme'\. Did you mean 'icem'\? Known: cem, icem"):
+        PLANNERS.get("icme")
+    assert PLANNERS.get("cem") is CEM

@@ -15,12 +15,13 @@ from sparsewm.planners import (
     GradientDescent,
     PlanningError,
     Quadratic,
+    generator,
 )
 from sparsewm.planners.base import lowest
 from sparsewm.planners.icem import coloured
 from sparsewm.planners.mppi import path_weights
 
-ALL = pytest.mark.parametrize("name", PLANNERS)
+ALL = pytest.mark.parametrize("name", PLANNERS.names())
 SAMPLERS = pytest.mark.parametrize("name", ["cem", "icem", "mppi"])
 
 
@@ -73,7 +74,7 @@ class Recorder(Quadratic):
 @ALL
 def test_finds_the_optimum_of_every_episode_of_a_quadratic(name: str) -> None:
     problem = Quadratic(targets())
-    plan = PLANNERS[name](iterations=40).plan(problem)
+    plan = PLANNERS.get(name)(iterations=40).plan(problem)
     assert (plan.actions - problem.target).abs().max() < 0.06
     assert torch.equal(plan.cost, problem.cost(plan.actions[:, None])[:, 0])
 
@@ -83,7 +84,7 @@ def test_reaches_the_lqr_optimum_of_a_double_integrator(name: str) -> None:
     problem = integrator()
     best, lowest = problem.optimum()
     idle = problem.cost(torch.zeros_like(best)[:, None])[:, 0]
-    plan = PLANNERS[name](iterations=60).plan(problem)
+    plan = PLANNERS.get(name)(iterations=60).plan(problem)
     assert (plan.cost >= lowest - 1e-4).all()
     assert ((plan.cost - lowest) < 0.02 * (idle - lowest) + 0.04).all()
 
@@ -100,16 +101,16 @@ def test_the_lqr_optimum_is_a_minimum() -> None:
 @ALL
 def test_solves_a_problem_whose_cost_changes_scale_and_features_each_iteration(name: str) -> None:
     problem = MaskedQuadratic(targets())
-    plan = PLANNERS[name](iterations=40).plan(problem)
+    plan = PLANNERS.get(name)(iterations=40).plan(problem)
     assert (plan.actions - problem.target).abs().max() < 0.2
 
 
 @ALL
 def test_an_episode_is_solved_alike_in_any_company(name: str) -> None:
     easy, hard = torch.zeros(1, 4, 2), torch.full((1, 4, 2), 0.9)
-    alone = PLANNERS[name](iterations=30).plan(Quadratic(hard)).actions
-    together = PLANNERS[name](iterations=30).plan(Quadratic(torch.cat([easy, hard, 1e3 * hard]))).actions
-    copies = PLANNERS[name](iterations=30).plan(Quadratic(hard.expand(5, -1, -1))).actions
+    alone = PLANNERS.get(name)(iterations=30).plan(Quadratic(hard)).actions
+    together = PLANNERS.get(name)(iterations=30).plan(Quadratic(torch.cat([easy, hard, 1e3 * hard]))).actions
+    copies = PLANNERS.get(name)(iterations=30).plan(Quadratic(hard.expand(5, -1, -1))).actions
     for actions in (alone, together[1:2], copies):
         assert (actions - hard).abs().max() < 0.1
 
@@ -117,10 +118,10 @@ def test_an_episode_is_solved_alike_in_any_company(name: str) -> None:
 @ALL
 def test_the_same_seed_gives_the_same_sequence_of_plans_whatever_the_global_state(name: str) -> None:
     problem = Quadratic(targets())
-    first = PLANNERS[name](seed=5)
+    first = PLANNERS.get(name)(seed=5)
     plans = [first.plan(problem).actions for _ in range(2)]
     torch.manual_seed(99)
-    again, other = PLANNERS[name](seed=5), PLANNERS[name](seed=6)
+    again, other = PLANNERS.get(name)(seed=5), PLANNERS.get(name)(seed=6)
     assert all(torch.equal(again.plan(problem).actions, actions) for actions in plans)
     assert not torch.equal(plans[0], plans[1])
     assert not torch.equal(other.plan(problem).actions, plans[0])
@@ -129,14 +130,14 @@ def test_the_same_seed_gives_the_same_sequence_of_plans_whatever_the_global_stat
 @ALL
 def test_planning_leaves_the_global_random_state_alone(name: str) -> None:
     before = torch.get_rng_state()
-    PLANNERS[name]().plan(Quadratic(targets()))
+    PLANNERS.get(name)().plan(Quadratic(targets()))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @ALL
 def test_resamples_once_before_each_iteration(name: str) -> None:
     problem = Recorder(targets())
-    plan = PLANNERS[name](iterations=3).plan(problem)
+    plan = PLANNERS.get(name)(iterations=3).plan(problem)
     assert problem.calls == ["resample 0", "cost", "resample 1", "cost", "resample 2", "cost"]
     assert len(plan.history) == len(plan.seconds_per_iteration) == 3
     assert all(seconds > 0 for seconds in plan.seconds_per_iteration)
@@ -149,7 +150,7 @@ def test_the_plan_is_the_best_candidate_of_the_last_iteration(name: str) -> None
     scales = iter([1e-6, 1.0, 1.0])  # the first iteration looks far better than it is
     exact = problem.cost
     problem.cost = lambda actions: exact(actions) * next(scales)  # type: ignore[method-assign]
-    plan = PLANNERS[name](iterations=3).plan(problem)
+    plan = PLANNERS.get(name)(iterations=3).plan(problem)
     last = Quadratic(problem.target).cost(problem.asked[-1])
     assert torch.equal(plan.cost, last.min(dim=1).values)
     assert torch.equal(plan.actions, problem.asked[-1][torch.arange(problem.batch), last.argmin(dim=1)])
@@ -162,8 +163,8 @@ def test_no_candidate_and_no_plan_leaves_the_bounds(name: str) -> None:
     problem.low = torch.tensor([-0.5, -2.0])
     problem.high = torch.tensor([0.25, 1.0])
     outside = torch.full_like(problem.target, 100.0)
-    plan = PLANNERS[name](iterations=40).plan(problem)
-    pushed = PLANNERS[name](iterations=2).plan(problem, warm_start=outside)
+    plan = PLANNERS.get(name)(iterations=40).plan(problem)
+    pushed = PLANNERS.get(name)(iterations=2).plan(problem, warm_start=outside)
     for actions in [*problem.asked, plan.actions, plan.elites, pushed.actions]:
         assert (actions >= problem.low).all()
         assert (actions <= problem.high).all()
@@ -181,7 +182,7 @@ def test_a_failed_candidate_counts_as_the_worst(name: str, bad: float) -> None:
     target = targets()
     target[:, 0, 0] = 0.6  # the optimum lies on the good side, the prior mean on the bad one
     problem = Half(target)
-    plan = PLANNERS[name](iterations=40).plan(problem)
+    plan = PLANNERS.get(name)(iterations=40).plan(problem)
     assert (plan.actions - target).abs().max() < 0.1
     assert all(torch.isfinite(torch.tensor(list(entry.values()))).all() for entry in plan.history)
 
@@ -193,7 +194,7 @@ def test_fewer_finite_candidates_than_elites_still_plan(name: str) -> None:
             costs = super().cost(actions)
             return torch.where(torch.arange(costs.shape[1]) == 3, costs, torch.nan)
 
-    plan = PLANNERS[name](samples=10, iterations=4).plan(Only(targets()))
+    plan = PLANNERS.get(name)(candidates=10, iterations=4).plan(Only(targets()))
     assert plan.actions.isfinite().all()
     assert plan.elites.isfinite().all()
     assert plan.cost.isfinite().all()
@@ -215,14 +216,14 @@ def test_an_episode_without_any_finite_cost_is_an_error_that_names_it(name: str)
             return torch.where(torch.arange(self.batch)[:, None] == 1, torch.nan, costs)
 
     with pytest.raises(PlanningError, match=r"every candidate of episode\(s\) \[1\]"):
-        PLANNERS[name]().plan(Broken(targets()))
+        PLANNERS.get(name)().plan(Broken(targets()))
 
 
 @ALL
 def test_a_warm_start_near_the_optimum_saves_iterations(name: str) -> None:
     problem = Quadratic(targets())
-    cold = PLANNERS[name](iterations=1).plan(problem)
-    warm = PLANNERS[name](iterations=1).plan(problem, warm_start=problem.target + 0.1)
+    cold = PLANNERS.get(name)(iterations=1).plan(problem)
+    warm = PLANNERS.get(name)(iterations=1).plan(problem, warm_start=problem.target + 0.1)
     assert (warm.cost < 0.5 * cold.cost).all()
     assert (warm.cost <= problem.cost(problem.target[:, None] + 0.1)[:, 0]).all()
 
@@ -230,7 +231,7 @@ def test_a_warm_start_near_the_optimum_saves_iterations(name: str) -> None:
 @ALL
 def test_a_warm_start_keeps_the_prior_noise(name: str) -> None:
     problem = Recorder(targets())
-    PLANNERS[name](samples=200, iterations=1, seed=1).plan(problem, warm_start=problem.target * 0.2)
+    PLANNERS.get(name)(candidates=200, iterations=1, seed=1).plan(problem, warm_start=problem.target * 0.2)
     spread = problem.asked[0].std(dim=1)
     assert ((spread > 0.35) & (spread < 0.6)).all()  # a quarter of the range of 2
 
@@ -239,7 +240,7 @@ def test_a_warm_start_keeps_the_prior_noise(name: str) -> None:
 def test_extra_warm_starts_join_the_first_iteration(name: str) -> None:
     problem = Recorder(targets())
     starts = torch.stack([torch.zeros_like(problem.target), problem.target], dim=1)
-    plan = PLANNERS[name](iterations=1).plan(problem, warm_start=starts)
+    plan = PLANNERS.get(name)(iterations=1).plan(problem, warm_start=starts)
     assert torch.equal(plan.actions, problem.target)
     assert torch.equal(problem.asked[0][:, 0], starts[:, 0])
 
@@ -249,7 +250,7 @@ def test_the_prior_of_the_problem_shapes_the_first_iteration(name: str) -> None:
     problem = Recorder(targets())
     problem.mean = torch.full((4, 2), 0.3)
     problem.std = torch.full((4, 2), 0.05)
-    PLANNERS[name](samples=200, iterations=1).plan(problem)
+    PLANNERS.get(name)(candidates=200, iterations=1).plan(problem)
     asked = problem.asked[0]
     assert torch.allclose(asked[:, 0], problem.mean.expand(6, -1, -1))
     assert (asked.mean(dim=1) - 0.3).abs().max() < 0.03
@@ -272,7 +273,7 @@ def test_a_deadline_ends_the_search_after_at_least_one_iteration(name: str, now:
             now[0] += 1.0
             return super().cost(actions)
 
-    planner = PLANNERS[name](iterations=10)
+    planner = PLANNERS.get(name)(iterations=10)
     counts = []
     for deadline in (-1.0, 0.5, 2.0, 2.2, 4.5, 100.0, None):  # the next may take a tenth longer
         now[0] = 0.0
@@ -293,7 +294,7 @@ def test_a_deadline_too_short_for_three_iterations_takes_fewer_candidates(
             asked.append(actions.shape[1])
             return super().cost(actions)
 
-    planner = PLANNERS[name](samples=100, iterations=10)
+    planner = PLANNERS.get(name)(candidates=100, iterations=10)
     problem = Slow(targets())
     planner.plan(problem)  # a second per iteration of a hundred
     for deadline in (1.5, 0.6):
@@ -307,10 +308,77 @@ def test_a_deadline_too_short_for_three_iterations_takes_fewer_candidates(
     assert asked == [planner.elites]
 
 
+def test_icem_keeps_its_elites_under_a_deadline(now: list[float]) -> None:
+    class Slow(Recorder):
+        def cost(self, actions: Tensor) -> Tensor:
+            now[0] += 0.01 * actions.shape[1]
+            return super().cost(actions)
+
+    planner, problem = ICEM(candidates=100, elites=10, keep=0.3, iterations=10), Slow(targets())
+    planner.plan(problem)
+    problem.asked.clear()
+    planner.plan(problem, deadline=1.0)
+    assert [len(actions[0]) for actions in problem.asked] == [32, 32, 32]
+    for before, after in zip(problem.asked[:-1], problem.asked[1:], strict=True):
+        best = Quadratic(problem.target).cost(before).argsort(dim=1)[:, :3]
+        assert torch.equal(after[:, -3:], before.gather(1, best[..., None, None].expand(-1, -1, 4, 2)))
+
+
+@ALL
+def test_a_warm_up_learns_the_pace_without_what_is_slow_once_and_draws_nothing(
+    name: str, now: list[float]
+) -> None:
+    class SlowAtFirst(Quadratic):
+        slow = 100.0
+
+        def cost(self, actions: Tensor) -> Tensor:
+            now[0] += self.slow
+            self.slow = 1.0
+            return super().cost(actions)
+
+    planner, cold = PLANNERS.get(name)(iterations=10), PLANNERS.get(name)(iterations=10)
+    planner.warm_up(SlowAtFirst(targets()))
+    assert torch.equal(planner.plan(Quadratic(targets())).actions, cold.plan(Quadratic(targets())).actions)
+    problem = SlowAtFirst(targets())
+    problem.slow = 1.0
+    assert len(planner.plan(problem, deadline=5.2).history) == 5
+
+
+@ALL
+def test_what_an_episode_draws_does_not_depend_on_the_others(name: str) -> None:
+    """Bit for bit: every row has a generator of its own."""
+
+    def sources(*seeds: int) -> list[torch.Generator]:
+        return [generator(seed, "candidates") for seed in seeds]
+
+    together = PLANNERS.get(name)().plan(Quadratic(targets(batch=4)), generators=sources(7, 8, 9, 10))
+    for row in range(4):
+        alone = PLANNERS.get(name)().plan(
+            Quadratic(targets(batch=4)[row : row + 1]), generators=sources(7 + row)
+        )
+        assert torch.equal(alone.actions[0], together.actions[row])
+        assert torch.equal(alone.elites[0], together.elites[row])
+
+
+def test_streams_of_one_seed_differ_and_are_the_same_anywhere() -> None:
+    drawn = [
+        torch.randn(4, generator=generator(seed, stream))
+        for seed, stream in ((0, "candidates"), (0, "tokens"), (1, "candidates"), ((0, 1), "candidates"))
+    ]
+    assert len({tuple(numbers.tolist()) for numbers in drawn}) == 4
+    assert generator(3, "tokens").initial_seed() == 1518292317223730850
+    assert torch.equal(torch.randn(4, generator=generator(0, "candidates")), drawn[0])
+
+
+def test_generators_are_one_per_episode() -> None:
+    with pytest.raises(PlanningError, match="one of each of the 6 episodes, on cpu"):
+        CEM().plan(Quadratic(targets()), generators=[generator(0, "candidates")])
+
+
 @ALL
 def test_the_shape_of_the_plan_does_not_depend_on_the_planner(name: str) -> None:
     for shape in ((1, 1, 1), (3, 7, 2)):
-        plan = PLANNERS[name](samples=20, iterations=2).plan(Quadratic(torch.zeros(shape)))
+        plan = PLANNERS.get(name)(candidates=20, iterations=2).plan(Quadratic(torch.zeros(shape)))
         assert plan.actions.shape == shape
         assert plan.cost.shape == shape[:1]
         assert plan.elites.shape[2:] == shape[1:]
@@ -321,7 +389,7 @@ def test_the_shape_of_the_plan_does_not_depend_on_the_planner(name: str) -> None
 def test_plans_inside_inference_mode(name: str) -> None:
     problem = Quadratic(targets())
     with torch.inference_mode():
-        plan = PLANNERS[name](iterations=40).plan(problem)
+        plan = PLANNERS.get(name)(iterations=40).plan(problem)
     assert (plan.actions - problem.target).abs().max() < 0.06
 
 
@@ -335,7 +403,7 @@ def test_sampling_planners_never_build_a_graph(name: str) -> None:
             assert not costs.requires_grad
             return costs
 
-    PLANNERS[name](iterations=2).plan(Weighted(targets()))
+    PLANNERS.get(name)(iterations=2).plan(Weighted(targets()))
 
 
 def test_gradient_descent_says_when_there_is_no_gradient() -> None:
@@ -370,8 +438,8 @@ def test_gradient_descent_leaves_a_local_minimum_by_its_restarts() -> None:
 
     problem = TwoWells(torch.zeros(1, 1, 1))
     left = torch.full((1, 1, 1), -0.5)
-    stuck = GradientDescent(samples=1).plan(problem, warm_start=left).actions.item()
-    free = GradientDescent(samples=20).plan(problem, warm_start=left).actions.item()
+    stuck = GradientDescent(candidates=1).plan(problem, warm_start=left).actions.item()
+    free = GradientDescent(candidates=20).plan(problem, warm_start=left).actions.item()
     assert stuck < -0.4
     assert free > 0.4
 
@@ -382,7 +450,7 @@ def test_gradient_descent_stays_where_the_gradient_is_not_finite() -> None:
             return super().cost(actions).sqrt()  # its slope at the target is 0 / 0
 
     problem = Distance(targets())
-    plan = GradientDescent(samples=1).plan(problem, warm_start=problem.target)
+    plan = GradientDescent(candidates=1).plan(problem, warm_start=problem.target)
     assert torch.equal(plan.actions, problem.target)
 
 
@@ -405,7 +473,7 @@ def test_icem_scores_its_elites_again_and_hands_them_on() -> None:
 
 def test_icem_shrinks_its_population_down_to_a_floor() -> None:
     problem = Recorder(targets())
-    ICEM(samples=100, elites=10, iterations=5, decay=2.0).plan(problem)
+    ICEM(candidates=100, elites=10, iterations=5, decay=2.0).plan(problem)
     assert [actions.shape[1] for actions in problem.asked] == [100, 50, 25, 20, 20]
 
 
@@ -438,16 +506,16 @@ def test_mppi_weights_are_even_for_equal_costs_and_zero_for_failed_ones() -> Non
 @pytest.mark.parametrize("planner", [CEM, ICEM, MPPI])
 def test_the_noise_never_falls_below_its_floor(planner: type[CEM | ICEM | MPPI]) -> None:
     problem = Recorder(torch.zeros(2, 4, 2))
-    planner(samples=400, min_std=0.05, iterations=25).plan(problem)
+    planner(candidates=400, min_std=0.05, iterations=25).plan(problem)
     assert problem.asked[-1].std(dim=1).min() > 0.08  # 0.05 of the range of 2 is 0.1
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CEM(samples=0), "samples.*0"),
+        (lambda: CEM(candidates=0), "candidates.*0"),
         (lambda: CEM(iterations=0), "iterations.*0"),
-        (lambda: CEM(samples=10, elites=11), "elites.*10.*11"),
+        (lambda: CEM(candidates=10, elites=11), "elites.*10.*11"),
         (lambda: CEM(elites=1), "elites.*1"),
         (lambda: CEM(momentum=1.0), r"momentum.*1\.0"),
         (lambda: CEM(min_std=-0.1), r"min_std.*-0\.1"),
@@ -458,7 +526,7 @@ def test_the_noise_never_falls_below_its_floor(planner: type[CEM | ICEM | MPPI])
         (lambda: ICEM(decay=0.5), r"decay.*0\.5"),
         (lambda: ICEM(min_std=float("nan")), "min_std.*nan"),
         (lambda: MPPI(temperature=0.0), r"temperature.*0\.0"),
-        (lambda: MPPI(samples=1), "samples.*1"),
+        (lambda: MPPI(candidates=1), "candidates.*1"),
         (lambda: GradientDescent(learning_rate=0.0), r"learning_rate.*0\.0"),
     ],
 )
@@ -491,80 +559,3 @@ def test_a_wrong_problem_or_warm_start_is_refused_by_name() -> None:
     ):
         with pytest.raises(PlanningError, match=message):
             CEM().plan(made, **arguments)
-
-
-class Rough(MaskedQuadratic):
-    """A problem whose rough cost sees the first numbers of an action sequence alone."""
-
-    def __init__(self, target: Tensor) -> None:
-        super().__init__(target)
-        self.asked: list[Tensor] = []
-        self.drawn: list[Tensor] = []
-
-    def cost(self, actions: Tensor) -> Tensor:
-        self.asked.append(actions)
-        return super().cost(actions)
-
-    def rough_cost(self, actions: Tensor) -> Tensor:
-        self.drawn.append(actions)
-        return (actions - self.target[:, None])[:, :, 0].square().sum(2)
-
-
-@SAMPLERS
-def test_a_race_scores_the_candidates_of_lowest_rough_cost_and_the_mean(name: str) -> None:
-    problem = Rough(targets())
-    plan = PLANNERS[name](samples=20, iterations=3, race=4).plan(problem)
-    pairs = list(zip(problem.drawn, problem.asked, strict=True))
-    assert len(pairs) == 3
-    for drawn, asked in pairs:
-        assert asked.shape[1] == 20
-        assert drawn.shape[1] == 80
-        assert torch.equal(asked[:, 0], drawn[:, 0])
-        expected = problem.rough_cost(drawn[:, 1:]).sort(1).values[:, :19]
-        torch.testing.assert_close(problem.rough_cost(asked[:, 1:]), expected)
-    alone = PLANNERS[name](samples=20, iterations=3).plan(Rough(targets()))
-    error, unraced = ((found.actions - problem.target).square().mean() for found in (plan, alone))
-    assert error < unraced
-
-
-def test_a_race_needs_a_rough_cost() -> None:
-    with pytest.raises(PlanningError, match="rough_cost"):
-        CEM(race=2).plan(Quadratic(targets()))
-    with pytest.raises(ValueError, match="race must be at least 1, not 0"):
-        CEM(race=0)
-
-
-class Parts(Quadratic):
-    """A quadratic that can be taken apart, and remembers the sizes of its parts."""
-
-    def __init__(self, target: Tensor, sizes: list[int] | None = None) -> None:
-        super().__init__(target)
-        self.sizes = [] if sizes is None else sizes
-
-    def resample(self, iteration: int) -> None:
-        self.sizes.append(self.batch)
-
-    def select(self, rows: Tensor) -> Parts:
-        return Parts(self.target[rows], self.sizes)
-
-
-@SAMPLERS
-def test_settled_episodes_are_not_searched_on(name: str) -> None:
-    problem = Parts(targets(batch=12))
-    planner = PLANNERS[name](iterations=40, settled=0.2)
-    plan = planner.plan(problem)
-    sizes = problem.sizes
-    assert sizes[0] == 12 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 12
-    assert len(sizes) == len(plan.seconds_per_iteration) < 40
-    assert (plan.actions - problem.target).abs().max() < 0.4  # every row is its own episode's
-    torch.testing.assert_close(plan.cost, problem.cost(plan.actions[:, None])[:, 0])
-    whole = Quadratic(targets(batch=12))  # one that cannot be taken apart goes on until all have settled
-    together = PLANNERS[name](iterations=40, settled=0.2).plan(whole)
-    assert 1 < len(together.seconds_per_iteration) < 40
-
-
-def test_settled_is_a_distance() -> None:
-    with pytest.raises(ValueError, match=r"settled must be at least 0.0, not -1"):
-        CEM(settled=-1)
-    with pytest.raises(ValueError, match="elites"):
-        MPPI(samples=5, settled=0.1)

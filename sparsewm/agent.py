@@ -1,0 +1,492 @@
+"""The agent: it sees observations and acts, by planning in a world model."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsewm.config import NO_PROPOSALS, PlanConfig
+from sparsewm.errors import UserError
+from sparsewm.model.checkpoint import load, pretrained_path
+from sparsewm.model.interface import Interface
+from sparsewm.model.latent import Latent, random_patches
+from sparsewm.model.objectives import OBJECTIVES, Objective, TokenError
+from sparsewm.model.drop import kept_patches
+from sparsewm.model.problem import LatentProblem
+from sparsewm.model.world_model import WorldModel
+from sparsewm.observations import Memory, Observation, Seen, checked, same_aspect, stacked, unbatched
+from sparsewm.planners import MPC, PLANNERS, Plan, PlanningError, PlanningProblem, ProposalSampler
+from sparsewm.planners.seeding import generator
+from sparsewm.precision import choose_device, choose_dtype
+
+SPARE = 0.02
+"""Share of a deadline that is kept for what cannot be foreseen."""
+
+
+@dataclass
+class Decision:
+    """How an agent came to its actions.
+
+    Attributes:
+        step: environment step of the episode it was made at.
+        actions: environment actions (n, A) to execute.
+        cost: of the plan, as its last iteration scored it.
+        kept: patches (M,) of the last iteration.
+        plan: planned actions (H, action_dim) before any is executed.
+        imagined: pictures uint8 (H, R, R, 3) of what the plan leads to; None: not asked for.
+        seconds, seconds_per_iteration: of this decision, per episode of the batch.
+    """
+
+    step: int
+    actions: np.ndarray
+    cost: float
+    kept: np.ndarray | None
+    plan: np.ndarray
+    imagined: np.ndarray | None
+    seconds: float
+    seconds_per_iteration: list[float]
+
+
+class ExecutableProblem(PlanningProblem, Protocol):
+    """A planning problem that knows what the environment executes for a planned action."""
+
+    def executed(self, actions: Tensor) -> Tensor:
+        """Planned actions (..., H, action_dim) as environment actions (..., H, frameskip * A)."""
+        ...
+
+    def steps(self, actions: Tensor) -> Tensor:
+        """How many of the planned model steps (B, H, action_dim) lead to the frame that was scored: (B,)."""
+        ...
+
+
+class Receding:
+    """Plans problems of many episodes and says what to execute of each plan, at most up to the scored frame.
+
+    Args:
+        config: planner, its settings and its deadline.
+    """
+
+    def __init__(self, config: PlanConfig) -> None:
+        search = config.search
+        kind = PLANNERS.get(search.planner)
+        options = {"candidates": search.candidates, "elites": search.elites, "iterations": search.iterations}
+        wanted = inspect.signature(kind).parameters
+        options = {name: value for name, value in options.items() if name in wanted}
+        self.mpc = MPC(kind(**options, seed=config.run.seed), search.execute)
+        self.mode = "seed" if config.proposals.source == NO_PROPOSALS else config.proposals.mode
+        self.deadline = None if search.deadline_ms is None else search.deadline_ms / 1000
+        self._afterwards = 0.0  # seconds a plan takes after the search; the slowest lately
+        self._warm = self.deadline is None
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Begin episodes with these seeds of their candidates."""
+        self.mpc.reset(seeds)
+
+    def plan(
+        self, problem: ExecutableProblem, active: np.ndarray, episodes: int, proposals: Tensor | None, started: float
+    ) -> tuple[Plan, list[np.ndarray]]:
+        """A plan of the active episodes, and the environment actions (n, frameskip * A) to execute of each.
+
+        Args:
+            active: their numbers among the `episodes`. proposals: candidates (B, K, H, action_dim).
+            started: when the observation came, by `time.perf_counter`.
+        """
+        mask = torch.zeros(episodes, dtype=torch.bool)
+        mask[torch.as_tensor(active)] = True
+        left = None
+        if self.deadline is not None:
+            left = (1 - SPARE) * self.deadline - (time.perf_counter() - started) - self._afterwards
+        plan = self.mpc.plan(problem, mask, proposals, left, self.mode)
+        searched = time.perf_counter()
+        count = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
+        self._afterwards = max(time.perf_counter() - searched, 0.9 * self._afterwards)
+        actions = problem.executed(plan.actions).cpu().numpy()
+        return plan, [row[:n] for row, n in zip(actions, count, strict=True)]
+
+    def warm_up(self, problem: ExecutableProblem, proposals: Tensor | None) -> None:
+        """Where a deadline is to be kept: find out once how fast this machine is."""
+        if self._warm:
+            return
+        self._warm = True
+        self.mpc.planner.warm_up(problem, proposals, self.mode)
+        started = time.perf_counter()
+        problem.steps(problem.mean.expand(problem.batch, -1, -1))  # type: ignore[union-attr]
+        self._afterwards = time.perf_counter() - started
+
+
+class Agent:
+    """Sees observations and acts: model-predictive control in a world model, for one episode or a batch.
+
+    It keeps the past frames that its world model attends to, what it has encoded, and the plan it goes on
+    from. The same seed gives the same actions on the same machine.
+
+    >>> agent = Agent.from_pretrained("pusht", drop=0.5)
+    >>> agent.reset(goal)                         # {"pixels", "proprio"}, or a picture alone
+    >>> actions = agent.act(observation)          # (n, A): execute them one after the other
+    >>> agent.observe(observation)                # optional: what was seen after each of them
+
+    Where an episode is watched by `observe`, the world model sees all of its past frames; without, those at
+    which `act` was called.
+
+    Args:
+        model: the world model.
+        config: how to plan; the environment's own settings when left out. Of `run` it uses seed, letterbox
+            and imagine.
+        sampler: proposes candidates; loaded from `config.proposals` when left out.
+
+    Raises:
+        UserError: a setting is out of range, the model has no such objective, or it does not say what its
+            actions are.
+    """
+
+    def __init__(
+        self, model: WorldModel, config: PlanConfig | None = None, *, sampler: ProposalSampler | None = None
+    ) -> None:
+        from sparsewm.proposals import instruction_of, load_sampler
+
+        config = (PlanConfig.of(model.environment) if config is None else config).checked()
+        self.model, self.config = model, config
+        self.interface = interface_of(model)
+        self.objective = self._objective(config.cost.proprio_weight)
+        self._blind: Objective | None = None  # the same without proprioception
+        self._receding = Receding(config)
+        source = config.proposals.source
+        if sampler is None and source != NO_PROPOSALS:
+            dtype = choose_dtype("auto", model.device)
+            names = config.proposals.names
+            sampler = load_sampler(source, self.interface, model.device, config.run.seed, names, dtype)
+        self.sampler = sampler
+        self.instruction = instruction_of(config) if sampler is not None else None
+        self._low = torch.as_tensor(self.interface.action_low, dtype=torch.float32)
+        self._high = torch.as_tensor(self.interface.action_high, dtype=torch.float32)
+        self._episodes: list[Memory] = []
+        self._single = True
+        self.decisions: list[Decision | None] = []
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, device: str = "auto", dtype: str = "auto", **settings: Any) -> Agent:
+        """An agent with a shipped world model, a checkpoint folder, or one of the hub.
+
+        Args:
+            name: environment with a shipped model, folder, or user/name.
+            settings: of `PlanConfig`, by leaf (``drop=0.5``) or section (``search={"iterations": 8}``).
+
+        Raises:
+            UserError: no such model, or setting.
+        """
+        place = choose_device(device)
+        path = pretrained_path(name, known_only=True) or name
+        model = load(path, place, choose_dtype(dtype, place, planning=True))
+        config = PlanConfig.of(model.environment).updated(**settings)
+        return cls(model, config)
+
+    def reset(self, goal: Observation | Any, seeds: Sequence[int] | None = None) -> None:
+        """Begin an episode, or a batch of them.
+
+        Args:
+            goal: the goal's observation, or its picture alone: proprioception is then left out of the cost.
+                Of a batch (B, ...).
+            seeds: of the candidates and dropped tokens of each episode; the configuration's seed and the
+                episode's number when left out.
+
+        Raises:
+            UserError: an observation that the model does not take.
+        """
+        goals, self._single = unbatched(goal)
+        seen = [self._check(one) for one in goals]
+        without = sum(one.proprio is None for one in seen)
+        if without and self.objective is not self._without_proprio():
+            if without < len(seen):
+                raise UserError("some goals have 'proprio' and some have not: give it for all or for none")
+            self.objective = self._without_proprio()
+            warnings.warn("the goal is a picture alone: proprioception is left out of the cost", stacklevel=2)
+        if not without:
+            self.objective = self._objective(self.config.cost.proprio_weight)
+        if seeds is None:
+            seeds = [self.config.run.seed * 1_000_003 + i for i in range(len(seen))]
+        if len(seeds) != len(seen):
+            raise UserError(f"{len(seen)} goals need as many seeds, got {len(seeds)}")
+        blank = np.zeros(max(1, self.interface.proprio_dim), np.float32)
+        seen = [one if one.proprio is not None else Seen(one.pixels, blank) for one in seen]
+        frames = self._encode(seen)
+        frameskip = self.model.frameskip
+        depth = max((self.model.history - 1) * frameskip, getattr(self.sampler, "frames", 1) - 1)
+        self._episodes = [Memory(frame, one, depth) for frame, one in zip(frames, seen, strict=True)]
+        self._masks = [generator(seed, "tokens") for seed in seeds]
+        self._patches: list[Tensor | None] = [None] * len(seen)
+        self.decisions = [None] * len(seen)
+        self._receding.reset(seeds)
+
+    def act(self, observation: Observation, active: Sequence[int] | np.ndarray | None = None) -> Any:
+        """Decide what to do now.
+
+        Actions handed out before count as executed, unless `observe` reported some of them: then only these.
+
+        Args:
+            observation: of the episode, or of a batch (B, ...).
+            active: numbers of the episodes that the rows of a batch belong to; all when left out.
+
+        Returns:
+            environment actions float32 (n, A), to be executed one after the other; of a batch a list of them.
+
+        Raises:
+            UserError: no episode was begun, an observation that the model does not take, or no plan can be made.
+        """
+        started = time.perf_counter()
+        rows = self._rows(observation, active)
+        for memory, _ in rows:
+            memory.finish_pending()
+        for memory, seen in rows:
+            memory.show(seen)
+        numbers = np.arange(len(self._episodes)) if active is None else np.asarray(active)
+        try:
+            actions = self._decide(numbers, [memory for memory, _ in rows], started)
+        except PlanningError as error:
+            raise UserError(str(error)) from None
+        return actions[0] if self._single else actions
+
+    def observe(self, observation: Observation, action: Any = None, episode: int = 0) -> None:
+        """Report what is seen after one environment step.
+
+        Args:
+            action: what was executed (A,); the next one of those `act` returned when left out.
+            episode: its number in the batch.
+
+        Raises:
+            UserError: no action is left that could have been executed.
+        """
+        memory = self._episode(episode)
+        if action is None and not memory.pending:
+            raise UserError("no action of the last plan is left: call `act`, or say which `action` was executed")
+        following = memory.pending.popleft() if memory.pending else None
+        memory.take(np.asarray(following if action is None else action, np.float32))
+        memory.watched = True
+        (one,), _ = unbatched(observation)
+        memory.show(self._known(one))
+
+    def problem(self, active: Sequence[int] | np.ndarray | None = None) -> LatentProblem:
+        """What the next plan of the active episodes minimises, for any planner of `sparsewm.planners`."""
+        numbers = np.arange(len(self._episodes)) if active is None else np.asarray(active)
+        return self._problem(numbers, [self._episodes[i] for i in numbers])
+
+    # How it is done ---------------------------------------------------------------------------------------
+
+    def _objective(self, weight: float) -> Objective:
+        if self.config.tokens.selection == "none":
+            return TokenError(self.model, weight, tokens=False)
+        return OBJECTIVES.get(self.config.cost.objective)(self.model, weight)
+
+    def _without_proprio(self) -> Objective:
+        if self.config.cost.proprio_weight == 0:
+            return self.objective
+        if self.config.tokens.selection == "none":
+            raise UserError("a goal without 'proprio' leaves nothing of the cost where no tokens are selected")
+        if self._blind is None:
+            self._blind = self._objective(0.0)
+        return self._blind
+
+    def _check(self, one: dict[str, np.ndarray]) -> Seen:
+        """An observation as the model takes it."""
+        aspect = None
+        picture = self.interface.picture
+        if not same_aspect(one["pixels"], picture):
+            if not self.config.run.letterbox:
+                height, width = one["pixels"].shape[:2]
+                raise UserError(
+                    f"pictures of {height} x {width} (height x width) have another aspect ratio than the "
+                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or set `letterbox` to pad"
+                )
+            aspect = picture[0] / picture[1]
+        return checked(one, self.interface.proprio_dim, aspect)
+
+    def _known(self, one: dict[str, np.ndarray]) -> Seen:
+        seen = self._check(one)
+        if seen.proprio is None:
+            names = ", ".join(self.interface.proprio_names)
+            raise UserError(f"an observation holds 'proprio' ({names}) beside its picture")
+        return seen
+
+    def _episode(self, number: int) -> Memory:
+        if not self._episodes:
+            raise UserError("no episode has begun: call `reset` with a goal first")
+        return self._episodes[number]
+
+    def _rows(self, observation: Observation, active: Any) -> list[tuple[Memory, Seen]]:
+        self._episode(0)
+        parts, _ = unbatched(observation)
+        count = len(self._episodes) if active is None else len(active)
+        if len(parts) != count:
+            raise UserError(f"{count} episodes need as many observations, got {len(parts)}")
+        memories = self._episodes if active is None else [self._episodes[i] for i in active]
+        return [(memory, self._known(one)) for memory, one in zip(memories, parts, strict=True)]
+
+    def _encode(self, seen: Sequence[Seen]) -> list[Latent]:
+        """Frames of observations, in one batch where they are of one size."""
+        sizes = {one.pixels.shape for one in seen}
+        if len(sizes) > 1:
+            return [frame for one in seen for frame in self._encode([one])]
+        frames = self.model.encode(*stacked(seen, self.model.device))
+        return [frames[i : i + 1] for i in range(len(seen))]
+
+    def _frames(self, memories: Sequence[Memory], ago: Sequence[int]) -> list[Latent]:
+        """Frames of all episodes at each of so many environment steps ago; encoded once."""
+        pairs = [(memory, memory.step - back) for back in ago for memory in memories]
+        missing = [(memory, step) for memory, step in pairs if step not in memory.latents]
+        if missing:
+            encoded = self._encode([memory.seen[step] for memory, step in missing])
+            for (memory, step), frame in zip(missing, encoded, strict=True):
+                memory.latents[step] = frame
+        columns = [[memory.latents[memory.step - back] for memory in memories] for back in ago]
+        return [column[0] if len(column) == 1 else Latent.cat(column) for column in columns]
+
+    def _problem(self, numbers: np.ndarray, memories: Sequence[Memory]) -> LatentProblem:
+        config, model = self.config, self.model
+        frameskip = model.frameskip
+        depth = min(memory.frames_back(frameskip, model.history - 1) for memory in memories)
+        back = [frameskip * i for i in range(depth, 0, -1)]  # oldest first
+        *past, present = self._frames(memories, [*back, 0])
+        history = []
+        for frame, ago in zip(past, back, strict=True):
+            taken = [list(memory.taken)[len(memory.taken) - ago :][:frameskip] for memory in memories]
+            actions = torch.as_tensor(np.asarray(taken, np.float32)).flatten(1).to(model.device)
+            history.append((frame, actions))
+        masks = [self._masks[i] for i in numbers]
+        return LatentProblem(
+            model,
+            present,
+            Latent.cat([memory.goal for memory in memories]),
+            self._low,
+            self._high,
+            objective=self.objective,
+            horizon=config.search.horizon,
+            drop=config.tokens.drop,
+            frame=config.cost.frame,
+            action_repeat=config.search.action_repeat,
+            init_std=config.search.init_std,
+            generators=masks,
+            history=history,
+            redraw=config.tokens.resample == "iteration",
+            patches=self._kept(numbers) if config.tokens.resample == "episode" else None,
+            memory=None if config.run.memory_gb is None else config.run.memory_gb * 1e9,
+        )
+
+    def _kept(self, numbers: np.ndarray) -> Tensor:
+        """The patches (B, M) that episodes keep to their ends."""
+        total = self.model.patches
+        for i in numbers:
+            if self._patches[i] is None:
+                count = kept_patches(total, self.config.tokens.drop)
+                self._patches[i] = random_patches(1, total, count, self._masks[i])
+        return torch.cat([patches for i in numbers if (patches := self._patches[i]) is not None])
+
+    def _decide(self, numbers: np.ndarray, memories: Sequence[Memory], started: float) -> list[np.ndarray]:
+        problem = self._problem(numbers, memories)
+        proposals = self._proposals(problem, memories)
+        if not self._receding._warm:
+            self._receding.warm_up(problem, proposals)
+            started = time.perf_counter()
+        plan, chosen = self._receding.plan(problem, numbers, len(self._episodes), proposals, started)
+        seconds = (time.perf_counter() - started) / len(memories)
+        imagined = None
+        if self.config.run.imagine and self.model.decoder is not None:
+            imagined = problem.imagined(plan.actions).cpu().numpy()
+        actions = []
+        for row, (number, memory) in enumerate(zip(numbers, memories, strict=True)):
+            steps = chosen[row].reshape(-1, self.interface.action_dim).astype(np.float32)
+            memory.pending.extend(steps)
+            actions.append(steps)
+            self.decisions[number] = Decision(
+                memory.step,
+                steps,
+                float(plan.cost[row]),
+                problem.patches[row].cpu().numpy(),
+                plan.actions[row].cpu().numpy(),
+                None if imagined is None else imagined[row],
+                seconds,
+                [spent / len(memories) for spent in plan.seconds_per_iteration],
+            )
+        return actions
+
+    def _proposals(self, problem: LatentProblem, memories: Sequence[Memory]) -> Tensor | None:
+        """Candidates (B, K, H, action_dim) of the sampler, None without one."""
+        if self.sampler is None:
+            return None
+        steps = problem.horizon * self.model.frameskip
+        samples = self.config.proposals.samples
+        actions = propose(self.sampler, memories, self.instruction, samples, steps, self.interface.action_dim)
+        return as_planned(actions, problem)
+
+
+def propose(
+    sampler: ProposalSampler,
+    memories: Sequence[Memory],
+    instruction: str | None,
+    samples: int,
+    steps: int,
+    action_dim: int,
+) -> Tensor:
+    """Environment actions (B, samples, steps, A) that a sampler proposes for what is seen now.
+
+    A sampler with an attribute `frames` above 1 is shown that many environment steps up to now.
+
+    Raises:
+        PlanningError: the sampler returned another shape, or NaN.
+    """
+    frames: int = getattr(sampler, "frames", 1)
+    seen = [memory.last(frames) for memory in memories]
+    present: dict[str, np.ndarray] = {
+        "pixels": np.stack([[one.pixels for one in row] for row in seen]),
+        "proprio": np.stack([[one.proprio for one in row] for row in seen]),  # type: ignore[misc]
+    }
+    if frames == 1:
+        present = {name: value[:, 0] for name, value in present.items()}
+    goals = [memory.goal_seen for memory in memories]
+    goal = {
+        "pixels": np.stack([one.pixels for one in goals]),
+        "proprio": np.stack([one.proprio for one in goals if one.proprio is not None]),
+    }
+    actions = sampler.propose(present, goal, instruction, samples, steps)
+    shape = (len(memories), samples, steps, action_dim)
+    if tuple(actions.shape) != shape:
+        raise PlanningError(f"proposals must have shape {shape}, not {tuple(actions.shape)}")
+    if not bool(actions.isfinite().all()):
+        raise PlanningError("proposals contain NaN or infinite values")
+    return actions
+
+
+def as_planned(actions: Tensor, problem: PlanningProblem) -> Tensor:
+    """Environment actions (B, K, H * frameskip, A) as a problem plans them (B, K, H, action_dim).
+
+    Where it plans one action per model step and holds it, that is their mean over the step.
+    """
+    steps = actions.unflatten(2, (problem.horizon, -1))  # (B, K, H, frameskip, A)
+    return steps.mean(3) if problem.action_dim == actions.shape[-1] else steps.flatten(3)
+
+
+def interface_of(model: WorldModel) -> Interface:
+    """What a model is shown and asked to do; of checkpoints older than that record from its environment.
+
+    Raises:
+        UserError: neither says it.
+    """
+    found = model.interface
+    if found is None:
+        raise UserError(
+            f"the checkpoint of '{model.environment}' does not say what its actions are: train it again, or add "
+            "`interface` to its metadata.json (sparsewm.model.interface)"
+        )
+    sizes = (found.action_dim * found.frameskip, max(1, found.proprio_dim))
+    if sizes != (model.action_dim, model.config.proprio_dim) or found.frameskip != model.frameskip:
+        raise UserError(
+            f"the interface of this checkpoint ({sizes[0]} action and {sizes[1]} proprioception numbers per model "
+            f"step) does not fit its predictor ({model.action_dim} and {model.config.proprio_dim}): train it again"
+        )
+    return replace(found, name=model.environment)

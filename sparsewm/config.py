@@ -1,0 +1,376 @@
+"""How a world model is planned in: one tree of settings, the only source of every default.
+
+The command line, the YAML files in `configs/environments`, `Agent` and the `settings` of results.json are
+this tree. A file or a flag names what differs from it: ``--search.iterations 8``, or in YAML
+
+    search: {iterations: 8}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from tyro.conf import arg
+
+from sparsewm.errors import UserError, suggest
+from sparsewm.planners import PLANNERS, ProposalMode
+
+Tree = TypeVar("Tree")
+
+Frame = Literal["last", "min"]
+Resample = Literal["iteration", "plan", "episode"]
+TokenSelection = Literal["random", "none"]
+GoalSource = Literal["random", "trajectory"]
+Actor = Literal["planner", "oracle", "nothing", "random", "policy"]
+
+NO_PROPOSALS = "none"
+
+
+def usual(*names: str) -> Any:
+    """Short flags of a setting that most people need."""
+    return arg(aliases=tuple(f"--{name}" for name in names))
+
+
+@dataclass(frozen=True)
+class GoalConfig:
+    """Where episodes start and what they are to reach."""
+
+    source: GoalSource = "random"
+    """random: as the environment draws them. trajectory: two moments of one held-out trajectory."""
+    offset: int = 25
+    """Environment steps between start and goal of a trajectory."""
+    max_steps: Annotated[int, usual("max-steps")] = 100
+    """Environment steps an episode may take."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How action sequences are searched for."""
+
+    planner: Annotated[str, usual("planner")] = "cem"
+    """cem, icem, mppi, gd, or module:Class of your own."""
+    candidates: Annotated[int, usual("candidates")] = 64
+    """Action sequences scored in an iteration."""
+    elites: int = 8
+    """Candidates the distribution is refitted to (cem, icem)."""
+    iterations: Annotated[int, usual("iterations")] = 5
+    """Iterations of a plan."""
+    horizon: Annotated[int, usual("horizon")] = 5
+    """Model steps imagined."""
+    execute: int = 5
+    """Model steps executed before planning again, at most the horizon."""
+    init_std: float = 1.0
+    """Deviation of the first candidates, in deviations of the recorded actions."""
+    action_repeat: bool = True
+    """Plan one action per model step, held for its environment steps."""
+    deadline_ms: float | None = None
+    """Milliseconds from observation to actions: the search ends in time. Plans then depend on the machine."""
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """What a candidate is scored by."""
+
+    objective: str = "mse"
+    """mse: squared error of tokens. temporal: learned number of steps to the goal. Or module:Class."""
+    proprio_weight: float = 1.0
+    """Weight of the proprioception error; 0 plans by vision alone."""
+    frame: Frame = "last"
+    """Imagined frame compared with the goal: the last, or the nearest of all (min), where execution stops."""
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Which patch tokens are imagined."""
+
+    drop: Annotated[float, usual("drop")] = 0.5
+    """Fraction dropped, at least 0 and below 1."""
+    selection: TokenSelection = "random"
+    """random, or none: proprioception alone is scored (a yardstick)."""
+    resample: Resample = "iteration"
+    """When another subset is drawn: at every iteration, plan or episode."""
+
+
+@dataclass(frozen=True)
+class ProposalConfig:
+    """Action sequences that a policy proposes as candidates."""
+
+    source: Annotated[str, usual("proposals")] = NO_PROPOSALS
+    """none, vla (shipped), folder or hub name of a LeRobot policy, or module:name of your own."""
+    mode: ProposalMode = "replace"
+    """replace: score the proposals, take the best. seed: mix them into the first iteration. prior: search from
+    a Gaussian fitted to them."""
+    samples: int = 16
+    """Proposals per plan."""
+    instruction: str | None = None
+    """What a language-conditioned policy is told; the environment's own text when left out."""
+    names: Path | None = None
+    """YAML file that maps a policy's cameras, states and actions (docs/proposals.md)."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is run, on what, and what is written."""
+
+    actor: Actor = "planner"
+    """Who acts: planner; or a yardstick: oracle (plans in the true simulator), nothing, random, policy (executes
+    the first proposal)."""
+    episodes: Annotated[int, usual("episodes")] = 1
+    """Episodes."""
+    batch: int = 1
+    """Episodes planned at once."""
+    seed: Annotated[int, usual("seed")] = 0
+    """Seed of tasks, candidates and dropped tokens."""
+    checkpoint: Annotated[str | None, usual("checkpoint")] = None
+    """Folder of a world model, or user/name on the hub; the shipped one when left out."""
+    encoder: str | None = None
+    """Encoder the checkpoint must have been trained on."""
+    encoder_weights: Annotated[Path | None, usual("encoder-weights")] = None
+    """Local weights file of the encoder."""
+    hub_repo: Annotated[Path | None, usual("hub-repo")] = None
+    """Local clone of the encoder's torch.hub repository."""
+    letterbox: bool = False
+    """Pad pictures of another aspect ratio than the training data's instead of refusing them."""
+    device: Annotated[str, usual("device")] = "auto"
+    """auto, cpu, cuda, ...; several, as cuda:0,cuda:1, share the episodes."""
+    dtype: str = "auto"
+    """Precision of the predictor: auto, int8 (where the processor has it), bfloat16 or float32."""
+    video: bool = True
+    """Write a video per episode."""
+    imagine: bool = True
+    """Show imagined frames, where the world model has a decoder."""
+    output: Annotated[Path, usual("output")] = Path("runs/plan")
+    """Folder of results.json, plan.png and the videos."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Reach goals by model-predictive control in a world model.
+
+    Writes results.json, a video per episode and plan.png.
+
+    Example: sparsewm plan --env pusht --drop 0.5 --episodes 3
+    """
+
+    env: str = "pusht"
+    """Environment: a name of sparsewm's, a Gymnasium id, or module:Class."""
+    goal: GoalConfig = field(default_factory=GoalConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    proposals: ProposalConfig = field(default_factory=ProposalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @classmethod
+    def of(cls, env: str, max_steps: int | None = None, **sections: Mapping[str, Any]) -> PlanConfig:
+        """The tree's defaults under an environment's own (`configs/environments`), where there are any.
+
+        Args:
+            env: canonical name. max_steps: of an episode, where the environment says.
+            sections: what goes on top, as in YAML.
+        """
+        config = cls(env)
+        if max_steps is not None:
+            config = replace(config, goal=replace(config.goal, max_steps=max_steps))
+        path = environment_file(env)
+        usual = read_yaml(path).get("plan", {}) if path.is_file() else {}
+        return merged(merged(config, usual, str(path)), sections, "the given settings")
+
+    def updated(self, **settings: Any) -> PlanConfig:
+        """The tree with other values, given by the name of a leaf, or by section as a mapping.
+
+        >>> PlanConfig().updated(drop=0.3, search={"iterations": 8}).search.iterations
+        8
+
+        Raises:
+            UserError: no setting is called so.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        leaves = leaf_sections(self)
+        for name, value in settings.items():
+            if isinstance(value, Mapping):
+                sections.setdefault(name, {}).update(value)
+            elif name in leaves:
+                sections.setdefault(leaves[name], {})[name] = value
+            elif name == "proposals":
+                sections.setdefault("proposals", {})["source"] = value
+            else:
+                known = [*leaves, *(part.name for part in fields(self))]
+                raise UserError(f"there is no setting `{name}`.{suggest(name, known)} See sparsewm.config")
+        return merged(self, sections, "the given settings")
+
+    def checked(self) -> PlanConfig:
+        """The tree, with what follows from other settings filled in.
+
+        Fewer candidates than elites, or a shorter horizon than is executed, lower these. Nothing is searched
+        where proposals replace candidates, so these are scored as they are, without action repeat.
+
+        Raises:
+            UserError: a value is out of range, or two of them contradict each other.
+        """
+        goal, search, cost, tokens, run = self.goal, self.search, self.cost, self.tokens, self.run
+        for section, name, kinds in (
+            (goal, "source", GoalSource),
+            (cost, "frame", Frame),
+            (tokens, "selection", TokenSelection),
+            (tokens, "resample", Resample),
+            (self.proposals, "mode", ProposalMode),
+            (run, "actor", Actor),
+        ):
+            one_of(name, getattr(section, name), get_args(kinds))
+        if not 0 <= tokens.drop < 1:
+            raise UserError(
+                f"`drop` must be at least 0 and below 1, got {tokens.drop:g}: 0.5 drops half of the tokens"
+            )
+        gradient = search.planner == "gd"
+        at_least(1 if gradient else 2, candidates=search.candidates)
+        at_least(2, elites=search.elites)
+        at_least(1, iterations=search.iterations, horizon=search.horizon, execute=search.execute)
+        at_least(1, max_steps=goal.max_steps, offset=goal.offset, episodes=run.episodes, batch=run.batch)
+        at_least(1, samples=self.proposals.samples, deadline_ms=search.deadline_ms)
+        at_least(0, proprio_weight=cost.proprio_weight, seed=run.seed)
+        at_least(1e-3, init_std=search.init_std)
+        PLANNERS.get(search.planner)
+        if run.actor == "oracle" and gradient:
+            raise UserError("gradient descent cannot see through the simulator: give another `planner`")
+        if tokens.selection == "none":
+            if cost.objective != "mse":
+                raise UserError(f"`objective` {cost.objective} reads tokens: give mse where none are selected")
+            if cost.proprio_weight == 0:
+                raise UserError("nothing is left of the cost: raise `proprio_weight`, or select tokens")
+        planless = run.actor in ("nothing", "random", "policy")
+        if search.deadline_ms is not None and (run.batch > 1 or planless):
+            raise UserError("`deadline_ms` is for one episode at a time, and for an actor that plans")
+        if self.proposals.source == NO_PROPOSALS and run.actor == "policy":
+            raise UserError("a policy's proposals are to be executed: say with `proposals` where they come from")
+        if self.proposals.source != NO_PROPOSALS and run.actor in ("nothing", "random"):
+            raise UserError(f"`actor` {run.actor} asks for no proposals: leave `proposals` out")
+        if goal.source == "trajectory" and goal.offset > goal.max_steps:
+            raise UserError(f"`offset` {goal.offset} is more than `max_steps` {goal.max_steps}: lower it")
+        repeat = search.action_repeat and (
+            self.proposals.source == NO_PROPOSALS or self.proposals.mode != "replace"
+        )
+        search = replace(
+            search,
+            elites=min(search.elites, max(2, search.candidates // 2)),
+            execute=min(search.execute, search.horizon),
+            action_repeat=repeat,
+        )
+        return replace(self, search=search)
+
+    def settings(self) -> dict[str, Any]:
+        """The tree as JSON takes it."""
+        return plain(asdict(self))
+
+
+def config_folder() -> Path:
+    """`configs/` as it was installed with the package."""
+    return Path(__file__).parent / "configs"
+
+
+def environment_file(name: str) -> Path:
+    """The settings of an environment, where there are any."""
+    return config_folder() / "environments" / f"{name}.yaml"
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: no such file, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not readable YAML ({error}): give another file") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold settings by name, not {type(content).__name__}")
+    return content
+
+
+def merged(tree: Tree, content: Mapping[str, Any], source: str) -> Tree:
+    """A tree of dataclasses with the values of nested mappings in place of its own.
+
+    Raises:
+        UserError: `source` names a setting that does not exist, or gives one a value of another kind.
+    """
+    changes: dict[str, Any] = {}
+    known = {part.name: getattr(tree, part.name) for part in fields(tree)}  # type: ignore[arg-type]
+    for name, value in content.items():
+        if name not in known:
+            raise UserError(f"{source}: there is no setting `{name}`.{suggest(str(name), known)}")
+        present = known[name]
+        if is_dataclass(present):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{source}: `{name}` holds settings by name, not {value!r}")
+            changes[name] = merged(present, value, source)
+        else:
+            changes[name] = _fitting(name, present, value, source)
+    return replace(tree, **changes)  # type: ignore[type-var]
+
+
+def _fitting(name: str, present: Any, value: Any, source: str) -> Any:
+    """A value of the kind that a setting has now."""
+    if present is None or value is None or isinstance(value, Path):
+        return value
+    if isinstance(present, Path):
+        return Path(value)
+    kind = type(present)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    good = (kind is float and (whole or isinstance(value, float))) or (kind is int and whole)
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if good or (kind not in (int, float) and isinstance(value, kind)):
+        return kind(value)
+    raise UserError(f"{source}: `{name}` must be {kind.__name__}, not {value!r}")
+
+
+def leaf_sections(tree: Any) -> dict[str, str]:
+    """The section of every leaf of a two-level tree, by the leaf's name where that is unique."""
+    found: dict[str, list[str]] = {}
+    for section in fields(tree):
+        part = getattr(tree, section.name)
+        if is_dataclass(part):
+            for leaf in fields(part):
+                found.setdefault(leaf.name, []).append(section.name)
+    return {name: sections[0] for name, sections in found.items() if len(sections) == 1}
+
+
+def plain(value: Any) -> Any:
+    """Nested values as JSON takes them."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def differences(tree: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of what a tree has otherwise than another one."""
+    for part in fields(tree):
+        mine, theirs = getattr(tree, part.name), getattr(other, part.name)
+        if is_dataclass(mine):
+            yield from differences(mine, theirs, f"{prefix}{part.name}.")
+        elif mine != theirs:
+            yield f"{prefix}{part.name}", mine
+
+
+def one_of(argument: str, name: str, known: Iterable[str]) -> None:
+    """Raise a `UserError`, with the nearest known name, unless `name` is known."""
+    known = list(known)
+    if name not in known:
+        raise UserError(f"unknown `{argument}` '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
+
+
+def at_least(smallest: float, **arguments: float | None) -> None:
+    """Raise a `UserError` unless every argument is left out (None) or a finite number from `smallest` up."""
+    for name, value in arguments.items():
+        if value is not None and not smallest <= value < math.inf:
+            raise UserError(f"`{name}` must be at least {smallest:g}, got {value:g}")

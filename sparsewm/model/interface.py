@@ -1,0 +1,60 @@
+"""What a world model is shown and what it is asked to do: sizes, names, bounds and rates of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparsewm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Pictures, proprioception and actions as a world model knows them from its data.
+
+    Attributes:
+        name: of the environment or dataset.
+        picture: (height, width) of the recorded pictures, in pixels.
+        action_low, action_high: bounds of an environment action (A,), raw units.
+        action_names, proprio_names: of their numbers.
+        frameskip: environment steps per model step.
+        fps: environment steps per second, None where nobody says.
+        cameras: those whose pictures stand side by side; empty where there is one.
+    """
+
+    name: str
+    picture: tuple[int, int]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    action_names: tuple[str, ...]
+    proprio_names: tuple[str, ...]
+    frameskip: int
+    fps: float | None = None
+    cameras: tuple[str, ...] = ()
+
+    @property
+    def action_dim(self) -> int:
+        """Size A of an environment action."""
+        return len(self.action_low)
+
+    @property
+    def proprio_dim(self) -> int:
+        """Size P of proprioception."""
+        return len(self.proprio_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As checkpoints keep it."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Interface:
+        """As it was kept.
+
+        Raises:
+            UserError: something is missing, or there is something else.
+        """
+        try:
+            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+        except TypeError as error:
+            raise UserError(f"the checkpoint's interface is damaged ({error}): train anew") from None

@@ -1,0 +1,141 @@
+"""Frames in a world model's space: standardised tokens, subsets of patches, statistics of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+@dataclass
+class Latent:
+    """One frame in the model's space.
+
+    Attributes:
+        tokens: (B, N, D) standardised patch tokens, float32.
+        proprio: (B, P) standardised proprioception, float32.
+        cls: (B, D) image token as the encoder gave it, or None.
+        attention: (B, N) CLS-to-patch attention, or None.
+    """
+
+    tokens: Tensor
+    proprio: Tensor
+    cls: Tensor | None = None
+    attention: Tensor | None = None
+
+    def __getitem__(self, episodes: Any) -> Latent:
+        pick = lambda x: None if x is None else x[episodes]  # noqa: E731
+        return Latent(self.tokens[episodes], self.proprio[episodes], pick(self.cls), pick(self.attention))
+
+    @staticmethod
+    def cat(parts: Sequence[Latent]) -> Latent:
+        """Frames one after the other, along the first axis."""
+        cls = [part.cls for part in parts if part.cls is not None]
+        attention = [part.attention for part in parts if part.attention is not None]
+        return Latent(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.proprio for part in parts]),
+            torch.cat(cls) if cls else None,
+            torch.cat(attention) if attention else None,
+        )
+
+
+History = Sequence[tuple[Latent, Tensor]]
+"""Past frames and the actions (B, C) taken at them, oldest first."""
+
+
+class Standardizer(nn.Module):
+    """Statistics of the training data, part of every checkpoint.
+
+    Tokens lose their mean *per patch* (what a fixed camera always sees is no information) and pass through a
+    linear map that gives what is left unit size (`sparsewm.data.token_statistics`), so that an error of one
+    means the same in every environment and for every encoder.
+    """
+
+    token_mean: Tensor
+    token_map: Tensor
+    cost_map: Tensor
+    proprio_mean: Tensor
+    proprio_std: Tensor
+    action_mean: Tensor
+    action_std: Tensor
+
+    def __init__(self, patches: int, token_dim: int, proprio_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("token_mean", torch.zeros(patches, token_dim))
+        self.register_buffer("token_map", torch.eye(token_dim))
+        self.register_buffer("cost_map", torch.eye(token_dim))
+        for name, size in (("proprio", proprio_dim), ("action", action_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+
+    def fit(self, statistics: dict[str, Tensor | np.ndarray]) -> None:
+        """Fill in `token_mean` (N, D), `token_map`, `cost_map` (D, D), `proprio_mean` ... from the data."""
+        for name, value in statistics.items():
+            buffer = getattr(self, name)
+            value = torch.as_tensor(value, dtype=torch.float32)
+            buffer.copy_(value.clamp_min(1e-4) if name.endswith("_std") else value)
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        """Raw patch tokens (..., N, D) -> standardised float32."""
+        return (patches.float() - self.token_mean) @ self.token_map
+
+    def token_error(self, tokens: Tensor, goal: Tensor) -> Tensor:
+        """What plans are scored by: squared error (...) of standardised tokens (..., M, D) to a goal's."""
+        return ((tokens - goal) @ self.cost_map).square().mean((-1, -2))
+
+    def proprio(self, proprio: Tensor) -> Tensor:
+        """Raw proprioception (..., P) -> standardised float32."""
+        return (proprio.float() - self.proprio_mean) / self.proprio_std
+
+    def actions(self, actions: Tensor) -> Tensor:
+        """Actions in the environment's units (..., frameskip * A) -> standardised float32."""
+        repeats = actions.shape[-1] // self.action_mean.shape[0]
+        return (actions.float() - self.action_mean.repeat(repeats)) / self.action_std.repeat(repeats)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        deviations = state_dict.pop(f"{prefix}token_std", None)
+        if deviations is not None:  # a checkpoint from before there was a map
+            state_dict[f"{prefix}token_map"] = torch.diag(1 / deviations)
+            state_dict[f"{prefix}cost_map"] = torch.eye(len(deviations))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def linear_fit(x: Tensor, y: Tensor, ridge: float = 1e-4) -> Tensor:
+    """Matrix (D, E) that best turns rows of x (K, D) into rows of y (K, E), at a small price on its size."""
+    penalty = ridge * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return torch.linalg.solve(x.T @ x / len(x) + penalty, x.T @ y / len(x))
+
+
+def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:
+    """Tokens (B, ..., N, D) at patch indices (B, M) -> (B, ..., M, D)."""
+    index = patches.view(patches.shape[0], *([1] * (tokens.ndim - 3)), patches.shape[1], 1)
+    return tokens.gather(-2, index.expand(*tokens.shape[:-2], -1, tokens.shape[-1]))
+
+
+def random_patches(episodes: int, patches: int, kept: int, generator: torch.Generator) -> Tensor:
+    """A uniformly random subset of `kept` of `patches` indices for each episode, (B, kept), sorted."""
+    noise = torch.rand(episodes, patches, generator=generator, device=generator.device)
+    return noise.argsort(1)[:, :kept].sort(1).values
+
+
+def random_groups(
+    episodes: int, patches: int, groups: int, smallest: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Split the patches of every episode at random into groups of random sizes (sizes shared by the batch).
+
+    Returns:
+        `groups` index tensors (B, M_g), disjoint, together all patches; each M_g >= `smallest`.
+    """
+    if groups == 1:
+        return [torch.arange(patches).expand(episodes, -1)]
+    order = torch.rand(episodes, patches, generator=generator).argsort(1)
+    free = patches - groups * smallest
+    if free < 0:
+        raise ValueError(f"{groups} groups of at least {smallest} patches do not fit into {patches} patches")
+    cuts = torch.randint(free + 1, (groups - 1,), generator=generator).sort().values.tolist()
+    sizes = [b - a + smallest for a, b in zip([0, *cuts], [*cuts, free], strict=True)]
+    return list(order.split(sizes, 1))
