@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from sparsewm.cli.common import exit_code
-from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
+from sparsewm.data import TokenCache, Windows, fast_copy, open_dataset
 from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.checkpoint import load, pretrained_path
@@ -64,7 +64,7 @@ def compare(arguments: Arguments) -> dict[str, Any]:
     """One row per recipe: settings, and the held-out rollout error during training."""
     env = make_env(arguments.env)
     shipped = load(pretrained_path(env.name), "cpu", torch.float32, environment=env.name)
-    dataset = Dataset(arguments.data / f"{env.name}.h5", env.name)
+    dataset = open_dataset(arguments.data / f"{env.name}.h5", env.name)
     some = np.unique(np.linspace(0, dataset.rows - 1, 64).astype(int))
     dtype = fastest_dtype(torch.device("cpu"))
     cache = TokenCache(dataset, fast_copy(shipped.encoder, dataset.pixels[some], dtype))

@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from sparsewm.cli.common import exit_code
-from sparsewm.data import Dataset, TokenCache, Windows, fast_copy
+from sparsewm.data import TokenCache, Windows, fast_copy, open_dataset
 from sparsewm.evaluation.probe import probe_targets, read_errors, train_probe
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import load, pretrained_path
@@ -67,7 +67,7 @@ def diagnose(name: str, arguments: Arguments) -> dict[str, Any]:
     runs = arguments.checkpoints
     path = pretrained_path(env.name) if runs is None else runs / env.name / "checkpoint"
     model = load(path, device, dtype, environment=env.name)
-    dataset = Dataset(arguments.data / f"{env.name}.h5", env.name)
+    dataset = open_dataset(arguments.data / f"{env.name}.h5", env.name)
     some = np.unique(np.linspace(0, dataset.rows - 1, 64).astype(int))
     cache = TokenCache(dataset, fast_copy(model.encoder, dataset.pixels[some], dtype))
     episodes, held_out = dataset.split()

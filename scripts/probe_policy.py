@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from sparsewm.cli.common import exit_code
-from sparsewm.data import Dataset
+from sparsewm.data import open_dataset
 from sparsewm.evaluation.closed_loop import observations
 from sparsewm.files import read_json, write_json
 from sparsewm.proposals import check_proposals, load_sampler
@@ -54,7 +54,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     env = make_env(arguments.env)
-    dataset, text = Dataset(arguments.dataset, env.name), environment_settings(env.name).instruction
+    dataset, text = open_dataset(arguments.dataset, env.name), environment_settings(env.name).instruction
     starts, ends = [], []
     for first, length in zip(dataset.offsets, dataset.lengths, strict=True):
         rows = np.arange(first, first + length - arguments.actions, arguments.every)

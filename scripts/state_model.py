@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor, nn
 
 from sparsewm.cli.common import exit_code
-from sparsewm.data import Dataset
+from sparsewm.data import Dataset, open_dataset
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import Planned, make_tasks, run_episodes, summarize
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
@@ -111,7 +111,7 @@ def success(env: GoalEnv, network: nn.Module, episodes: int, seed: int) -> dict[
 
 def main(arguments: Arguments) -> None:
     env = make_env("pusht")
-    dataset = Dataset(arguments.data / "pusht.h5", env.name)
+    dataset = open_dataset(arguments.data / "pusht.h5", env.name)
     train, held_out = (transitions(env, dataset, part) for part in dataset.split())
     torch.manual_seed(arguments.seed)
     sizes = (train[0].shape[1], 512, 512, 512, train[1].shape[1])

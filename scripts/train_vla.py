@@ -51,7 +51,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor
 
 from sparsewm.cli.common import exit_code, progress_bar
-from sparsewm.data import Dataset, collect
+from sparsewm.data import collect, open_dataset
 from sparsewm.data.cameras import BOTH, LUMINANCE
 from sparsewm.data.hindsight import HindsightFrames, read_pictures
 from sparsewm.errors import UserError
@@ -144,7 +144,7 @@ def demonstrations(arguments: Arguments, folder: Path) -> tuple[HindsightFrames,
     text = environment_settings(env.name).instruction
     with progress_bar(f"reading {env.name}") as progress:
         frames = HindsightFrames(
-            Dataset(path, env.name),
+            open_dataset(path, env.name),
             env.proprio_names,
             text,
             arguments.chunk,
@@ -215,7 +215,7 @@ def prepare(
     policy.model.sample_time = sample_time
     if frames.remembered:
         with progress_bar("looking at all pictures") as progress:
-            remember_vision(policy, Dataset(data).pixels, progress)
+            remember_vision(policy, open_dataset(data).pixels, progress)
 
 
 def begin(policy: PreTrainedPolicy, arguments: Arguments, data: Path, frames: HindsightFrames) -> None:
@@ -234,7 +234,7 @@ def begin(policy: PreTrainedPolicy, arguments: Arguments, data: Path, frames: Hi
                 f"--start {arguments.start} is another kind of policy ({', '.join(other[:3])} ...)"
             )
     if arguments.look:
-        dataset, env = Dataset(data), make_env(arguments.env)
+        dataset, env = open_dataset(data), make_env(arguments.env)
         if frames.together:
             draw = with_goals(frames, dataset.state[:], env.state_names, env.angle_symmetry, arguments.seed)
         else:
@@ -354,7 +354,7 @@ def main() -> None:
         sizes=", ".join(f"{name} {value}" for name, value in asdict(arguments.sizes).items()),
         episodes=frames.num_episodes,
         frames=frames.num_frames,
-        source=Dataset(data).attributes.get("policy", "unknown policy"),
+        source=open_dataset(data).attributes.get("policy", "unknown policy"),
         text=environment_settings(arguments.env).instruction,
         **{name: getattr(arguments, name) for name in ("longest", "ends", "chunk", "steps", "batch")},
         seed=arguments.seed,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
-from sparsewm.data import Dataset, collect
+from sparsewm.data import collect, open_dataset
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import write_json
 from sparsewm.report.plots import plot_dataset
@@ -64,7 +64,7 @@ class Collect:
                 held,
                 demonstrator(env) if expert else None,
             )
-        dataset = Dataset(path, env.name)
+        dataset = open_dataset(path, env.name)
         write_json(
             path.with_suffix(".json"),
             {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparsewm.cli.common import check_seed, progress_bar
-from sparsewm.data import Dataset
+from sparsewm.data import open_dataset
 from sparsewm.settings import environment_settings, make_env
 
 
@@ -46,7 +46,7 @@ class Export:
         env = make_env(self.env)
         from sparsewm.data.lerobot import export_lerobot, segments  # loads LeRobot, which takes seconds
 
-        dataset = Dataset(self.dataset or Path("data") / f"{env.name}.h5", env.name)
+        dataset = open_dataset(self.dataset or Path("data") / f"{env.name}.h5", env.name)
         chosen = segments(dataset, self.segments, self.shortest, self.longest, self.seed)
         instruction = (
             environment_settings(env.name).instruction if self.instruction is None else self.instruction

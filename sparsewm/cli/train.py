@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from sparsewm.cli.common import check_seed, output_folder, progress_bar
-from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows, fast_copy
+from sparsewm.data import Dataset, TokenCache, Windows, collect, count_windows, fast_copy, open_dataset
 from sparsewm.encoders import PatchEncoder, load_encoder
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
@@ -194,8 +193,10 @@ class Train:
             env.frameskip,
             {"preset": self.preset},
         )
-        rows = np.arange(dataset.offsets[dataset.split()[1][0]])  # of the training episodes, which come first
-        statistics = tokens.statistics(rows, whitening) | column_statistics(dataset, rows)
+        rows = dataset.rows_of(dataset.split()[0])
+        statistics = tokens.statistics(rows, whitening) | {
+            name: torch.from_numpy(value) for name, value in dataset.statistics(rows).items()
+        }
         model.standardizer.fit(statistics)
         return model
 
@@ -226,7 +227,8 @@ class Train:
             env, encoder, dataset, tokens, Preset(encoder.name, sizes, {}), whitening
         ).place(first.device)
         model.metadata = dict(first.metadata)
-        rows = np.unique(np.linspace(0, dataset.offsets[dataset.split()[1][0]] - 1, 1024).astype(int))
+        rows = dataset.rows_of(dataset.split()[0])
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, 1024).astype(int))]
         with torch.inference_mode():
             theirs = [first.encoder.encode(dataset.pixels[part]).patches for part in np.array_split(rows, 8)]
         ours = model.standardizer.tokens(tokens.rows(rows).to(first.device))
@@ -413,7 +415,7 @@ class Train:
     def open_dataset(self, env: GoalEnv) -> Dataset:
         """The given dataset, or the usual one, recorded first where it is not there."""
         if self.dataset is not None:
-            dataset = Dataset(self.dataset, env.name)
+            dataset = open_dataset(self.dataset, env.name)
             sizes = {"action": env.action_dim, "proprio": env.proprio_dim, "state": env.state_dim}
             for name, size in sizes.items():
                 if (found := getattr(dataset, name).shape[1]) != size:
@@ -433,14 +435,4 @@ class Train:
                     progress=progress,
                     held=usual.held,
                 )
-        return Dataset(path, env.name)
-
-
-def column_statistics(dataset: Dataset, rows: np.ndarray) -> dict[str, Any]:
-    """Mean and deviation of proprioception and action over rows."""
-    return {
-        "proprio_mean": dataset.proprio[rows].mean(0),
-        "proprio_std": dataset.proprio[rows].std(0),
-        "action_mean": dataset.action[rows].mean(0),
-        "action_std": dataset.action[rows].std(0),
-    }
+        return open_dataset(path, env.name)

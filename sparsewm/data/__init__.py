@@ -1,11 +1,14 @@
 """Offline data: recording, files, encoded tokens, training windows."""
 
 from sparsewm.data.collect import collect
-from sparsewm.data.dataset import Dataset, DatasetWriter
+from sparsewm.data.dataset import Dataset, open_dataset
+from sparsewm.data.formats import FORMATS
+from sparsewm.data.formats.hdf5 import DatasetWriter
 from sparsewm.data.tokens import TokenCache, fast_copy, token_statistics
 from sparsewm.data.windows import Windows, count_windows
 
 __all__ = [
+    "FORMATS",
     "Dataset",
     "DatasetWriter",
     "TokenCache",
@@ -13,5 +16,6 @@ __all__ = [
     "collect",
     "count_windows",
     "fast_copy",
+    "open_dataset",
     "token_statistics",
 ]

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from sparsewm import envs
-from sparsewm.data.dataset import COLUMNS, DatasetWriter
+from sparsewm.data.formats.hdf5 import COLUMNS, DatasetWriter
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.envs.experts import expert_policy
 from sparsewm.envs.policies import HeldActions, exploration_policy
@@ -95,7 +95,7 @@ def record_episode(
     held: float = 0.0,
     expert: Demonstrator | None = None,
 ) -> dict[str, np.ndarray]:
-    """The rows of one exploratory or expert episode, columns as in `sparsewm.data.dataset`."""
+    """The rows of one exploratory or expert episode, columns as in `sparsewm.data.formats.hdf5`."""
     if expert is not None:
         states, actions = expert(env, seed, episode, steps)
     else:

@@ -1,247 +1,139 @@
-"""Offline datasets: one HDF5 file, a column per field, the rows of all episodes one after another.
+"""Recorded episodes of any format, as training reads them: columns in memory, pictures decoded when asked.
 
-The layout is stable-worldmodel's, so files pass both ways. Row t of an episode holds the observation at t and
-the action taken there; the last row of an episode has a zero action, since none was taken.
-
-====================  ==========================  ==========================================================
-column                dtype, shape                what
-====================  ==========================  ==========================================================
-pixels                uint8 (T, R, R, 3)          camera picture
-action                float32 (T, A)              environment action, raw units
-proprio               float32 (T, P)              proprioception, raw units
-state                 float64 (T, D)              full simulator state
-ep_len, ep_offset     int64 (E,)                  rows of each episode, and its first row
-====================  ==========================  ==========================================================
+Rows of all episodes lie one after another. Row t of an episode holds the observation at t and the action
+taken there; the last row of an episode has a zero action, since none was taken.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Mapping
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import h5py
-import hdf5plugin
 import numpy as np
 
+from sparsewm.data.frames import Frames
 from sparsewm.errors import UserError
-from sparsewm.files import atomic_path
 
-COLUMNS = {
-    "pixels": (np.uint8, 4),
-    "action": (np.float32, 2),
-    "proprio": (np.float32, 2),
-    "state": (np.float64, 2),
-}
-"""Required columns: dtype and number of dimensions."""
+HUGE = 1e12
+"""Numbers beyond this are taken for damage: their squares leave no digits for the others."""
 
 
-class _Disk(io.FileIO):
-    """A file that keeps its first failed write in `error`: HDF5 crashes where it meets a full disk."""
+class Dataset(ABC):
+    """Recorded episodes.
 
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        try:
-            while self.error is None and len(rest):
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.error = error
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return self.tell() if size is None else size
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-    def check(self) -> None:
-        """Raise the error of an earlier write."""
-        if self.error is not None:
-            raise self.error
-
-
-class DatasetWriter:
-    """Writes a dataset episode by episode; the file appears under its name only when it is complete.
-
-    Use as a context manager: an error or an interruption inside the block leaves nothing behind.
+    A reader of a format is a subclass. Its constructor takes `(source, cameras=())`, a path or whatever the
+    format calls a dataset and the names of cameras to show, and hands everything to this one; it implements
+    `recognizes`. Columns are cast, missing ones filled in, and everything is checked here. Faults that a
+    dataset can be opened with are collected in `obstacles`; `open_dataset` refuses those.
 
     Args:
-        path: the `.h5` file.
-        attributes: what the file says of itself: `environment`, `frameskip`, `seed`, ...
-        temporary: name until then, on the same disk (see `atomic_path`).
+        path: where it lies; token caches are kept beside it.
+        lengths: (E,) rows of each episode.
+        action: (rows, A) raw units; NaN in the last row of an episode means that none was taken.
+        pixels: the pictures.
+        proprio: (rows, P) raw units, or None. state: (rows, D) full state of a simulator, or None.
+        attributes: what the dataset says of itself: `environment`, `frameskip`, `policy`, ...
+        fps: rows a second, if known.
+        action_names, proprio_names: names of the numbers, if known.
+        cameras: those shown in `pixels`, from left to right. available_cameras: all there are.
+        action_low, action_high: (A,) bounds of actions if declared, else the range of the data.
+        obstacles: what the reader has found already: why training must refuse the dataset.
+
+    Attributes:
+        lengths, offsets: int64 (E,) rows of each episode, and its first row.
+        action: float32 (rows, A). proprio: float32 (rows, P), one column of zeros where `has_proprio` is
+            False. state: float64 (rows, D) or None.
+        declared_bounds: whether `action_low` and `action_high` are declared ones.
+        obstacles: why training must refuse it, empty for a sound one.
     """
 
     def __init__(
-        self, path: str | Path, attributes: Mapping[str, Any], temporary: Path | None = None
+        self,
+        path: str | Path,
+        *,
+        lengths: Sequence[int] | np.ndarray,
+        action: np.ndarray,
+        pixels: Frames,
+        proprio: np.ndarray | None = None,
+        state: np.ndarray | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        fps: float | None = None,
+        action_names: Sequence[str] = (),
+        proprio_names: Sequence[str] = (),
+        cameras: Sequence[str] = ("camera",),
+        available_cameras: Sequence[str] = (),
+        action_low: np.ndarray | None = None,
+        action_high: np.ndarray | None = None,
+        obstacles: Sequence[str] = (),
     ) -> None:
-        self.path, self.attributes, self.temporary = Path(path), dict(attributes), temporary
-        self.lengths: list[int] = []
-        self._file: h5py.File | None = None
-
-    def __enter__(self) -> DatasetWriter:
-        self._atomic = atomic_path(self.path, self.temporary)
-        self._disk = _Disk(self._atomic.__enter__(), "w+")
-        self._file = h5py.File(self._disk, "w")
-        self._file.attrs.update(self.attributes)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._file is not None
-        try:
-            if kind is None:
-                lengths = np.array(self.lengths, np.int64)
-                self._file["ep_len"] = lengths
-                self._file["ep_offset"] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-            self._file.close()
-        except Exception as failure:  # once a write has failed, HDF5 fails in all kinds of ways
-            if kind is None:
-                kind, error, trace = type(failure), failure, failure.__traceback__
-        finally:
-            self._disk.close()
-        if (failed := self._disk.error) is not None:  # the cause of whatever followed
-            kind, error, trace = type(failed), failed, failed.__traceback__
-        return self._atomic.__exit__(kind, error, trace)
-
-    def append(self, episode: Mapping[str, np.ndarray]) -> None:
-        """Add one whole episode: arrays with equal numbers of rows, one per column.
-
-        Raises:
-            ValueError: a column is missing, or has another dtype, shape or length than it must have.
-        """
-        assert self._file is not None, "use DatasetWriter as a context manager"
-        rows = len(episode["action"]) if "action" in episode else 0
-        for name, (dtype, ndim) in COLUMNS.items():
-            if name not in episode:
-                raise ValueError(f"the episode lacks the column '{name}'")
-            values = episode[name]
-            if values.dtype != dtype or values.ndim != ndim or len(values) != rows or rows == 0:
-                raise ValueError(
-                    f"column '{name}' must be {np.dtype(dtype)} with {ndim} dimensions and {rows} rows, "
-                    f"got {values.dtype} {values.shape}"
-                )
-        for name, values in episode.items():
-            if name not in self._file:
-                chunk = min(rows, 26) if values.ndim == 4 else 1024
-                self._file.create_dataset(
-                    name,
-                    (0, *values.shape[1:]),
-                    values.dtype,
-                    maxshape=(None, *values.shape[1:]),
-                    chunks=(chunk, *values.shape[1:]),
-                    **hdf5plugin.Zstd(clevel=1),
-                )
-            column = self._file[name]
-            if column.shape[1:] != values.shape[1:]:
-                raise ValueError(f"column '{name}' has rows of {column.shape[1:]}, got {values.shape[1:]}")
-            column.resize(len(column) + rows, axis=0)
-            column[-rows:] = values
-        self._disk.check()
-        self.lengths.append(rows)
-
-
-class Dataset:
-    """A dataset file, opened and checked.
-
-    Args:
-        path: the `.h5` file.
-        environment: name it must have been recorded in, if given.
-
-    Attributes:
-        attributes: what the file says of itself. lengths, offsets: (E,) rows and first row of the episodes.
-        action, proprio, state: whole columns in memory.
-
-    Raises:
-        UserError: no such file, truncated, a column missing or of wrong shape or dtype, numbers that are not
-            finite, or another environment.
-    """
-
-    def __init__(self, path: str | Path, environment: str | None = None) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise UserError(
-                f"no dataset at {self.path}: record one with sparsewm collect, or give --dataset its path"
-            )
-        try:
-            self._file = h5py.File(self.path, "r")
-            self._check_columns()
-            self.action = self._file["action"][:]
-            self.proprio = self._file["proprio"][:]
-            self.state = self._file["state"][:]
-        except OSError as error:
-            raise UserError(
-                f"{self.path} is truncated or no HDF5 file ({error}): copy or collect it again"
-            ) from None
-        self.attributes = {
-            key: value.item() if isinstance(value, np.generic) else value
-            for key, value in self._file.attrs.items()
-        }
-        self.lengths = self._file["ep_len"][:].astype(np.int64)
-        self.offsets = self._file["ep_offset"][:].astype(np.int64)
-        self._check_rows()
-        found = self.attributes.get("environment")
-        if environment is not None and found not in (None, environment):
-            raise UserError(
-                f"{self.path} was recorded in {found}, not {environment}: give --env {found} or another "
-                "--dataset"
-            )
-
-    def _check_columns(self) -> None:
-        for name in (*COLUMNS, "ep_len", "ep_offset"):
-            if name not in self._file:
-                raise UserError(
-                    f"{self.path} lacks the column '{name}' (it has {', '.join(sorted(self._file))}): "
-                    "add it, or collect the dataset with sparsewm collect"
-                )
-        for name in ("ep_len", "ep_offset"):
-            column = self._file[name]
-            if column.ndim != 1 or column.dtype.kind not in "iu":
-                raise UserError(
-                    f"'{name}' of {self.path} must be int64 (episodes,), is {column.dtype} {column.shape}: "
-                    "convert it"
-                )
-        for name, (dtype, ndim) in COLUMNS.items():
-            column = self._file[name]
-            good = column.ndim == ndim and column.dtype == dtype and (ndim != 4 or column.shape[-1] == 3)
-            if not good:
-                shape = "(rows, height, width, 3)" if ndim == 4 else "(rows, size)"
-                raise UserError(
-                    f"column '{name}' of {self.path} must be {np.dtype(dtype)} {shape}, is {column.dtype} "
-                    f"{column.shape}: convert it"
-                )
-
-    def _check_rows(self) -> None:
+        self.path, self.pixels = Path(path), pixels
+        self.obstacles = list(obstacles)
+        self.attributes = plain_attributes(attributes or {})
+        self.fps = None if fps is None else float(fps)
+        self.cameras = tuple(cameras)
+        self.available_cameras = tuple(available_cameras) or self.cameras
+        self.lengths = np.asarray(lengths).astype(np.int64)
+        if (self.lengths < 0).any():
+            bad = int(np.flatnonzero(self.lengths < 0)[0])
+            self.obstacles.append(f"episode {bad} has a negative length, {self.lengths[bad]}")
+            self.lengths = np.maximum(self.lengths, 0)
+        self.offsets = np.cumsum(self.lengths) - self.lengths
+        self.has_proprio = proprio is not None and proprio.shape[1] > 0
+        if proprio is None or not self.has_proprio:
+            proprio = np.zeros((len(action), 1), np.float32)
+        columns: dict[str, np.ndarray | None] = {"action": action, "proprio": proprio, "state": state}
         total = int(self.lengths.sum())
-        for name in COLUMNS:
-            if len(self._file[name]) != total:
-                raise UserError(
-                    f"column '{name}' of {self.path} has {len(self._file[name])} rows, the episodes need "
-                    f"{total}: the file is incomplete, collect or copy it again"
-                )
-        if (
-            not np.array_equal(self.offsets, np.concatenate([[0], np.cumsum(self.lengths)[:-1]]))
-            or total == 0
-        ):
-            raise UserError(
-                f"ep_offset and ep_len of {self.path} do not fit together: collect or convert it again"
+        counts: dict[int, list[str]] = {}
+        for name, values in [*columns.items(), ("pixels", pixels)]:
+            if values is not None and len(values) != total:
+                counts.setdefault(len(values), []).append(f"'{name}'")
+        for count, names in counts.items():
+            which = "columns" if len(names) > 1 else "column"
+            self.obstacles.append(
+                f"{which} {', '.join(names)}: {count} rows, but the episodes need {total}: it is incomplete"
             )
-        for name in ("action", "proprio", "state"):
-            bad = np.argwhere(~np.isfinite(getattr(self, name)))
-            if len(bad):
-                raise UserError(
-                    f"column '{name}' of {self.path} is not finite in row {bad[0][0]}: remove that episode"
-                )
+        if total == 0:
+            self.obstacles.append("it holds no rows: collect some")
+        if min(pixels.shape[1:3]) < 1 and not obstacles:
+            self.obstacles.append(f"its pictures have size {pixels.shape[1]} x {pixels.shape[2]}")
+        action = np.array(action, np.float64)  # a copy: the last rows are changed
+        if len(action) == total:
+            action[self.last_rows] = 0
+            columns["action"] = action
+        for name, values in columns.items():
+            if values is not None:
+                self.obstacles += _damaged_numbers(name, np.asarray(values, np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.action = action.astype(np.float32)
+            self.proprio = np.asarray(proprio).astype(np.float32)
+            self.state = None if state is None else np.asarray(state).astype(np.float64)
+        self.action_names = named(action_names, "action", self.action.shape[1])
+        self.proprio_names = named(proprio_names, "proprio", self.proprio.shape[1])
+        size = (self.action.shape[1],)
+        self.declared_bounds = (
+            action_low is not None
+            and action_high is not None
+            and np.shape(action_low) == np.shape(action_high) == size
+        )
+        self.action_low, self.action_high = self._bounds(action_low, action_high)
+
+    def _bounds(self, low: np.ndarray | None, high: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if self.declared_bounds:
+            return np.asarray(low, np.float32), np.asarray(high, np.float32)
+        if self.rows == 0:
+            return np.full(self.action.shape[1], -1, np.float32), np.ones(self.action.shape[1], np.float32)
+        return self.action.min(0), self.action.max(0)
+
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether an existing file or folder looks like this format; quick, raises nothing."""
 
     @property
     def rows(self) -> int:
@@ -254,30 +146,150 @@ class Dataset:
         return len(self.lengths)
 
     @property
-    def pixels(self) -> h5py.Dataset:
-        """The pixel column on disk, uint8 (rows, R, R, 3)."""
-        return self._file["pixels"]
+    def last_rows(self) -> np.ndarray:
+        """The last row of each episode that has any."""
+        some = self.lengths > 0
+        return (self.offsets + self.lengths - 1)[some]
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of lengths, actions, states and a sample of the pictures."""
+        """SHA-256 (hex) of lengths, actions, states (or else proprioception) and a sample of pictures."""
         digest = hashlib.sha256()
-        for values in (self.lengths, self.action, self.state):
+        for values in (self.lengths, self.action, self.proprio if self.state is None else self.state):
             digest.update(np.ascontiguousarray(values).tobytes())
         for row in np.linspace(0, self.rows - 1, 16).astype(int):
-            digest.update(self.pixels[row].tobytes())
+            digest.update(np.ascontiguousarray(self.pixels[row]).tobytes())
         return digest.hexdigest()
 
-    def split(self, held_out: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-        """Episode numbers for training and for validation, which is the last `held_out` of the file."""
-        count = max(1, round(held_out * self.episodes))
-        if count >= self.episodes:
+    def check(self) -> None:
+        """Raise a `UserError` with all obstacles in one sentence, if there are any."""
+        if self.obstacles:
+            raise UserError(f"{self.path} cannot be used: {'; '.join(self.obstacles)}")
+
+    def split(self, held_out: float = 0.05, shortest: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Episode numbers for training and for validation, ascending: a random choice, always the same.
+
+        Args:
+            held_out: share of the episodes that is held out, one at least.
+            shortest: rows an episode must have to be held out; shorter ones are left to training.
+
+        Raises:
+            UserError: too few episodes are long enough.
+        """
+        long = self.lengths >= shortest
+        count = max(1, round(held_out * int(long.sum())))
+        if count >= long.sum():
+            which = f"{self.episodes} episode(s)"
+            if shortest > 1:
+                which += f", {int(long.sum())} of them with {shortest} rows or more"
             raise UserError(
-                f"{self.path} has {self.episodes} episode(s), too few to hold some out: collect more"
+                f"{self.path} has {which}, too few to hold some out: collect more"
+                + (" or longer ones" if shortest > 1 else "")
             )
-        order = np.arange(self.episodes)
-        return order[:-count], order[-count:]
+        draw = random.Random(self.hash)  # the same on every machine, with every version of NumPy
+        order = np.argsort([draw.random() for _ in range(self.episodes)])
+        held = np.sort(order[long[order]][:count])
+        return np.setdiff1d(np.arange(self.episodes), held), held
+
+    def rows_of(self, episodes: np.ndarray) -> np.ndarray:
+        """Rows int64 (n,) of the given episodes, one after another."""
+        parts = [np.arange(self.offsets[e], self.offsets[e] + self.lengths[e]) for e in episodes]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def statistics(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Mean and deviation, float32 (P,) and (A,), of proprioception and action over rows."""
+        found = {}
+        for name in ("proprio", "action"):
+            values = getattr(self, name)[rows].astype(np.float64)
+            found[f"{name}_mean"] = values.mean(0).astype(np.float32)
+            found[f"{name}_std"] = values.std(0).astype(np.float32)
+        return found
 
     def close(self) -> None:
-        """Release the file."""
-        self._file.close()
+        """Release what is open."""
+        self.pixels.close()
+
+
+def open_dataset(
+    source: str | Path,
+    environment: str | None = None,
+    cameras: Sequence[str] = (),
+    format: str | None = None,
+    check: bool = True,
+) -> Dataset:
+    """A dataset of any known format, opened and checked.
+
+    Args:
+        source: a path, or `format:rest` where a format knows datasets by name, e.g. `lerobot:user/name`.
+        environment: it must have been recorded there, if the dataset says where.
+        cameras: the cameras to show, from left to right; all in the order of the dataset when empty.
+        format: a name in `sparsewm.data.formats.FORMATS`, or `module:class`; found out when None.
+        check: refuse a dataset that training cannot use.
+
+    Raises:
+        UserError: no such dataset, a format that is not known, a damaged file, another environment.
+    """
+    from sparsewm.data.formats import find_format  # the readers import this module
+
+    reader, rest = find_format(source, format)
+    dataset = reader(rest, cameras=tuple(cameras))  # type: ignore[call-arg]
+    if check:
+        dataset.check()
+    found = dataset.attributes.get("environment")
+    if environment is not None and found is not None and found != environment_name(environment):
+        dataset.close()
+        raise UserError(
+            f"{dataset.path} was recorded in {found}, not {environment}: name that environment or give "
+            "another dataset"
+        )
+    return dataset
+
+
+def environment_name(value: object) -> str:
+    """The short name of an environment of ours spelled in any way (`Wall`, `sparsewm/Wall-v0`, bytes)."""
+    from sparsewm import envs
+
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+    def plain(name: str) -> str:
+        return re.sub(r"^sparsewm/|-v\d+$|-", "", name.strip(), flags=re.IGNORECASE).lower()
+
+    return next((name for name in envs.names() if plain(name) == plain(text)), text)
+
+
+def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes with Python's own strings and numbers, and the environment by its short name."""
+    plain: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        plain[key] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    if plain.get("environment") is not None:
+        plain["environment"] = environment_name(plain["environment"])
+    return plain
+
+
+def named(names: Sequence[str], kind: str, size: int) -> tuple[str, ...]:
+    """`names` if there are `size` of them, else made-up ones."""
+    return tuple(names) if len(names) == size else tuple(f"{kind}_{i}" for i in range(size))
+
+
+def _damaged_numbers(name: str, values: np.ndarray) -> list[str]:
+    """What is wrong with numbers (rows, n) of a column."""
+    found = []
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        found.append(
+            f"column '{name}' is not finite in row {bad[0]}"
+            + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
+            + ": remove those episodes"
+        )
+    huge = np.flatnonzero((np.isfinite(values) & (np.abs(values) > HUGE)).any(1))
+    if len(huge):
+        row = values[huge[0]]
+        found.append(
+            f"column '{name}' holds {row[np.argmax(np.abs(row))]:g} in row {huge[0]}"
+            + (f" and such numbers in {len(huge) - 1} more" if len(huge) > 1 else "")
+            + ": no number may be beyond 1e12"
+        )
+    return found

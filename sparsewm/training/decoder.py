@@ -54,7 +54,7 @@ def train_decoder(
     """
     device, side = model.device, decoder.config.side
     rng = np.random.default_rng([seed, 2])
-    rows = np.concatenate([dataset.offsets[e] + np.arange(dataset.lengths[e]) for e in episodes])
+    rows = dataset.rows_of(episodes)
     rows = np.sort(rng.choice(rows, min(config.frames, len(rows)), replace=False))
     parts = [torch.from_numpy(dataset.pixels[part]) for part in np.array_split(rows, -(-len(rows) // 256))]
     pixels = torch.cat([shrink(part, side) for part in parts])  # uint8 (K, 3, side, side)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from sparsewm.cli import Command
 from sparsewm.cli.train import Train
-from sparsewm.data import Dataset
+from sparsewm.data import open_dataset
 from sparsewm.settings import make_env, preset
 from tests.cli.commands import PROGRAM, call, shell, words
 
@@ -116,7 +116,7 @@ def results(*arguments: object) -> dict[str, Any]:
 
 
 def test_collect_records_what_was_asked_for(place: Path) -> None:
-    dataset = Dataset(place / "data" / "wall.h5", "wall")
+    dataset = open_dataset(place / "data" / "wall.h5", "wall")
     assert dataset.lengths.tolist() == [21] * 30
     assert dataset.pixels.shape == (630, 32, 32, 3)
     summary = json.loads((place / "data" / "wall.json").read_text())

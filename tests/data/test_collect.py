@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sparsewm import envs
-from sparsewm.data import Dataset, DatasetWriter, collect
+from sparsewm.data import DatasetWriter, collect, open_dataset
 from sparsewm.data.collect import demonstrate
 from sparsewm.errors import UserError
 from tests.data.test_dataset import small_disk
@@ -60,7 +60,7 @@ def test_any_number_of_workers_records_the_same_file(recorded: Path, tmp_path: P
     assert same(path, recorded)
     assert calls[0] == (0, 5) and calls[-1] == (5, 5) and len(calls) == 4  # three parts
     assert [file.name for file in tmp_path.iterdir()] == ["d.h5"]
-    dataset = Dataset(path, "wall")
+    dataset = open_dataset(path, "wall")
     assert dataset.lengths.tolist() == [5] * 5
     expected = {"environment": "wall", "frameskip": 5, "seed": 3, "steps": 4, "resolution": 16}
     assert expected.items() <= dataset.attributes.items()
@@ -195,7 +195,7 @@ def test_flags_out_of_range(tmp_path: Path, flag: str) -> None:
 def test_experts_are_recorded_up_to_the_goal(tmp_path: Path) -> None:
     """Episodes end ten steps after the goal is reached, or when their steps are spent."""
     path = collect("wall", path=tmp_path / "e.h5", workers=1, expert=demonstrate, **SETTINGS | {"steps": 60})
-    dataset = Dataset(path, "wall")
+    dataset = open_dataset(path, "wall")
     assert dataset.attributes["policy"] == "expert" and len(set(dataset.lengths.tolist())) > 1
     ends = dataset.state[dataset.offsets + dataset.lengths - 1]
     assert (np.abs(ends - dataset.state[dataset.offsets]).max(1) > 5).all()

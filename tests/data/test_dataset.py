@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from sparsewm.data import Dataset, DatasetWriter
+from sparsewm.data import DatasetWriter, open_dataset
 from sparsewm.errors import UserError
 from tests.data.tiny import ATTRIBUTES, episode, write_dataset
 
@@ -30,7 +30,7 @@ def small_disk(size: int) -> Iterator[None]:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    dataset = Dataset(write_dataset(tmp_path / "new" / "d.h5", (9, 5, 12)), "wall")
+    dataset = open_dataset(write_dataset(tmp_path / "new" / "d.h5", (9, 5, 12)), "wall")
     assert (dataset.episodes, dataset.rows) == (3, 26)
     assert dataset.lengths.tolist() == [9, 5, 12] and dataset.offsets.tolist() == [0, 9, 14]
     assert dataset.attributes == ATTRIBUTES
@@ -46,28 +46,28 @@ def test_columns_of_ones_own_are_kept(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / "d.h5", ATTRIBUTES) as writer:
         writer.append(episode(4) | {"reward": np.arange(4.0)})
         writer.append(episode(3) | {"reward": np.arange(3.0)})
-    Dataset(tmp_path / "d.h5").close()
+    open_dataset(tmp_path / "d.h5").close()
     with h5py.File(tmp_path / "d.h5") as file:
         assert file["reward"][:].tolist() == [0, 1, 2, 3, 0, 1, 2]
 
 
 def test_hash_is_of_the_content(tmp_path: Path) -> None:
-    first = Dataset(write_dataset(tmp_path / "a.h5")).hash
-    assert Dataset(write_dataset(tmp_path / "b.h5")).hash == first
-    assert Dataset(write_dataset(tmp_path / "c.h5", seed=1)).hash != first
-    assert Dataset(write_dataset(tmp_path / "d.h5", (9, 12, 5))).hash != first
+    first = open_dataset(write_dataset(tmp_path / "a.h5")).hash
+    assert open_dataset(write_dataset(tmp_path / "b.h5")).hash == first
+    assert open_dataset(write_dataset(tmp_path / "c.h5", seed=1)).hash != first
+    assert open_dataset(write_dataset(tmp_path / "d.h5", (9, 12, 5))).hash != first
     with h5py.File(tmp_path / "b.h5", "r+") as file:
         file["pixels"][0, 0, 0] = 255  # same states, another look
-    assert Dataset(tmp_path / "b.h5").hash != first
+    assert open_dataset(tmp_path / "b.h5").hash != first
 
 
 def test_split_holds_out_whole_episodes_always_the_same(tmp_path: Path) -> None:
-    dataset = Dataset(write_dataset(tmp_path / "d.h5", [3] * 40))
+    dataset = open_dataset(write_dataset(tmp_path / "d.h5", [3] * 40))
     train, held_out = dataset.split()
     assert train.tolist() == list(range(38)) and held_out.tolist() == [38, 39]
     assert dataset.split(0.5)[1].tolist() == list(range(20, 40))
     with pytest.raises(UserError, match=r"has 1 episode.* too few to hold some out: collect more"):
-        Dataset(write_dataset(tmp_path / "one.h5", [3])).split()
+        open_dataset(write_dataset(tmp_path / "one.h5", [3])).split()
 
 
 class Interrupted(Exception):
@@ -224,7 +224,7 @@ def test_bad_file_is_refused(tmp_path: Path, damage: Callable[[h5py.File], None]
     with h5py.File(path, "r+") as file:
         damage(file)
     with pytest.raises(UserError, match=message) as caught:
-        Dataset(path)
+        open_dataset(path)
     assert str(path) in str(caught.value)
 
 
@@ -236,7 +236,7 @@ def test_dataset_without_episodes(tmp_path: Path) -> None:
             del file[name]
             file[name] = values
     with pytest.raises(UserError, match=r"collect or convert it again"):
-        Dataset(path)
+        open_dataset(path)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
@@ -245,19 +245,19 @@ def test_truncated_file(tmp_path: Path, kept: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(UserError, match=r"is truncated or no HDF5 file .*: copy or collect it again"):
-        Dataset(path)
+        open_dataset(path)
 
 
 def test_file_that_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "d.h5").write_text("hello")
     with pytest.raises(UserError, match=r"is truncated or no HDF5 file"):
-        Dataset(tmp_path / "d.h5")
+        open_dataset(tmp_path / "d.h5")
     with pytest.raises(
         UserError, match=r"no dataset at .*: record one with sparsewm collect, or give --dataset"
     ):
-        Dataset(tmp_path / "missing.h5")
+        open_dataset(tmp_path / "missing.h5")
     with pytest.raises(UserError, match=r"no dataset at"):
-        Dataset(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_dataset_of_another_environment(tmp_path: Path) -> None:
@@ -265,4 +265,4 @@ def test_dataset_of_another_environment(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"was recorded in wall, not pusht: give --env wall or another --dataset"
     ):
-        Dataset(path, "pusht")
+        open_dataset(path, "pusht")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sparsewm.data.tokens as tokens_module
-from sparsewm.data import Dataset, TokenCache, collect
+from sparsewm.data import Dataset, TokenCache, collect, open_dataset
 from sparsewm.encoders import PatchFeatures
 from sparsewm.errors import UserError
 from tests.data.tiny import write_dataset
@@ -43,7 +43,7 @@ class Stub:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    return Dataset(write_dataset(tmp_path / "d.h5", (9, 5, 12)))
+    return open_dataset(write_dataset(tmp_path / "d.h5", (9, 5, 12)))
 
 
 def cache(dataset: Dataset, encoder: Any, folder: Path) -> TokenCache:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsewm.data import Dataset
+from sparsewm.data import Dataset, open_dataset
 from sparsewm.data.cameras import BOTH, CAMERA, GOAL, LUMINANCE, grey, overlay
 from sparsewm.data.hindsight import HindsightFrames
 from sparsewm.errors import UserError
@@ -19,7 +19,7 @@ CHUNK, LONGEST = 6, 8
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return Dataset(write_dataset(tmp_path_factory.mktemp("data") / "wall.h5", (9, 5, 12)))
+    return open_dataset(write_dataset(tmp_path_factory.mktemp("data") / "wall.h5", (9, 5, 12)))
 
 
 def frames_of(dataset: Dataset, **options: Any) -> HindsightFrames:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from sparsewm.data import Dataset
+from sparsewm.data import Dataset, open_dataset
 from sparsewm.data.lerobot import Segment, check_lerobot, export_lerobot, segments
 from sparsewm.errors import UserError
 from tests.cli.commands import call
@@ -19,7 +19,7 @@ from tests.data.tiny import write_dataset
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return Dataset(write_dataset(tmp_path_factory.mktemp("data") / "wall.h5", (30, 5, 24)))
+    return open_dataset(write_dataset(tmp_path_factory.mktemp("data") / "wall.h5", (30, 5, 24)))
 
 
 def test_segments_lie_inside_episodes_and_are_as_long_as_asked(dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sparsewm.data.tokens as tokens_module
-from sparsewm.data import Dataset, TokenCache, Windows, fast_copy, token_statistics
+from sparsewm.data import Dataset, TokenCache, Windows, fast_copy, open_dataset, token_statistics
 from sparsewm.encoders import PatchFeatures, ViT
 from sparsewm.errors import UserError
 from tests.data.test_dataset import small_disk
@@ -37,7 +37,7 @@ class Counting(ViT):
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    return Dataset(write_dataset(tmp_path / "d.h5", (9, 5, 12)))
+    return open_dataset(write_dataset(tmp_path / "d.h5", (9, 5, 12)))
 
 
 def files(folder: Path) -> set[str]:
@@ -72,8 +72,8 @@ def test_cache_is_rebuilt_for_another_encoder(dataset: Dataset) -> None:
 
 
 def test_cache_is_rebuilt_for_other_data_under_the_same_name(tmp_path: Path) -> None:
-    first = TokenCache(Dataset(write_dataset(tmp_path / "d.h5")), Counting())
-    changed, encoder = Dataset(write_dataset(tmp_path / "d.h5", seed=3)), Counting()
+    first = TokenCache(open_dataset(write_dataset(tmp_path / "d.h5")), Counting())
+    changed, encoder = open_dataset(write_dataset(tmp_path / "d.h5", seed=3)), Counting()
     second = TokenCache(changed, encoder)
     assert encoder.frames == 26 and second.path != first.path
     assert torch.equal(second.rows(np.arange(26)), encoder.encode(changed.pixels[:]).patches.half())

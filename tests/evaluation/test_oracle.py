@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsewm import envs
-from sparsewm.data import Dataset, collect
+from sparsewm.data import collect, open_dataset
 from sparsewm.data.collect import Demonstrator, demonstrate, explore
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation import oracle
@@ -84,5 +84,5 @@ def test_planned_ways_are_recorded(tmp_path: Path) -> None:
     path = collect(
         "wall", 2, tmp_path / "e.h5", workers=1, steps=60, resolution=16, expert=oracle.plan_demonstration
     )
-    dataset = Dataset(path, "wall")
+    dataset = open_dataset(path, "wall")
     assert dataset.attributes["policy"] == "expert, plan_demonstration" and dataset.episodes == 2

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.data import Dataset, DatasetWriter
+from sparsewm.data import Dataset, DatasetWriter, open_dataset
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.training.decoder import DecoderTrainConfig, imagine_windows, train_decoder
 from tests.model.tiny import tiny_model
@@ -46,7 +46,7 @@ def squares(path: Path, count: int = 256) -> tuple[Dataset, np.ndarray]:
         writer.append(
             {"pixels": pixels, "action": zeros, "proprio": zeros, "state": zeros.astype(np.float64)}
         )
-    return Dataset(path), places
+    return open_dataset(path), places
 
 
 def trained(path: Path, steps: int) -> tuple[Decoder, Tokens, np.ndarray]:

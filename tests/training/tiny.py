@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparsewm.data import Dataset, TokenCache, Windows
+from sparsewm.data import Dataset, TokenCache, Windows, open_dataset
 from sparsewm.model import PredictorConfig, WorldModel
 from sparsewm.training.trainer import TrainConfig, Trainer
 from tests.model.tiny import tiny_encoder
@@ -52,7 +52,7 @@ def make_trainer(
 ) -> Trainer:
     """The last tenth of the episodes validates."""
     config = TrainConfig(**(CONFIG | changes))
-    dataset = Dataset(data)
+    dataset = open_dataset(data)
     tokens = TokenCache(dataset, tiny_encoder())
     train, held_out = dataset.split(0.1)
     model = make_model(dataset, tokens, history)

@@ -1,0 +1,351 @@
+"""One HDF5 file: a column per field, the rows of all episodes one after another. Read and written.
+
+The layout is stable-worldmodel's (compared with release 0.1.1), so files pass both ways. Row t of an episode
+holds the observation at t and the action taken there; the last row of an episode has no action.
+
+=====================  =========================  ============================================================
+column                 dtype, shape               what
+=====================  =========================  ============================================================
+pixels                 uint8 (T, H, W, 3)         camera picture; further cameras as `pixels.NAME`
+action                 float32 (T, A)             environment action, raw units
+proprio                float32 (T, P)             proprioception, raw units; may be missing
+state                  float64 (T, D)             full simulator state; may be missing
+ep_len, ep_offset      int64 (E,)                 rows of each episode, and its first row
+episode_idx, step_idx  int64 (T,)                 number of the episode, and of the row within it
+=====================  =========================  ============================================================
+
+Files of others may hold other number types, NaN as the action of an episode's last row, and further columns.
+Attributes of the file that are read: `environment`, `frameskip`, `fps`, `action_low`, `action_high`,
+`action_names`, `proprio_names`, `policy`.
+
+Columns are compressed with Zstandard: programs of others `import hdf5plugin` before they open such a file
+with h5py, or set `HDF5_PLUGIN_PATH` to the folder `hdf5plugin.PLUGIN_PATH`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from sparsewm.data.dataset import Dataset
+from sparsewm.data.frames import Frames, ReadFrames, SideBySide
+from sparsewm.errors import UserError
+from sparsewm.files import atomic_path
+
+COLUMNS = {
+    "pixels": (np.uint8, 4),
+    "action": (np.float32, 2),
+    "proprio": (np.float32, 2),
+    "state": (np.float64, 2),
+}
+"""What `DatasetWriter` takes: dtype and number of dimensions. The last two may be missing."""
+
+REQUIRED = ("pixels", "action")
+
+
+class _Disk(io.FileIO):
+    """A file that keeps its first failed write in `error`: HDF5 crashes where it meets a full disk."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self.error is None and len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def check(self) -> None:
+        """Raise the error of an earlier write."""
+        if self.error is not None:
+            raise self.error
+
+
+class DatasetWriter:
+    """Writes an HDF5 dataset episode by episode; the file appears under its name only when it is complete.
+
+    Use as a context manager: an error or an interruption inside the block leaves nothing behind.
+
+    Args:
+        path: the `.h5` file.
+        attributes: what the file says of itself: `environment`, `frameskip`, `seed`, ...
+        temporary: name until then, on the same disk (see `atomic_path`).
+    """
+
+    def __init__(
+        self, path: str | Path, attributes: Mapping[str, Any], temporary: Path | None = None
+    ) -> None:
+        self.path, self.attributes, self.temporary = Path(path), dict(attributes), temporary
+        self.lengths: list[int] = []
+        self._columns: list[str] = []
+        self._file: h5py.File | None = None
+
+    def __enter__(self) -> DatasetWriter:
+        self._atomic = atomic_path(self.path, self.temporary)
+        self._disk = _Disk(self._atomic.__enter__(), "w+")
+        self._file = h5py.File(self._disk, "w")
+        self._file.attrs.update(self.attributes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._file is not None
+        try:
+            if kind is None:
+                lengths = np.array(self.lengths, np.int64)
+                self._file["ep_len"] = lengths
+                self._file["ep_offset"] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+            self._file.close()
+        except Exception as failure:  # once a write has failed, HDF5 fails in all kinds of ways
+            if kind is None:
+                kind, error, trace = type(failure), failure, failure.__traceback__
+        finally:
+            self._disk.close()
+        if (failed := self._disk.error) is not None:  # the cause of whatever followed
+            kind, error, trace = type(failed), failed, failed.__traceback__
+        return self._atomic.__exit__(kind, error, trace)
+
+    def append(self, episode: Mapping[str, np.ndarray]) -> None:
+        """Add one whole episode: arrays with equal numbers of rows, one per column.
+
+        `pixels` and `action` are needed, `proprio` and `state` have the types of `COLUMNS`, others are kept
+        as they are; all episodes have the same columns.
+
+        Raises:
+            ValueError: a column is missing, or has another dtype, shape or length than it must have.
+        """
+        assert self._file is not None, "use DatasetWriter as a context manager"
+        rows = len(episode["action"]) if "action" in episode else 0
+        for name in [*REQUIRED, *self._columns]:
+            if name not in episode:
+                raise ValueError(f"the episode lacks the column '{name}'")
+        episode = dict(episode)
+        for name, (dtype, ndim) in COLUMNS.items():
+            if name not in episode:
+                continue
+            values = episode[name]
+            if values.dtype != dtype or values.ndim != ndim or len(values) != rows or rows == 0:
+                raise ValueError(
+                    f"column '{name}' must be {np.dtype(dtype)} with {ndim} dimensions and {rows} rows, "
+                    f"got {values.dtype} {values.shape}"
+                )
+        if self.lengths and (new := set(episode) - set(self._columns)):
+            raise ValueError(f"the first episode had no column '{min(new)}'")
+        self._columns = list(episode)
+        episode.setdefault("episode_idx", np.full(rows, len(self.lengths), np.int64))
+        episode.setdefault("step_idx", np.arange(rows, dtype=np.int64))
+        for name, values in episode.items():
+            if name not in self._file:
+                chunk = min(rows, 26) if values.ndim == 4 else 1024
+                self._file.create_dataset(
+                    name,
+                    (0, *values.shape[1:]),
+                    values.dtype,
+                    maxshape=(None, *values.shape[1:]),
+                    chunks=(chunk, *values.shape[1:]),
+                    **hdf5plugin.Zstd(clevel=1),
+                )
+            column = self._file[name]
+            if column.shape[1:] != values.shape[1:]:
+                raise ValueError(f"column '{name}' has rows of {column.shape[1:]}, got {values.shape[1:]}")
+            column.resize(len(column) + rows, axis=0)
+            column[-rows:] = values
+        self._disk.check()
+        self.lengths.append(rows)
+
+
+class HDF5Dataset(Dataset):
+    """A dataset file in the layout above, ours or stable-worldmodel's.
+
+    Args:
+        path: the file. cameras: names of those to show: "pixels", or NAME for a column `pixels.NAME`; all
+            when empty.
+
+    Raises:
+        UserError: no HDF5 file, truncated, open elsewhere, or a camera that is not there.
+    """
+
+    def __init__(self, path: str | Path, cameras: Sequence[str] = ()) -> None:
+        self._source, self._faults = Path(path), []
+        try:
+            self._file = h5py.File(self._source, "r")
+        except OSError as error:
+            if "lock" in str(error):
+                raise UserError(
+                    f"{path} is open elsewhere ({error}): wait until the other program is done, or set "
+                    "HDF5_USE_FILE_LOCKING=FALSE if it only reads"
+                ) from None
+            raise UserError(
+                f"{path} is truncated or no HDF5 file ({error}): copy or collect it again"
+            ) from None
+        lengths = self._lengths()
+        action = self._numbers("action", required=True)
+        proprio = self._numbers("proprio")
+        if proprio is None and "proprio" not in self._file:
+            proprio = self._numbers("observation")
+        state = self._numbers("state")
+        available = self._cameras()
+        shown = list(cameras) or list(available)
+        for name in shown:
+            if name not in available:
+                self._file.close()
+                raise UserError(f"{path} has no camera '{name}': it has {', '.join(available) or 'none'}")
+        rows = int(np.maximum(lengths, 0).sum())
+        parts = [self._frames(available[name]) for name in shown]
+        pixels: Frames
+        if parts:
+            pixels = parts[0] if len(parts) == 1 else SideBySide(parts)
+        else:
+            pixels = ReadFrames((rows, 0, 0, 3), path, lambda rows: np.zeros((len(rows), 0, 0, 3), np.uint8))
+        said = dict(self._file.attrs)
+        super().__init__(
+            path,
+            lengths=lengths,
+            action=np.zeros((rows, 1), np.float32) if action is None else action,
+            pixels=pixels,
+            proprio=proprio,
+            state=state,
+            attributes=said,
+            fps=said.get("fps"),
+            action_names=_texts(said.get("action_names", ())),
+            proprio_names=_texts(said.get("proprio_names", ())),
+            cameras=shown,
+            available_cameras=list(available),
+            action_low=said.get("action_low"),
+            action_high=said.get("action_high"),
+            obstacles=self._faults,
+        )
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """An existing file that ends in .h5 or .hdf5, or is HDF5 inside."""
+        return path.is_file() and (path.suffix in (".h5", ".hdf5") or bool(h5py.is_hdf5(path)))
+
+    def _column(self, name: str, required: bool = False) -> h5py.Dataset | None:
+        """The column on disk; None, with a fault where it ought to be, if there is none."""
+        link = self._file.get(name, getlink=True)
+        if link is None:
+            if required:
+                has = ", ".join(sorted(self._file)) or "nothing"
+                self._faults.append(f"it lacks the column '{name}' (it has {has})")
+            return None
+        try:
+            column = self._file[name]
+        except (KeyError, OSError):
+            place = getattr(link, "filename", None) or getattr(link, "path", "?")
+            self._faults.append(f"column '{name}' is a link to {place}, which is not there")
+            return None
+        if not isinstance(column, h5py.Dataset):
+            self._faults.append(f"'{name}' is a group, not a column")
+            return None
+        for source in column.virtual_sources() if column.is_virtual else []:
+            # HDF5 itself shows zeros in place of a file that is missing
+            if source.file_name != "." and not (self._source.parent / source.file_name).is_file():
+                self._faults.append(f"column '{name}' is made of {source.file_name}, which is not there")
+                return None
+        return column
+
+    def _values(self, name: str, column: h5py.Dataset) -> np.ndarray | None:
+        try:
+            values: np.ndarray = column[()]
+        except (OSError, RuntimeError) as error:
+            self._faults.append(f"column '{name}' is damaged ({error}): copy the file again")
+            return None
+        return values
+
+    def _numbers(self, name: str, required: bool = False) -> np.ndarray | None:
+        """A column of numbers (rows, n); (rows,) is read as (rows, 1)."""
+        column = self._column(name, required)
+        if column is None:
+            return None
+        if column.ndim not in (1, 2) or column.dtype.kind not in "fiub" or 0 in column.shape[1:]:
+            if required or name != "observation":
+                self._faults.append(
+                    f"column '{name}' must be numbers (rows, size), is {column.dtype} {column.shape}"
+                )
+            return None
+        values = self._values(name, column)
+        return values if values is None or values.ndim == 2 else values[:, None]
+
+    def _lengths(self) -> np.ndarray:
+        """Rows of the episodes, from `ep_len` or, without it, from `episode_idx`."""
+        columns = [c for c in self._file.values() if isinstance(c, h5py.Dataset) and c.ndim > 1]
+        unknown = np.array([max((len(c) for c in columns), default=0)])  # as if all were one episode
+        derived = "ep_len" not in self._file and "episode_idx" in self._file
+        name = "episode_idx" if derived else "ep_len"
+        column = self._column(name, required=True)
+        if column is None:
+            return unknown
+        if column.ndim != 1 or column.dtype.kind not in "iu":
+            self._faults.append(f"'{name}' must be int64 (episodes,), is {column.dtype} {column.shape}")
+            return unknown
+        values = self._values(name, column)
+        if values is None:
+            return unknown
+        if derived:
+            starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))[: len(values)]
+            return np.diff(np.append(starts, len(values)))
+        lengths: np.ndarray = values.astype(np.int64)
+        offsets = self._column("ep_offset")
+        if offsets is not None and not np.array_equal(offsets[()], np.cumsum(lengths) - lengths):
+            self._faults.append("ep_offset and ep_len do not fit together")
+        return lengths
+
+    def _cameras(self) -> dict[str, h5py.Dataset]:
+        """Columns of pictures by the camera's name."""
+        names = [name for name in self._file if name.startswith("pixels.")]
+        if "pixels" in self._file or not names:
+            names.insert(0, "pixels")
+        found = {}
+        for name in names:
+            column = self._column(name, required=True)
+            if column is None:
+                continue
+            if column.ndim != 4 or column.dtype != np.uint8 or column.shape[-1] != 3:
+                self._faults.append(
+                    f"column '{name}' must be uint8 (rows, height, width, 3), is {column.dtype} "
+                    f"{column.shape}"
+                )
+                continue
+            found[name.removeprefix("pixels.")] = column
+        return found
+
+    def _frames(self, column: h5py.Dataset) -> Frames:
+        def read(rows: np.ndarray) -> np.ndarray:
+            runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+            return np.concatenate([column[run[0] : run[-1] + 1] for run in runs])
+
+        return ReadFrames(column.shape, self._source, read)
+
+    def close(self) -> None:
+        """Release the file."""
+        super().close()
+        self._file.close()
+
+
+def _texts(values: Any) -> list[str]:
+    """Names out of an attribute: an array of texts or bytes, or one text with commas."""
+    if isinstance(values, (str, bytes)):
+        values = (values.decode() if isinstance(values, bytes) else values).split(",")
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(values).ravel().tolist()]

@@ -1,0 +1,115 @@
+"""Pictures of a dataset, decoded when they are asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from sparsewm.errors import UserError
+
+
+class Frames(ABC):
+    """Pictures uint8 (rows, H, W, 3) that behave like an array: `frames[7]`, `frames[3:9]`, `frames[rows]`.
+
+    A reader implements `read`. Rows may be given in any order and more than once.
+
+    Args:
+        shape: (rows, H, W, 3). source: what holds them, for messages.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, shape: Sequence[int], source: object) -> None:
+        self.shape = tuple(int(size) for size in shape)
+        self.source = source
+
+    @abstractmethod
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Pictures uint8 (n, H, W, 3) of rows (n,), which are ascending and each there once."""
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to close)
+        """Release what is open."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, slice):
+            return self._read(np.arange(*rows.indices(len(self))))
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        wanted = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"rows must be from 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
+        unique, place = np.unique(wanted, return_inverse=True)
+        return self._read(unique)[place.reshape(wanted.shape)]
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) == 0:
+            return np.zeros((0, *self.shape[1:]), np.uint8)
+        if len(rows) > 1 and rows[1] < rows[0]:
+            return self._read(rows[::-1])[::-1]
+        try:
+            return self.read(rows)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a decoder says of a damaged file
+            raise UserError(
+                f"pictures of {self.source} cannot be read in rows {rows[0]} to {rows[-1]} ({error}): the "
+                "file is damaged; copy it again, or leave that episode out"
+            ) from None
+
+
+class ReadFrames(Frames):
+    """Pictures that a function reads: rows (n,) ascending -> uint8 (n, H, W, 3)."""
+
+    def __init__(
+        self, shape: Sequence[int], source: object, reader: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        super().__init__(shape, source)
+        self.reader = reader
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """See `Frames.read`."""
+        return self.reader(rows)
+
+
+class SideBySide(Frames):
+    """Several cameras in one picture, from left to right, each resized to the height of the first."""
+
+    def __init__(self, cameras: Sequence[Frames]) -> None:
+        self.cameras = list(cameras)
+        rows, height = self.cameras[0].shape[:2]
+        self.widths = [max(1, round(c.shape[2] * height / c.shape[1])) for c in self.cameras]
+        super().__init__((rows, height, sum(self.widths), 3), self.cameras[0].source)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """See `Frames.read`."""
+        height = self.shape[1]
+        parts = [
+            resized(camera[rows], height, width)
+            for camera, width in zip(self.cameras, self.widths, strict=True)
+        ]
+        return np.concatenate(parts, 2)
+
+    def close(self) -> None:
+        """Release what is open."""
+        for camera in self.cameras:
+            camera.close()
+
+
+def resized(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pictures uint8 (n, H, W, 3) in another size, by areas where they shrink."""
+    if pictures.shape[1:3] == (height, width):
+        return pictures
+    shrinks = height * width < pictures.shape[1] * pictures.shape[2]
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    result = np.empty((len(pictures), height, width, 3), np.uint8)
+    for picture, target in zip(pictures, result, strict=True):
+        target[:] = cv2.resize(picture, (width, height), interpolation=way)
+    return result
