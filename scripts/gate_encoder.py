@@ -39,7 +39,8 @@ from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.latent import Standardizer
 from sparsewm.planners import CEM, MPC
-from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env, preset
+from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env
+from sparsewm.training.config import preset
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Arguments:
 
 
 FAST = choose_dtype("auto", torch.device("cpu"))
-WHITENING = preset("default").train["whitening"]
+WHITENING = preset("default").optim.whitening
 
 
 def explored(env: GoalEnv, seed: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from sparsewm.errors import UserError, suggest
 from sparsewm.kernels import LAYOUTS, kernels, layers_library
 
 
@@ -40,3 +41,39 @@ def planning_dtype(device: torch.device) -> torch.dtype:
     if no_integers(device) is None and isinstance(kernels(), str):
         return torch.int8
     return fastest_dtype(device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of that name, tried with a small product; "auto" takes a GPU if there is one.
+
+    Raises:
+        UserError: torch cannot use it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise UserError(
+            f"`device` {name} does not work here ({reason}): give cpu or auto"
+        ) from None
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, planning: bool = False) -> torch.dtype:
+    """The precision of that name: auto, bfloat16 or float32; of `planning` also int8.
+
+    Raises:
+        UserError: no such precision.
+    """
+    known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if planning:
+        known["int8"] = torch.int8
+    if name == "auto":
+        return planning_dtype(device) if planning else fastest_dtype(device)
+    if name not in known:
+        every = ["auto", *known]
+        raise UserError(f"unknown `dtype` '{name}'.{suggest(name, every)} Known: {', '.join(every)}")
+    return known[name]

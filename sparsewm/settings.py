@@ -48,29 +48,15 @@ class EnvironmentSettings:
 
     Attributes:
         episodes, steps, held: of a dataset (`sparsewm.data.collect`).
-        train: settings of `sparsewm.training.TrainConfig` by name.
-        heads: steps of the temporal `distance` and of the `decoder`. reach: of the distance
-        (`sparsewm.training.distance`), None for the usual one. plan: how to plan.
+        plan: how to plan.
         instruction: what a language-conditioned policy is told.
     """
 
     episodes: int
     steps: int
     held: float
-    train: dict[str, Any]
-    heads: dict[str, int]
-    reach: float | None
     plan: PlanSettings
     instruction: str
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One file of `configs/presets`: the encoder and sizes of the predictor and of its training."""
-
-    encoder: str
-    model: dict[str, int]
-    train: dict[str, Any]
 
 
 def config_folder() -> Path:
@@ -91,14 +77,10 @@ def environment_settings(name: str) -> EnvironmentSettings:
     path = config_folder() / "environments" / f"{name}.yaml"
     content = _read(path)
     try:
-        train = dict(content["train"])
         return EnvironmentSettings(
             content["collect"]["episodes"],
             content["collect"]["steps"],
             content["collect"].get("held", 0.0),
-            train,
-            {head: int(train.pop(f"{head}_steps")) for head in ("distance", "decoder")},
-            train.pop("distance_reach", None),
             PlanSettings(**content["plan"]),
             content["instruction"],
         )
@@ -106,18 +88,6 @@ def environment_settings(name: str) -> EnvironmentSettings:
         raise UserError(
             f"{path} lacks a setting or has one too many ({error}): get it from the repository again"
         ) from None
-
-
-def preset(name: str) -> Preset:
-    """A preset by name, `default` or `paper`.
-
-    Raises:
-        UserError: unknown name.
-    """
-    folder = config_folder() / "presets"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    one_of("preset", name, known)
-    return Preset(**_read(folder / f"{name}.yaml"))
 
 
 def one_of(flag: str, name: str, known: Iterable[str]) -> None:

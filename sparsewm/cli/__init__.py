@@ -35,6 +35,9 @@ Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with 2 and one sentence when the user can put something right."""
     keep_freed_memory()
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["train"]:  # what its flags stand for depends on an environment and a preset
+        sys.exit(exit_code(lambda: Train.parse(words[1:]).run_command()))
     command: Command = tyro.cli(  # type: ignore[call-overload]
         Command,
         prog="sparsewm",

@@ -15,7 +15,8 @@ from sparsewm.evaluation.bench import bench_model, measure, measure_plans, paper
 from sparsewm.files import write_json
 from sparsewm.model import kept_patches
 from sparsewm.report.plots import plot_bench
-from sparsewm.settings import at_least, choose_device, choose_dtype, make_env, preset
+from sparsewm.settings import at_least, choose_device, choose_dtype, make_env
+from sparsewm.training.config import preset
 
 
 def profile_table(profile: dict[str, list[dict[str, Any]]]) -> Table:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,7 +20,9 @@ from rich.progress import (
 
 from sparsewm.errors import UserError
 from sparsewm.evaluation.closed_loop import HELD_OUT
-from sparsewm.files import disk_errors
+from sparsewm.files import output_folder
+
+__all__ = ["check_seed", "command_line", "exit_code", "output_folder", "progress_bar"]
 
 
 def exit_code(run: Callable[[], int | None]) -> int:
@@ -58,17 +58,6 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=done, total=total, text=text)
 
         yield update
-
-
-def output_folder(path: Path) -> Path:
-    """Make the folder results go to and try to write there, before any work is done in vain."""
-    with disk_errors(path):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--output {path} is a file or inside one: give a folder") from None
-        tempfile.TemporaryFile(dir=path).close()
-    return path
 
 
 def check_seed(seed: int) -> None:

@@ -6,6 +6,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, k
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.planners import CEM, MPC
 from sparsewm.precision import fast_bfloat16
-from sparsewm.settings import preset
+from sparsewm.training.config import preset
 
 
 def bench_model(
@@ -41,7 +42,11 @@ def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: in
     encoder.name, encoder.hash = "random", weights_hash(encoder)
     encoder.freeze()
     config = PredictorConfig(
-        encoder.dim, encoder.grid, env.proprio_dim, env.action_dim * env.frameskip, **preset("paper").model
+        encoder.dim,
+        encoder.grid,
+        env.proprio_dim,
+        env.action_dim * env.frameskip,
+        **asdict(preset("paper").model),
     )
     model = WorldModel(encoder, config, env.name, env.frameskip)
     model.eval().requires_grad_(False)

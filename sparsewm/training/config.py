@@ -25,7 +25,7 @@ class EncoderConfig:
     """The frozen network that makes tokens of pictures."""
 
     name: Annotated[str | None, usual("encoder")] = None
-    """embedded (usual), dinov2_vits14, timm:NAME, hf:NAME, module:Class, ...; that of a checkpoint to start from."""
+    """embedded (usual), dinov2_vits14, timm:NAME, hf:NAME, module:Class, ...; a checkpoint brings its own."""
     weights: Annotated[Path | None, usual("encoder-weights")] = None
     """Local weights file."""
     hub_repo: Annotated[Path | None, usual("hub-repo")] = None
@@ -81,11 +81,10 @@ class OptimConfig:
     trained_groups: int = 1
     """How many of the groups, drawn at random, are computed (0: all). Leaving some out saves their time."""
     full_every: int = 8
-    """Every so many steps the patches stay together, as when nothing is dropped (0: never), in a batch smaller
-    by the number of groups, if these are not all trained."""
+    """Every so many steps the patches stay together, as when nothing is dropped (0: never), in a batch
+    smaller by the number of groups, if these are not all trained."""
     whitening: Annotated[float, usual("whitening")] = 0.5
-    """How much fine detail counts in the squared error of tokens: 0 as it comes, up to 1 as much as the coarse
-    place of the largest object (`sparsewm.data.token_statistics`)."""
+    """How much fine detail counts in the error of tokens: 0 as it comes, 1 as much as coarse places do."""
     ema: float = 0.999
     """Decay of the averaged weights that are saved and validated."""
     validate_every: Annotated[int, usual("validate-every")] = 500
@@ -200,7 +199,7 @@ class TrainRunConfig:
         at_least(0, seed=self.seed)
         if self.start is not None and self.extend is not None:
             raise UserError(
-                "`start` and `extend` exclude each other: extend keeps the predictor as it is, start trains it"
+                "`start` and `extend` exclude each other: `extend` keeps the predictor as it is"
             )
 
 
@@ -209,8 +208,7 @@ class TrainConfig:
     """Train a world model on recorded episodes: encode them once, train, validate."""
 
     dataset: str | None = None
-    """Recorded episodes: a file or folder, lerobot:user/name, minari:NAME; data/ENV.h5 when left out, recorded
-    first if it is not there."""
+    """Recorded episodes: a file or folder, lerobot:user/name, minari:NAME; data/ENV.h5 when left out."""
     env: str | None = None
     """Environment whose settings are used and that is to be planned in; not needed with a dataset."""
     cameras: tuple[str, ...] = ()
@@ -248,7 +246,9 @@ class TrainConfig:
         """
         content = dict(content or {})
         given = {"start": start, "extend": extend}
-        run = dict(content.get("run") or {}) | {name: path for name, path in given.items() if path is not None}
+        run = dict(content.get("run") or {}) | {
+            name: path for name, path in given.items() if path is not None
+        }
         content |= {"run": run}
         if env := env or content.get("env"):
             content["env"] = env

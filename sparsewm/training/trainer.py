@@ -190,8 +190,8 @@ class Trainer:
             values = {name: float(value.detach()) for name, value in losses.items()}
             if not math.isfinite(values["loss"]) or not math.isfinite(norm):
                 raise UserError(
-                    f"training diverged at step {self.step} (loss {values['loss']:g}, gradient {norm:g}): train "
-                    "anew with a lower `lr` and another `output`"
+                    f"training diverged at step {self.step} (loss {values['loss']:g}, gradient {norm:g}): "
+                    "train anew with a lower `lr` and another `output`"
                 )
             self.step += 1
             self.seconds += time.perf_counter() - started
