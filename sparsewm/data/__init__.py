@@ -3,9 +3,9 @@
 from sparsewm.data.collect import collect
 from sparsewm.data.dataset import Dataset, open_dataset
 from sparsewm.data.formats import FORMATS
-from sparsewm.data.formats.hdf5 import DatasetWriter
 from sparsewm.data.tokens import TokenCache, fast_copy, token_statistics
 from sparsewm.data.windows import Windows, count_windows
+from sparsewm.data.writer import DatasetWriter
 
 __all__ = [
     "FORMATS",

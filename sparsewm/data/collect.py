@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from sparsewm import envs
-from sparsewm.data.formats.hdf5 import COLUMNS, DatasetWriter
+from sparsewm.data.writer import COLUMNS, DatasetWriter
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.envs.experts import expert_policy
 from sparsewm.envs.policies import HeldActions, exploration_policy

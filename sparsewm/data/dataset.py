@@ -222,7 +222,7 @@ def open_dataset(
     Args:
         source: a path, or `format:rest` where a format knows datasets by name, e.g. `lerobot:user/name`.
         environment: it must have been recorded there, if the dataset says where.
-        cameras: the cameras to show, from left to right; all in the order of the dataset when empty.
+        cameras: those to show, from left to right; needed where the dataset has several.
         format: a name in `sparsewm.data.formats.FORMATS`, or `module:class`; found out when None.
         check: refuse a dataset that training cannot use.
 

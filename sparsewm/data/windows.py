@@ -58,18 +58,20 @@ class Windows:
 
         Returns:
             `tokens` float16 (B, T, N, D) raw, `proprio` float32 (B, T, P) raw, `action` float32
-            (B, T-1, frameskip * A), `state` float64 (B, T, D_state).
+            (B, T-1, frameskip * A), and `state` float64 (B, T, D_state) where it is recorded.
         """
         starts = self.starts[windows]
         rows = starts[:, None] + self.frameskip * np.arange(self.frames)
         steps = starts[:, None] + np.arange((self.frames - 1) * self.frameskip)
         action = self.dataset.action[steps].reshape(len(starts), self.frames - 1, -1)
-        return {
+        batch = {
             "tokens": self.tokens.rows(rows),
             "proprio": torch.from_numpy(self.dataset.proprio[rows]),
             "action": torch.from_numpy(action),
-            "state": torch.from_numpy(self.dataset.state[rows]),
         }
+        if self.dataset.state is not None:
+            batch["state"] = torch.from_numpy(self.dataset.state[rows])
+        return batch
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> dict[str, Tensor]:
         """A random batch, with replacement, a pure function of the generator's state."""
