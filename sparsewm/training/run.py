@@ -102,6 +102,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
             _check_free(config, folder)
             pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
             space = None if env is None else (env.action_space.low, env.action_space.high)
+            shown = interface(data, name, frameskip, space)
             for sentence in warnings(data, split[0], pictures, space):
                 say(f"warning: {sentence}")
             whitening = config.optim.whitening
@@ -109,10 +110,9 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
             with progress("encoding") as bar:
                 tokens = TokenCache(data, fast, token_folder(data, fast, folder), progress=bar)
             if finished is not None:
-                finished.metadata.setdefault("interface", interface(data, name, frameskip).to_dict())
+                finished.metadata.setdefault("interface", shown.to_dict())
                 _train_heads(config, finished, data, tokens, split, folder, dtype, progress)
                 return Trained(finished, save(finished, folder / "checkpoint"))
-            shown = interface(data, name, frameskip)
             if first is None:
                 model = new_model(encoder, data, tokens, split[0], config.model, shown, whitening, run.seed)
             elif measures_otherwise(first, encoder, whitening):

@@ -20,14 +20,21 @@ OUTLIER = 100.0
 """How many ranges of 98% of the rows away from their middle a number is worth a warning."""
 
 
-def interface(dataset: Dataset, name: str, frameskip: int) -> Interface:
-    """What a world model trained on a dataset is shown and asked to do."""
+def interface(dataset: Dataset, name: str, frameskip: int, space: Any = None) -> Interface:
+    """What a world model trained on a dataset is shown and asked to do.
+
+    Args:
+        space: bounds (low, high) of actions, each (A,), where the dataset declares none; None: their range.
+    """
+    low, high = dataset.action_low, dataset.action_high
+    if space is not None and not dataset.declared_bounds:
+        low, high = space
     height, width = dataset.pixels.shape[1:3]
     return Interface(
         name=name,
         picture=(int(height), int(width)),
-        action_low=tuple(float(x) for x in dataset.action_low),
-        action_high=tuple(float(x) for x in dataset.action_high),
+        action_low=tuple(float(x) for x in low),
+        action_high=tuple(float(x) for x in high),
         action_names=dataset.action_names,
         proprio_names=dataset.proprio_names,
         frameskip=frameskip,
