@@ -1,20 +1,59 @@
-"""MuJoCo, imported so that it draws without a screen, and what it says where there is no OpenGL."""
+"""MuJoCo, imported when it is first used, so that it draws without a screen or says what it lacks."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 NO_GL = (
     "MuJoCo found no OpenGL: set MUJOCO_GL=egl (on Debian and Ubuntu: apt-get install libegl1 "
     "libgl1-mesa-dri) or MUJOCO_GL=osmesa (apt-get install libosmesa6) before Python starts."
 )
-if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is imported
-try:
+
+
+def load() -> Any:
+    """The module `mujoco`; where there is no usable OpenGL, without drawing: physics needs none.
+
+    Raises:
+        RuntimeError: it cannot be imported either way.
+    """
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is imported
+    try:
+        return importlib.import_module("mujoco")
+    except Exception:  # each GL backend fails in its own way
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mujoco"]:
+            del sys.modules[name]
+    wanted = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disabled"
+    try:
+        return importlib.import_module("mujoco")
+    except Exception as error:
+        raise RuntimeError(
+            f"MuJoCo does not import ({error}): install it again (pip install mujoco)"
+        ) from error
+    finally:
+        if wanted is None:
+            del os.environ["MUJOCO_GL"]
+        else:
+            os.environ["MUJOCO_GL"] = wanted
+
+
+class _MuJoCo:
+    """Stands in for the module; what is asked for once is kept."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(load(), name)
+        setattr(self, name, found)
+        return found
+
+
+if TYPE_CHECKING:
     import mujoco
-except (ImportError, RuntimeError, AttributeError) as error:  # an unusable MUJOCO_GL can fail here already
-    raise RuntimeError(NO_GL) from error
+else:
+    mujoco = _MuJoCo()
 
 __all__ = ["NO_GL", "border", "mujoco"]
 

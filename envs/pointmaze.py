@@ -22,7 +22,7 @@ from sparsewm.envs.appearance import (
     random_texture,
 )
 from sparsewm.envs.paths import ShortestPaths
-from sparsewm.envs.physics import NO_GL, mujoco
+from sparsewm.envs.physics import NO_GL, load, mujoco
 from sparsewm.envs.simulated import SimulatedGoalEnv
 
 RADIUS = 0.1  # of the ball
@@ -277,6 +277,7 @@ class _Maze:
 
 def _maps() -> tuple[dict[str, list[list[int]]], Path]:
     """The maps by name, and the folder of gymnasium-robotics' models."""
+    load()  # before gymnasium-robotics imports it
     with redirect_stderr(io.StringIO()):  # on import it prints news about its other environments
         import gymnasium_robotics
         from gymnasium_robotics.envs.maze.maps import LARGE_MAZE, MEDIUM_MAZE, U_MAZE

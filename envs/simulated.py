@@ -36,7 +36,6 @@ class SimulatedGoalEnv(GoalEnv):
 
     state_names: ClassVar[tuple[str, ...]]
     angle_symmetry: ClassVar[int] = 1  # how many angles of a body look the same: of a square, 4
-    proprio_names: ClassVar[tuple[str, ...]]
     state_dim: ClassVar[int]  # D, counted from the names
     proprio_dim: ClassVar[int]  # P, likewise
     proprio_low: ClassVar[tuple[float, ...]]  # bounds of the observation space
@@ -131,11 +130,6 @@ class SimulatedGoalEnv(GoalEnv):
         """Raise ValueError where a finite state (D,) is impossible. By default all are possible."""
 
     # What a user calls ------------------------------------------------------------------------------------
-
-    @property
-    def action_dim(self) -> int:
-        """Size A of an action."""
-        return len(self.action_low)
 
     @property
     def state(self) -> np.ndarray:

@@ -35,7 +35,7 @@ from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
-from sparsewm.model.drop import spearman
+from sparsewm.evaluation.statistics import spearman
 from sparsewm.model.rollout import modulate
 from sparsewm.planners import CEM
 from sparsewm.precision import fast_bfloat16, fastest_dtype, planning_dtype

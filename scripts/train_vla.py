@@ -140,7 +140,7 @@ def demonstrations(arguments: Arguments, folder: Path) -> tuple[HindsightFrames,
             steps = demonstration_steps(env)
             seed, workers = arguments.seed, os.cpu_count() or 1
             expert = demonstrator(env)
-            collect(env.name, arguments.episodes, path, workers, seed, steps, 112, progress, expert=expert)
+            collect(env.name, arguments.episodes, path, steps, workers, seed, 112, progress, expert=expert)
     text = environment_settings(env.name).instruction
     with progress_bar(f"reading {env.name}") as progress:
         frames = HindsightFrames(

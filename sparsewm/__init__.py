@@ -15,10 +15,13 @@ their own libraries.
 from __future__ import annotations
 
 import importlib
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsewm.agent import Agent as Agent
+    from sparsewm.config import PlanConfig as PlanConfig
     from sparsewm.encoders import load_encoder as load_encoder
     from sparsewm.errors import UserError as UserError
     from sparsewm.memory import keep_freed_memory as keep_freed_memory
@@ -27,12 +30,19 @@ if TYPE_CHECKING:
     from sparsewm.model import load_pretrained as load_pretrained
     from sparsewm.model import save as save
 
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    # Threads of OpenMP wait for work in a busy loop, for so long that beside any other program every core is
+    # taken by waiting. Read when torch is imported.
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+
 try:
     __version__ = version("sparsewm")
 except PackageNotFoundError:  # imported from a folder that was never installed
     __version__ = "0+unknown"
 
 _HOMES = {
+    "Agent": "sparsewm.agent",
+    "PlanConfig": "sparsewm.config",
     "UserError": "sparsewm.errors",
     "WorldModel": "sparsewm.model",
     "keep_freed_memory": "sparsewm.memory",

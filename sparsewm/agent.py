@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.config import NO_PROPOSALS, PlanConfig
+from sparsewm.config import EPISODES_PER_SEED, NO_PROPOSALS, PlanConfig
 from sparsewm.errors import UserError
-from sparsewm.model.checkpoint import load, pretrained_path
+from sparsewm.model.checkpoint import load, pretrained_path, shipped
+from sparsewm.model.drop import kept_patches
 from sparsewm.model.interface import Interface
 from sparsewm.model.latent import Latent, random_patches
 from sparsewm.model.objectives import OBJECTIVES, Objective, TokenError
-from sparsewm.model.drop import kept_patches
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import WorldModel
 from sparsewm.observations import Memory, Observation, Seen, checked, same_aspect, stacked, unbatched
 from sparsewm.planners import MPC, PLANNERS, Plan, PlanningError, PlanningProblem, ProposalSampler
 from sparsewm.planners.seeding import generator
 from sparsewm.precision import choose_device, choose_dtype
+from sparsewm.proposals import load_sampler
 
 SPARE = 0.02
 """Share of a deadline that is kept for what cannot be foreseen."""
@@ -84,14 +85,19 @@ class Receding:
         self.mode = "seed" if config.proposals.source == NO_PROPOSALS else config.proposals.mode
         self.deadline = None if search.deadline_ms is None else search.deadline_ms / 1000
         self._afterwards = 0.0  # seconds a plan takes after the search; the slowest lately
-        self._warm = self.deadline is None
+        self.cold = self.deadline is not None  # a deadline asks for a warm-up first
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin episodes with these seeds of their candidates."""
         self.mpc.reset(seeds)
 
     def plan(
-        self, problem: ExecutableProblem, active: np.ndarray, episodes: int, proposals: Tensor | None, started: float
+        self,
+        problem: ExecutableProblem,
+        active: np.ndarray,
+        episodes: int,
+        proposals: Tensor | None,
+        started: float,
     ) -> tuple[Plan, list[np.ndarray]]:
         """A plan of the active episodes, and the environment actions (n, frameskip * A) to execute of each.
 
@@ -112,13 +118,12 @@ class Receding:
         return plan, [row[:n] for row, n in zip(actions, count, strict=True)]
 
     def warm_up(self, problem: ExecutableProblem, proposals: Tensor | None) -> None:
-        """Where a deadline is to be kept: find out once how fast this machine is."""
-        if self._warm:
-            return
-        self._warm = True
+        """Find out how fast this machine is, on a problem whose random numbers nobody needs."""
+        self.cold = False
         self.mpc.planner.warm_up(problem, proposals, self.mode)
+        assert problem.mean is not None
         started = time.perf_counter()
-        problem.steps(problem.mean.expand(problem.batch, -1, -1))  # type: ignore[union-attr]
+        problem.steps(problem.mean.expand(problem.batch, -1, -1))
         self._afterwards = time.perf_counter() - started
 
 
@@ -150,8 +155,6 @@ class Agent:
     def __init__(
         self, model: WorldModel, config: PlanConfig | None = None, *, sampler: ProposalSampler | None = None
     ) -> None:
-        from sparsewm.proposals import instruction_of, load_sampler
-
         config = (PlanConfig.of(model.environment) if config is None else config).checked()
         self.model, self.config = model, config
         self.interface = interface_of(model)
@@ -164,7 +167,6 @@ class Agent:
             names = config.proposals.names
             sampler = load_sampler(source, self.interface, model.device, config.run.seed, names, dtype)
         self.sampler = sampler
-        self.instruction = instruction_of(config) if sampler is not None else None
         self._low = torch.as_tensor(self.interface.action_low, dtype=torch.float32)
         self._high = torch.as_tensor(self.interface.action_high, dtype=torch.float32)
         self._episodes: list[Memory] = []
@@ -172,7 +174,9 @@ class Agent:
         self.decisions: list[Decision | None] = []
 
     @classmethod
-    def from_pretrained(cls, name: str, *, device: str = "auto", dtype: str = "auto", **settings: Any) -> Agent:
+    def from_pretrained(
+        cls, name: str, *, device: str = "auto", dtype: str = "auto", **settings: Any
+    ) -> Agent:
         """An agent with a shipped world model, a checkpoint folder, or one of the hub.
 
         Args:
@@ -183,7 +187,7 @@ class Agent:
             UserError: no such model, or setting.
         """
         place = choose_device(device)
-        path = pretrained_path(name, known_only=True) or name
+        path = pretrained_path(name) if name in shipped() else name
         model = load(path, place, choose_dtype(dtype, place, planning=True))
         config = PlanConfig.of(model.environment).updated(**settings)
         return cls(model, config)
@@ -211,7 +215,7 @@ class Agent:
         if not without:
             self.objective = self._objective(self.config.cost.proprio_weight)
         if seeds is None:
-            seeds = [self.config.run.seed * 1_000_003 + i for i in range(len(seen))]
+            seeds = [self.config.run.seed * EPISODES_PER_SEED + i for i in range(len(seen))]
         if len(seeds) != len(seen):
             raise UserError(f"{len(seen)} goals need as many seeds, got {len(seeds)}")
         blank = np.zeros(max(1, self.interface.proprio_dim), np.float32)
@@ -265,17 +269,24 @@ class Agent:
         """
         memory = self._episode(episode)
         if action is None and not memory.pending:
-            raise UserError("no action of the last plan is left: call `act`, or say which `action` was executed")
+            raise UserError(
+                "no action of the last plan is left: call `act`, or say which `action` was executed"
+            )
         following = memory.pending.popleft() if memory.pending else None
         memory.take(np.asarray(following if action is None else action, np.float32))
         memory.watched = True
         (one,), _ = unbatched(observation)
         memory.show(self._known(one))
 
+    def forget_pending(self) -> None:
+        """What was handed out last is not executed: the next `act` decides for the same moment again."""
+        for memory in self._episodes:
+            memory.pending.clear()
+
     def problem(self, active: Sequence[int] | np.ndarray | None = None) -> LatentProblem:
         """What the next plan of the active episodes minimises, for any planner of `sparsewm.planners`."""
         numbers = np.arange(len(self._episodes)) if active is None else np.asarray(active)
-        return self._problem(numbers, [self._episodes[i] for i in numbers])
+        return self._problem(numbers, [self._episodes[i] for i in numbers], [self._masks[i] for i in numbers])
 
     # How it is done ---------------------------------------------------------------------------------------
 
@@ -288,7 +299,9 @@ class Agent:
         if self.config.cost.proprio_weight == 0:
             return self.objective
         if self.config.tokens.selection == "none":
-            raise UserError("a goal without 'proprio' leaves nothing of the cost where no tokens are selected")
+            raise UserError(
+                "a goal without 'proprio' leaves nothing of the cost where no tokens are selected"
+            )
         if self._blind is None:
             self._blind = self._objective(0.0)
         return self._blind
@@ -347,7 +360,9 @@ class Agent:
         columns = [[memory.latents[memory.step - back] for memory in memories] for back in ago]
         return [column[0] if len(column) == 1 else Latent.cat(column) for column in columns]
 
-    def _problem(self, numbers: np.ndarray, memories: Sequence[Memory]) -> LatentProblem:
+    def _problem(
+        self, numbers: np.ndarray, memories: Sequence[Memory], masks: Sequence[torch.Generator]
+    ) -> LatentProblem:
         config, model = self.config, self.model
         frameskip = model.frameskip
         depth = min(memory.frames_back(frameskip, model.history - 1) for memory in memories)
@@ -358,7 +373,6 @@ class Agent:
             taken = [list(memory.taken)[len(memory.taken) - ago :][:frameskip] for memory in memories]
             actions = torch.as_tensor(np.asarray(taken, np.float32)).flatten(1).to(model.device)
             history.append((frame, actions))
-        masks = [self._masks[i] for i in numbers]
         return LatentProblem(
             model,
             present,
@@ -388,11 +402,12 @@ class Agent:
         return torch.cat([patches for i in numbers if (patches := self._patches[i]) is not None])
 
     def _decide(self, numbers: np.ndarray, memories: Sequence[Memory], started: float) -> list[np.ndarray]:
-        problem = self._problem(numbers, memories)
-        proposals = self._proposals(problem, memories)
-        if not self._receding._warm:
-            self._receding.warm_up(problem, proposals)
+        if self._receding.cold:
+            spare = self._problem(numbers, memories, [generator(i, "warm-up") for i in range(len(memories))])
+            self._receding.warm_up(spare, self._proposals(spare, memories))
             started = time.perf_counter()
+        problem = self._problem(numbers, memories, [self._masks[i] for i in numbers])
+        proposals = self._proposals(problem, memories)
         plan, chosen = self._receding.plan(problem, numbers, len(self._episodes), proposals, started)
         seconds = (time.perf_counter() - started) / len(memories)
         imagined = None
@@ -421,7 +436,14 @@ class Agent:
             return None
         steps = problem.horizon * self.model.frameskip
         samples = self.config.proposals.samples
-        actions = propose(self.sampler, memories, self.instruction, samples, steps, self.interface.action_dim)
+        actions = propose(
+            self.sampler,
+            memories,
+            self.config.proposals.instruction,
+            samples,
+            steps,
+            self.interface.action_dim,
+        )
         return as_planned(actions, problem)
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from tyro.conf import arg
 
+from sparsewm import envs
 from sparsewm.errors import UserError, suggest
 from sparsewm.planners import PLANNERS, ProposalMode
 
@@ -29,6 +30,12 @@ GoalSource = Literal["random", "trajectory"]
 Actor = Literal["planner", "oracle", "nothing", "random", "policy"]
 
 NO_PROPOSALS = "none"
+
+EPISODES_PER_SEED = 100_000
+"""Episodes of two seeds have nothing in common: those of seed s are s * EPISODES_PER_SEED and the following."""
+
+SEEDS = 9_000
+"""Seeds of an evaluation are below; those of recorded data are not held out from it otherwise."""
 
 
 def usual(*names: str) -> Any:
@@ -140,6 +147,8 @@ class RunConfig:
     """auto, cpu, cuda, ...; several, as cuda:0,cuda:1, share the episodes."""
     dtype: str = "auto"
     """Precision of the predictor: auto, int8 (where the processor has it), bfloat16 or float32."""
+    memory_gb: float | None = None
+    """Gigabytes that imagined candidates may take; more of them are imagined in parts."""
     video: bool = True
     """Write a video per episode."""
     imagine: bool = True
@@ -171,10 +180,12 @@ class PlanConfig:
         """The tree's defaults under an environment's own (`configs/environments`), where there are any.
 
         Args:
-            env: canonical name. max_steps: of an episode, where the environment says.
+            env: canonical name. max_steps: of an episode; the environment's own when left out.
             sections: what goes on top, as in YAML.
         """
         config = cls(env)
+        if max_steps is None and env in envs.names():
+            max_steps = envs.max_episode_steps(env)
         if max_steps is not None:
             config = replace(config, goal=replace(config.goal, max_steps=max_steps))
         path = environment_file(env)
@@ -207,8 +218,9 @@ class PlanConfig:
     def checked(self) -> PlanConfig:
         """The tree, with what follows from other settings filled in.
 
-        Fewer candidates than elites, or a shorter horizon than is executed, lower these. Nothing is searched
-        where proposals replace candidates, so these are scored as they are, without action repeat.
+        Where an environment's usual elites are more than the candidates, or more is usually executed than the
+        horizon, these are lowered. Nothing is searched where proposals replace candidates, so these are scored
+        as they are, without action repeat.
 
         Raises:
             UserError: a value is out of range, or two of them contradict each other.
@@ -233,21 +245,29 @@ class PlanConfig:
         at_least(1, iterations=search.iterations, horizon=search.horizon, execute=search.execute)
         at_least(1, max_steps=goal.max_steps, offset=goal.offset, episodes=run.episodes, batch=run.batch)
         at_least(1, samples=self.proposals.samples, deadline_ms=search.deadline_ms)
-        at_least(0, proprio_weight=cost.proprio_weight, seed=run.seed)
-        at_least(1e-3, init_std=search.init_std)
+        at_least(0, proprio_weight=cost.proprio_weight)
+        at_least(1e-3, init_std=search.init_std, memory_gb=run.memory_gb)
+        if not 0 <= run.seed < SEEDS:
+            raise UserError(f"`seed` must be at least 0 and below {SEEDS}, got {run.seed}")
+        if run.episodes > EPISODES_PER_SEED:
+            raise UserError(f"`episodes` must be at most {EPISODES_PER_SEED}: give another `seed` as well")
         PLANNERS.get(search.planner)
         if run.actor == "oracle" and gradient:
             raise UserError("gradient descent cannot see through the simulator: give another `planner`")
         if tokens.selection == "none":
             if cost.objective != "mse":
-                raise UserError(f"`objective` {cost.objective} reads tokens: give mse where none are selected")
+                raise UserError(
+                    f"`objective` {cost.objective} reads tokens: give mse where none are selected"
+                )
             if cost.proprio_weight == 0:
                 raise UserError("nothing is left of the cost: raise `proprio_weight`, or select tokens")
         planless = run.actor in ("nothing", "random", "policy")
         if search.deadline_ms is not None and (run.batch > 1 or planless):
             raise UserError("`deadline_ms` is for one episode at a time, and for an actor that plans")
         if self.proposals.source == NO_PROPOSALS and run.actor == "policy":
-            raise UserError("a policy's proposals are to be executed: say with `proposals` where they come from")
+            raise UserError(
+                "a policy's proposals are to be executed: say with `proposals` where they come from"
+            )
         if self.proposals.source != NO_PROPOSALS and run.actor in ("nothing", "random"):
             raise UserError(f"`actor` {run.actor} asks for no proposals: leave `proposals` out")
         if goal.source == "trajectory" and goal.offset > goal.max_steps:
@@ -255,12 +275,17 @@ class PlanConfig:
         repeat = search.action_repeat and (
             self.proposals.source == NO_PROPOSALS or self.proposals.mode != "replace"
         )
-        search = replace(
-            search,
-            elites=min(search.elites, max(2, search.candidates // 2)),
-            execute=min(search.execute, search.horizon),
-            action_repeat=repeat,
-        )
+        usual = PlanConfig.of(self.env).search
+        elites, execute = search.elites, search.execute
+        if elites == usual.elites:
+            elites = min(elites, max(2, search.candidates // 2))
+        elif elites > search.candidates:
+            raise UserError(f"`elites` {elites} is more than `candidates` {search.candidates}: lower it")
+        if execute == usual.execute:
+            execute = min(execute, search.horizon)
+        elif execute > search.horizon:
+            raise UserError(f"`execute` {execute} is more than `horizon` {search.horizon}: lower it")
+        search = replace(search, elites=elites, execute=execute, action_repeat=repeat)
         return replace(self, search=search)
 
     def settings(self) -> dict[str, Any]:

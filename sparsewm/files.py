@@ -6,9 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def output_folder(path: str | Path) -> Path:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise UserError(f"the output {path} is a file or inside one: give a folder") from None
+            raise UserError(f"`output` {path} is a file or inside one: give a folder") from None
         tempfile.TemporaryFile(dir=path).close()
     return path
 
@@ -105,7 +106,7 @@ def only_one(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UserError(f"another process writes to {folder} right now: give another output") from None
+        raise UserError(f"another process writes to {folder} right now: give another `output`") from None
     except OSError:  # a file system without locks
         pass
     try:
@@ -136,7 +137,11 @@ def require_space(path: str | Path, size: int) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write indented JSON atomically. Raises ValueError on NaN, which JSON does not know."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -156,3 +161,17 @@ def sha256_file(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """SHA-256 (hex) of several files' names and bytes, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: what is no letter, digit, dot or underscore becomes a hyphen."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")

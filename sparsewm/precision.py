@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import torch
@@ -55,10 +57,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise UserError(
-            f"`device` {name} does not work here ({reason}): give cpu or auto"
-        ) from None
+        reason = textwrap.shorten(re.split(r"\.\s|\n", str(error).strip())[0], 160, placeholder=" ...")
+        raise UserError(f"`device` {name} does not work here ({reason}): give cpu or auto") from None
     return device
 
 

@@ -1,48 +1,75 @@
-"""The command line: `sparsewm collect | train | plan | eval | bench | export | doctor`."""
+"""The command line: `sparsewm plan | train | eval | ...`; each command is imported when it is asked for."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import os
 import sys
-from typing import Annotated, Union
 
-os.environ.setdefault("MUJOCO_GL", "egl")
+from rich.console import Console
+from rich.table import Table
 
-import tyro
-from tyro.conf import subcommand
-
-from sparsewm.cli.bench import Bench
-from sparsewm.cli.collect import Collect
-from sparsewm.cli.common import exit_code
-from sparsewm.cli.doctor import Doctor
-from sparsewm.cli.evaluate import Eval
-from sparsewm.cli.export import Export
-from sparsewm.cli.plan import Plan
-from sparsewm.cli.train import Train
-from sparsewm.memory import keep_freed_memory
-
-Command = Union[  # noqa: UP007  (tyro reads it at run time, on Python 3.10 too)
-    Annotated[Collect, subcommand("collect", description=Collect.__doc__)],
-    Annotated[Train, subcommand("train", description=Train.__doc__)],
-    Annotated[Plan, subcommand("plan", description=Plan.__doc__)],
-    Annotated[Eval, subcommand("eval", description=Eval.__doc__)],
-    Annotated[Bench, subcommand("bench", description=Bench.__doc__)],
-    Annotated[Export, subcommand("export", description=Export.__doc__)],
-    Annotated[Doctor, subcommand("doctor", description=Doctor.__doc__)],
-]
+COMMANDS = {
+    "plan": ("sparsewm.cli.plan:Plan", "reach goals by planning in a world model"),
+    "train": ("sparsewm.cli.train:Train", "train a world model on an offline dataset"),
+    "collect": ("sparsewm.cli.collect:Collect", "record exploratory data in an environment"),
+    "eval": ("sparsewm.cli.evaluate:Eval", "success tables over environments, drop ratios and yardsticks"),
+    "bench": ("sparsewm.cli.bench:Bench", "time a planner iteration at several drop ratios"),
+    "export": ("sparsewm.cli.export:Export", "goal-reaching segments as a LeRobotDataset"),
+    "doctor": ("sparsewm.cli.doctor:Doctor", "what works on this machine, and the remedy for what does not"),
+}
+"""Commands by name: where each is, and what it does."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with 2 and one sentence when the user can put something right."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # help and tables hold more than ASCII
+            stream.reconfigure(errors="replace")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            code = _run(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `sparsewm plan --help | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell says that a program ended by SIGPIPE
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print_help()
+        return 0 if words else 2
+    if words[0] == "--version":
+        import sparsewm
+
+        print(f"sparsewm {sparsewm.__version__}")
+        return 0
+    from sparsewm.cli.common import exit_code, said
+    from sparsewm.errors import UserError, suggest
+
+    name, rest = words[0].lower(), words[1:]
+    if name not in COMMANDS:
+        return said(UserError(f"unknown command '{words[0]}'.{suggest(name, COMMANDS)} See sparsewm --help"))
+    if sys.platform == "linux":  # elsewhere MuJoCo draws without a screen by itself
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    from sparsewm.memory import keep_freed_memory
+
     keep_freed_memory()
-    words = sys.argv[1:] if arguments is None else arguments
-    if words[:1] == ["train"]:  # what its flags stand for depends on an environment and a preset
-        sys.exit(exit_code(lambda: Train.parse(words[1:]).run_command()))
-    command: Command = tyro.cli(  # type: ignore[call-overload]
-        Command,
-        prog="sparsewm",
-        description="Plan from pixels in a sparse DINO world model. "
-        "First: sparsewm plan --env pusht --drop 0.5",
-        args=arguments,
-    )
-    sys.exit(exit_code(command.run))
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    return exit_code(getattr(importlib.import_module(module), attribute), name, rest)
+
+
+def print_help() -> None:
+    """What commands there are."""
+    console = Console()
+    console.print("usage: sparsewm COMMAND [--help]\n", highlight=False)
+    console.print("Plan from pixels in a sparse DINO world model.", highlight=False)
+    console.print("First: [bold]sparsewm plan --env pusht --drop 0.5[/]\n", highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, (_, summary) in COMMANDS.items():
+        table.add_row(f"  [bold]{name}[/]", summary)
+    console.print(table)

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sparsewm import envs
 from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
 from sparsewm.data import collect, open_dataset
+from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
-from sparsewm.files import write_json
+from sparsewm.files import slug, write_json
 from sparsewm.report.plots import plot_dataset
 from sparsewm.settings import at_least, environment_settings, make_env
+
+EPISODES, STEPS = 200, 100  # of a recording in an environment that is not ours
 
 
 @dataclass
@@ -22,7 +26,8 @@ class Collect:
     """
 
     env: str
-    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular or blockpush."""
+    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular, blockpush, a Gymnasium id, or
+    module:Class of your own."""
     policy: Literal["exploration", "expert"] = "exploration"
     """exploration, for world models; or expert: short ways to goals, for policies to imitate, scripted (wall,
     pointmaze, pointmaze-large, pusht, blockpush) or planned on the true simulator (seconds an episode)."""
@@ -34,8 +39,8 @@ class Collect:
     """Share of steps with random actions held for a model step, as planners try them; None: the usual."""
     workers: int = 2
     """Parallel processes; the file is the same for any number."""
-    resolution: int = 112
-    """Side of the pictures in pixels."""
+    resolution: int | None = None
+    """Side of the pictures in pixels, the shorter one; None: 112, or what an environment of your own has."""
     seed: int = 0
     """Seed of the recording."""
     output: Path = Path("data")
@@ -45,23 +50,29 @@ class Collect:
         at_least(0, episodes=self.episodes, steps=self.steps)
         at_least(1, workers=self.workers)
         check_seed(self.seed)
-        env = make_env(self.env, resolution=self.resolution)
-        usual = environment_settings(env.name)
-        expert = self.policy == "expert"
-        held = (0.0 if expert else usual.held) if self.held is None else self.held
-        folder = output_folder(self.output)
-        path = folder / (f"{env.name}-expert.h5" if expert else f"{env.name}.h5")
+        env = make_env(self.env, **({} if self.resolution is None else {"resolution": self.resolution}))
+        ours, expert = env.name in envs.names(), self.policy == "expert"
+        if ours:
+            usual = environment_settings(env.name)
+            episodes, steps, held = usual.episodes, usual.steps, 0.0 if expert else usual.held
+        else:
+            episodes, steps, held = EPISODES, min(STEPS, envs.max_episode_steps(env.name)), 0.0
+        if expert and not ours:
+            raise UserError(f"there is no expert for {env.name}: leave --policy out")
+        if expert and not self.steps:
+            steps = demonstration_steps(env)
+        path = output_folder(self.output) / f"{slug(env.name)}{'-expert' if expert else ''}.h5"
         with progress_bar(f"recording {env.name}") as progress:
             collect(
                 env.name,
-                self.episodes or usual.episodes,
+                self.episodes or episodes,
                 path,
+                self.steps or steps,
                 self.workers,
                 self.seed,
-                self.steps or (demonstration_steps(env) if expert else usual.steps),
                 self.resolution,
                 progress,
-                held,
+                held if self.held is None else self.held,
                 demonstrator(env) if expert else None,
             )
         dataset = open_dataset(path, env.name)

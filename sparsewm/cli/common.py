@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -18,24 +24,124 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sparsewm.config import PlanConfig, merged, read_yaml
+from sparsewm.envs import canonical
 from sparsewm.errors import UserError
-from sparsewm.evaluation.closed_loop import HELD_OUT
-from sparsewm.files import output_folder
+from sparsewm.files import output_folder as output_folder
 
-__all__ = ["check_seed", "command_line", "exit_code", "output_folder", "progress_bar"]
+_here: tuple[str, list[str]] | None = None  # the command that runs, and its arguments
 
 
-def exit_code(run: Callable[[], int | None]) -> int:
-    """Run a program: what it returns, or 0; 2 and one sentence where its user can put something right."""
+class Command(Protocol):
+    """One command of the command line: made from its arguments, then run."""
+
+    def run(self) -> int | None:
+        """Do it; the exit code, None for 0."""
+
+
+def exit_code(command: type, name: str, arguments: list[str]) -> int:
+    """Run a command: what it returns, or 0; 2 and one sentence where its user can put something right.
+
+    Args:
+        command: a dataclass whose fields are flags; or with a class method `parse` that makes it.
+    """
+    global _here
+    _here = name, arguments
+    try:
+        parse = getattr(command, "parse", None)
+        made: Command = (
+            tyro.cli(command, prog=f"sparsewm {name}", args=arguments, description=about(command))
+            if parse is None
+            else parse(arguments)
+        )
+        return made.run() or 0
+    except UserError as error:
+        return said(error, getattr(command, "tree", command))
+    except KeyboardInterrupt:
+        sentence = getattr(command, "interrupted", "interrupted; nothing is kept of what was not finished")
+        Console(stderr=True).print(sentence)
+        return 130
+
+
+def script_exit_code(run: Callable[[], int | None]) -> int:
+    """The same of a script of this project."""
     try:
         return run() or 0
     except UserError as error:
-        sentence = " ".join(str(error).split())  # what libraries say may run over several lines
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
-        return 2
+        return said(error)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; finished parts are kept, run the same command to continue")
         return 130
+
+
+def said(error: UserError, command: type | None = None) -> int:
+    """Print an error in the words of the command line, where arguments are flags; 2."""
+    known = {} if command is None else flags_of(command)
+    text = " ".join(str(error).split())  # what libraries say may run over several lines
+    sentence = re.sub(r"`([a-z][a-z_]*)`", lambda found: known.get(found[1], flag(found[1])), text)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+    return 2
+
+
+def flag(name: str) -> str:
+    """An argument's name as a flag."""
+    return "--" + name.replace("_", "-")
+
+
+def flags_of(command: type, prefix: str = "") -> dict[str, str]:
+    """The flag of every field of a dataclass, and of those below it: the short one where there is one."""
+    found: dict[str, str] = {}
+    if not is_dataclass(command):
+        return found
+    for name, kind in get_type_hints(command, include_extras=True).items():
+        bare, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+        if isinstance(bare, type) and is_dataclass(bare):
+            for leaf, text in flags_of(bare, f"{prefix}{name}.").items():
+                found.setdefault(leaf, text)
+        else:
+            short = [alias for note in notes for alias in getattr(note, "aliases", None) or ()]
+            found[name] = short[0] if short else flag(f"{prefix}{name}")
+    return found
+
+
+def about(command: type) -> str | None:
+    """Its docstring; from its source where Python throws docstrings away (-OO)."""
+    if sys.flags.optimize < 2:
+        return command.__doc__
+    tree = ast.parse(inspect.getsource(command)).body[0]
+    return ast.get_docstring(tree) if isinstance(tree, ast.ClassDef) else None
+
+
+def taken(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of a flag among arguments, None without it, and the arguments without both."""
+    rest, value = [], None
+    words = iter(arguments)
+    for word in words:
+        if word == name:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"{name} needs a value")
+        elif word.startswith(f"{name}="):
+            value = word[len(name) + 1 :]
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def parse_plan(
+    arguments: list[str], prog: str, usual: Mapping[str, Mapping[str, Any]] | None = None
+) -> PlanConfig:
+    """Settings of a plan: the tree's own, under the environment's, `usual`, a file's (--config), the flags.
+
+    Raises:
+        UserError: the file cannot be read, or holds what is no setting.
+    """
+    file, arguments = taken(arguments, "--config")
+    content = {} if file is None else read_yaml(file)
+    given, arguments = taken(arguments, "--env")
+    env = canonical(str(given or content.get("env") or PlanConfig.env))
+    config = merged(PlanConfig.of(env, **(usual or {})), content | {"env": env}, str(file))
+    text = (about(PlanConfig) or "") + "\n\n--config FILE reads any of these from YAML; flags go first."
+    return tyro.cli(PlanConfig, prog=prog, args=["--env", env, *arguments], default=config, description=text, compact_help=True)
 
 
 @contextmanager
@@ -60,12 +166,8 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
         yield update
 
 
-def check_seed(seed: int) -> None:
-    """Raise a `UserError` unless the seed is one whose data no evaluation is held out on."""
-    if not 0 <= seed < HELD_OUT:
-        raise UserError(f"--seed must be at least 0 and below {HELD_OUT}, got {seed}")
-
-
-def command_line() -> str:
-    """This command as it was typed."""
-    return shlex.join(["sparsewm", *sys.argv[1:]])
+def command_line(name: str | None = None) -> str:
+    """The running command as it was typed."""
+    if _here is None:
+        return shlex.join(sys.argv if name is None else ["sparsewm", name])
+    return shlex.join(["sparsewm", _here[0], *_here[1]])

@@ -13,19 +13,23 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from sparsewm import envs
+from sparsewm.envs import physics
 from sparsewm.errors import UserError
 from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
 from sparsewm.precision import planning_dtype
-from sparsewm.settings import choose_device
+from sparsewm.settings import choose_device, environment_settings
 
 PYTHONS = ((3, 10), (3, 13))
 PACKAGES = ("cv2", "gym_pusht", "gymnasium_robotics", "h5py", "hdf5plugin", "mujoco", "pymunk", "torchvision")
+VERSIONS = ("torch", "numpy", "gymnasium", "mujoco", "pymunk")
 HUB_ENCODER = "dinov2_vits14"
 RENDER = "from sparsewm import envs; print(envs.make('pointmaze').reset(seed=0)[0]['pixels'].std())"
 
@@ -94,6 +98,7 @@ def examine(device: str = "auto") -> Iterator[Check]:
     install = "install the project again in this environment: pip install -e ."
     yield _try("Python", True, install, check_python)
     yield _try("packages", True, install, check_packages)
+    yield _try("settings", True, install, check_settings)
     yield _try("device", True, "choose another one with --device", lambda: check_device(device))
     yield _try("kernels", False, "", lambda: check_kernels(device))
     yield _try("video", True, install, check_video)
@@ -128,18 +133,28 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> str:
 
 def check_packages(names: tuple[str, ...] = PACKAGES) -> str:
     """That the packages import, which also shows missing system libraries."""
+    with contextlib.suppress(RuntimeError):  # that MuJoCo cannot draw is told in the row of rendering
+        physics.load()
     for name in names:
         try:
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 importlib.import_module(name)  # some of them greet
-        except ImportError as error:
+        except Exception as error:  # whatever a package does where one of its libraries is missing
             remedy = "install the project again in this environment: pip install -e ."
             if ".so" in str(error):
                 remedy = (
                     "install the system library, on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0"
                 )
             raise Trouble(f"{name}: {error}", remedy) from None
-    return f"torch {torch.__version__} and {len(names)} others import"
+    versions = (f"{name} {version(name)}" for name in VERSIONS)
+    return f"{', '.join(versions)} and {len(names)} others import"
+
+
+def check_settings() -> str:
+    """Read the settings of every environment."""
+    for name in envs.names():
+        environment_settings(name)
+    return f"read for {', '.join(envs.names())}"
 
 
 def check_device(device: str) -> str:
@@ -184,7 +199,7 @@ def check_rendering() -> str:
     """Render a PointMaze frame; in a process of its own, because a broken GL driver ends the process."""
     remedy = (
         "for PointMaze set MUJOCO_GL=egl (on Debian and Ubuntu: apt-get install libegl1 libgl1-mesa-dri) or "
-        "MUJOCO_GL=osmesa (apt-get install libosmesa6); PushT and Wall do not need it"
+        "MUJOCO_GL=osmesa (apt-get install libosmesa6); the other environments do not need it"
     )
     try:
         run = subprocess.run([sys.executable, "-c", RENDER], capture_output=True, text=True, timeout=120)
@@ -222,7 +237,7 @@ def check_world_models() -> str:
 def check_planning(device: str) -> str:
     """One optimiser iteration on PushT with the shipped model, half of the tokens dropped."""
     import sparsewm
-    from sparsewm import envs, planners
+    from sparsewm import planners
 
     model = sparsewm.load_pretrained("pusht", device=choose_device(device))
     env = envs.make("pusht")

@@ -24,7 +24,7 @@ import numpy as np
 
 from sparsewm import envs
 from sparsewm.data.writer import COLUMNS, DatasetWriter
-from sparsewm.envs import SimulatedGoalEnv
+from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.envs.experts import expert_policy
 from sparsewm.envs.policies import HeldActions, exploration_policy
 from sparsewm.errors import UserError
@@ -32,9 +32,8 @@ from sparsewm.files import disk_errors, require_space
 
 PART = 25  # episodes recorded and kept together
 STAY = 10  # environment steps an expert stays at the goal
-STEPS = {"pusht": 100, "wall": 50, "pointmaze": 100, "pointmaze-large": 200}
-"""Environment steps of an episode."""
-
+_RECORDING = ("environment", "frameskip", "seed", "steps", "resolution", "policy", "version")
+"""Attributes in which one recording differs from another."""
 
 Demonstrator = Callable[[SimulatedGoalEnv, int, int, int], tuple[np.ndarray, np.ndarray]]
 """Shows a way to a goal: (environment, seed, episode, steps) -> states (T + 1, D) and actions (T, A), T at
@@ -87,8 +86,36 @@ def follow_expert(
     return np.stack(states), np.stack(actions)
 
 
+def watch(env: GoalEnv, seed: int, episode: int, steps: int) -> dict[str, np.ndarray]:
+    """The rows of an episode under `env.exploration`, only by `reset` and `step`; the same columns.
+
+    It ends with the environment's own episode, or after `steps`; without `info["state"]` it has no state. A
+    pure function of (seed, episode) if the environment's episode is one of the seed of `reset`.
+    """
+    rng = np.random.default_rng([seed, episode])
+    observation, info = env.reset(seed=int(rng.integers(2**31)))
+    policy = env.exploration(rng)
+    seen, infos = [observation], [info]
+    actions: list[np.ndarray] = []
+    over = False
+    while len(actions) < steps and not over:
+        actions.append(np.array(policy(seen[-1]), np.float32))
+        observation, _, terminated, truncated, info = env.step(actions[-1])
+        seen.append(observation)
+        infos.append(info)
+        over = terminated or truncated
+    rows = {
+        "pixels": np.stack([observation["pixels"] for observation in seen]),
+        "action": np.stack([*actions, np.zeros_like(actions[0])]),
+        "proprio": np.stack([observation["proprio"] for observation in seen]).astype(np.float32),
+    }
+    if "state" in info:
+        rows["state"] = np.stack([np.ravel(info["state"]) for info in infos]).astype(np.float64)
+    return rows
+
+
 def record_episode(
-    env: SimulatedGoalEnv,
+    env: GoalEnv,
     seed: int,
     episode: int,
     steps: int,
@@ -96,6 +123,8 @@ def record_episode(
     expert: Demonstrator | None = None,
 ) -> dict[str, np.ndarray]:
     """The rows of one exploratory or expert episode, columns as in `sparsewm.data.formats.hdf5`."""
+    if not isinstance(env, SimulatedGoalEnv):
+        return watch(env, seed, episode, steps)
     if expert is not None:
         states, actions = expert(env, seed, episode, steps)
     else:
@@ -108,12 +137,16 @@ def record_episode(
     }
 
 
-Job = tuple[str, int, int, int, int, str, dict[str, Any], int, float, Demonstrator | None]
+Job = tuple[str, int, int, int, int, str, dict[str, Any], int | None, float, Demonstrator | None]
+
+
+def _options(resolution: int | None) -> dict[str, int]:
+    return {} if resolution is None else {"resolution": resolution}
 
 
 def _record_part(job: Job) -> int:
     name, first, stop, seed, steps, path, attributes, resolution, held, expert = job
-    env = envs.make(name, resolution=resolution)
+    env = envs.make(name, **_options(resolution))
     try:
         with DatasetWriter(path, attributes) as writer:
             for episode in range(first, stop):
@@ -141,10 +174,10 @@ def collect(
     environment: str,
     episodes: int,
     path: str | Path,
+    steps: int,
     workers: int = 2,
     seed: int = 0,
-    steps: int | None = None,
-    resolution: int = 112,
+    resolution: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     held: float = 0.0,
     expert: Demonstrator | None = None,
@@ -152,29 +185,35 @@ def collect(
     """Record exploratory or expert episodes into one HDF5 file.
 
     Args:
-        environment: its name. episodes: how many. path: the `.h5` file; an existing complete file is kept.
-        workers: processes. seed: of everything. steps: environment steps an episode, None for the usual.
-        resolution: side of the pictures in pixels.
+        environment: as `sparsewm.envs.make` knows it; what is no simulator is recorded by `reset` and
+            `step` under its own `exploration`. episodes: how many. path: the `.h5` file; an existing
+            complete file is kept.
+        steps: environment steps of an episode. workers: processes. seed: of everything.
+        resolution: of the pictures in pixels, None for the environment's own (ours: 112).
         progress: called with the episodes done and wanted. held: share of steps with held random actions.
         expert: records ways to goals, each `steps` long at most, instead: `demonstrate`, the scripted ones,
             or another.
 
     Raises:
-        UserError: a flag is out of range, the environment has no expert, the disk is full, a worker died, or
-            the file has other settings.
+        UserError: an argument is out of range, the environment has no expert, the disk is full, a worker
+            died, or the file has other settings.
     """
-    path = Path(path)
-    steps = STEPS.get(environment, 100) if steps is None else steps
-    for flag, value in (("--episodes", episodes), ("--workers", workers), ("--steps", steps)):
+    path, environment = Path(path), envs.canonical(environment)
+    for name, value in (("episodes", episodes), ("workers", workers), ("steps", steps)):
         if value < 1:
-            raise UserError(f"{flag} must be at least 1, got {value}")
+            raise UserError(f"`{name}` must be at least 1, got {value}")
     if not 0 <= held < 1:
-        raise UserError(f"--held must be at least 0 and below 1, got {held:g}")
+        raise UserError(f"`held` must be at least 0 and below 1, got {held:g}")
     if seed < 0:
-        raise UserError(f"--seed must be at least 0, got {seed}")
+        raise UserError(f"`seed` must be at least 0, got {seed}")
     if expert is not None and held:
-        raise UserError("--held interrupts exploration: leave it out with --policy expert")
-    spec = envs.make(environment, resolution=resolution)
+        raise UserError("held actions interrupt exploration: leave them out with an expert")
+    spec = envs.make(environment, **_options(resolution))
+    if not isinstance(spec, SimulatedGoalEnv) and (held or expert is not None):
+        raise UserError(
+            f"{environment} is no simulator and is recorded under its own exploration: leave `held` and "
+            "`expert` out"
+        )
     policy = "exploration" + (f", {held:g} held actions" if held else "")
     if expert is not None:
         policy = "expert" if expert is demonstrate else f"expert, {expert.__name__}"
@@ -183,13 +222,15 @@ def collect(
         "frameskip": spec.frameskip,
         "seed": seed,
         "steps": steps,
-        "resolution": resolution,
+        "resolution": min(spec.observation_space["pixels"].shape[:2]),
         "policy": policy,
         "version": 1,
         "action_low": spec.action_space.low,
         "action_high": spec.action_space.high,
+        "proprio_names": list(spec.proprio_names),
+        "fps": float(spec.metadata["render_fps"]),
     }
-    if expert is demonstrate:
+    if expert is demonstrate and isinstance(spec, SimulatedGoalEnv):
         try:
             expert_policy(spec, spec.goal, np.random.default_rng(0))
         except ValueError as error:
@@ -201,7 +242,7 @@ def collect(
         if _same_recording(path, attributes, episodes):
             return path
         raise UserError(
-            f"{path} exists and was recorded with other settings: delete it or give another --output"
+            f"{path} exists and was recorded with other settings: delete it or write to another place"
         )
     parts = path.with_name(path.name + ".parts")
     jobs, waiting = [], []
@@ -227,9 +268,8 @@ def collect(
                     progress(done, episodes)
         except BrokenProcessPool:
             raise UserError(
-                "a recording process died, perhaps for lack of memory: the same command continues, with "
-                "fewer "
-                "--workers if need be (a script of your own needs `if __name__ == '__main__':` around it)"
+                "a recording process died, perhaps for lack of memory: run it again, with fewer workers if "
+                "need be, and it continues (a script of yours needs `if __name__ == '__main__':` around it)"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -244,7 +284,7 @@ def _join(parts: list[Path], path: Path, attributes: dict[str, Any]) -> None:
     with DatasetWriter(path, attributes, parts[0].with_name("joined.h5")) as writer:
         for part in parts:
             with h5py.File(part, "r") as file:
-                columns = {name: file[name][:] for name in COLUMNS}
+                columns = {name: file[name][:] for name in COLUMNS if name in file}
                 for offset, length in zip(file["ep_offset"][:], file["ep_len"][:], strict=True):
                     writer.append(
                         {name: values[offset : offset + length] for name, values in columns.items()}
@@ -255,7 +295,7 @@ def _same_recording(path: Path, attributes: dict[str, Any], episodes: int) -> bo
     """Whether a complete file holds these episodes."""
     try:
         with h5py.File(path, "r") as file:
-            same = all(np.array_equal(file.attrs.get(key), value) for key, value in attributes.items())
+            same = all(file.attrs.get(key) == attributes[key] for key in _RECORDING)
             return same and len(file["ep_len"]) == episodes
     except (OSError, KeyError):
         return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -151,6 +150,13 @@ class Dataset(ABC):
         some = self.lengths > 0
         return (self.offsets + self.lengths - 1)[some]
 
+    def columns(self) -> dict[str, str]:
+        """Type and shape of everything that is there, for `sparsewm inspect`."""
+        named = {"pixels": self.pixels, "action": self.action}
+        named |= {"proprio": self.proprio} if self.has_proprio else {}
+        named |= {"state": self.state} if self.state is not None else {}
+        return {name: f"{values.dtype} {values.shape}" for name, values in named.items()}
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of lengths, actions, states (or else proprioception) and a sample of pictures."""
@@ -247,14 +253,9 @@ def open_dataset(
 
 def environment_name(value: object) -> str:
     """The short name of an environment of ours spelled in any way (`Wall`, `sparsewm/Wall-v0`, bytes)."""
-    from sparsewm import envs
+    from sparsewm.config import canonical  # which knows planners and environments
 
-    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-    def plain(name: str) -> str:
-        return re.sub(r"^sparsewm/|-v\d+$|-", "", name.strip(), flags=re.IGNORECASE).lower()
-
-    return next((name for name in envs.names() if plain(name) == plain(text)), text)
+    return canonical(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
 
 
 def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.model.predictor import ConditionedBlock, Predictor
 from sparsewm.model.latent import Latent, gather_patches
+from sparsewm.model.predictor import ConditionedBlock, Predictor
 from sparsewm.model.world_model import WorldModel
 
 

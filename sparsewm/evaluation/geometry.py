@@ -12,7 +12,8 @@ from sparsewm.data import token_statistics
 from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import GoalEnv
 from sparsewm.envs.table import TableEnv
-from sparsewm.model.drop import kept_patches, spearman
+from sparsewm.evaluation.statistics import spearman
+from sparsewm.model.drop import kept_patches
 
 
 @torch.inference_mode()

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 
-from sparsewm.data.collect import STEPS, Demonstrator, demonstrate, explore, follow_expert
+from sparsewm.config import PlanConfig, environment_file, read_yaml
+from sparsewm.data.collect import Demonstrator, demonstrate, explore, follow_expert
 from sparsewm.envs import SimulatedGoalEnv, max_episode_steps
 from sparsewm.envs.experts import expert_policy
-from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, ProblemMaker, Task, run_episodes
-from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
-from sparsewm.planners import CEM, MPC
-from sparsewm.settings import PlanSettings, environment_settings
+from sparsewm.evaluation.actors import Oracle, StateCostMaker
+from sparsewm.evaluation.episodes import Episode, run_episodes
+from sparsewm.tasks import HELD_OUT, Task
 
 _WAYS = HELD_OUT - 1_000_000  # seeds of trajectories whose ends are goals: neither data nor held out
 _ATTEMPTS = 4
 
 
-def simulator_problems(
-    env: SimulatedGoalEnv, settings: PlanSettings, cost: Callable[[Sequence[np.ndarray]], StateCost]
-) -> ProblemMaker:
-    """Makes the simulator's planning problems; `cost` is made from the goals of the episodes."""
-    return lambda traces, active: SimulatorProblem(
-        env,
-        [traces[i].states[-1] for i in active],
-        cost([traces[i].task.goal for i in active]),
-        settings.horizon,
-        hold=settings.hold,
-        scored=settings.scored,
-    )
-
-
-def oracle(env: SimulatedGoalEnv, settings: PlanSettings, seed: int = 0) -> Planned:
-    """CEM with an environment's settings on its true dynamics and its true distance."""
-    planner = CEM(settings.samples, settings.elites, settings.iterations, seed=seed)
-    problems = simulator_problems(env, settings, partial(TrueDistance, env))
-    return Planned(env, MPC(planner, settings.execute), problems)
+def run_oracle(
+    env: SimulatedGoalEnv,
+    tasks: Sequence[Task],
+    config: PlanConfig,
+    max_steps: int,
+    cost: StateCostMaker | None = None,
+) -> list[Episode]:
+    """Episodes of CEM on an environment's true dynamics, by its true distance or another cost."""
+    return run_episodes([env], tasks, Oracle(config, cost), max_steps)
 
 
 def demonstration_steps(env: SimulatedGoalEnv) -> int:
@@ -54,16 +43,16 @@ def plan_demonstration(
     their starts. A way that does not get there is tried again with another goal, a few times. A pure function
     of (seed, episode, steps).
     """
-    settings = environment_settings(env.name).plan
+    config = PlanConfig.of(env.name)
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([seed, episode, 2, attempt])
         number = int(rng.integers(2**31))
-        if settings.goal_source == "random":
+        if config.goal.source == "random":
             env.reset(seed=number)
             start, goal = env.state, env.goal.copy()
         else:
             start, goal = _far_apart(env, seed, number, rng)
-        [trace] = run_episodes(env, [Task(start, goal, number)], oracle(env, settings, number), steps)
+        [trace] = run_oracle(env, [Task(number, start, goal)], config, steps)
         if trace.success and trace.actions:
             break
     actions = np.asarray(trace.actions, np.float32).reshape(-1, env.action_dim)
@@ -95,7 +84,8 @@ def _far_apart(
     env: SimulatedGoalEnv, seed: int, number: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A state early in a scripted trajectory, and its end."""
-    states, _ = explore(env, _WAYS + seed, number, STEPS.get(env.name, 100))
+    steps = read_yaml(environment_file(env.name))["collect"]["steps"]
+    states, _ = explore(env, _WAYS + seed, number, steps)
     return states[int(rng.integers(len(states) // 4))], states[-1]
 
 
@@ -105,6 +95,6 @@ def demonstrator(env: SimulatedGoalEnv) -> Demonstrator:
         expert_policy(env, env.goal, np.random.default_rng(0))
     except ValueError:
         return plan_demonstration
-    if environment_settings(env.name).plan.goal_source == "random":
+    if PlanConfig.of(env.name).goal.source == "random":
         return demonstrate
     return demonstrate_far if env.name == "pusht" else demonstrate_in_turns  # has it goals of its own?

@@ -17,7 +17,6 @@ from torch import Tensor
 from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import GoalEnv
 from sparsewm.model.drop import kept_patches
-from sparsewm.model.problem import Scored
 from sparsewm.model.latent import Standardizer, gather_patches, random_patches
 
 
@@ -106,8 +105,8 @@ class SimulatorProblem:
         horizon: H, model steps (each `env.frameskip` environment steps).
         std: standard deviation of the first candidates, in action units (the world model's problem takes that
             of the data).
-        hold: plan one environment action per model step, as in `LatentProblem`.
-        scored: "last" or "best" state, as in `LatentProblem`.
+        action_repeat: plan one environment action per model step, as in `LatentProblem`.
+        frame: "last" or "min" state, as in `LatentProblem`.
     """
 
     def __init__(
@@ -117,13 +116,13 @@ class SimulatorProblem:
         cost: StateCost,
         horizon: int = 5,
         std: float = 0.5,
-        hold: bool = False,
-        scored: Scored = "last",
+        action_repeat: bool = False,
+        frame: str = "last",
     ) -> None:
-        self.env, self.states, self._cost, self.scored = env, list(states), cost, scored
+        self.env, self.states, self._cost, self.frame = env, list(states), cost, frame
         self.batch, self.horizon = len(self.states), horizon
         low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
-        repeat, self.repeats = (1, env.frameskip) if hold else (env.frameskip, 1)
+        repeat, self.repeats = (1, env.frameskip) if action_repeat else (env.frameskip, 1)
         self.action_dim = repeat * low.shape[0]
         self.low, self.high = low.repeat(repeat), high.repeat(repeat)
         self.mean = torch.zeros(horizon, self.action_dim)
@@ -143,7 +142,7 @@ class SimulatorProblem:
 
     def steps(self, actions: Tensor) -> Tensor:
         """How many model steps of (B, H, action_dim) to execute: up to the state that was scored (B,)."""
-        if self.scored == "last":
+        if self.frame == "last":
             return torch.full((self.batch,), self.horizon)
         return self._costs(actions[:, None])[:, 0].argmin(-1) + 1
 
@@ -153,7 +152,7 @@ class SimulatorProblem:
         b, s, h, _ = actions.shape
         skip = self.env.frameskip
         sequences = actions.numpy().reshape(b, s, h * skip, -1)
-        scored = slice(-1, None) if self.scored == "last" else slice(skip, None, skip)
+        scored = slice(-1, None) if self.frame == "last" else slice(skip, None, skip)
         ends = np.stack(
             [self.env.rollout_states(x, a)[:, scored] for x, a in zip(self.states, sequences, strict=True)]
         )

@@ -13,10 +13,11 @@ def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
     keys = ("environment", "drop", "planner", "proposals", "episodes", "success_rate", "success_ci95")
     times = ("seconds_per_iteration", "seconds_per_plan", "seconds_per_episode")
     row = {
-        key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "threads", "dtype")
+        key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "dtype")
     }
-    row |= {"selection": selection, "alpha": settings["alpha"], "cost": settings["cost"]}
-    row["proposal_mode"] = settings.get("proposal_mode", "replace")
+    row |= {"selection": selection, "actor": result["actor"], "threads": result["machine"]["threads"]}
+    row |= {"proprio_weight": settings["cost"]["proprio_weight"], "cost": settings["cost"]["objective"]}
+    row |= {"proposal_mode": settings["proposals"]["mode"], "code": result["machine"]["code"]}
     if "moved" in result:
         row["moved"] = result["moved"]
     return row
@@ -41,14 +42,14 @@ def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
 
 def vision_only(row: dict[str, Any]) -> str:
     """What follows a row's cost or name where proprioception has no weight in it."""
-    return ", vision only" if row["alpha"] == 0 else ""
+    return ", vision only" if row["proprio_weight"] == 0 else ""
 
 
 def candidates(row: dict[str, Any]) -> str:
     """Where a row's candidates come from, and what is done with them."""
-    if row["selection"] in ("none", "random_actions"):
+    if row["selection"] in ("nothing", "random_actions"):
         return ""
-    if row["proposals"] == "gaussian":
+    if row["proposals"] == "none":
         return row["planner"]
     name = Path(row["proposals"]).name
     return f"{name}, the first" if row["selection"] == "policy" else f"{name}, {row['proposal_mode']}"

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch.profiler import record_function
+
+DAY = 24 * 3600.0
 
 
 def named(what: str) -> AbstractContextManager[Any]:
@@ -67,27 +70,75 @@ def processor() -> set[str]:
 
 
 def compiled(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path | str:
-    """The shared library, compiled where these sources were not yet; or why it is not."""
+    """The shared library, compiled where these sources were not yet by this compiler; or why it is not.
+
+    What does not compile is remembered for a day beside the libraries: later processes do not try in vain.
+    """
+    cache = cache_folder()
+    if isinstance(cache, str):
+        return cache
     content = b"".join(source.read_bytes() for source in sources) + " ".join(flags).encode()
-    key = hashlib.sha256(content).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsewm"
-    path = cache / f"{name}-{key}.so"
-    if path.is_file():
-        return path
+    stem = f"{name}-{_short(content)}"
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
     if not compiler[0]:
-        return "no C compiler"
-    cache.mkdir(parents=True, exist_ok=True)
+        made = sorted(path for path in cache.glob(f"{stem}-*.so") if _own(path))
+        return made[0] if made else "no C compiler"
+    words = [*compiler, "--version"]
+    made_by = subprocess.run(words, capture_output=True, check=False).stdout + " ".join(compiler).encode()
+    path = cache / f"{stem}-{_short(made_by)}.so"
+    failed = path.with_suffix(".failed")
+    if path.is_file() and _own(path):
+        return path
+    if failed.is_file() and time.time() - failed.stat().st_mtime < DAY:
+        return f"{failed.read_text()} (delete {failed} to try again)"
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        library = Path(folder) / f"{name}.so"
-        files = {source: Path(folder) / f"{source.stem}.o" for source in sources if source.suffix == ".c"}
-        # Not linked with a library of OpenMP: the one that torch has loaded serves both.
-        steps = [[*flags, "-c", source, "-o", part] for source, part in files.items()]
-        for step in (*steps, ["-shared", *files.values(), "-o", library]):
-            words = [*compiler, *map(str, step)]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            if done.returncode:
-                first = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
-                return f"{compiler[0]} does not compile them: {first}"
-        os.replace(library, path)
-    return path
+        library = Path(folder) / path.name
+        reason = _compile(compiler, sources, flags, library)
+        if reason is None:
+            os.replace(library, path)
+            return path
+        note = Path(folder) / failed.name
+        note.write_text(reason)
+        os.replace(note, failed)
+    return reason
+
+
+def cache_folder() -> Path | str:
+    """The user's folder for compiled libraries, made where it is missing; or why there is none."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsewm"
+    except RuntimeError:
+        return "no home folder: set XDG_CACHE_HOME"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if cache.stat().st_uid != os.geteuid():
+        return f"{cache} belongs to another user: set XDG_CACHE_HOME"
+    if cache.stat().st_mode & 0o022:
+        cache.chmod(0o700)
+    return cache
+
+
+def _own(path: Path) -> bool:
+    """Whether nobody else can have written a file, so that its code may be run."""
+    status = path.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _compile(
+    compiler: Sequence[str], sources: Sequence[Path], flags: Sequence[str], library: Path
+) -> str | None:
+    """Make the library; or why it does not compile."""
+    files = {source: library.with_name(f"{source.stem}.o") for source in sources if source.suffix == ".c"}
+    # Not linked with a library of OpenMP: the one that torch has loaded serves both.
+    steps = [[*flags, "-c", source, "-o", part] for source, part in files.items()]
+    for step in (*steps, ["-shared", *files.values(), "-o", library]):
+        words = [*compiler, *map(str, step)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            first = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+            return f"{compiler[0]} does not compile them: {first}"
+    library.chmod(0o755)
+    return None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+
 @dataclass
 class Latent:
     """One frame in the model's space.

@@ -328,5 +328,3 @@ class WorldModel(nn.Module):
                     + share * (proprio[:, 0] - batch["proprio"][:, t + 1]).square().mean() / frames
                 )
         return {"loss": token_error + proprio_error, "tokens": token_error, "proprio": proprio_error}
-
-

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError, suggest
 from sparsewm.files import sha256_file
 from sparsewm.model.checkpoint import PRETRAINED
 from sparsewm.planners import ProposalSampler
+from sparsewm.proposals.interface import ActionInterface
 from sparsewm.proposals.names import read_names
+from sparsewm.registry import Registry
 
-SAMPLERS: dict[str, Callable[[GoalEnv], ProposalSampler]] = {}
-"""Samplers of your own by the name `--proposals` knows; each is made from the environment."""
+SAMPLERS: Registry[Callable[[ActionInterface], ProposalSampler]] = Registry(
+    "sampler", "sparsewm.samplers", {"vla": "sparsewm.proposals.lerobot:shipped_policy"}
+)
+"""What makes a sampler from what it is told about actions and proprioception."""
 
 VLAS = PRETRAINED / "vla"
 """Shipped policies by environment."""
 
-GAUSSIAN = "gaussian"
+NONE = "none"
 """The planner's own noise: no sampler."""
+
+GAUSSIAN = "gaussian"
+"""The same, as the command line has called it."""
+
+HUB_NAME = re.compile(r"(hf:)?[\w.-]+/[\w.-]+")
+"""A policy on the hub; `hf:` says that no folder is meant."""
 
 
 def known_names() -> list[str]:
-    """What `--proposals` takes besides folders and hub names."""
-    return [GAUSSIAN, "vla", *SAMPLERS]
+    """What proposals may be called, besides folders, hub names and `module:callable`."""
+    return [NONE, GAUSSIAN, *SAMPLERS.names()]
 
 
 def shipped_vlas() -> list[str]:
@@ -36,7 +46,7 @@ def shipped_vlas() -> list[str]:
 
 
 def policy_path(name: str, environment: str) -> str:
-    """Folder or hub name of the LeRobot policy that `--proposals` means.
+    """Folder or hub name of the LeRobot policy that is meant.
 
     Raises:
         UserError: neither a shipped policy, nor a folder, nor the form of a hub name.
@@ -47,25 +57,40 @@ def policy_path(name: str, environment: str) -> str:
             return str(folder)
         raise UserError(
             f"no VLA for {environment} is shipped, there is one for {', '.join(shipped_vlas())}: give "
-            "--proposals the folder of a LeRobot policy, or train one with scripts/train_vla.py"
+            "the folder of a LeRobot policy"
         )
-    if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/"))):
+    if name.startswith("hf:") and HUB_NAME.fullmatch(name):
+        return name
+    path = Path(name)
+    if path.is_dir():
+        return name
+    if path.exists():
+        raise UserError(f"policy {name} is a file: give the folder that it lies in")
+    if "/" in name and (path.parent.is_dir() or not HUB_NAME.fullmatch(name)):
+        hint = f", or hf:{name} for the hub" if HUB_NAME.fullmatch(name) else ""
+        folders = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = suggest(path.name, [other.name for other in folders if other.is_dir()])
+        raise UserError(f"there is no folder {name}.{near} Give the folder of a LeRobot policy{hint}")
+    if HUB_NAME.fullmatch(name):
         return name
     raise UserError(
-        f"unknown proposals '{name}'.{suggest(name, known_names())} Known: {', '.join(known_names())}, or "
-        "the folder or hub name of a LeRobot policy"
+        f"unknown proposals '{name}'.{suggest(name, known_names())} Known: {', '.join(known_names())}, "
+        "module:callable of your own, or the folder or hub name of a LeRobot policy"
     )
 
 
 def check_proposals(
     name: str, environment: str, instruction: str | None = None, names: Path | None = None
 ) -> dict[str, Any]:
-    """What the candidates of `--proposals NAME` depend on, for the record; loads nothing.
+    """What the candidates of a sampler depend on, for the record; no policy is loaded.
 
     Raises:
         UserError: no such sampler.
     """
-    if name == GAUSSIAN or name in SAMPLERS:
+    if name in (NONE, GAUSSIAN):
+        return {"proposals": name}
+    if _is_sampler(name):
+        _factory(name)
         return {"proposals": name}
     weights = Path(policy_path(name, environment)) / "model.safetensors"
     policy = {"weights": sha256_file(weights) if weights.is_file() else None, "instruction": instruction}
@@ -74,26 +99,52 @@ def check_proposals(
 
 def load_sampler(
     name: str,
-    env: GoalEnv,
+    interface: ActionInterface,
     device: torch.device,
     seed: int = 0,
     names: Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ProposalSampler:
-    """The sampler that `--proposals NAME` means.
+    """The sampler called `name`.
 
     Args:
-        name: "vla", a name in `SAMPLERS`, or the folder or hub name of a LeRobot policy.
-        env: gives proprioception names, action size and bounds. seed: of a policy's noise.
-        names: YAML file that maps a policy's names to the environment's (see `sparsewm.proposals.lerobot`).
+        name: "vla" (the shipped policy), a registered or installed one, `module:callable`, or the folder or
+            hub name of a LeRobot policy.
+        interface: what the sampler is told: names of proprioception, action size and bounds.
+        seed: of a policy's noise.
+        names: YAML file that maps a policy's names to the interface's (see `sparsewm.proposals.lerobot`).
         dtype: of a SmolVLA's action expert, float32 or bfloat16.
 
     Raises:
-        UserError: no such sampler, LeRobot is not installed, or the policy does not fit the environment.
+        UserError: no such sampler, LeRobot is not installed, or the policy does not fit the interface.
     """
-    if name in SAMPLERS:
-        return SAMPLERS[name](env)
-    path = policy_path(name, env.name)
+    if name in (NONE, GAUSSIAN):
+        raise UserError(f"'{name}' stands for the planner's own candidates, no sampler makes them")
+    if _is_sampler(name):
+        sampler = _factory(name)(interface)
+        if not isinstance(sampler, ProposalSampler):
+            raise UserError(
+                f"sampler '{name}' makes {type(sampler).__name__}, which has no method propose: see "
+                "docs/howto/proposals.md"
+            )
+        return sampler
+    path = policy_path(name, interface.name)
     from sparsewm.proposals.lerobot import LeRobotProposals  # loads LeRobot, which takes seconds
 
-    return LeRobotProposals(path, env, device, seed, names, dtype)
+    return LeRobotProposals(path, interface, device, seed, names, dtype)
+
+
+def _factory(name: str) -> Callable[[ActionInterface], ProposalSampler]:
+    factory = SAMPLERS.get(name)
+    if not callable(factory):
+        raise UserError(
+            f"sampler '{name}' is no callable: give a class or a function, see docs/howto/proposals.md"
+        )
+    return factory
+
+
+def _is_sampler(name: str) -> bool:
+    """Whether a name means a sampler, and not a policy of LeRobot."""
+    if name in SAMPLERS:
+        return name != "vla"  # which takes a device, a seed and names like other policies
+    return ":" in name and not name.startswith("hf:") and not Path(name).is_dir()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsewm.errors import needs_extra
+from sparsewm.proposals.version import lerobot_imports
 
-with needs_extra("policies of LeRobot", "vla"):
+with lerobot_imports():
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsewm.errors import needs_extra
+from sparsewm.proposals.version import lerobot_imports
 
-with needs_extra("policies of LeRobot", "vla"):
+with lerobot_imports():
     from lerobot.policies.smolvla.modeling_smolvla import create_sinusoidal_pos_embedding
 
 Cache = list[tuple[Tensor, Tensor]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,19 +14,17 @@ from torch.nn import functional
 
 import sparsewm.proposals.modeling_grids  # noqa: F401 - makes LeRobot know a SmolVLA of few tokens too
 from sparsewm.data.cameras import grey, overlay
-from sparsewm.envs import GoalEnv
-from sparsewm.errors import UserError, needs_extra
+from sparsewm.errors import UserError
+from sparsewm.proposals import policy_path
 from sparsewm.proposals.expert import Expert, shares_prefix
+from sparsewm.proposals.interface import ActionInterface
+from sparsewm.proposals.loading import check_statistics, load_policy
 from sparsewm.proposals.names import Names, read_names
+from sparsewm.proposals.version import lerobot_imports
 
-with needs_extra("policies of LeRobot", "vla"):
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+with lerobot_imports():
     from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
     from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
-
-FILES = ("config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json")
-"""What LeRobot's own `save_pretrained` of a policy and its processors write."""
 
 
 class LeRobotProposals:
@@ -39,7 +35,7 @@ class LeRobotProposals:
 
     Args:
         path: folder of the policy and its pre- and post-processors, or hub name.
-        env: gives proprioception names, action size and bounds.
+        interface: names of proprioception, action size and bounds of what it is to act in.
         device: where the policy runs. seed: of its noise.
         names: YAML file of `Names`; by default `names.yaml` beside the policy, where there is one.
         dtype: float32, or bfloat16 for the linear layers of a SmolVLA's action expert.
@@ -48,20 +44,25 @@ class LeRobotProposals:
         frames: environment steps the policy looks back, the present one included.
 
     Raises:
-        UserError: no such policy, damaged, or it does not fit the environment.
+        UserError: no such policy, damaged, normalised by other statistics than it was trained with, or it
+            does not fit the interface.
     """
 
     def __init__(
         self,
         path: str | Path,
-        env: GoalEnv,
+        interface: ActionInterface,
         device: torch.device | str = "cpu",
         seed: int = 0,
         names: Path | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.path, self.env, self.device = str(path), env, torch.device(device)
-        self.policy, self._before, self._after = _load(self.path, self.device)
+        self.path, self.interface, self.device = str(path), interface, torch.device(device)
+        self._low, self._high = (
+            torch.as_tensor(bound, dtype=torch.float32).cpu()
+            for bound in (interface.action_low, interface.action_high)
+        )
+        self.policy, self._before, self._after = load_policy(self.path, self.device)
         self.config = self.policy.config
         self.frames = self.config.n_obs_steps
         self._seeds = torch.Generator().manual_seed(seed)
@@ -69,6 +70,8 @@ class LeRobotProposals:
         file = names or (beside if beside.is_file() else None)
         self.names = Names() if file is None else Names(**read_names(file))
         self._columns = self._check()
+        shown = [camera for camera, seen in self.names.cameras.items() if seen is not None]
+        check_statistics(self.path, self.config, self._before, self._after, shown)
         self._expert: Expert | None = None
         plain = self.config.type.startswith("smolvla") and not (
             self.config.adapt_to_pi_aloha or self.config.rtc_config
@@ -123,10 +126,9 @@ class LeRobotProposals:
                     chunks = self._chunks(batch, samples)  # (B * samples, chunk, A of the policy)
             actions = self._after(chunks.flatten(0, 1).float()).unflatten(0, chunks.shape[:2])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"policy {self.path} does not run on {self.env.name} ({error})") from None
+            raise UserError(f"policy {self.path} does not run on {self.interface.name} ({error})") from None
         actions = self.names.scale * actions[..., self._actions] + self.names.offset
-        low, high = torch.as_tensor(self.env.action_space.low), torch.as_tensor(self.env.action_space.high)
-        actions = actions.clamp(low, high)[:, :horizon].unflatten(0, (episodes, samples))
+        actions = actions.clamp(self._low, self._high)[:, :horizon].unflatten(0, (episodes, samples))
         rest = actions[:, :, -1:].expand(-1, -1, horizon - actions.shape[2], -1)
         return torch.cat([actions, rest], 2)
 
@@ -136,7 +138,7 @@ class LeRobotProposals:
         """Observations as the policy takes them: B rows, or (B, frames, ...) where it looks back."""
         proprio = torch.as_tensor(observation["proprio"])
         shape = proprio.shape[:-1]  # (B,) or (B, frames)
-        rows = {OBS_STATE: self._state(proprio.reshape(-1, proprio.shape[-1]))}
+        rows = {OBS_STATE: self._state(proprio.reshape(-1, proprio.shape[-1]))} if self._columns else {}
         pixels = torch.as_tensor(observation["pixels"]).flatten(0, len(shape) - 1)
         wanted = torch.as_tensor(goal["pixels"]).repeat_interleave(shape.numel() // shape[0], 0)
         for camera, seen in self.names.cameras.items():
@@ -175,64 +177,31 @@ class LeRobotProposals:
 
     def _check(self) -> list[int | None]:
         """Refuse names that do not fit; the column of proprioception behind each number of the state."""
-        config, names, env = self.config, self.names, self.env
-        remedy = "say what they are with --names FILE (see docs/proposals.md)"
+        config, names, interface = self.config, self.names, self.interface
+        remedy = "say what they are with a file of names (see docs/proposals.md)"
         if set(names.cameras) != set(config.image_features):
             cameras = ", ".join(config.image_features) or "none"
             raise UserError(f"the cameras of policy {self.path} are {cameras}: {remedy}")
-        state = list(env.proprio_names) if names.state is None else names.state
         feature = config.robot_state_feature
-        if feature is None or feature.shape[0] != len(state):
-            size = 0 if feature is None else feature.shape[0]
+        size = 0 if feature is None else feature.shape[0]
+        state = list(interface.proprio_names) if names.state is None else names.state
+        if size != len(state):
             raise UserError(
-                f"the state of policy {self.path} has {size} numbers, that of {env.name} {len(state)}: "
-                f"{remedy}"
+                f"the state of policy {self.path} has {size} numbers, that of {interface.name} "
+                f"{len(state)}: {remedy}"
             )
         for name in state:
-            if name is not None and name not in env.proprio_names:
-                raise UserError(
-                    f"{env.name} has no proprioception '{name}': known are {', '.join(env.proprio_names)}"
-                )
+            if name is not None and name not in interface.proprio_names:
+                known = ", ".join(interface.proprio_names) or "none"
+                raise UserError(f"{interface.name} has no proprioception '{name}': known are {known}")
         size = config.action_feature.shape[0]
         self._actions = list(range(size)) if names.action is None else names.action
-        if len(self._actions) != env.action_dim or max(self._actions) >= size:
+        if len(self._actions) != len(self._low) or max(self._actions) >= size:
             raise UserError(
-                f"the actions of policy {self.path} have {size} numbers, those of {env.name} "
-                f"{env.action_dim}: {remedy}"
+                f"the actions of policy {self.path} have {size} numbers, those of {interface.name} "
+                f"{len(self._low)}: {remedy}"
             )
-        return [None if name is None else env.proprio_names.index(name) for name in state]
-
-
-def _load(path: str, device: torch.device) -> tuple[Any, Any, Any]:
-    """A policy with its pre- and post-processor."""
-    folder = Path(path)
-    if folder.is_dir():
-        for name in FILES:
-            if not (folder / name).is_file():
-                raise UserError(
-                    f"{path} is no LeRobot policy, {name} is missing: save policy and processors there"
-                )
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # LeRobot tells what it loads
-            config = PreTrainedConfig.from_pretrained(path, cli_overrides=[f"--device={device.type}"])
-            before = {"device_processor": {"device": str(device)}}
-            backbone = folder / getattr(config, "vlm_model_name", "")
-            if (
-                hasattr(config, "vlm_model_name") and backbone.is_dir()
-            ):  # a policy that carries its backbone along
-                config.vlm_model_name = str(backbone)
-                before["tokenizer_processor"] = {"tokenizer_name": str(backbone)}
-            policy = get_policy_class(config.type).from_pretrained(path, config=config)
-            processors = make_pre_post_processors(config, path, preprocessor_overrides=before)
-    except Exception as error:  # whatever files from anywhere make LeRobot, transformers and draccus raise
-        place = (
-            "damaged or of another version of LeRobot" if folder.is_dir() else "not to be had from the hub"
-        )
-        raise UserError(
-            f"policy {path} is {place} ({type(error).__name__}: {error}): give another folder or hub name"
-        ) from None
-    policy.to(device).eval().requires_grad_(False)
-    return policy, *processors
+        return [None if name is None else interface.proprio_names.index(name) for name in state]
 
 
 def _picture(pixels: Tensor, size: Sequence[int]) -> Tensor:
@@ -274,3 +243,12 @@ def _smolvla_chunks(policy: Any, expert: Expert, batch: dict[str, Any], samples:
         (len(padding) * samples, config.chunk_size, config.max_action_dim), state.device
     ).unflatten(0, (len(padding), samples))
     return expert.denoise(cache, padding, noise).flatten(0, 1)[..., : config.action_feature.shape[0]]
+
+
+def shipped_policy(interface: ActionInterface) -> LeRobotProposals:
+    """The policy that is shipped for an environment, on the CPU.
+
+    Raises:
+        UserError: none is shipped for it.
+    """
+    return LeRobotProposals(policy_path("vla", interface.name), interface)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsewm.errors import UserError, needs_extra
+from sparsewm.errors import UserError
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
+from sparsewm.proposals.version import lerobot_imports
 
-with needs_extra("policies of LeRobot", "vla"):
+with lerobot_imports():
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 POOLED = 4  # side of the feature map that coordinates are predicted from

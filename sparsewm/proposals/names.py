@@ -46,28 +46,28 @@ def read_names(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--names {path} is not readable YAML ({error}): see docs/proposals.md") from None
+        raise UserError(f"names {path} is not readable YAML ({error}): see docs/proposals.md") from None
     known = [entry.name for entry in fields(Names)]
     if not isinstance(content, dict) or not set(content) <= set(known):
-        raise UserError(f"--names {path} must hold some of {', '.join(known)}: see docs/proposals.md")
+        raise UserError(f"names {path} must hold some of {', '.join(known)}: see docs/proposals.md")
     cameras, state, action = (content.get(key) for key in ("cameras", "state", "action"))
     if cameras is not None and not (
         isinstance(cameras, dict) and all(seen in (*SEEN, None) for seen in cameras.values())
     ):
-        raise UserError(f"cameras of --names {path} must each be {', '.join(SEEN)} or null")
+        raise UserError(f"cameras of names {path} must each be {', '.join(SEEN)} or null")
     if "grey" in content:
-        check_weights(content["grey"], f"grey of --names {path}")
+        check_weights(content["grey"], f"grey of names {path}")
     if state is not None and not (
         isinstance(state, list) and all(isinstance(name, str | None) for name in state)
     ):
-        raise UserError(f"state of --names {path} must be a list of names, null for zero")
+        raise UserError(f"state of names {path} must be a list of names, null for zero")
     if action is not None and not (
         isinstance(action, list) and all(type(number) is int and number >= 0 for number in action)
     ):
-        raise UserError(f"action of --names {path} must be a list of whole numbers from 0")
+        raise UserError(f"action of names {path} must be a list of whole numbers from 0")
     for key in ("scale", "offset"):
         if not isinstance(content.get(key, 1.0), int | float):
-            raise UserError(f"{key} of --names {path} must be a number")
+            raise UserError(f"{key} of names {path} must be a number")
     return content
 
 

@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sparsewm.data import Dataset
-from sparsewm.envs import GoalEnv
-from sparsewm.evaluation.closed_loop import Trace
+from sparsewm.envs import GoalEnv, SimulatedGoalEnv
+from sparsewm.evaluation.episodes import Episode, small
 from sparsewm.evaluation.table import candidates, vision_only
 from sparsewm.files import atomic_path
 from sparsewm.report.video import dim_dropped
@@ -28,42 +28,38 @@ def _save(figure: Any, path: str | Path) -> None:
 
 
 def plot_plan(
-    path: str | Path, env: GoalEnv, traces: Sequence[Trace], grid: tuple[int, int], title: str
+    path: str | Path, episodes: Sequence[Episode], grid: tuple[int, int] | None, title: str
 ) -> None:
     """First episodes as start, kept patches, end and goal; beside them the distance to the goal over time."""
-    shown = list(traces[:4])
-    imagining = any(plan["imagined"] is not None for trace in shown for plan in trace.plans)
+    shown = list(episodes[:4])
+    imagining = any(decision.imagined is not None for one in shown for decision in one.decisions)
     columns = 6 if imagining else 5
     figure, axes = plt.subplots(len(shown), columns, figsize=(2.6 * columns, 2.6 * len(shown)), squeeze=False)
-    for row, trace in zip(axes, shown, strict=True):
-        side = 224
-        start, end, goal = env.render_states(
-            np.stack([trace.states[0], trace.states[-1], trace.task.goal]), side
-        )
-        kept = trace.plans[0]["kept"] if trace.plans and trace.plans[0]["kept"] is not None else None
-        seen = start if kept is None else dim_dropped(start, kept, grid)
-        count = grid[0] * grid[1] if kept is None else len(kept)
-        panels = [(start, "start"), (seen, f"{count} tokens kept")]
-        panels += [(end, "end: reached" if trace.success else "end: missed"), (goal, "goal")]
+    for row, one in zip(axes, shown, strict=True):
+        start, end, goal = one.frames[0], one.frames[-1], small(one.goal["pixels"])
+        kept = one.decisions[0].kept if one.decisions else None
+        seen = start if kept is None or grid is None else dim_dropped(start, kept, grid)
+        label = "all tokens" if kept is None else f"{len(kept)} tokens kept"
+        panels = [(start, "start"), (seen, "" if grid is None else label)]
+        panels += [(end, "end: reached" if one.success else "end: missed"), (goal, "goal")]
         if imagining:
-            last = trace.plans[-1]["imagined"] if trace.plans else None
+            last = one.decisions[-1].imagined if one.decisions else None
             panels.insert(2, (np.full_like(start, 255) if last is None else last[-1], "last plan imagines"))
-        for axis, (picture, label) in zip(row, panels, strict=False):
+        for axis, (picture, name) in zip(row, panels, strict=False):
             axis.imshow(picture)
-            axis.set_title(label, fontsize=9)
+            axis.set_title(name, fontsize=9)
             axis.set_axis_off()
-        distance = [env.shortfall(np.stack([state]), trace.task.goal)[0] for state in trace.states]
-        row[-1].plot(distance, color="#2b6cb0")
-        for plan in trace.plans:
-            row[-1].axvline(plan["step"], color="#999999", linewidth=0.6)
+        row[-1].plot(one.remaining, color="#2b6cb0")
+        for decision in one.decisions:
+            row[-1].axvline(decision.step, color="#999999", linewidth=0.6)
         row[-1].set_ylim(bottom=0)
-        row[-1].set_title("distance to goal (in thresholds) by step", fontsize=9)
+        row[-1].set_title("distance to goal by step", fontsize=9)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
 
 def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
-    """First episodes as strips of frames, and where the first two state coordinates have been."""
+    """First episodes as strips of frames; where the first two numbers of state or proprioception were."""
     count = min(4, dataset.episodes)
     figure, axes = plt.subplots(1, 2, figsize=(13, 1.2 + 1.5 * count), width_ratios=(3, 1))
     strips = []
@@ -74,8 +70,11 @@ def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
     axes[0].imshow(np.concatenate(strips))
     axes[0].set_axis_off()
     step = max(1, dataset.rows // 5000)
-    axes[1].plot(dataset.state[::step, 0], dataset.state[::step, 1], ".", markersize=1, color="#2b6cb0")
-    axes[1].set(xlabel=env.state_names[0], ylabel=env.state_names[1], aspect="equal")
+    state = dataset.state is not None and isinstance(env, SimulatedGoalEnv)
+    places = (dataset.state if state else dataset.proprio)[::step]
+    names = (env.state_names if state else env.proprio_names) or ("", "")
+    axes[1].plot(places[:, 0], places[:, min(1, places.shape[1] - 1)], ".", markersize=1, color="#2b6cb0")
+    axes[1].set(xlabel=names[0], ylabel=names[min(1, len(names) - 1)], aspect="equal" if state else "auto")
     axes[1].invert_yaxis()
     figure.suptitle(f"{env.name}: {dataset.episodes} episodes, {dataset.rows} frames", fontsize=10)
     _save(figure, path)
@@ -166,7 +165,7 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
         for row in (row for row in rows if row["environment"] == name):
             if row["selection"] == "random":
                 label = row["cost"] + vision_only(row)
-                if row["proposals"] != "gaussian":
+                if row["proposals"] != "none":
                     label += f", {candidates(row)}"
                 curves.setdefault(label, []).append(row)
             else:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
 
-from sparsewm.envs import GoalEnv
+from sparsewm.agent import Decision
 from sparsewm.errors import UserError
-from sparsewm.evaluation.closed_loop import Trace
+from sparsewm.evaluation.episodes import Episode, small
 from sparsewm.files import atomic_path
 
 SIDE = 256  # pixels of a panel
@@ -20,10 +19,12 @@ LABEL = 22  # pixels of the line above a panel
 
 
 def panel(picture: np.ndarray, label: str) -> np.ndarray:
-    """A picture (R, R, 3) with a line of text above it, uint8 (SIDE + LABEL, SIDE, 3)."""
-    side = cv2.resize(
-        picture, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST if picture.shape[0] < SIDE else cv2.INTER_AREA
-    )
+    """A picture (H, W, 3) with a line of text above it, uint8 (SIDE + LABEL, SIDE, 3)."""
+    scale = SIDE / max(picture.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    method = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
+    side = np.zeros((SIDE, SIDE, 3), np.uint8)
+    side[:height, :width] = cv2.resize(picture, (width, height), interpolation=method)
     head = np.full((LABEL, SIDE, 3), 32, np.uint8)
     cv2.putText(head, label, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235, 235, 235), 1, cv2.LINE_AA)
     return np.concatenate([head, side])
@@ -37,35 +38,33 @@ def dim_dropped(picture: np.ndarray, kept: np.ndarray, grid: tuple[int, int]) ->
     return np.rint(picture * (0.18 + 0.82 * mask[..., None])).astype(np.uint8)
 
 
-def episode_frames(
-    env: GoalEnv, trace: Trace, grid: tuple[int, int], resolution: int = SIDE
-) -> list[np.ndarray]:
+def episode_frames(episode: Episode, grid: tuple[int, int] | None, frameskip: int) -> list[np.ndarray]:
     """One frame per environment step: real scene | goal | kept patches, and what the plan imagined for it."""
-    real = env.render_states(np.stack(trace.states), resolution)
-    goal = panel(env.render_state(trace.task.goal, resolution)["pixels"], "goal")
-    imagining = any(plan["imagined"] is not None for plan in trace.plans)
-    total = grid[0] * grid[1]
+    goal = panel(small(episode.goal["pixels"]), "goal")
+    imagining = any(decision.imagined is not None for decision in episode.decisions)
     frames = []
-    for step, picture in enumerate(real):
-        earlier = [plan for plan in trace.plans if plan["step"] <= step]
+    for step, picture in enumerate(episode.frames):
+        earlier = [decision for decision in episode.decisions if decision.step <= step]
         last = earlier[-1] if earlier else None
-        kept = np.arange(total) if last is None or last["kept"] is None else last["kept"]
-        state = "reached" if trace.success and step == len(real) - 1 else f"step {step}"
-        shown = dim_dropped(picture, kept, grid)
-        panels = [panel(picture, f"real, {state}"), goal, panel(shown, f"kept {len(kept)} of {total} tokens")]
+        state = "reached" if episode.success and step == len(episode.frames) - 1 else f"step {step}"
+        panels = [panel(picture, f"real, {state}"), goal]
+        if grid is not None:
+            total = grid[0] * grid[1]
+            kept = np.arange(total) if last is None or last.kept is None else last.kept
+            panels.append(panel(dim_dropped(picture, kept, grid), f"kept {len(kept)} of {total} tokens"))
         if imagining:
-            panels.append(imagined_panel(last, step, env.frameskip))
+            panels.append(imagined_panel(last, step, frameskip))
         frames.append(np.concatenate(panels, 1))
     return frames
 
 
-def imagined_panel(plan: dict[str, Any] | None, step: int, frameskip: int) -> np.ndarray:
+def imagined_panel(decision: Decision | None, step: int, frameskip: int) -> np.ndarray:
     """What a plan imagined for an environment step: its next model frame."""
-    if plan is None or plan["imagined"] is None:
+    if decision is None or decision.imagined is None:
         return panel(np.full((SIDE, SIDE, 3), 255, np.uint8), "nothing imagined")
-    ahead = -(-(step - plan["step"]) // frameskip)  # model steps, rounded up
-    frame = min(max(ahead, 1), len(plan["imagined"]))
-    return panel(plan["imagined"][frame - 1], f"imagined, step {plan['step'] + frame * frameskip}")
+    ahead = -(-(step - decision.step) // frameskip)  # model steps, rounded up
+    frame = min(max(ahead, 1), len(decision.imagined))
+    return panel(decision.imagined[frame - 1], f"imagined, step {decision.step + frame * frameskip}")
 
 
 def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold: int = 8) -> None:
@@ -83,8 +82,8 @@ def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold:
             imageio.mimwrite(temporary, even, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)  # type: ignore[arg-type]
             if not _holds(temporary, len(even)):
                 raise UserError(
-                    f"the video {path} could not be written: free some disk space, choose another --output, "
-                    "or give --no-video"
+                    f"the video {path} could not be written: free some disk space, choose another `output`, "
+                    "or leave videos out"
                 )
 
 

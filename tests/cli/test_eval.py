@@ -177,7 +177,7 @@ def test_candidates_of_a_policy_have_rows_of_their_own(tmp_path: Path) -> None:
         "    def __init__(self, env): pass\n"
         "    def propose(self, observation, goal, instruction, samples, horizon):\n"
         "        return torch.zeros(len(goal['proprio']), samples, horizon, 2)\n"
-        "SAMPLERS['rest'] = Rest\n"
+        "SAMPLERS.register('rest', Rest)\n"
         "if __name__ == '__main__': main()\n"
     )
     flags = "eval --envs wall --episodes 1 --drops 0.5 --yardsticks none policy --samples 8 --iterations 2"

@@ -13,7 +13,7 @@ import sparsewm
 from sparsewm import envs, planners
 from sparsewm.kernels import LAYOUTS, Kernels, kernels, layers_library
 from sparsewm.model.checkpoint import shipped
-from sparsewm.model.drop import spearman
+from sparsewm.evaluation.statistics import spearman
 from sparsewm.precision import planning_dtype
 from sparsewm.proposals import VLAS, shipped_vlas
 from tests.cli.commands import call, shell

@@ -19,7 +19,7 @@ from sparsewm import envs
 from sparsewm.data import DatasetWriter, collect, open_dataset
 from sparsewm.data.collect import demonstrate
 from sparsewm.errors import UserError
-from tests.data.test_dataset import small_disk
+from tests.data.tiny import small_disk
 
 collecting = importlib.import_module("sparsewm.data.collect")
 SETTINGS: dict[str, Any] = {"episodes": 5, "steps": 4, "resolution": 16, "seed": 3}
@@ -73,7 +73,7 @@ def test_any_number_of_workers_records_the_same_file(recorded: Path, tmp_path: P
     assert path.stat().st_mtime_ns == finished
     for change in ({"episodes": 4}, {"seed": 4}, {"steps": 5}, {"resolution": 32}, {"held": 0.5}):
         with pytest.raises(
-            UserError, match=r"was recorded with other settings: delete it or give another --output"
+            UserError, match=r"was recorded with other settings: delete it or write to another place"
         ):
             collect("wall", path=path, **(SETTINGS | change))
     assert same(path, recorded)
@@ -187,7 +187,7 @@ def test_full_disk_while_joining_keeps_the_parts(
 
 @pytest.mark.parametrize("flag", ["episodes", "workers", "steps"])
 def test_flags_out_of_range(tmp_path: Path, flag: str) -> None:
-    with pytest.raises(UserError, match=f"--{flag} must be at least 1, got 0"):
+    with pytest.raises(UserError, match=f"^`{flag}` must be at least 1, got 0"):
         collect("wall", path=tmp_path / "d.h5", **(SETTINGS | {flag: 0}))
     assert list(tmp_path.iterdir()) == []
 
@@ -203,5 +203,5 @@ def test_experts_are_recorded_up_to_the_goal(tmp_path: Path) -> None:
     assert (np.abs(np.diff(rest.reshape(5, 5, 2), axis=1)) < 1).all()  # it stays there
     with pytest.raises(UserError, match="no expert for environment 'rope'"):
         collect("rope", path=tmp_path / "p.h5", workers=1, expert=demonstrate, **SETTINGS)
-    with pytest.raises(UserError, match="leave it out with --policy expert"):
+    with pytest.raises(UserError, match="leave them out with an expert"):
         collect("wall", path=tmp_path / "h.h5", workers=1, expert=demonstrate, held=0.3, **SETTINGS)

@@ -57,14 +57,14 @@ def die(job: object) -> int:
 
 def test_death_of_a_worker_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "_record_part", die)  # pickled by name, so the worker runs it
-    with pytest.raises(UserError, match=r"process died, .*the same command continues, with fewer --workers"):
+    with pytest.raises(UserError, match=r"process died, .*run it again, with fewer workers"):
         collect("wall", 2, tmp_path / "d.h5", workers=1, steps=4, resolution=16)
     assert not (tmp_path / "d.h5").exists()
 
 
 def test_negative_seed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--seed must be at least 0, got -1"):
-        collect("wall", 2, tmp_path / "d.h5", seed=-1)
+    with pytest.raises(UserError, match=r"`seed` must be at least 0, got -1"):
+        collect("wall", 2, tmp_path / "d.h5", steps=4, seed=-1)
     assert list(tmp_path.iterdir()) == []
 
 

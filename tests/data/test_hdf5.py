@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -17,18 +15,7 @@ import pytest
 
 from sparsewm.data import DatasetWriter, open_dataset
 from sparsewm.errors import UserError
-from tests.data.tiny import ATTRIBUTES, episode, write_dataset
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """Files cannot grow beyond `size` bytes, here and in new processes: writing fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.data.tiny import ATTRIBUTES, episode, small_disk, write_dataset
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ import sparsewm.data.tokens as tokens_module
 from sparsewm.data import Dataset, TokenCache, Windows, fast_copy, open_dataset, token_statistics
 from sparsewm.encoders import PatchFeatures, ViT
 from sparsewm.errors import UserError
-from tests.data.test_dataset import small_disk
-from tests.data.tiny import write_dataset
+from tests.data.tiny import small_disk, write_dataset
 from tests.model.tiny import tiny_encoder
 
 

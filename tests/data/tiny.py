@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +38,14 @@ def write_dataset(
         for i, length in enumerate(lengths):
             writer.append(episode(length, seed + i, resolution))
     return path
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """Files cannot grow beyond `size` bytes, here and in new processes: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -9,7 +9,7 @@ import torch
 from sparsewm import envs
 from sparsewm.evaluation.geometry import cost_geometry
 from sparsewm.evaluation.statistics import peak_memory, quartiles, wilson
-from sparsewm.model.drop import spearman
+from sparsewm.evaluation.statistics import spearman
 from tests.model.tiny import tiny_encoder
 
 

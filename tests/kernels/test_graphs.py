@@ -73,18 +73,22 @@ def test_a_problem_hands_in_all_that_changes(monkeypatch: pytest.MonkeyPatch, sc
     assert len(Noted.made) == 1
 
 
-def test_a_computation_keeps_its_values_on_new_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a real graph where there is a GPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        monkeypatch.setattr(graphs, "Recorded", Noted)
-    Noted.made, kept = [], Graphs()
-    weight = torch.randn(8, 8, device=device)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_computation_keeps_its_values_on_new_inputs() -> None:
+    kept, weight = Graphs(), torch.randn(8, 8, device="cuda")
     with torch.inference_mode():
         for _ in range(4):
-            x = torch.randn(3, 8, device=device)
+            x = torch.randn(3, 8, device="cuda")
             found = kept.run("product", lambda inputs: inputs[0] @ weight, [x])
             assert torch.allclose(found, x @ weight, atol=1e-4)
+    assert isinstance(next(iter(kept._seen.values())), graphs.Recorded)
+
+
+def test_shapes_that_never_return_are_forgotten() -> None:
+    kept = Graphs(capacity=2)
+    for size in range(1, 50):
+        kept.run("sum", lambda inputs: inputs[0].sum(), [torch.ones(size)])
+    assert len(kept._seen) == 8
 
 
 def test_copies_record_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,8 @@ def test_without_a_kernel_there_is_a_reason(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(name, value)
     assert reason in str(load())
-    assert not any(path.is_file() for path in tmp_path.rglob("*"))  # nothing is left half-made
+    left = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert left <= {".failed"}  # nothing is left half-made
 
 
 @pytest.mark.usefixtures("afresh")
@@ -255,3 +256,77 @@ def test_kernels_are_compiled_once(
     assert isinstance(library, Path) and [*(tmp_path / "sparsewm").iterdir()] == [library]
     made = os.stat(library).st_mtime_ns
     assert build.compiled("kernels", sources, flags) == library and os.stat(library).st_mtime_ns == made
+
+
+def compiler(folder: Path, version: str, exit_code: int) -> str:
+    """A stand-in for a compiler, which notes its calls; its name."""
+    program = folder / "compiler"
+    program.write_text(
+        f"""#!/bin/sh
+[ "$1" = --version ] && echo {version} && exit 0
+echo x >> {folder}/calls
+for word; do last=$word; done
+touch "$last"; echo it does not like it >&2; exit {exit_code}
+"""
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "some.c"
+    path.write_text("int one;")
+    return path
+
+
+def test_what_does_not_compile_is_tried_once_a_day(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, "1.0", 1))
+    for _ in range(3):
+        assert "it does not like it" in str(build.compiled("some", [source], ()))
+    assert (tmp_path / "calls").read_text() == "x\n"
+    (note,) = (tmp_path / "cache" / "sparsewm").iterdir()
+    os.utime(note, (0, 0))
+    build.compiled("some", [source], ())
+    assert (tmp_path / "calls").read_text() == "x\nx\n"
+
+
+def test_another_version_of_the_compiler_compiles_anew(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, "1.0", 0))
+    first = build.compiled("some", [source], ())
+    compiler(tmp_path, "2.0", 0)
+    second = build.compiled("some", [source], ())
+    assert isinstance(first, Path) and isinstance(second, Path) and first != second
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    assert build.compiled("some", [source], ()) in (first, second)  # made while there was a compiler
+
+
+def test_code_that_another_user_could_have_written_is_not_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, "1.0", 0))
+    library = build.compiled("some", [source], ())
+    assert isinstance(library, Path)
+    library.write_text("planted")
+    library.chmod(0o777)
+    assert build.compiled("some", [source], ()) == library and library.read_text() != "planted"
+    library.parent.chmod(0o777)
+    build.compiled("some", [source], ())
+    assert library.parent.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    assert "belongs to another user: set XDG_CACHE_HOME" in str(build.compiled("some", [source], ()))
+
+
+def test_without_a_home_there_is_a_reason(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert build.compiled("some", [source], ()) == "no home folder: set XDG_CACHE_HOME"

@@ -174,7 +174,7 @@ def test_the_instruction_is_read(folders: dict[str, Path], env: GoalEnv) -> None
 def test_names_map_cameras_states_and_actions(tmp_path: Path, env: GoalEnv) -> None:
     folder = tiny_policy(tmp_path / "policy", "act", cameras=("top", "wrist"))
     with pytest.raises(
-        UserError, match=r"observation\.images\.top, observation\.images\.wrist: say .* --names"
+        UserError, match=r"observation\.images\.top, observation\.images\.wrist: say .* file of names"
     ):
         LeRobotProposals(folder, env)
     cameras = "cameras: {observation.images.top: pixels, observation.images.wrist: goal}\n"
@@ -215,7 +215,7 @@ def test_one_camera_may_see_present_and_goal(
     [
         ("cameras: [a]", "must each be pixels, goal, both or null"),
         ("camera: {}", "must hold some of cameras, grey, state, action, scale, offset"),
-        ("grey: [77, 150, 30]", "grey of --names .* must be three whole numbers from 0, 256 in all"),
+        ("grey: [77, 150, 30]", "grey of names .* must be three whole numbers from 0, 256 in all"),
         ("grey: [256, 0]", "must be three whole numbers"),
         ("state: [x, 3]", "a list of names, null for zero"),
         ("state: [x, z]", "wall has no proprioception 'z': known are x, y"),
@@ -223,7 +223,7 @@ def test_one_camera_may_see_present_and_goal(
         ("action: [0, -1]", "a list of whole numbers from 0"),
         ("action: [0]", "have 2 numbers, those of wall 2: say"),
         ("action: [0, 2]", "have 2 numbers, those of wall 2: say"),
-        ("scale: much", "scale of --names .* must be a number"),
+        ("scale: much", "scale of names .* must be a number"),
         (": : :", "is not readable YAML"),
     ],
 )
@@ -250,7 +250,7 @@ def test_missing_and_damaged_files_are_named(
 
 def test_a_policy_of_another_environment_is_refused(folders: dict[str, Path]) -> None:
     env = envs.make("rope", resolution=32)
-    with pytest.raises(UserError, match="--names FILE"):
+    with pytest.raises(UserError, match="a file of names"):
         LeRobotProposals(folders["act"], env)
 
 

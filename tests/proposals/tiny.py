@@ -22,7 +22,7 @@ STATS = {
     "action": {"mean": ACTION_MEAN, "std": ACTION_STD, "min": -torch.ones(2), "max": torch.ones(2)},
 }
 STATS["observation.state"] |= {"min": torch.zeros(2), "max": torch.full((2,), 64.0)}
-for _camera in ("camera", "goal"):
+for _camera in ("camera", "goal", "top", "wrist", "both"):
     STATS[f"observation.images.{_camera}"] = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
 POLICIES = ("smolvla", "act", "diffusion")
 

@@ -24,6 +24,7 @@ with h5py, or set `HDF5_PLUGIN_PATH` to the folder `hdf5plugin.PLUGIN_PATH`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ class HDF5Dataset(Dataset):
     def recognizes(cls, path: Path) -> bool:
         """An existing file that ends in .h5 or .hdf5, or is HDF5 inside."""
         return path.is_file() and (path.suffix in (".h5", ".hdf5") or bool(h5py.is_hdf5(path)))
+
+    def columns(self) -> dict[str, str]:
+        """Type and shape of everything in the file."""
+        found = {}
+        for name in self._file:
+            with contextlib.suppress(KeyError, OSError):  # links that lead nowhere
+                thing = self._file[name]
+                found[name] = f"{thing.dtype} {thing.shape}" if isinstance(thing, h5py.Dataset) else "group"
+        return found
 
     def _column(self, name: str, required: bool = False) -> h5py.Dataset | None:
         """The column on disk; None, with a fault where it ought to be, if there is none."""

@@ -1,0 +1,214 @@
+"""Who acts in an episode: the agent, and the yardsticks beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from sparsewm.agent import Agent, Decision, Receding, as_planned, propose
+from sparsewm.config import PlanConfig
+from sparsewm.envs import GoalEnv
+from sparsewm.evaluation.episodes import Episode
+from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
+from sparsewm.model.interface import Interface
+from sparsewm.observations import Memory, Observation, checked, unbatched
+from sparsewm.planners import ProposalSampler
+
+StateCostMaker = Callable[[Sequence[np.ndarray]], StateCost]
+"""Makes the cost of simulator states from the goals (D,) of the episodes."""
+
+
+def together(observations: Sequence[Observation]) -> dict[str, np.ndarray]:
+    """Observations of episodes as one of a batch."""
+    return {name: np.stack([one[name] for one in observations]) for name in observations[0]}
+
+
+class AgentActor:
+    """An agent, shown what the environments give."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+
+    def begin(self, episodes: Sequence[Episode]) -> None:
+        self.agent.reset(together([e.goal for e in episodes]), [e.task.seed for e in episodes])
+
+    def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
+        actions: list[np.ndarray] = self.agent.act(
+            together([episodes[i].observation for i in active]), active
+        )
+        for i in active:
+            decision = self.agent.decisions[i]
+            assert decision is not None
+            episodes[i].decisions.append(decision)
+        return actions
+
+    def observe(self, number: int, episode: Episode) -> None:
+        self.agent.observe(episode.observation, episode.actions[-1], number)
+
+
+class _Blind:
+    """Needs to see nothing between its decisions."""
+
+    def begin(self, episodes: Sequence[Episode]) -> None:
+        """Nothing to prepare."""
+
+    def observe(self, number: int, episode: Episode) -> None:
+        """Nothing to remember."""
+
+
+class Nothing(_Blind):
+    """Does nothing: actions of zero, or the nearest the bounds allow."""
+
+    def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
+        env = episodes[0].env
+        still = np.clip(0, env.action_space.low, env.action_space.high).astype(np.float32)
+        return [np.tile(still, (env.frameskip, 1)) for _ in active]
+
+
+class RandomActions(_Blind):
+    """Uniformly random actions; each episode has its own seed."""
+
+    def begin(self, episodes: Sequence[Episode]) -> None:
+        self._rngs = [np.random.default_rng([episode.task.seed, 7]) for episode in episodes]
+
+    def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
+        env = episodes[0].env
+        space = env.action_space
+        shape = (env.frameskip, *space.low.shape)
+        return [self._rngs[i].uniform(space.low, space.high, shape) for i in active]
+
+
+class PolicyActor:
+    """Executes the first candidate of a sampler: the policy alone, without a world model.
+
+    Args:
+        sampler: the policy. interface: sizes of actions and proprioception.
+        instruction: what it is told. steps: environment steps executed before asking again.
+    """
+
+    def __init__(
+        self, sampler: ProposalSampler, interface: Interface, instruction: str | None, steps: int
+    ) -> None:
+        self.sampler, self.interface, self.instruction, self.steps = sampler, interface, instruction, steps
+
+    def begin(self, episodes: Sequence[Episode]) -> None:
+        depth = getattr(self.sampler, "frames", 1) - 1
+        self._memories = []
+        for episode in episodes:
+            goal, now = (self._seen(one) for one in (episode.goal, episode.observation))
+            memory = Memory(None, goal, depth)
+            memory.show(now)
+            self._memories.append(memory)
+
+    def _seen(self, observation: Observation):  # type: ignore[no-untyped-def]
+        (one,), _ = unbatched(observation)
+        return checked(one, self.interface.proprio_dim, None)
+
+    def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
+        started = time.perf_counter()
+        memories = [self._memories[i] for i in active]
+        size = self.interface.action_dim
+        chunks = propose(self.sampler, memories, self.instruction, 1, self.steps, size)[:, 0].cpu().numpy()
+        seconds = (time.perf_counter() - started) / len(memories)
+        for i, chunk in zip(active, chunks, strict=True):
+            decision = Decision(episodes[i].steps, chunk, 0.0, None, chunk, None, seconds, [])
+            episodes[i].decisions.append(decision)
+        return list(chunks)
+
+    def observe(self, number: int, episode: Episode) -> None:
+        memory = self._memories[number]
+        memory.take(episode.actions[-1])
+        memory.show(self._seen(episode.observation))
+
+
+class Oracle:
+    """Plans in the true simulator: what it misses, the planner misses.
+
+    Args:
+        config: how to plan. cost: of simulator states; the environment's own distance when left out.
+        sampler, instruction: candidates of a policy instead of noise, and what it is told.
+    """
+
+    def __init__(
+        self,
+        config: PlanConfig,
+        cost: StateCostMaker | None = None,
+        sampler: ProposalSampler | None = None,
+        interface: Interface | None = None,
+        instruction: str | None = None,
+    ) -> None:
+        self.config, self.cost = config, cost
+        self._receding = Receding(config)
+        self._policy = None
+        if sampler is not None:
+            assert interface is not None
+            self._policy = PolicyActor(sampler, interface, instruction, 1)
+
+    def begin(self, episodes: Sequence[Episode]) -> None:
+        self._receding.reset([episode.task.seed for episode in episodes])
+        if self._policy is not None:
+            self._policy.begin(episodes)
+
+    def observe(self, number: int, episode: Episode) -> None:
+        if self._policy is not None:
+            self._policy.observe(number, episode)
+
+    def _problem(self, rows: Sequence[Episode]) -> SimulatorProblem:
+        env = rows[0].simulator
+        make = partial(TrueDistance, env) if self.cost is None else self.cost
+        goals = [np.asarray(episode.info["goal"]) for episode in rows]
+        search = self.config.search
+        return SimulatorProblem(
+            env,
+            [episode.states[-1] for episode in rows],
+            make(goals),
+            search.horizon,
+            action_repeat=search.action_repeat,
+            frame=self.config.cost.frame,
+        )
+
+    def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
+        rows = [episodes[i] for i in active]
+        started = time.perf_counter()
+        problem, proposals = self._problem(rows), None
+        if self._policy is not None:
+            memories = [self._policy._memories[i] for i in active]
+            steps, size = problem.horizon * rows[0].env.frameskip, self._policy.interface.action_dim
+            samples = self.config.proposals.samples
+            offered = propose(self._policy.sampler, memories, self._policy.instruction, samples, steps, size)
+            proposals = as_planned(offered, problem)
+        if self._receding.cold:
+            self._receding.warm_up(self._problem(rows), proposals)
+            started = time.perf_counter()
+        plan, chosen = self._receding.plan(problem, active, len(episodes), proposals, started)
+        seconds = (time.perf_counter() - started) / len(rows)
+        actions = []
+        for row, episode in enumerate(rows):
+            steps_taken = chosen[row].reshape(-1, *episode.env.action_space.low.shape)
+            actions.append(steps_taken)
+            spent = [s / len(rows) for s in plan.seconds_per_iteration]
+            planned = plan.actions[row].numpy()
+            cost = float(plan.cost[row])
+            episode.decisions.append(
+                Decision(episode.steps, steps_taken, cost, None, planned, None, seconds, spent)
+            )
+        return actions
+
+
+def interface_of_env(env: GoalEnv) -> Interface:
+    """What an environment's world model is shown and asked to do."""
+    space = env.observation_space["pixels"], env.observation_space["proprio"]  # type: ignore[index]
+    size, low = space[1].shape[0], env.action_space.low
+    return Interface(
+        name=env.name,
+        picture=tuple(space[0].shape[:2]),
+        action_low=tuple(float(x) for x in low),
+        action_high=tuple(float(x) for x in env.action_space.high),
+        action_names=tuple(f"action_{i}" for i in range(len(low))),
+        proprio_names=tuple(getattr(env, "proprio_names", [f"proprio_{i}" for i in range(size)])),
+        frameskip=env.frameskip,
+        fps=env.metadata.get("render_fps"),
+    )

@@ -1,0 +1,265 @@
+"""Cells of an evaluation table: one configuration each, kept when finished and not run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsewm.config import NO_PROPOSALS, PlanConfig, differences, plain
+from sparsewm.errors import UserError
+from sparsewm.evaluation.episodes import Episode
+from sparsewm.evaluation.machine import code_hash
+from sparsewm.evaluation.run import prepare, results, run
+from sparsewm.evaluation.statistics import quartiles
+from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path
+from sparsewm.precision import choose_device, choose_dtype
+from sparsewm.proposals import check_proposals
+
+WARM_UP = 2
+"""Decisions of a cell that are not timed."""
+
+
+@dataclass
+class Cell:
+    """One cell: what the table calls its row, and the configuration behind it.
+
+    Attributes:
+        selection: "random" (a drop ratio), or a yardstick: nothing, random_actions, oracle, cls, proprio, policy.
+    """
+
+    selection: str
+    config: PlanConfig
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        config = self.config
+        parts = [config.env.replace("/", "-").replace(":", "-"), self.selection]
+        usual = PlanConfig.of(config.env).cost
+        if self.selection in ("random", "proprio"):
+            parts.append(f"drop{config.tokens.drop:g}")
+        if config.cost.proprio_weight != usual.proprio_weight:
+            parts.append(f"proprio{config.cost.proprio_weight:g}")
+        if config.cost.objective != usual.objective:
+            parts.append(config.cost.objective)
+        if config.proposals.source != NO_PROPOSALS:
+            parts += [config.proposals.source.strip("./").replace("/", "-"), config.proposals.mode]
+        return "-".join(parts)
+
+    def request(self) -> dict[str, Any]:
+        """What the result depends on: settings, weights, precision, device and code.
+
+        Raises:
+            UserError: the cell cannot run.
+        """
+        config = self.config.checked()
+        run = config.run
+        device = choose_device(run.device.split(",")[0])
+        weights = None
+        if run.actor == "planner":
+            weights = checkpoint_hash(run.checkpoint or pretrained_path(config.env))
+        settings = config.settings()
+        for name in ("output", "video", "imagine", "device", "dtype", "checkpoint"):
+            settings["run"].pop(name)
+        names = config.proposals.names
+        proposals = check_proposals(config.proposals.source, config.env, config.proposals.instruction, names)
+        return plain(
+            {
+                **settings,
+                "weights": weights,
+                "dtype": str(choose_dtype(run.dtype, device, planning=True)).removeprefix("torch."),
+                "device": device.type,
+                "code": code_hash(),
+                "policy": proposals,
+            }
+        )
+
+    def run(self, on_share: Callable[[float], None] | None = None) -> dict[str, Any]:
+        """Run the episodes; `on_share` is called with the share that is done."""
+        ready, total = prepare(self.config), self.config.run.episodes
+
+        def on_plan(number: int, decision: int, episode: Episode) -> None:
+            if on_share is not None:
+                on_share((number + 0.99 * min(1.0, episode.steps / self.config.goal.max_steps)) / total)
+
+        found = results(ready, run(ready, on_plan))
+        return found | {"peak_memory_bytes": None, "command": self.command()}
+
+    def command(self) -> str:
+        """`sparsewm plan` with the flags that give this cell."""
+        words = ["sparsewm", "plan", "--env", self.config.env]
+        for name, value in differences(self.config, PlanConfig.of(self.config.env)):
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                section, _, leaf = flag.rpartition(".")
+                words.append(f"--{section}.{'' if value else 'no-'}{leaf}")
+            else:
+                words += [f"--{flag}", str(value)]
+        return shlex.join(words)
+
+
+def time_cells(
+    cells: Sequence[Cell],
+    repeats: int,
+    progress: Callable[[float, float], None] | None = None,
+    warm_up: int = WARM_UP,
+) -> list[dict[str, dict[str, float] | None] | None]:
+    """How long cells take to decide, on an otherwise idle machine.
+
+    Each decides for its first task, again and again, with its past frames remembered. The cells of one
+    environment take turns: what disturbs the machine disturbs all of them alike. Their models are in memory
+    at once, those of one environment after those of another.
+
+    Args:
+        progress: called with what is done and the whole.
+        warm_up: decisions before the timed ones.
+
+    Returns:
+        quartiles of ``seconds_per_iteration`` and ``seconds_per_plan`` per cell; None where nothing is
+        planned, and for the oracle, which spends its time in the simulator.
+    """
+    found: list[dict[str, dict[str, float] | None] | None] = [None] * len(cells)
+    timed = [i for i, cell in enumerate(cells) if cell.config.run.actor in ("planner", "policy")]
+    for done, env in enumerate(envs := list(dict.fromkeys(cells[i].config.env for i in timed))):
+        numbers = [i for i in timed if cells[i].config.env == env]
+        ready = [_Timed(cells[i].config) for i in numbers]
+        rounds = warm_up + repeats
+        for turn in range(rounds):
+            for one in ready:
+                one.decide(turn >= warm_up)
+            if progress is not None:
+                progress(done + (turn + 1) / rounds, len(envs))
+        for i, one in zip(numbers, ready, strict=True):
+            found[i] = one.times()
+    return found
+
+
+class _Timed:
+    """A cell's first task, decided for again and again from the middle of an episode."""
+
+    def __init__(self, config: PlanConfig) -> None:
+        config = replace(config, run=replace(config.run, episodes=1, batch=1, imagine=False))
+        ready = prepare(config)
+        self.actor, env = ready.actor(), ready.envs[0]
+        task = ready.tasks[0]
+        observation, info = env.reset(seed=task.seed, options=task.options)
+        self.episode = Episode(env, task, env.goal_observation(), observation, info)
+        self.actor.begin([self.episode])
+        still = np.clip(0, env.action_space.low, env.action_space.high).astype(np.float32)
+        history = 1 if ready.model is None else ready.model.history
+        for _ in range((history - 1) * env.frameskip):  # what it sees before its first timed decision
+            observation, _, _, _, info = env.step(still)
+            self.episode.actions.append(still)
+            self.episode.see(observation, info, False)
+            self.actor.observe(0, self.episode)
+        self.kept: list[Any] = []
+
+    def decide(self, counts: bool) -> None:
+        self.actor.act([self.episode], np.array([0]))
+        decision = self.episode.decisions.pop()
+        if counts:
+            self.kept.append(decision)
+        # it is decided for the same moment again: nothing of what was planned is executed
+        agent = getattr(self.actor, "agent", None)
+        if agent is not None:
+            agent.forget_pending()
+
+    def times(self) -> dict[str, dict[str, float] | None]:
+        """Quartiles of what counts."""
+        return {
+            "seconds_per_iteration": quartiles([s for one in self.kept for s in one.seconds_per_iteration]),
+            "seconds_per_plan": quartiles([one.seconds for one in self.kept]),
+        }
+
+
+def retime(row: dict[str, Any], times: dict[str, dict[str, float] | None] | None) -> None:
+    """Put times of `time_cells` into a row; an episode's time is that of the cell's own run, and goes."""
+    if times is not None:
+        row |= times | {"seconds_per_episode": None}
+
+
+def run_cells(
+    cells: Sequence[Cell], workers: int, ray_address: str | None, on_share: Callable[[float], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and result of every cell, as they finish: in this process, in several, or over Ray.
+
+    Raises:
+        UserError: a process died, or there is no Ray.
+    """
+    if ray_address is not None:
+        yield from _by_ray(cells, workers, ray_address)
+    elif workers == 1:
+        for cell in cells:
+            yield cell.name, cell.run(on_share)
+    else:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (threads,))
+        try:
+            jobs = {pool.submit(cell.run): cell.name for cell in cells}
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "an evaluation process died, perhaps for lack of memory: the same command continues, with fewer "
+                "`workers` if need be"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _by_ray(
+    cells: Sequence[Cell], workers: int, ray_address: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import ray
+    except ImportError:
+        raise UserError("`ray_address` needs Ray: pip install 'sparsewm[ray]'") from None
+    try:
+        if ray_address == "local":
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+        else:
+            ray.init(address=ray_address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"`ray_address` {ray_address}: no Ray there ({error}); try local") from None
+    gpus = float(bool(ray.cluster_resources().get("GPU")))  # without asking, Ray hides the GPUs
+    try:
+        remote = ray.remote(num_cpus=1, num_gpus=gpus)(Cell.run)
+        waiting = {remote.remote(cell): cell.name for cell in cells}
+        while waiting:
+            (finished,), _ = ray.wait(list(waiting))
+            yield waiting.pop(finished), ray.get(finished)
+    finally:
+        ray.shutdown()
+
+
+def cell_path(folder: Path, name: str) -> Path:
+    """Where a cell's result is kept."""
+    return folder / "cells" / f"{name}.json"
+
+
+def read_cell(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    """A kept result of the same request, None when there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        result: dict[str, Any] = json.loads(cell_path(folder, name).read_text())
+        return result if result["request"] == request else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{cell_path(folder, name)} is damaged ({error}): delete it, and that cell is run again"
+        ) from None

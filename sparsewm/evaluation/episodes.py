@@ -1,0 +1,228 @@
+"""Closed-loop episodes: see, act, see again, until the goal or the end of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from sparsewm.agent import Decision
+from sparsewm.envs import GoalEnv, SimulatedGoalEnv
+from sparsewm.evaluation.statistics import quartiles, wilson
+from sparsewm.tasks import Task
+
+SHOWN_SIDE = 256
+"""Largest side of the pictures that an episode keeps for videos."""
+
+
+@dataclass
+class Episode:
+    """What happened in one episode.
+
+    Attributes:
+        env: it runs in. task: start and goal. goal: the goal's observation.
+        observation, info: what the environment gave last.
+        states: every environment step, (steps + 1) x (D,), where the environment tells.
+        frames: pictures (H, W, 3) of every environment step, small; empty where nobody wants them.
+        actions: those between, steps x (A,). success: whether the goal was reached.
+        distances: what the environment says of the distance to the goal, first and last.
+        remaining: distance to the goal at every environment step, of a simulator in units of its success
+            thresholds; where frames are kept.
+        decisions: one per re-plan.
+    """
+
+    env: GoalEnv
+    task: Task
+    goal: dict[str, Any]
+    observation: dict[str, np.ndarray]
+    info: dict[str, Any]
+    states: list[np.ndarray] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    success: bool = False
+    distances: list[dict[str, float]] = field(default_factory=list)
+    remaining: list[float] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels between processes: all but the environment."""
+        return self.__dict__ | {"env": None}
+
+    @property
+    def steps(self) -> int:
+        """Environment steps taken."""
+        return len(self.actions)
+
+    @property
+    def simulator(self) -> SimulatedGoalEnv:
+        """Its environment, where that is a simulator whose states can be set."""
+        assert isinstance(self.env, SimulatedGoalEnv)
+        return self.env
+
+    @property
+    def seconds_per_plan(self) -> list[float]:
+        """Seconds of every decision."""
+        return [decision.seconds for decision in self.decisions]
+
+    @property
+    def seconds_per_iteration(self) -> list[float]:
+        """Seconds of every iteration of every decision."""
+        return [spent for decision in self.decisions for spent in decision.seconds_per_iteration]
+
+    def see(self, observation: dict[str, np.ndarray], info: dict[str, Any], keep_frame: bool) -> None:
+        """Take in what the environment gave."""
+        self.observation, self.info = observation, info
+        self.success = self.success or bool(info.get("is_success", False))
+        if "state" in info:
+            self.states.append(np.asarray(info["state"]))
+        if "distance" in info:
+            self.distances = [*self.distances[:1], dict(info["distance"])]
+        if keep_frame:
+            self.frames.append(small(observation["pixels"]))
+            if isinstance(self.env, SimulatedGoalEnv):
+                self.remaining.append(float(self.env.shortfall(self.states[-1][None], self.env.goal)[0]))
+            elif "distance" in info:
+                self.remaining.append(float(next(iter(info["distance"].values()))))
+
+
+class Actor(Protocol):
+    """Acts for a batch of episodes."""
+
+    def begin(self, episodes: Sequence[Episode]) -> None:
+        """New episodes."""
+
+    def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
+        """Actions (n, A) of every active episode to execute now, by their numbers; may note decisions."""
+
+    def observe(self, number: int, episode: Episode) -> None:
+        """One environment step of an episode was taken."""
+
+
+def run_episodes(
+    envs: Sequence[GoalEnv],
+    tasks: Sequence[Task],
+    actor: Actor,
+    max_steps: int,
+    on_plan: Callable[[int, int, Episode], None] | None = None,
+    on_episode: Callable[[int, Episode], None] | None = None,
+    frames: bool = False,
+) -> list[Episode]:
+    """Run the tasks, as many at a time as there are environments.
+
+    An episode succeeds at the first environment step that counts as success; it ends there, when the
+    environment ends it, or after `max_steps`.
+
+    Args:
+        envs: one for each episode of a batch. max_steps: environment steps an episode may take.
+        on_plan: called with (episode, re-plan, episode so far) after every decision; on_episode: with (episode,
+            what happened) at the end. frames: keep the pictures.
+    """
+    finished: list[Episode] = []
+    for first in range(0, len(tasks), len(envs)):
+        group = [_begun(env, task, frames) for env, task in zip(envs, tasks[first:], strict=False)]
+        ended = [episode.success for episode in group]
+        actor.begin(group)
+        decision = 0
+        while not all(ended):
+            active = np.array([i for i, over in enumerate(ended) if not over], dtype=int)
+            for i, actions in zip(active, actor.act(group, active), strict=True):
+                episode = group[i]
+                for action in actions[: max_steps - episode.steps]:
+                    action = np.asarray(action, np.float32)
+                    observation, _, terminated, truncated, info = episode.env.step(action)
+                    episode.actions.append(action)
+                    episode.see(observation, info, frames)
+                    ended[i] = episode.success or terminated or truncated or episode.steps >= max_steps
+                    if ended[i]:
+                        break
+                    actor.observe(int(i), episode)
+                if on_plan is not None:
+                    on_plan(first + int(i), decision, episode)
+            decision += 1
+        for i, episode in enumerate(group):
+            if on_episode is not None:
+                on_episode(first + i, episode)
+        finished += group
+    return finished
+
+
+def _begun(env: GoalEnv, task: Task, frames: bool) -> Episode:
+    observation, info = env.reset(seed=task.seed, options=task.options)
+    episode = Episode(env, task, env.goal_observation(), observation, info)
+    episode.see(observation, info, frames)
+    return episode
+
+
+def small(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) of at most `SHOWN_SIDE` pixels a side."""
+    scale = SHOWN_SIDE / max(picture.shape[:2])
+    if scale >= 1:
+        return picture
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def summarize(environment: str, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Success rate with its 95% Wilson interval, timings, and one entry per episode."""
+    entries = []
+    for episode in episodes:
+        entry: dict[str, Any] = {
+            "success": episode.success,
+            "steps": episode.steps,
+            "seed": episode.task.seed,
+        }
+        if episode.distances:
+            for name, found in (
+                ("distance", episode.distances[-1]),
+                ("initial_distance", episode.distances[0]),
+            ):
+                entry[name] = {key: round(float(value), 4) for key, value in found.items()}
+        entries.append(entry)
+    result: dict[str, Any] = success_rate([entry["success"] for entry in entries])
+    times = [episode.seconds_per_plan for episode in episodes]
+    result |= {
+        "seconds_per_iteration": quartiles([s for one in episodes for s in one.seconds_per_iteration]),
+        "seconds_per_plan": quartiles([s for spent in times for s in spent]),
+        "seconds_per_episode": quartiles([sum(spent) for spent in times if spent]),
+        "actions_per_second": actions_per_second(episodes),
+        "per_episode": entries,
+    }
+    if environment == "pusht":
+        moved = [entry["success"] for entry in entries if object_moves(entry["initial_distance"])]
+        result["moved"] = {"episodes": len(moved), **success_rate(moved)}
+    return result
+
+
+def success_rate(successes: Sequence[bool]) -> dict[str, Any]:
+    """`success_rate` and `success_ci95` (Wilson) of episodes."""
+    count = sum(successes)
+    return {
+        "success_rate": count / max(1, len(successes)),
+        "success_ci95": list(wilson(count, len(successes))),
+    }
+
+
+def actions_per_second(episodes: Sequence[Episode]) -> float | None:
+    """Environment steps executed per second of planning: the control frequency that planning sustains."""
+    spent = sum(sum(episode.seconds_per_plan) for episode in episodes)
+    return sum(episode.steps for episode in episodes if episode.decisions) / spent if spent else None
+
+
+def deadline_report(episodes: Sequence[Episode], deadline_ms: float) -> dict[str, Any]:
+    """How plans kept a deadline: share in time, and by how much the others were late."""
+    times = [1000 * seconds for episode in episodes for seconds in episode.seconds_per_plan]
+    late = [spent - deadline_ms for spent in times if spent > deadline_ms]
+    return {
+        "deadline_ms": deadline_ms,
+        "plans": len(times),
+        "in_time": 1 - len(late) / max(1, len(times)),
+        "overshoot_ms": {"median": float(np.median(late)), "max": max(late)} if late else None,
+    }
+
+
+def object_moves(distance: dict[str, float]) -> bool:
+    """Whether a goal of PushT asks for more than moving the disc: the T by over 20 px or 20 degrees."""
+    return distance["block"] > 20 or distance["angle"] > np.pi / 9

@@ -1,0 +1,71 @@
+"""What results were made on: processor, threads, kernels, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from sparsewm.files import sha256_files
+from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
+from sparsewm.precision import fast_bfloat16
+
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pymunk", "lerobot")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The machine, and what of the project ran on it."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "processor": processor_name(),
+        "bfloat16": fast_bfloat16(device),
+        "kernels": compiled_kernels(device),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "code": code_hash(),
+        **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def compiled_kernels(device: torch.device) -> list[str]:
+    """Kernels of this project that planning uses here; empty where torch's own operations take their place."""
+    if device.type == "cuda":
+        return ["triton"] if not isinstance(gpu_kernels(), str) else []
+    found = [] if isinstance(kernels(), str) else ["amx"]
+    names = {str(dtype).removeprefix("torch."): layout for dtype, layout in LAYOUTS.items()}
+    return found + [name for name, layout in names.items() if not isinstance(layers_library(layout), str)]
+
+
+@cache
+def code_hash() -> str:
+    """Short SHA-256 of the package's source: results of another code are other results."""
+    root = Path(__file__).parents[1]
+    sources = (path for kind in ("*.py", "*.c", "*.h", "*.yaml") for path in root.rglob(kind))
+    linked = (path for name in ("planners", "envs", "configs") for path in (root / name).rglob("*.*"))
+    chosen = {path.resolve() for path in (*sources, *linked) if path.suffix in (".py", ".c", ".h", ".yaml")}
+    return sha256_files(sorted(path for path in chosen if "pretrained" not in path.parts))[:12]
+
+
+def processor_name() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

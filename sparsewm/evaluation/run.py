@@ -1,0 +1,247 @@
+"""A configuration, run: from the tree of settings to episodes and results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from typing import Any
+
+import torch
+
+import sparsewm
+from sparsewm.agent import Agent, interface_of
+from sparsewm.config import NO_PROPOSALS, PlanConfig
+from sparsewm.envs import GoalEnv, SimulatedGoalEnv
+from sparsewm.errors import UserError
+from sparsewm.evaluation.actors import (
+    AgentActor,
+    Nothing,
+    Oracle,
+    PolicyActor,
+    RandomActions,
+    interface_of_env,
+)
+from sparsewm.evaluation.episodes import Actor, Episode, deadline_report, run_episodes, summarize
+from sparsewm.evaluation.machine import machine
+from sparsewm.model import WorldModel, kept_patches, load
+from sparsewm.model.checkpoint import pretrained_path
+from sparsewm.planners import PlanningError, ProposalSampler
+from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
+from sparsewm.proposals import load_sampler
+from sparsewm.settings import make_env
+from sparsewm.tasks import Task, make_tasks
+
+OnPlan = Callable[[int, int, Episode], None]
+OnEpisode = Callable[[int, Episode], None]
+
+
+@dataclass
+class Prepared:
+    """A checked configuration with all it needs: nothing is left to refuse.
+
+    Attributes:
+        envs: one for each episode of a batch. model: None for actors that need none.
+        sampler: a policy's candidates, None without.
+    """
+
+    config: PlanConfig
+    envs: list[GoalEnv]
+    device: torch.device
+    dtype: torch.dtype
+    model: WorldModel | None
+    sampler: ProposalSampler | None
+    tasks: list[Task]
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of patches, None without a world model."""
+        return None if self.model is None else self.model.config.grid
+
+    def actor(self) -> Actor:
+        """What acts in the environment."""
+        config, kind = self.config, self.config.run.actor
+        interface, instruction = interface_of_env(self.envs[0]), config.proposals.instruction
+        if kind == "nothing":
+            return Nothing()
+        if kind == "random":
+            return RandomActions()
+        if kind == "policy":
+            assert self.sampler is not None
+            steps = config.search.execute * self.envs[0].frameskip
+            return PolicyActor(self.sampler, interface, instruction, steps)
+        if kind == "oracle":
+            return Oracle(config, None, self.sampler, interface, instruction)
+        assert self.model is not None
+        return AgentActor(Agent(self.model, config, sampler=self.sampler))
+
+
+def devices_of(config: PlanConfig) -> list[str]:
+    """Names of the devices that share the episodes."""
+    return config.run.device.split(",")
+
+
+def prepare(config: PlanConfig) -> Prepared:
+    """Everything that can be refused, before anything is written or run.
+
+    Raises:
+        UserError: a setting is wrong, the checkpoint or the policy cannot be loaded or does not fit.
+    """
+    config = config.checked()
+    run = config.run
+    env = make_env(config.env)
+    if run.actor == "oracle" and not isinstance(env, SimulatedGoalEnv):
+        raise UserError(
+            f"{env.name} is no simulator whose states can be set: `actor` oracle cannot plan in it"
+        )
+    device, *_ = [choose_device(name) for name in devices_of(config)]
+    dtype = choose_dtype(run.dtype, device, planning=True)
+    model = load_model(config, env, device, dtype) if run.actor == "planner" else None
+    tasks = make_tasks(env, run.episodes, run.seed, config.goal)
+    sampler = None
+    if config.proposals.source != NO_PROPOSALS:
+        interface = interface_of_env(env) if model is None else interface_of(model)
+        kept = dtype if dtype.is_floating_point else fastest_dtype(device)
+        sampler = load_sampler(
+            config.proposals.source, interface, device, run.seed, config.proposals.names, kept
+        )
+    envs = [env, *(make_env(config.env) for _ in range(min(run.batch, run.episodes) - 1))]
+    prepared = Prepared(config, envs, device, dtype, model, sampler, tasks)
+    prepared.actor()  # an objective that the model lacks is refused here
+    return prepared
+
+
+def load_model(config: PlanConfig, env: GoalEnv, device: torch.device, dtype: torch.dtype) -> WorldModel:
+    """The world model of a configuration, checked against its environment."""
+    run = config.run
+    model = load(
+        run.checkpoint or pretrained_path(env.name),
+        device,
+        dtype,
+        encoder_name=run.encoder,
+        encoder_weights=run.encoder_weights,
+        hub_repo=run.hub_repo,
+    )
+    wanted, found = interface_of_env(env), interface_of(model)
+    sizes = [(one.action_dim, max(1, one.proprio_dim)) for one in (wanted, found)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the checkpoint of {model.environment} has {sizes[1][0]} action and {sizes[1][1]} proprioception "
+            f"numbers, {env.name} has {sizes[0][0]} and {sizes[0][1]}: give another `env` or `checkpoint`"
+        )
+    if isinstance(env, SimulatedGoalEnv) and model.environment != env.name and _is_ours(model.environment):
+        raise UserError(
+            f"the checkpoint was trained for {model.environment}, not {env.name}: give `env` "
+            f"{model.environment} or another `checkpoint`"
+        )
+    return model
+
+
+def _is_ours(name: str) -> bool:
+    from sparsewm import envs
+
+    return name in envs.names()
+
+
+def run(
+    ready: Prepared,
+    on_plan: OnPlan | None = None,
+    on_episode: OnEpisode | None = None,
+    frames: bool = False,
+) -> list[Episode]:
+    """Run the episodes of a prepared configuration on its devices.
+
+    Raises:
+        UserError: a process died, or an episode could not be planned.
+    """
+    if len(devices_of(ready.config)) > 1:
+        return _run_on_devices(ready, on_episode, frames)
+    try:
+        return run_episodes(
+            ready.envs, ready.tasks, ready.actor(), ready.config.goal.max_steps, on_plan, on_episode, frames
+        )
+    except PlanningError as error:
+        raise UserError(str(error)) from None
+
+
+def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
+    """What goes into results.json, besides the command."""
+    config, model = ready.config, ready.model
+    kept = None
+    if model is not None:
+        kept = {"kept": kept_patches(model.patches, config.tokens.drop), "total": model.patches}
+        if config.tokens.selection == "none":
+            kept["kept"] = 0
+    deadline = config.search.deadline_ms
+    return {
+        "environment": ready.envs[0].name,
+        "actor": config.run.actor,
+        "drop": config.tokens.drop,
+        "tokens": kept,
+        "planner": config.search.planner,
+        "proposals": config.proposals.source,
+        "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
+        "checkpoint": None if model is None else config.run.checkpoint or f"pretrained/{ready.envs[0].name}",
+        "device": config.run.device if len(devices_of(config)) > 1 else str(ready.device),
+        "dtype": None if model is None else str(ready.dtype).removeprefix("torch."),
+        "seed": config.run.seed,
+        "episodes": len(episodes),
+        "goal": {
+            "source": config.goal.source,
+            "offset": config.goal.offset if config.goal.source == "trajectory" else None,
+            "budget": config.goal.max_steps,
+        },
+        "settings": config.settings(),
+        **summarize(ready.envs[0].name, episodes),
+        "deadline": None if deadline is None else deadline_report(episodes, deadline),
+        "machine": machine(ready.device),
+        "version": sparsewm.__version__,
+    }
+
+
+# Episodes shared by several devices, with a process for each ----------------------------------------------
+
+_here: Prepared | None = None  # what this worker process has prepared
+
+
+def _begin(config: PlanConfig, devices: Queue[str], threads: int) -> None:
+    global _here
+    torch.set_num_threads(threads)
+    _here = prepare(replace(config, run=replace(config.run, device=devices.get())))
+
+
+def _run_some(numbers: list[int], frames: bool) -> list[Episode]:
+    assert _here is not None
+    return run(replace(_here, tasks=[_here.tasks[i] for i in numbers]), frames=frames)
+
+
+def _run_on_devices(ready: Prepared, on_episode: OnEpisode | None, frames: bool) -> list[Episode]:
+    """Batches of episodes on whichever device is free; every episode has its own seed."""
+    config, devices = ready.config, devices_of(ready.config)
+    context = get_context("spawn")
+    queue = context.Queue()
+    for device in devices:
+        queue.put(device)
+    threads = max(1, (os.cpu_count() or 1) // len(devices))
+    count, size = len(ready.tasks), config.run.batch
+    batches = [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+    pool = ProcessPoolExecutor(len(devices), context, _begin, (config, queue, threads))
+    episodes: dict[int, Episode] = {}
+    try:
+        jobs = {pool.submit(_run_some, batch, frames): batch for batch in batches}
+        for job in as_completed(jobs):
+            for number, episode in zip(jobs[job], job.result(), strict=True):
+                episodes[number] = episode
+                if on_episode is not None:
+                    on_episode(number, episode)
+    except BrokenProcessPool:
+        raise UserError(
+            "a planning process died, perhaps for lack of memory: try fewer devices, or a smaller `batch`"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [episodes[number] for number in range(count)]

@@ -1,0 +1,223 @@
+"""LeRobot's policies from a folder or the hub: found, whole, and normalised as they were trained."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsewm.errors import UserError
+from sparsewm.proposals.version import lerobot_imports
+
+with lerobot_imports():
+    import huggingface_hub
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import reset_sessions
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.configs.types import FeatureType, NormalizationMode
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
+    from safetensors.torch import load_model
+
+HUB = "hf:"
+"""Before a name that is to be looked up on the hub even where a folder is called so."""
+
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+FILES = ("config.json", "model.safetensors", *PROCESSORS)
+"""What LeRobot's own `save_pretrained` of a policy and its processors write."""
+
+NEEDED = {
+    NormalizationMode.MEAN_STD: ("mean", "std"),
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
+"""Statistics by how a feature is normalised."""
+
+ANSWER = 10.0  # seconds the hub may take to say whether it knows a policy
+
+
+def load_policy(path: str, device: torch.device) -> tuple[Any, Any, Any]:
+    """A policy, its pre- and its post-processor.
+
+    Nothing of a folder is looked for on the hub: what is missing there would be taken from a stranger's
+    repository of the same name.
+
+    Args:
+        path: folder, or `user/name` on the hub, with or without `HUB` before it. device: where it runs.
+
+    Raises:
+        UserError: no such policy, or damaged.
+    """
+    folder = Path(path)
+    local = not path.startswith(HUB) and folder.is_dir()
+    path = path.removeprefix(HUB)
+    if local:
+        _check_files(folder)
+    try:
+        connected = not local and _on_the_hub(path)
+        with contextlib.redirect_stdout(io.StringIO()), _network(connected):  # LeRobot tells what it loads
+            return _load(path, folder if local else None, device)
+    except UserError:
+        raise
+    except Exception as error:  # whatever files from anywhere make LeRobot, transformers and draccus raise
+        place = "damaged or of another version of LeRobot" if local else "not to be had from the hub"
+        raise UserError(
+            f"policy {path} is {place} ({type(error).__name__}: {error}): give another folder or hub name"
+        ) from None
+
+
+def check_statistics(path: str, config: Any, before: Any, after: Any, cameras: Collection[str]) -> None:
+    """Refuse processors that would leave as it is what the policy was trained on normalised.
+
+    LeRobot passes on unchanged what it finds no statistics for.
+
+    Args:
+        path: of the policy, for messages. config, before, after: of the policy.
+        cameras: those it is shown; others need no statistics.
+
+    Raises:
+        UserError: naming the feature.
+    """
+    seen = {
+        name: feature
+        for name, feature in config.input_features.items()
+        if feature.type is not FeatureType.VISUAL or name in cameras
+    }
+    for features, pipeline, kind in (
+        (seen, before, NormalizerProcessorStep),
+        (config.output_features, after, UnnormalizerProcessorStep),
+    ):
+        steps = [step for step in pipeline.steps if isinstance(step, kind)]
+        for name, feature in features.items():
+            wanted = config.normalization_mapping.get(feature.type.value, NormalizationMode.IDENTITY)
+            found = [_mode(step, name, feature) for step in steps]
+            found = [mode for mode in found if mode is not NormalizationMode.IDENTITY]
+            if found != [mode for mode in [wanted] if mode is not NormalizationMode.IDENTITY]:
+                told = ", ".join(mode.value for mode in found) or NormalizationMode.IDENTITY.value
+                raise UserError(
+                    f"{name} of policy {path} is normalised by {wanted.value}, but by {told} in its "
+                    "processors: save policy and processors together"
+                )
+            for step in steps if found else ():
+                _check_feature(path, name, feature, step, wanted)
+
+
+def _mode(step: Any, name: str, feature: Any) -> NormalizationMode:
+    """How a step treats a feature."""
+    known = step.normalize_observation_keys
+    inputs = feature.type is not FeatureType.ACTION
+    if inputs and (name not in step.features or (known is not None and name not in known)):
+        return NormalizationMode.IDENTITY
+    mode: NormalizationMode = step.norm_map.get(feature.type, NormalizationMode.IDENTITY)
+    return mode
+
+
+def _check_feature(path: str, name: str, feature: Any, step: Any, mode: NormalizationMode) -> None:
+    stats, remedy = step.stats or {}, "save its processors with the statistics of its own data"
+    if name not in stats:
+        found = ", ".join(sorted(stats)) or "none"
+        raise UserError(f"statistics of {name} are not in policy {path} (found {found}): {remedy}")
+    for key in NEEDED[mode]:
+        if key not in stats[name]:
+            found = ", ".join(sorted(stats[name]))
+            raise UserError(f"the {key} of {name} is not in policy {path} (found {found}): {remedy}")
+        value, shape = torch.as_tensor(stats[name][key]), tuple(feature.shape)
+        if not value.ndim:  # what LeRobot makes of a single number
+            value = value.reshape(1 if len(shape) == 1 else (1, 1, 1))
+        fits = tuple(value.shape) == shape
+        if feature.type is FeatureType.VISUAL:  # a number for each channel
+            fits = value.ndim == 3 and all(a in (1, b) for a, b in zip(value.shape, shape, strict=True))
+        if not fits or not value.isfinite().all():
+            what = f"shape {tuple(value.shape)}, not {shape}" if not fits else "numbers that are not finite"
+            raise UserError(f"the {key} of {name} in policy {path} has {what}: {remedy}")
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a folder that lacks files, those that its processors name included."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    for name in PROCESSORS:
+        if name in missing:
+            continue
+        try:
+            steps = json.loads((folder / name).read_text(encoding="utf-8"))["steps"]
+            named = [step["state_file"] for step in steps if step.get("state_file")]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"policy {folder} is damaged or of another version of LeRobot ({name}: {error}): save policy "
+                "and processors again"
+            ) from None
+        missing += [file for file in named if Path(str(file)).name != file or not (folder / file).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} is no LeRobot policy, {', '.join(missing)} is missing: save policy and processors "
+            "there"
+        )
+
+
+def _on_the_hub(name: str) -> bool:
+    """Whether the hub can be reached; it knows the policy then. Without it, what is in the cache counts.
+
+    Raises:
+        UserError: there is no such policy.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.model_info(name, timeout=ANSWER)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"policy {name} is not to be had from the hub, where nothing is called so: check the name, or "
+            "give the folder of a policy"
+        ) from None
+    except OSError:  # of requests, too
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _network(allowed: bool) -> Iterator[None]:
+    """Keep the hub's library off the network unless it is allowed, whatever asks for a file."""
+    if allowed or constants.HF_HUB_OFFLINE:
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    reset_sessions()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+        reset_sessions()
+
+
+def _load(path: str, folder: Path | None, device: torch.device) -> tuple[Any, Any, Any]:
+    config = PreTrainedConfig.from_pretrained(path, cli_overrides=[f"--device={device.type}"])
+    before: dict[str, dict[str, str]] = {"device_processor": {"device": str(device)}}
+    name = getattr(config, "vlm_model_name", None)
+    if name and folder is not None:
+        backbone = folder / name
+        if backbone.is_dir():  # carried along
+            config.vlm_model_name = str(backbone)
+            before["tokenizer_processor"] = {"tokenizer_name": str(backbone)}
+        elif not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            raise UserError(
+                f"policy {path} needs the backbone {name}, which is neither in its folder nor in the hub's "
+                f"cache: huggingface-cli download {name}"
+            )
+    for option, none in (("pretrained_backbone_weights", None), ("load_vlm_weights", False)):
+        if hasattr(config, option):  # weights to start training from, which would only be overwritten
+            setattr(config, option, none)
+    policy = get_policy_class(config.type).from_pretrained(path, config=config)
+    if folder is not None:
+        missing, _ = load_model(policy, folder / "model.safetensors", strict=False, device=device.type)
+        if missing:
+            raise ValueError(f"weights are missing: {', '.join(sorted(missing)[:3])}")
+    processors = make_pre_post_processors(config, path, preprocessor_overrides=before)
+    policy.to(device).eval().requires_grad_(False)
+    return policy, *processors

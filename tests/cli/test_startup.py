@@ -1,0 +1,107 @@
+"""Every command starts wherever Python does: without OpenGL, a home, docstrings, or room for more than ASCII."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NO_GL = {"MUJOCO_GL": "nonsense"}  # the import of MuJoCo itself fails
+REPOSITORY = Path(__file__).parents[2]
+
+
+def python(
+    *arguments: str, place: Path | None = None, options: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, *options, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | variables
+    return subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True)
+
+
+def program(*lines: str, **variables: str) -> str:
+    """What a program prints."""
+    done = python("-c", "\n".join(lines), **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_command_line_imports_no_mujoco() -> None:
+    assert program("import sys, sparsewm.cli", "print('mujoco' in sys.modules)", **NO_GL) == "False"
+
+
+@pytest.mark.parametrize("environment", ["wall", "rope"])
+def test_environments_that_draw_by_themselves_need_no_opengl(environment: str) -> None:
+    lines = ("from sparsewm import envs", f"env = envs.make('{environment}')")
+    lines = (*lines, "print(env.reset(seed=0)[0]['pixels'].sum())")
+    with_gl, without = program(*lines), program(*lines, **NO_GL)
+    assert with_gl == without
+
+
+def test_planning_needs_no_opengl_but_where_it_draws(tmp_path: Path) -> None:
+    plan = ("-m", "sparsewm", "plan", "--selection", "none", "--episodes", "1", "--no-video", "--output", "o")
+    assert python(*plan, "--env", "wall", place=tmp_path, **NO_GL).returncode == 0
+    done = python(*plan, "--env", "pointmaze", place=tmp_path, **NO_GL)
+    assert done.returncode == 2
+    assert "found no OpenGL" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_doctor_does_not_blame_packages_for_a_missing_opengl() -> None:
+    lines = ("from sparsewm.cli import doctor", "print(doctor.check_packages())", "doctor.check_rendering()")
+    done = python("-c", "\n".join(lines), **NO_GL)
+    assert "mujoco" in done.stdout and "Trouble: PointMaze gave no frame" in done.stderr
+
+
+def test_a_way_to_draw_is_chosen_on_linux_alone() -> None:
+    lines = (
+        "import importlib, os, sys, sparsewm.cli",
+        "for sys.platform in ('darwin', 'linux'):",
+        "    os.environ.pop('MUJOCO_GL', None)",
+        "    importlib.reload(sparsewm.cli)",
+        "    print(os.environ.get('MUJOCO_GL'))",
+    )
+    assert program(*lines).split() == ["None", "egl"]
+
+
+def test_threads_do_not_wait_in_a_busy_loop_unless_told_to() -> None:
+    lines = (
+        "import os, sparsewm",
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in __import__('sys').modules)",
+    )
+    assert program(*lines) == "1000 False"
+    assert program(*lines, GOMP_SPINCOUNT="7") == "7 False"
+    assert program(*lines, OMP_WAIT_POLICY="active") == "None False"
+
+
+def test_help_is_the_same_without_docstrings() -> None:
+    full, bare = (python("-m", "sparsewm", "--help", options=options) for options in ((), ("-OO",)))
+    assert full.returncode == bare.returncode == 0
+    assert full.stdout == bare.stdout and "Plan(" not in bare.stdout
+
+
+def test_help_where_only_ascii_can_be_printed() -> None:
+    done = python("-m", "sparsewm", "--help", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "Plan from pixels" in done.stdout, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsewm", "plan", "--help"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_device_message_has_a_bounded_length() -> None:
+    done = python("-m", "sparsewm", "plan", "--env", "wall", "--device", "mps")
+    if done.returncode == 2:  # on a Mac it works
+        assert "--device mps does not work here" in done.stderr and len(done.stderr) < 300
