@@ -172,7 +172,7 @@ def main(arguments: Arguments) -> None:
 
     result = encoder
     if arguments.recipe.steps:
-        scenes = make_scenes(arguments, encoder.resolution)
+        scenes = make_scenes(arguments, encoder.resolution[0])
         with bar:
             student = encoder.train().requires_grad_(True)
             dtype = fastest_dtype(torch.device("cpu"))
@@ -203,7 +203,7 @@ def main(arguments: Arguments) -> None:
             "readings": arguments.readings,
             "width": result.width,
             "patch": result.patch,
-            "resolution": result.resolution,
+            "resolution": result.resolution[0],
         },
     }
     write_json(arguments.output / "card.json", json.loads(json.dumps(card | trained)))

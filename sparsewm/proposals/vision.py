@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS, overlay
-from sparsewm.encoders.embedded import sincos_positions
+from sparsewm.positions import sincos_positions
 
 if TYPE_CHECKING:
     from sparsewm.data.hindsight import HindsightFrames
