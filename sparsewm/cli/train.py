@@ -2,93 +2,81 @@
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import tyro
 import yaml
-from rich.console import Console
-from tyro.conf import Suppress
 
-from sparsewm.cli.common import check_seed, progress_bar
+from sparsewm.cli.common import about, progress_bar, taken
 from sparsewm.config import plain, read_yaml
 from sparsewm.training.config import TrainConfig, presets
 from sparsewm.training.run import Trained, train
 
-RARE = ("muon", "warmup", "weight_decay", "clip", "ramp", "smallest_group", "trained_groups", "full_every")
-RARE += ("ema", "mlp", "heads", "penalty", "smallest", "blind", "frames", "ground", "noise")
-"""Settings that --help only names; those of the heads' own optimisers are, too."""
 
-
-@dataclass(frozen=True)
-class Train(TrainConfig):
+class Train:
     """Train a world model on recorded episodes: encode them once, train, validate.
 
-    --resume continues after any interruption. No environment is needed where there is a dataset.
+    It needs no environment where there is a dataset. --resume continues after any interruption.
 
-    Examples:
-    sparsewm train --env wall --dataset data/wall.h5 --output runs/wall
-    sparsewm train --dataset my_robot.h5 --steps 2000
+    Example: sparsewm train --dataset my_robot.h5 --steps 2000 --output runs/robot
     """
 
-    preset: str = "default"
-    """Sizes: default (two CPU cores) or paper (a GPU)."""
-    config: Path | None = None
-    """YAML file of settings, as --show-config prints them; flags come on top."""
-    show_config: bool = False
-    """Print all settings as YAML, and do nothing."""
+    tree = TrainConfig
+    interrupted = "interrupted: the same command with --resume goes on from the last checkpoint"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Train:
         """The command under its flags: these lie over a file's settings, a preset's and an environment's."""
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for name in ("env", "preset", "config"):
-            first.add_argument(f"--{name}")
-        for name in ("start", "extend"):
-            first.add_argument(f"--{name}", f"--run.{name}", type=Path)
-        found, _ = first.parse_known_args(arguments)
-        file = found.config
-        tree = TrainConfig.of(
-            found.env,
-            found.preset or "default",
-            found.start,
-            found.extend,
-            read_yaml(file) if file else None,
+        found: dict[str, str | None] = {}
+        for name in ("preset", "config"):
+            found[name], arguments = taken(arguments, f"--{name}")
+        show = "--show-config" in arguments
+        arguments = [word for word in arguments if word != "--show-config"]
+        for name in ("env", "start", "extend"):
+            found[name] = taken(arguments, f"--{name}")[0] or taken(arguments, f"--run.{name}")[0]
+        start, extend = (
+            None if found[name] is None else Path(str(found[name])) for name in ("start", "extend")
+        )
+        file = found["config"]
+        config = TrainConfig.of(
+            found["env"],
+            found["preset"] or "default",
+            start,
+            extend,
+            None if file is None else read_yaml(file),
             str(file),
         )
-        usual = {part.name: getattr(tree, part.name) for part in fields(tree)}
-        asks = any(word in ("-h", "--help") for word in arguments)
-        command: Train = tyro.cli(
-            _short(cls) if asks else cls,
-            prog="sparsewm train",
-            description=f"{cls.__doc__}\n{_named_only()}",
-            args=arguments,
-            default=None if asks else cls(**usual),
+        names = "|".join(presets())
+        text = (
+            f"{inspect.cleandoc(about(cls) or '')}\n\n--preset {names}: sizes for two CPU cores, or a GPU. --config "
+            "FILE reads any of these settings from YAML, as --show-config prints them; flags go first."
         )
-        return command
+        config = tyro.cli(
+            TrainConfig,
+            prog="sparsewm train",
+            description=text,
+            args=arguments,
+            default=config,
+            compact_help=True,
+        )
+        return cls(config, show)
 
-    def run_command(self) -> int:
-        """Train, and say what was made and what to do with it."""
-        check_seed(self.run.seed)
-        tree = TrainConfig(**{part.name: getattr(self, part.name) for part in fields(TrainConfig)})
-        if self.show_config:
-            print(yaml.safe_dump(plain(asdict(tree)), sort_keys=False), end="")
+    def __init__(self, config: TrainConfig, show: bool = False) -> None:
+        self.config, self.show = config, show
+
+    def run(self) -> int:
+        if self.show:
+            print(yaml.safe_dump(plain(asdict(self.config)), sort_keys=False), end="")
             return 0
-        try:
-            trained = train(tree, progress_bar, _say)
-        except KeyboardInterrupt:
-            Console(stderr=True).print(
-                "interrupted: the same command with --resume goes on from the last checkpoint"
-            )
-            return 130
-        if tree.run.extend is None:
+        trained = train(self.config, progress_bar, _say)
+        if self.config.run.extend is None:
             print(f"{trained.steps} steps in {trained.seconds / 60:.1f} min")
         print(f"checkpoint in {trained.checkpoint}")
-        print(_next(tree, trained))
+        print(_next(self.config, trained))
         return 0
 
 
@@ -113,41 +101,3 @@ def _next(config: TrainConfig, trained: Trained) -> str:
     if config.env is not None and trained.model.distance is None:
         words += ["--cost.objective", "mse"]
     return f"{purpose}: sparsewm {shlex.join(map(str, words))}"
-
-
-def _rare(name: str, section: str) -> bool:
-    own = ("batch", "lr", "weight_decay", "warmup", "full_every", "ema")
-    return (
-        name in RARE
-        if section in ("optim", "model")
-        else section in ("distance", "decoder") and (name in (*RARE, *own))
-    )
-
-
-def _short(tree: type[Any], section: str = "") -> type[Any]:
-    """The tree without what `_rare` names, for help that fits on two screens."""
-    hints = get_type_hints(tree, include_extras=True)
-    parts: list[tuple[str, Any, Any]] = []
-    for part in fields(tree):
-        kind = hints[part.name]
-        if is_dataclass(kind):
-            shorter = _short(kind, part.name)  # type: ignore[arg-type]
-            parts.append((part.name, shorter, field(default_factory=shorter)))
-        elif _rare(part.name, section):
-            parts.append((part.name, Suppress[kind], field(default=part.default)))
-    return make_dataclass(tree.__name__, parts, bases=(tree,), frozen=True)
-
-
-def _named_only() -> str:
-    """The settings that help leaves out."""
-
-    def names(tree: type[Any], prefix: str, section: str) -> list[str]:
-        hints, found, rare = get_type_hints(tree), [], []
-        for part in fields(tree):
-            if is_dataclass(kind := hints[part.name]):
-                found += names(kind, f"{prefix}{part.name}.", part.name)  # type: ignore[arg-type]
-            elif _rare(part.name, section):
-                rare.append(part.name.replace("_", "-"))
-        return found + ([f"--{prefix}{{{','.join(rare)}}}"] if rare else [])
-
-    return "More settings: " + " ".join(names(TrainConfig, "", "")) + f". Presets: {', '.join(presets())}."

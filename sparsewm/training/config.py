@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sparsewm.config import at_least, config_folder, environment_file, merged, one_of, read_yaml, usual
-from sparsewm.data.dataset import environment_name
+from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.model.predictor import PredictorConfig
 
@@ -34,6 +34,12 @@ class EncoderConfig:
     """Height and width it sees in pixels, or one number; its own in the data's aspect ratio if left out."""
     letterbox: Annotated[bool, usual("letterbox")] = False
     """Pad pictures of another aspect ratio instead of fitting the resolution to them."""
+
+    def __post_init__(self) -> None:
+        if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
+            raise UserError(
+                f"`resolution` is a height and a width in pixels, or one number, not {self.resolution}"
+            )
 
 
 @dataclass(frozen=True)
@@ -198,9 +204,7 @@ class TrainRunConfig:
     def __post_init__(self) -> None:
         at_least(0, seed=self.seed)
         if self.start is not None and self.extend is not None:
-            raise UserError(
-                "`start` and `extend` exclude each other: `extend` keeps the predictor as it is"
-            )
+            raise UserError("`start` and `extend` exclude each other: `extend` keeps the predictor as it is")
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,7 @@ class TrainConfig:
         if env := env or content.get("env"):
             content["env"] = env
         tree = cls()
-        path = environment_file(environment_name(env)) if env else None
+        path = environment_file(canonical(env)) if env else None
         if path is not None and path.is_file():
             tree = merged(tree, read_yaml(path).get("train", {}), str(path))
         tree = merged(tree, _preset_content(preset, not run.get("start") and not run.get("extend")), preset)

@@ -94,16 +94,15 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
         name = given.environment if given is not None else name_of(data, env)
         history = config.model.history if given is None else given.history
         frames = DISTANCE_FRAMES if finished is not None else history + config.optim.horizon
+        count_windows(data, frames, frameskip, np.arange(data.episodes))  # is any long enough?
         split = data.split(shortest=(frames - 1) * frameskip + 1)
-        for episodes in split:
-            count_windows(data, frames, frameskip, episodes)  # before the long encoding
         folder = output_folder(run.output or Path("runs") / name)
         with only_one(folder):
             _check_free(config, folder)
             pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
             space = None if env is None else (env.action_space.low, env.action_space.high)
             shown = interface(data, name, frameskip, space)
-            for sentence in warnings(data, split[0], pictures, space):
+            for sentence in warnings(data, pictures, space):
                 say(f"warning: {sentence}")
             whitening = config.optim.whitening
             fast = fast_copy(encoder, pictures, dtype, whitening)
@@ -171,7 +170,16 @@ def _encoder(
         return first.encoder
     name = asked.name if first is None else asked.name or first.encoder.name
     named: dict[str, Any] = {} if name is None else {"name": name}
-    return load_encoder(**named, weights=asked.weights, hub_repo=asked.hub_repo, device=device)
+    sides = asked.resolution
+    return load_encoder(
+        **named,
+        weights=asked.weights,
+        hub_repo=asked.hub_repo,
+        device=device,
+        resolution=None if not sides else sides[0] if len(sides) == 1 else (sides[0], sides[1]),
+        letterbox=asked.letterbox,
+        picture=picture,
+    )
 
 
 def _check_free(config: TrainConfig, folder: Path) -> None:

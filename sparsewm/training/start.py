@@ -82,7 +82,7 @@ def new_model(
 def measures_otherwise(first: WorldModel, encoder: PatchEncoder, whitening: float) -> bool:
     """Whether the tokens of a checkpoint to go on from differ from those of this run."""
     before = first.metadata.get("training", {}).get("whitening", 0.0)
-    return bool(first.encoder.hash != encoder.hash or before != whitening)
+    return bool(first.encoder.key != encoder.key or before != whitening)
 
 
 def translated(
@@ -130,27 +130,28 @@ def check_fits(model: WorldModel, dataset: Dataset) -> None:
             )
 
 
-def warnings(dataset: Dataset, episodes: np.ndarray, pictures: np.ndarray, space: Any = None) -> list[str]:
+def warnings(dataset: Dataset, pictures: np.ndarray, space: Any = None) -> list[str]:
     """What is odd about data that can be trained on, a sentence each.
 
     Args:
         pictures: some of the data (K, H, W, 3).
         space: bounds (low, high) of an environment's actions, each (A,); None: what the dataset declares.
     """
-    found, rows = [], dataset.rows_of(episodes)
+    found = []
     if (pictures == pictures[0]).all():
         found.append(f"the pictures of {dataset.path} never change: nothing can be learned from them")
     for name in ("action", "proprio") if dataset.has_proprio else ("action",):
-        values, names = getattr(dataset, name)[rows].astype(np.float64), getattr(dataset, f"{name}_names")
+        values, names = getattr(dataset, name).astype(np.float64), getattr(dataset, f"{name}_names")
         still = [names[i] for i in np.flatnonzero(values.max(0) == values.min(0))]
         if still:
             found.append(f"{name} {', '.join(still)} never changes")
-        low, middle, high = np.quantile(values, (0.01, 0.5, 0.99), axis=0)
+        order, aside = np.sort(values, 0), -(-len(values) // 100)
+        low, middle, high = order[aside], order[len(order) // 2], order[-1 - aside]
         far = np.abs(values - middle).max(0)
         for i in np.flatnonzero((high > low) & (far > OUTLIER * (high - low))):
             worst = int(np.argmax(np.abs(values[:, i] - middle[i])))
             found.append(
-                f"{name} {names[i]} is {values[worst, i]:g} in row {rows[worst]}, though 98% of the rows are "
+                f"{name} {names[i]} is {values[worst, i]:g} in row {worst}, though 98% of the rows are "
                 f"within {low[i]:g} and {high[i]:g}: if that is an error, remove its episode"
             )
     bounds = (dataset.action_low, dataset.action_high) if space is None and dataset.declared_bounds else space

@@ -236,7 +236,7 @@ class Trainer:
         model, encoder = self.model, self.model.encoder
         parts = {
             "dataset": self.train.dataset.hash,
-            "encoder": f"{encoder.name} {encoder.hash} {encoder.key} {list(encoder.grid)}",
+            "encoder": f"{encoder.name} {encoder.key}",
             "dtype": str(self.dtype).removeprefix("torch."),
             "frameskip": model.frameskip,
             "model": asdict(model.config),
@@ -343,5 +343,5 @@ class Trainer:
 
 
 def _short(value: Any) -> str:
-    """A value, its hashes by their first digits."""
-    return " ".join(word[:12] if len(word) == 64 else word for word in str(value).split()[:2])
+    """A value; a hash by its first digits."""
+    return str(value)[:12] if len(str(value)) == 64 else str(value)

@@ -150,8 +150,8 @@ def test_actions_outside_the_environment_are_named(tmp_path: Path) -> None:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two datasets and a run on the first of them, in bfloat16."""
     folder = tmp_path_factory.mktemp("stopped")
-    write(folder / "a.h5")
-    write(folder / "b.h5", lambda _, rows: rows["proprio"].__iadd__(1))
+    write(folder / "a.h5", frameskip=2)
+    write(folder / "b.h5", lambda _, rows: rows["proprio"].__iadd__(1), frameskip=2)
     run = {"output": folder / "run", "dtype": "bfloat16"}
     train(config(folder / "a.h5", run=run))
     return folder
@@ -166,7 +166,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("a", {"optim": {"whitening": 0.2}}, r"settings \(whitening\)"),
         ("a", {"optim": {"batch": 3, "lr": 1e-3}}, r"settings \(batch, lr\)"),
         ("a", {"run": {"seed": 1}}, r"settings \(seed\)"),
-        ("a", {"frameskip": 3}, "frameskip 5, not 3"),
+        ("a", {"frameskip": 3}, "frameskip 2, not 3"),
         ("a", {"model": {"depth": 2}}, "model"),
     ],
 )
@@ -227,7 +227,7 @@ def test_one_folder_is_trained_into_by_one_process(tmp_path: Path) -> None:
     folder.mkdir()
     handle = os.open(folder, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another process writes to .*out right now"):
+    with pytest.raises(UserError, match=r"another process writes to .*out right now"):
         train(config(dataset, run={"output": folder}))
     os.close(handle)
     assert train(config(dataset, run={"output": folder})).steps == 2
@@ -248,7 +248,9 @@ def test_heads_and_start_need_no_environment(stopped: Path, tmp_path: Path) -> N
 
 def test_a_checkpoint_of_other_sizes_is_refused(stopped: Path, tmp_path: Path) -> None:
     dataset = write(tmp_path / "other.h5", lambda _, rows: rows.update(action=rows["action"][:, :1]))
-    with pytest.raises(UserError, match="'action' of .* has 1 numbers a row, the checkpoint was trained on 2"):
+    with pytest.raises(
+        UserError, match=r"'action' of .* has 1 numbers a row, the checkpoint was trained on 2"
+    ):
         train(config(dataset, encoder={"name": None}, run={"start": stopped / "run" / "checkpoint"}))
 
 
@@ -270,5 +272,5 @@ def test_settings_lie_over_each_other() -> None:
     assert TrainConfig.of("pusht", "paper", start=Path("x")).encoder.name is None  # the checkpoint's
     kept = TrainConfig.of("wall", start=Path("x"), content={"optim": {"lr": 1e-3}})
     assert kept.optim.lr == 1e-3 and kept.run.start == Path("x")
-    with pytest.raises(UserError, match="there is no setting `stps`. Did you mean 'steps'?"):
+    with pytest.raises(UserError, match="there is no setting `stps`"):
         TrainConfig.of(content={"optim": {"stps": 3}})

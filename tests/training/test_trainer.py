@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sparsewm.errors import UserError
 from sparsewm.model import load
-from sparsewm.training.optim import MasterAdamW, MasterMuon, orthogonalized
 from sparsewm.training.config import OptimConfig
+from sparsewm.training.optim import MasterAdamW, MasterMuon, orthogonalized
 from sparsewm.training.trainer import STATE_FILE, Trainer, rollout_length, validate
 from tests.data.tiny import write_dataset
 from tests.model.tiny import tiny_encoder
@@ -174,7 +174,9 @@ def test_resume_with_other_settings(data: Path, tmp_path: Path) -> None:
 
 def test_resume_with_another_model(data: Path, tmp_path: Path) -> None:
     make_trainer(data, tmp_path, steps=4).run()
-    with pytest.raises(UserError, match=r"a run with other model: give the same to resume it, or another `output`"):
+    with pytest.raises(
+        UserError, match=r"a run with other model: give the same to resume it, or another `output`"
+    ):
         make_trainer(data, tmp_path, steps=4, history=3).resume()
 
 

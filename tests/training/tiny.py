@@ -51,7 +51,12 @@ def make_model(dataset: Dataset, tokens: TokenCache, history: int = 2) -> WorldM
 
 
 def make_trainer(
-    data: Path, folder: Path, dtype: torch.dtype = torch.bfloat16, history: int = 2, seed: int = 0, **changes: Any
+    data: Path,
+    folder: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    history: int = 2,
+    seed: int = 0,
+    **changes: Any,
 ) -> Trainer:
     """The last tenth of the episodes validates."""
     config = OptimConfig(**(CONFIG | changes))
