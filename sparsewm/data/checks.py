@@ -13,7 +13,10 @@ OUTLIER = 100.0
 
 
 def warnings(
-    dataset: Dataset, episodes: np.ndarray | None = None, pictures: np.ndarray | None = None, space: Any = None
+    dataset: Dataset,
+    episodes: np.ndarray | None = None,
+    pictures: np.ndarray | None = None,
+    space: Any = None,
 ) -> list[str]:
     """What is odd about a dataset, a sentence each.
 

@@ -253,7 +253,7 @@ def open_dataset(
 
 def environment_name(value: object) -> str:
     """The short name of an environment of ours spelled in any way (`Wall`, `sparsewm/Wall-v0`, bytes)."""
-    from sparsewm.config import canonical  # which knows planners and environments
+    from sparsewm.envs import canonical
 
     return canonical(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
 

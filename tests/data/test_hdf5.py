@@ -360,7 +360,9 @@ def test_columns_that_others_leave_out_or_add(tmp_path: Path) -> None:
         file.attrs["environment"] = b"sparsewm/Wall-v0"
         file.attrs["action_names"] = ["left", "right"]
         file.attrs["fps"] = 12.5
-    with pytest.raises(UserError, match=r"has several cameras: name those to show \(pixels, wrist\)"):
+    with pytest.raises(
+        UserError, match=r"has several cameras, name those to show with `cameras`: pixels, wrist"
+    ):
         open_dataset(path)
     dataset = open_dataset(path, "wall", ["pixels", "wrist"])
     assert dataset.lengths.tolist() == [9, 5, 12] and dataset.state is None

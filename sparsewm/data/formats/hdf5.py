@@ -71,7 +71,9 @@ class HDF5Dataset(Dataset):
         available = self._cameras()
         shown = list(cameras) or list(available)[:1]
         if len(available) > 1 and not cameras:
-            self._faults.append(f"it has several cameras: name those to show ({', '.join(available)})")
+            self._faults.append(
+                f"it has several cameras, name those to show with `cameras`: {', '.join(available)}"
+            )
         for name in shown:
             if name not in available:
                 self._file.close()
