@@ -25,7 +25,9 @@ def sincos_positions(rows: int, cols: int, dim: int, finest: int | None = None) 
     if dim % 4:
         raise ValueError(f"the position code needs a dimension divisible by 4, got {dim}")
     quarter = dim // 4
-    frequencies = torch.logspace(math.log2(0.5), math.log2((finest or max(rows, cols)) / 2), quarter, base=2.0)
+    frequencies = torch.logspace(
+        math.log2(0.5), math.log2((finest or max(rows, cols)) / 2), quarter, base=2.0
+    )
     y = (torch.arange(rows) + 0.5) / rows
     x = (torch.arange(cols) + 0.5) / cols
     angle_y = 2 * math.pi * y[:, None] * frequencies  # (rows, quarter)

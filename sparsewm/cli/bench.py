@@ -51,6 +51,10 @@ class Bench:
     """default: the shipped model; paper: the paper's sizes with random weights."""
     checkpoint: Path | None = None
     """Checkpoint folder to time instead."""
+    encoder_weights: Path | None = None
+    """Local weights file of its encoder."""
+    hub_repo: Path | None = None
+    """Local clone of its encoder's torch.hub repository."""
     candidates: int = 100
     """Candidates per iteration."""
     horizon: int = 5
@@ -90,7 +94,8 @@ class Bench:
         if self.preset == "paper" and self.checkpoint is None:
             model = paper_model(env, device, dtype, self.seed)
         else:
-            model = bench_model(env, self.checkpoint, device, dtype)
+            files = {"encoder_weights": self.encoder_weights, "hub_repo": self.hub_repo}
+            model = bench_model(env, self.checkpoint, device, dtype, **files)
         folder = output_folder(self.output)
         with progress_bar("timing") as progress:
             report = measure(

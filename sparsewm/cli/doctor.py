@@ -263,6 +263,7 @@ def check_hub() -> str:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=5).close()
         except OSError as error:
             finding, remedy = str(unreachable(HUB_ENCODER, spec, error)).split(": ", 1)
+            remedy = remedy.replace("`hub_repo`", "--hub-repo").replace("`weights`", "--encoder-weights")
             raise Trouble(finding, remedy) from None
     return f"reachable; downloads go to {torch.hub.get_dir()} (TORCH_HOME moves them)"
 

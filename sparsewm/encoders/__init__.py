@@ -41,6 +41,7 @@ __all__ = [
     "check_encoder_name",
     "fitted_resolution",
     "load_encoder",
+    "names_code",
     "random_twin",
     "weights_hash",
 ]
@@ -105,6 +106,12 @@ def load_encoder(
 def check_encoder_name(name: str) -> None:
     """Raise a `UserError` unless `load_encoder` knows the name, or can import what it names."""
     _factory(name.removesuffix(":cls"))
+
+
+def names_code(name: str) -> bool:
+    """Whether a name is a place `module:attribute`, whose code would be imported."""
+    name = name.removesuffix(":cls")
+    return ":" in name and name.partition(":")[0] not in ENCODERS and name not in ENCODERS
 
 
 def _factory(name: str) -> tuple[Callable[..., PatchEncoder], str | None]:

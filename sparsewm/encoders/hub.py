@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import importlib.util
 import pickle
 import sys
 import urllib.error
@@ -189,14 +190,15 @@ def load_hub_encoder(
     size = whole_patches(resolution, spec.patch, name)
     network = _build(name, spec, hub_repo)
     path = Path(weights).expanduser() if weights is not None else _download_weights(name, spec)
+    network = TimmDino(name) if network is None else network
     state = _load_weights(name, spec, network, path)
     encoder = HubEncoder(name, network, state, size)
     encoder.freeze()
     return encoder
 
 
-def _build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module:
-    """The network without weights: by the hub repository's own code, by timm where that is out of reach."""
+def _build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module | None:
+    """The network without weights, by the hub repository's code; None where only timm can build it."""
     place, source = f"{spec.repository}:{spec.commit}", "github"
     if hub_repo is not None:
         folder, source = Path(hub_repo).expanduser(), "local"
@@ -207,10 +209,9 @@ def _build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module:
         with _quiet_hub():
             network: nn.Module = torch.hub.load(place, name, source=source, pretrained=False, **HUB_OPTIONS)
     except (OSError, http.client.HTTPException, zipfile.BadZipFile) as error:
-        try:
-            return TimmDino(name)
-        except ImportError:
+        if hub_repo is not None or importlib.util.find_spec("timm") is None:
             raise unreachable(name, spec, error) from None
+        return None
     except (ImportError, RuntimeError, AttributeError, TypeError, SyntaxError) as error:
         where = place if hub_repo is not None else spec.code
         raise UserError(f"{where} does not build {name} ({error}): give `hub_repo` {_clone(spec)}") from None
@@ -294,7 +295,7 @@ def unreachable(name: str, spec: HubSpec, error: Exception) -> UserError:
         f"cannot download {name} ({reason}): connect this machine to the network; or give `hub_repo` "
         f"{_clone(spec)} and `weights` the file from {spec.url} (with timm installed the file is enough); or "
         "set TORCH_HOME to a folder where another machine has downloaded them; or use the encoder "
-        "`embedded`, which is shipped"
+        "that is shipped, 'embedded'"
     )
 
 

@@ -29,10 +29,10 @@ from sparsewm.training.config import preset
 
 
 def bench_model(
-    env: GoalEnv, checkpoint: Path | None, device: torch.device, dtype: torch.dtype
+    env: GoalEnv, checkpoint: Path | None, device: torch.device, dtype: torch.dtype, **files: Path | None
 ) -> WorldModel:
-    """The model to time: a checkpoint, or the shipped one."""
-    return load(checkpoint or pretrained_path(env.name), device, dtype, environment=env.name)
+    """The model to time: a checkpoint, or the shipped one; `files` as `load` takes them for its encoder."""
+    return load(checkpoint or pretrained_path(env.name), device, dtype, environment=env.name, **files)
 
 
 def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: int) -> WorldModel:

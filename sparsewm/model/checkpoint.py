@@ -61,7 +61,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
             information = model.metadata | {
                 "environment": model.environment,
                 "frameskip": model.frameskip,
-                "encoder": {"name": model.encoder.name, "hash": model.encoder.hash},
+                "encoder": model.encoder.identity,
             }
             information |= metadata or {}
             (temporary / FILES[2]).write_text(json.dumps(information, indent=2) + "\n")
@@ -119,6 +119,10 @@ def load(
         decoder_config = None if decoder is None else DecoderConfig(**decoder)
         predictor_config = PredictorConfig(**config)
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
+        seen = {key: metadata["encoder"][key] for key in ("resolution", "letterbox") if key in metadata["encoder"]}
+        if "resolution" in seen:
+            height, width = seen["resolution"]
+            seen["resolution"] = int(height), int(width)
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
@@ -132,12 +136,20 @@ def load(
             f"--encoder out, or train with --encoder {encoder_name}"
         )
     if encoder is None:
-        encoder = load_encoder(recorded["name"], encoder_weights, hub_repo, expected_hash=recorded["hash"])
+        named = {"name": recorded["name"], "expected_hash": recorded["hash"]}
+        try:
+            encoder = load_encoder(**named, weights=encoder_weights, hub_repo=hub_repo, **seen)
+        except UserError as error:
+            raise UserError(str(error).replace("`weights`", "`encoder_weights`")) from None
     elif encoder.hash != recorded["hash"]:
         raise UserError(
             f"checkpoint {path} was trained on other weights of encoder {recorded['name']} "
-            f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file with "
-            "--encoder-weights"
+            f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file as `weights`"
+        )
+    elif encoder.resolution != seen.get("resolution", encoder.resolution):
+        raise UserError(
+            f"checkpoint {path} was trained on pictures of {seen['resolution']} pixels, not of "
+            f"{encoder.resolution}: load the encoder with that `resolution`"
         )
     model = WorldModel(encoder, predictor_config, name, frameskip, metadata, distance_config, decoder_config)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sparsewm.config import environment_file, read_yaml
 from sparsewm.data import Dataset, collect, open_dataset
+from sparsewm.data.tokens import token_bytes
 from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
@@ -94,9 +95,7 @@ def name_of(dataset: Dataset, env: GoalEnv | None) -> str:
 def token_folder(dataset: Dataset, encoder: PatchEncoder, folder: Path) -> Path | None:
     """Where encoded frames are kept: beside the dataset (None), or with the results if there is no room."""
     beside = dataset.path.parent
-    size = 2 * dataset.rows * encoder.tokens * encoder.dim
-    if list(beside.glob(f"{dataset.path.stem}.tokens-*")) or (
-        os.access(beside, os.W_OK) and shutil.disk_usage(beside).free > size
-    ):
+    if list(beside.glob(f"{dataset.path.stem}.tokens-*-{encoder.key}.bin")):
         return None
-    return folder
+    room = beside.is_dir() and shutil.disk_usage(beside).free > token_bytes(dataset.rows, encoder)
+    return None if room and os.access(beside, os.W_OK) else folder

@@ -107,7 +107,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
             whitening = config.optim.whitening
             fast = fast_copy(encoder, pictures, dtype, whitening)
             with progress("encoding") as bar:
-                tokens = TokenCache(data, fast, token_folder(data, fast, folder), progress=bar)
+                tokens = TokenCache(data, fast, token_folder(data, fast, folder), bar, say)
             if finished is not None:
                 finished.metadata.setdefault("interface", shown.to_dict())
                 _train_heads(config, finished, data, tokens, split, folder, dtype, progress)

@@ -203,19 +203,19 @@ def test_checkpoint_of_another_encoder(folder: Path) -> None:
     ):
         reload(folder, encoder_name="dinov2_vits14")
     with pytest.raises(
-        UserError, match=r"trained on other weights .*: give the original file with --encoder-weights"
+        UserError, match=r"trained on other weights .*: give the original file as `weights`"
     ):
         reload(folder, encoder=tiny_encoder(weights_hash="f" * 64))
 
 
 def test_encoder_weights_are_checked_against_the_recorded_hash(folder: Path, tmp_path: Path) -> None:
-    """The recorded encoder is loaded from --encoder-weights, and must be the one trained on."""
-    encoder = tiny_encoder(resolution=112)  # what `load_embedded` builds
+    """The recorded encoder is loaded from a file, and must be the one trained on."""
+    encoder = tiny_encoder()
     save_file(
         {name: value.contiguous() for name, value in encoder.state_dict().items()},
         tmp_path / "other.safetensors",
     )
-    with pytest.raises(UserError, match=r"give the original file with --encoder-weights"):
+    with pytest.raises(UserError, match=r"give the original file as `weights`"):
         load(folder, encoder_weights=tmp_path / "other.safetensors")
 
 
