@@ -50,10 +50,9 @@ class Train:
             None if file is None else read_yaml(file),
             str(file),
         )
-        names = "|".join(presets())
         text = (
-            f"{inspect.cleandoc(about(cls) or '')}\n\n--preset {names}: sizes for two CPU cores, or a GPU. --config "
-            "FILE reads any of these settings from YAML, as --show-config prints them; flags go first."
+            f"{inspect.cleandoc(about(cls) or '')}\n\n--preset {'|'.join(presets())}: sizes for two CPU cores, or "
+            "a GPU. --config FILE reads settings from YAML, as --show-config prints them; flags go first."
         )
         config = tyro.cli(
             TrainConfig,

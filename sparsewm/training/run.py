@@ -12,11 +12,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from sparsewm.data import Dataset, TokenCache, Windows, count_windows, fast_copy
-from sparsewm.encoders import PatchEncoder, load_encoder
+from sparsewm.encoders import PatchEncoder, load_encoder, weights_hash
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.files import only_one, output_folder
-from sparsewm.model.checkpoint import checkpoint_hash, load, save
+from sparsewm.model.checkpoint import load, save
+from sparsewm.model.interface import Interface
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_training
@@ -59,6 +60,20 @@ class Trained:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What the stages of a training share."""
+
+    config: TrainConfig
+    data: Dataset
+    tokens: TokenCache
+    split: tuple[np.ndarray, np.ndarray]  # episodes for training, and for validation
+    folder: Path
+    dtype: torch.dtype
+    progress: Progress
+    say: Say
+
+
 def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) -> Trained:
     """Train a world model on recorded episodes.
 
@@ -74,20 +89,21 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
     run = config.run
     if config.dataset is None and config.env is None:
         raise UserError("give a `dataset` to train on, or an `env` whose usual one is recorded")
+    heads = config.heads.distance.steps or config.heads.decoder.steps
+    if run.extend is not None and not heads:
+        raise UserError("`extend` adds nothing: give `distance_steps` or `decoder_steps` above 0")
     device = choose_device(run.device)
     dtype = choose_dtype(run.dtype, device)
     env = None if config.env is None else make_env(config.env)
     finished = None if run.extend is None else _checkpoint(config, run.extend, env, device)
     first = None if run.start is None else _start(config, run.start, env, device)
     given = finished or first
-    if finished is not None and not (config.heads.distance.steps or config.heads.decoder.steps):
-        raise UserError("`extend` adds nothing: give steps of the distance or of the decoder above 0")
     dataset = None if config.dataset is None else named_dataset(config, env)
     encoder = _encoder(config, finished, first, picture_size(dataset, env), device)
     if encoder.tokens == 1:
         config = replace(config, optim=replace(config.optim, groups=1))
     check_groups(config.optim, encoder.tokens)
-    with closing(dataset or recorded_dataset(env, progress)) as data:
+    with closing(recorded_dataset(env, progress) if dataset is None else dataset) as data:
         if given is not None:
             check_fits(given, data)
         frameskip = frameskip_of(config, given, data, env)
@@ -99,36 +115,66 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
         folder = output_folder(run.output or Path("runs") / name)
         with only_one(folder):
             _check_free(config, folder)
-            pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
             space = None if env is None else (env.action_space.low, env.action_space.high)
+            tokens = _encoded(config, data, encoder, space, folder, dtype, progress, say)
+            job = _Job(config, data, tokens, split, folder, dtype, progress, say)
             shown = interface(data, name, frameskip, space)
-            for sentence in warnings(data, pictures, space):
-                say(f"warning: {sentence}")
-            whitening = config.optim.whitening
-            fast = fast_copy(encoder, pictures, dtype, whitening)
-            with progress("encoding") as bar:
-                tokens = TokenCache(data, fast, token_folder(data, fast, folder), bar, say)
             if finished is not None:
                 finished.metadata.setdefault("interface", shown.to_dict())
-                _train_heads(config, finished, data, tokens, split, folder, dtype, progress)
+                _train_heads(job, finished)
                 return Trained(finished, save(finished, folder / "checkpoint"))
-            if first is None:
-                model = new_model(encoder, data, tokens, split[0], config.model, shown, whitening, run.seed)
-            elif measures_otherwise(first, encoder, whitening):
-                model = translated(first, encoder, data, tokens, split[0], whitening, run.seed)
-            else:
-                model = first
-            model.metadata = _metadata(config, model if first is not None else None, data) | {
-                "interface": shown.to_dict()
-            }
-            model.distance = model.decoder = None  # trained anew for the tokens it will imagine
-            trainer = _train_predictor(
-                config, model.place(device), data, tokens, split, folder, dtype, progress, say
-            )
-            heads = lambda: _train_heads(config, model, data, tokens, split, folder, dtype, progress)  # noqa: E731
-            if trainer.with_average(heads):
+            model = _newborn(job, first, encoder, shown).place(device)
+            trainer = _train_predictor(job, model)
+            if trainer.with_average(lambda: _train_heads(job, model)):
                 trainer.save()
     return Trained(model, folder / "checkpoint", trainer.step, trainer.seconds)
+
+
+def _encoded(
+    config: TrainConfig,
+    data: Dataset,
+    encoder: PatchEncoder,
+    space: tuple[np.ndarray, np.ndarray] | None,
+    folder: Path,
+    dtype: torch.dtype,
+    progress: Progress,
+    say: Say,
+) -> TokenCache:
+    """The tokens of all pictures, after what is odd about the data has been said."""
+    pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
+    for sentence in warnings(data, pictures, space):
+        say(f"warning: {sentence}")
+    fast = fast_copy(encoder, pictures, dtype, config.optim.whitening)
+    with progress("encoding") as bar:
+        return TokenCache(data, fast, token_folder(data, fast, folder), bar, say)
+
+
+def _newborn(job: _Job, first: WorldModel | None, encoder: PatchEncoder, shown: Interface) -> WorldModel:
+    """The world model to train: a new one, or one that goes on from `first`."""
+    config, whitening, seed = job.config, job.config.optim.whitening, job.config.run.seed
+    data, tokens, episodes = job.data, job.tokens, job.split[0]
+    if first is None:
+        model = new_model(encoder, data, tokens, episodes, config.model, shown, whitening, seed)
+    elif measures_otherwise(first, encoder, whitening):
+        model = translated(first, encoder, data, tokens, episodes, whitening, seed)
+    else:
+        model = first
+    about: dict[str, Any] = {
+        "dataset": {
+            "hash": data.hash,
+            "episodes": data.episodes,
+            "rows": data.rows,
+            "policy": str(data.attributes.get("policy", "unknown")),
+        },
+        "interface": shown.to_dict(),
+    }
+    if first is not None:
+        kept = ("encoder", "training", "dataset", "start")
+        about["start"] = {k: first.metadata[k] for k in kept if k in first.metadata}
+        about["start"]["weights"] = weights_hash(first)
+    model.metadata = about
+    model.distance = model.decoder = None  # trained anew for the tokens it will imagine
+    return model
 
 
 def _checkpoint(config: TrainConfig, path: Path, env: GoalEnv | None, device: torch.device) -> WorldModel:
@@ -191,48 +237,22 @@ def _check_free(config: TrainConfig, folder: Path) -> None:
     raise UserError(f"{folder} holds a run already: {remedy}give another `output`")
 
 
-def _metadata(config: TrainConfig, first: WorldModel | None, dataset: Dataset) -> dict[str, Any]:
-    """What the checkpoint will say of its data, and of the checkpoint that it goes on from."""
-    about: dict[str, Any] = {
-        "dataset": {
-            "hash": dataset.hash,
-            "episodes": dataset.episodes,
-            "rows": dataset.rows,
-            "policy": str(dataset.attributes.get("policy", "unknown")),
-        }
-    }
-    if first is not None:
-        kept = ("encoder", "training", "dataset", "start")
-        about["start"] = {k: first.metadata[k] for k in kept if k in first.metadata}
-        about["start"]["checkpoint"] = checkpoint_hash(config.run.start)  # type: ignore[arg-type]
-    return about
-
-
-def _train_predictor(
-    config: TrainConfig,
-    model: WorldModel,
-    dataset: Dataset,
-    tokens: TokenCache,
-    split: tuple[np.ndarray, np.ndarray],
-    folder: Path,
-    dtype: torch.dtype,
-    progress: Progress,
-    say: Say,
-) -> Trainer:
+def _train_predictor(job: _Job, model: WorldModel) -> Trainer:
     """Train the predictor to its last step; the trainer has saved it then."""
-    optim, frames = config.optim, model.history + config.optim.horizon
-    train, validation = (Windows(dataset, tokens, frames, model.frameskip, part) for part in split)
-    trainer = Trainer(model, train, validation, folder, optim, dtype, config.run.seed)
-    if config.run.resume:
+    run, optim, folder = job.config.run, job.config.optim, job.folder
+    frames = model.history + optim.horizon
+    train, validation = (Windows(job.data, job.tokens, frames, model.frameskip, part) for part in job.split)
+    trainer = Trainer(model, train, validation, folder, optim, job.dtype, run.seed)
+    if run.resume:
         found = trainer.resume()
-        say(
+        job.say(
             f"continuing at step {trainer.step} of {optim.steps}"
             if found
             else f"no run in {folder}: starting one"
         )
     with (
         SummaryWriter(folder / "tensorboard", purge_step=trainer.step) as board,
-        progress("training") as bar,
+        job.progress("training") as bar,
     ):
         seen = len(trainer.metrics)
 
@@ -253,26 +273,17 @@ def _train_predictor(
     if trainer.metrics:
         plot_training(folder / "training.png", trainer.metrics, f"{model.environment}, {model.encoder.name}")
         last = trainer.metrics[-1]["validation"]
-        say(
+        job.say(
             f"rollout error over {optim.horizon} steps, as a share of copying the last frame: "
             + ", ".join(f"{name.replace('_', ' ')} {value['ratio']:.3f}" for name, value in last.items())
         )
     return trainer
 
 
-def _train_heads(
-    config: TrainConfig,
-    model: WorldModel,
-    dataset: Dataset,
-    tokens: TokenCache,
-    split: tuple[np.ndarray, np.ndarray],
-    folder: Path,
-    dtype: torch.dtype,
-    progress: Progress,
-) -> bool:
+def _train_heads(job: _Job, model: WorldModel) -> bool:
     """Train the heads and draw what is imagined; whether there are any."""
-    seed = config.run.seed
-    any_head = train_heads(model, dataset, tokens, split[0], config.heads, dtype, seed, progress)
-    if config.heads.decoder.steps and model.decoder is not None:
-        show_imagination(model, dataset, tokens, split[1], folder, seed)
-    return any_head
+    heads, seed = job.config.heads, job.config.run.seed
+    trained = train_heads(model, job.data, job.tokens, job.split[0], heads, job.dtype, seed, job.progress)
+    if heads.decoder.steps and model.decoder is not None:
+        show_imagination(model, job.data, job.tokens, job.split[1], job.folder, seed)
+    return trained

@@ -108,7 +108,6 @@ def translated(
     sizes = ModelConfig(config.width, config.depth, config.heads, config.mlp, config.history)
     shown = interface(dataset, first.environment, first.frameskip)
     model = new_model(encoder, dataset, tokens, episodes, sizes, shown, whitening, seed).place(first.device)
-    model.metadata = dict(first.metadata)
     rows = dataset.rows_of(episodes)
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, 1024).astype(int))]
     with torch.inference_mode():

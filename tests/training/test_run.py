@@ -216,7 +216,7 @@ def test_several_seeds_at_once_share_one_encoding(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     (tokens,) = tmp_path.glob("*.tokens-*")
-    values = np.fromfile(tokens, np.float16).reshape(72, -1)
+    values = np.fromfile(tokens, np.float16, 72 * 64 * 64).reshape(72, -1)
     assert (np.abs(values).max(1) > 0).all(), "every row is encoded"
 
 
