@@ -36,9 +36,9 @@ def profile_table(profile: dict[str, list[dict[str, Any]]]) -> Table:
 class Bench:
     """Time a planner iteration at several drop ratios, in one run on the same weights.
 
-    Beside our rollout stands DINO-WM's: float32, a three-frame window computed anew at every step, masked
-    attention with its score matrix in memory. That it also encodes the start image once per candidate is
-    timed apart.
+    Beside our rollout stands DINO-WM's: a three-frame window computed anew at every step, masked attention
+    with its score matrix in memory; in float32 as published and, where the device is fast in it, in bfloat16.
+    That it also encodes the start image once per candidate is timed apart.
 
     Example: sparsewm bench --env pusht --drops 0 0.3 0.5 0.8
     """
@@ -119,19 +119,28 @@ class Bench:
         write_json(folder / "bench.json", report)
         title = f"{self.candidates} candidates, horizon {self.horizon}, {model.patches} tokens"
         plot_bench(folder / "bench.png", report["rows"], title)
-        columns = ("rollout", "drop", "tokens", "seconds", "quartiles", "of full")
-        table = Table(*columns, "times DINO-WM", "of peak")
+        columns = (
+            "rollout",
+            "in",
+            "drop",
+            "tokens",
+            "seconds (quartiles)",
+            "of full",
+            "times DINO-WM",
+            "memory",
+        )
+        table = Table(*columns)
         for row in report["rows"]:
-            time = row["seconds_per_iteration"]
+            memory = row["iteration_memory_bytes"]
             table.add_row(
-                row["rollout"],
+                row["rollout"].removesuffix("_bfloat16"),
+                row["dtype"],
                 f"{row['drop']:g}",
                 str(row["tokens"]),
-                f"{time['median']:.3g}",
-                f"{time['p25']:.3g}-{time['p75']:.3g}",
+                f"{row['seconds_per_iteration']['median']:.3g}",
                 f"{1 / row['speedup_over_full']:.3f}",
                 f"{row['speedup_over_dino_wm']:.1f}" if row["speedup_over_dino_wm"] else "",
-                f"{100 * row['peak_fraction']:.0f}%",
+                "" if memory is None else f"{memory / 1e6:.0f} MB",
             )
         Console().print(table)
         if encoding := report["rows"][-1].get("encoding_seconds_per_iteration"):

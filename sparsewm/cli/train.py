@@ -51,8 +51,8 @@ class Train:
             str(file),
         )
         text = (
-            f"{inspect.cleandoc(about(cls) or '')}\n\n--preset {'|'.join(presets())}: sizes for two CPU cores, or "
-            "a GPU. --config FILE reads settings from YAML, as --show-config prints them; flags go first."
+            f"{inspect.cleandoc(about(cls) or '')}\n\n--preset {'|'.join(presets())}: sizes for two CPU cores, "
+            "or a GPU. --config FILE reads settings from YAML, as --show-config prints them; flags go first."
         )
         config = tyro.cli(
             TrainConfig,

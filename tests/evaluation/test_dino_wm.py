@@ -63,3 +63,16 @@ def test_start_is_encoded_once_per_candidate() -> None:
     pixels, proprio = torch.zeros(1, 28, 28, 3, dtype=torch.uint8), torch.zeros(1, 2)
     latent = WindowRollout(model).encode(pixels, proprio, 5, batch=2)
     assert calls == [2, 2, 1] and latent.tokens.shape[0] == 5
+
+
+def test_in_bfloat16_it_costs_about_the_same() -> None:
+    generator = torch.Generator().manual_seed(1)
+    model = tiny_model(history=3)
+    start, goal = copies(random_latent(model, 1, generator), 5), random_latent(model, 1, generator)
+    actions, patches = random_actions(model, 1, 5, 3, generator=generator)[0], torch.arange(6)
+    exact, half = (
+        WindowRollout(model, dtype=dtype).cost(start, goal, actions, patches)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == torch.float32 and not torch.equal(exact, half)
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0)
