@@ -20,7 +20,7 @@ from sparsewm.training.run import Trained, train
 class Train:
     """Train a world model on recorded episodes: encode them once, train, validate.
 
-    It needs no environment where there is a dataset. --resume continues after any interruption.
+    No environment is needed where there is a dataset. --resume continues after any interruption.
 
     Example: sparsewm train --dataset my_robot.h5 --steps 2000 --output runs/robot
     """
@@ -50,9 +50,10 @@ class Train:
             None if file is None else read_yaml(file),
             str(file),
         )
+        sizes = "|".join(presets())
         text = (
-            f"{inspect.cleandoc(about(cls) or '')}\n\n--preset {'|'.join(presets())}: sizes for two CPU cores, "
-            "or a GPU. --config FILE reads settings from YAML, as --show-config prints them; flags go first."
+            f"{inspect.cleandoc(about(cls) or '')}\n\n--preset {sizes}: for two CPU cores, or a GPU. "
+            "--config FILE reads settings from YAML, as --show-config prints them; flags go first."
         )
         config = tyro.cli(
             TrainConfig,
@@ -60,6 +61,7 @@ class Train:
             description=text,
             args=arguments,
             default=config,
+            config=(tyro.conf.FlagCreatePairsOff,),
             compact_help=True,
         )
         return cls(config, show)
