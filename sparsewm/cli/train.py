@@ -20,8 +20,8 @@ from sparsewm.training.run import Trained, train
 class Train:
     """Train a world model on recorded episodes: encode them once, train, validate.
 
-    No environment is needed where there is a dataset. --resume continues after any interruption.
-
+    Usual: --dataset FILE --output FOLDER --steps N. --env NAME takes its settings and records its
+    usual dataset where none is given. --resume continues after any interruption. -H describes every flag.
     Example: sparsewm train --dataset my_robot.h5 --steps 2000 --output runs/robot
     """
 
