@@ -10,12 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 import sparsewm
-from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
+from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.config import at_least
 from sparsewm.evaluation.bench import bench_model, measure, measure_plans, paper_model
 from sparsewm.files import write_json
 from sparsewm.model import kept_patches
+from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_bench
-from sparsewm.settings import at_least, choose_device, choose_dtype, make_env
+from sparsewm.settings import make_env
+from sparsewm.tasks import check_seed
 from sparsewm.training.config import preset
 
 

@@ -53,7 +53,7 @@ class Inspect:
         at_least(1, frameskip=self.frameskip, history=self.history, horizon=self.horizon)
         dataset = open_dataset(self.data, cameras=self.cameras, format=self.format, check=False)
         said = dataset.attributes.get("frameskip")
-        frameskip = self.frameskip or (int(said) if said else FRAMESKIP)
+        frameskip = self.frameskip or (said if isinstance(said, int) and said > 0 else FRAMESKIP)
         encoder = load_encoder(self.encoder)
         found = describe(dataset, self.history + self.horizon, frameskip, encoder.tokens, encoder.dim)
         found["encoder"] = encoder.name

@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsewm.data.checks import are_bounds, damaged_numbers, matrix
 from sparsewm.data.frames import Frames
 from sparsewm.errors import UserError
-
-HUGE = 1e12
-"""Numbers beyond this are taken for damage: their squares leave no digits for the others."""
 
 
 class Dataset(ABC):
@@ -41,7 +39,7 @@ class Dataset(ABC):
         fps: rows a second, if known.
         action_names, proprio_names: names of the numbers, if known.
         cameras: those shown in `pixels`, from left to right. available_cameras: all there are.
-        action_low, action_high: (A,) bounds of actions if declared, else the range of the data.
+        action_low, action_high: (A,) bounds of actions if declared (and finite), else the range of the data.
         obstacles: what the reader has found already: why training must refuse the dataset.
 
     Attributes:
@@ -74,7 +72,7 @@ class Dataset(ABC):
         self.path, self.pixels = Path(path), pixels
         self.obstacles = list(obstacles)
         self.attributes = plain_attributes(attributes or {})
-        self.fps = None if fps is None else float(fps)
+        self.fps = float(fps) if fps else None
         self.cameras = tuple(cameras)
         self.available_cameras = tuple(available_cameras) or self.cameras
         self.lengths = np.asarray(lengths).astype(np.int64)
@@ -83,6 +81,9 @@ class Dataset(ABC):
             self.obstacles.append(f"episode {bad} has a negative length, {self.lengths[bad]}")
             self.lengths = np.maximum(self.lengths, 0)
         self.offsets = np.cumsum(self.lengths) - self.lengths
+        action = matrix(self.path, "action", action)
+        proprio = None if proprio is None else matrix(self.path, "proprio", proprio)
+        state = None if state is None else matrix(self.path, "state", state)
         self.has_proprio = proprio is not None and proprio.shape[1] > 0
         if proprio is None or not self.has_proprio:
             proprio = np.zeros((len(action), 1), np.float32)
@@ -107,27 +108,19 @@ class Dataset(ABC):
             columns["action"] = action
         for name, values in columns.items():
             if values is not None:
-                self.obstacles += _damaged_numbers(name, np.asarray(values, np.float64))
+                self.obstacles += damaged_numbers(name, np.asarray(values, np.float64))
         with np.errstate(over="ignore", invalid="ignore"):
             self.action = action.astype(np.float32)
             self.proprio = np.asarray(proprio).astype(np.float32)
             self.state = None if state is None else np.asarray(state).astype(np.float64)
         self.action_names = named(action_names, "action", self.action.shape[1])
         self.proprio_names = named(proprio_names, "proprio", self.proprio.shape[1])
-        size = (self.action.shape[1],)
-        self.declared_bounds = (
-            action_low is not None
-            and action_high is not None
-            and np.shape(action_low) == np.shape(action_high) == size
-        )
-        self.action_low, self.action_high = self._bounds(action_low, action_high)
-
-    def _bounds(self, low: np.ndarray | None, high: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        self.declared_bounds = are_bounds(action_low, action_high, self.action.shape[1])
         if self.declared_bounds:
-            return np.asarray(low, np.float32), np.asarray(high, np.float32)
-        if self.rows == 0:
-            return np.full(self.action.shape[1], -1, np.float32), np.ones(self.action.shape[1], np.float32)
-        return self.action.min(0), self.action.max(0)
+            self.action_low, self.action_high = (np.asarray(b, np.float32) for b in (action_low, action_high))
+        else:
+            some = self.action if self.rows else np.zeros_like(self.action, shape=(1, self.action.shape[1]))
+            self.action_low, self.action_high = some.min(0), some.max(0)
 
     @classmethod
     @abstractmethod
@@ -273,24 +266,3 @@ def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def named(names: Sequence[str], kind: str, size: int) -> tuple[str, ...]:
     """`names` if there are `size` of them, else made-up ones."""
     return tuple(names) if len(names) == size else tuple(f"{kind}_{i}" for i in range(size))
-
-
-def _damaged_numbers(name: str, values: np.ndarray) -> list[str]:
-    """What is wrong with numbers (rows, n) of a column."""
-    found = []
-    bad = np.flatnonzero(~np.isfinite(values).all(1))
-    if len(bad):
-        found.append(
-            f"column '{name}' is not finite in row {bad[0]}"
-            + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
-            + ": remove those episodes"
-        )
-    huge = np.flatnonzero((np.isfinite(values) & (np.abs(values) > HUGE)).any(1))
-    if len(huge):
-        row = values[huge[0]]
-        found.append(
-            f"column '{name}' holds {row[np.argmax(np.abs(row))]:g} in row {huge[0]}"
-            + (f" and such numbers in {len(huge) - 1} more" if len(huge) > 1 else "")
-            + ": no number may be beyond 1e12"
-        )
-    return found

@@ -56,7 +56,7 @@ class Frames(ABC):
             return self._read(rows[::-1])[::-1]
         try:
             return self.read(rows)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # whatever a decoder says of a damaged file
             raise UserError(

@@ -13,23 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsewm.agent import Agent
+from sparsewm.config import GoalConfig, PlanConfig
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.envs import GoalEnv
-from sparsewm.evaluation.closed_loop import ModelProblems, Planned, make_tasks, run_episodes
+from sparsewm.evaluation.actors import AgentActor, interface_of_env
 from sparsewm.evaluation.dino_wm import WindowRollout
+from sparsewm.evaluation.episodes import run_episodes
 from sparsewm.evaluation.machine import machine, matmul_peak, wait
 from sparsewm.evaluation.profile import profile_iterations
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.memory import PeakMemory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
-from sparsewm.planners import CEM, MPC
 from sparsewm.precision import fast_bfloat16
+from sparsewm.tasks import make_tasks
 from sparsewm.training.config import preset
 
 
 def bench_model(
-    env: GoalEnv, checkpoint: Path | None, device: torch.device, dtype: torch.dtype, **files: Path | None
+    env: GoalEnv, checkpoint: Path | None, device: torch.device, dtype: torch.dtype, **files: Any
 ) -> WorldModel:
     """The model to time: a checkpoint, or the shipped one; `files` as `load` takes them for its encoder."""
     return load(checkpoint or pretrained_path(env.name), device, dtype, environment=env.name, **files)
@@ -41,14 +44,10 @@ def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: in
     encoder = ViT(resolution=224, patch=16, width=384, depth=12, heads=6, dim=384)
     encoder.name, encoder.hash = "random", weights_hash(encoder)
     encoder.freeze()
-    config = PredictorConfig(
-        encoder.dim,
-        encoder.grid,
-        env.proprio_dim,
-        env.action_dim * env.frameskip,
-        **asdict(preset("paper").model),
-    )
-    model = WorldModel(encoder, config, env.name, env.frameskip)
+    interface = interface_of_env(env)
+    sizes = interface.proprio_dim, interface.action_dim * env.frameskip
+    config = PredictorConfig(encoder.dim, encoder.grid, *sizes, **asdict(preset("paper").model))
+    model = WorldModel(encoder, config, env.name, env.frameskip, {"interface": interface.to_dict()})
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
 
@@ -64,13 +63,13 @@ def rollout_operations(model: WorldModel, kept: int, candidates: int, horizon: i
     return candidates * total
 
 
-def one_problem(
-    model: WorldModel, env: GoalEnv, start: Latent, goal: Latent, horizon: int, drop: float, seed: int
-) -> LatentProblem:
-    """The planning problem that is timed."""
-    low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
-    generator = torch.Generator().manual_seed(seed)
-    return LatentProblem(model, start, goal, low, high, horizon=horizon, drop=drop, generator=generator)
+def bench_agent(model: WorldModel, horizon: int, drop: float, seed: int, **search: object) -> Agent:
+    """The agent whose problems are timed: squared error of the last frame, an action for every step."""
+    settings = {"horizon": horizon, "execute": horizon, "action_repeat": False} | search
+    config = PlanConfig.of(model.environment).updated(
+        search=settings, objective="mse", proprio_weight=1.0, frame="last", drop=drop, seed=seed
+    )
+    return Agent(model, config)
 
 
 @dataclass
@@ -122,16 +121,18 @@ def measure(
     """
     device = model.device
     observation, _ = env.reset(seed=seed)
-    goal = env.render_state(env.goal)
     pixels, proprio = (torch.as_tensor(observation[name])[None] for name in ("pixels", "proprio"))
-    start = model.encode(pixels, proprio)
-    target = model.encode(goal["pixels"][None], goal["proprio"][None])
     generator = torch.Generator().manual_seed(seed)
     actions = (
         torch.randn(1, candidates, horizon, model.action_dim, generator=generator).clamp(-1, 1).to(device)
     )
     ratios = sorted({0.0, *drops})
-    problems = [one_problem(model, env, start, target, horizon, drop, seed) for drop in ratios]
+    problems = []
+    for drop in ratios:
+        agent = bench_agent(model, horizon, drop, seed)
+        agent.reset(env.goal_observation())
+        problems.append(agent.problem(observation))
+    start, target = problems[0].start, problems[0].goal
     copies = Latent(*(part.expand(candidates, *part.shape[1:]) for part in (start.tokens, start.proprio)))
 
     def sparse(index: int) -> Tensor:
@@ -248,13 +249,13 @@ def measure_plans(
     One episode per drop ratio; all of a plan is executed before the next one. Two more plans come first,
     untimed. An episode that reaches its goal ends early.
     """
-    tasks = make_tasks(env, 1, seed, "random")
+    tasks = make_tasks(env, 1, seed, GoalConfig("random"))
     elites, rows = max(2, candidates // 10), []
     for index, drop in enumerate(drops):
-        problems = ModelProblems(model, env, seed, horizon=horizon, drop=drop)
-        policy = Planned(env, MPC(CEM(candidates, elites, iterations, seed=seed), horizon), problems)
-        [trace] = run_episodes(env, tasks, policy, (plans + 2) * horizon * env.frameskip)
-        spread = quartiles(trace.seconds_per_plan[2:])
+        sizes = {"candidates": candidates, "elites": elites, "iterations": iterations}
+        actor = AgentActor(bench_agent(model, horizon, drop, seed, **sizes))
+        [episode] = run_episodes([env], tasks, actor, (plans + 2) * horizon * env.frameskip)
+        spread = quartiles(episode.seconds_per_plan[2:])
         if spread is not None:
             rows.append(
                 {
@@ -263,7 +264,7 @@ def measure_plans(
                     "candidates": candidates,
                     "horizon": horizon,
                     "iterations": iterations,
-                    "plans": len(trace.seconds_per_plan) - 2,
+                    "plans": len(episode.seconds_per_plan) - 2,
                     "seconds_per_plan": spread,
                     "plans_per_second": 1 / spread["median"],
                     "actions_per_second": horizon * env.frameskip / spread["median"],

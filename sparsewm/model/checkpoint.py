@@ -123,10 +123,8 @@ def load(
         decoder_config = None if decoder is None else DecoderConfig(**decoder)
         predictor_config = PredictorConfig(**config)
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
-        seen = {key: metadata["encoder"][key] for key in ("resolution", "letterbox") if key in metadata["encoder"]}
-        if "resolution" in seen:
-            height, width = seen["resolution"]
-            seen["resolution"] = int(height), int(width)
+        seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
+        resolution = None if seen["resolution"] is None else tuple(map(int, seen["resolution"]))
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
@@ -142,7 +140,8 @@ def load(
     if encoder is None:
         named = {"name": recorded["name"], "expected_hash": recorded["hash"]}
         try:
-            encoder = load_encoder(**named, weights=encoder_weights, hub_repo=hub_repo, **seen)
+            sight = {"resolution": resolution, "letterbox": bool(seen["letterbox"])}
+            encoder = load_encoder(**named, weights=encoder_weights, hub_repo=hub_repo, **sight)
         except UserError as error:
             raise UserError(str(error).replace("`weights`", "`encoder_weights`")) from None
     elif encoder.hash != recorded["hash"]:
@@ -150,9 +149,9 @@ def load(
             f"checkpoint {path} was trained on other weights of encoder {recorded['name']} "
             f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file as `weights`"
         )
-    elif encoder.resolution != seen.get("resolution", encoder.resolution):
+    elif encoder.resolution != (resolution or encoder.resolution):
         raise UserError(
-            f"checkpoint {path} was trained on pictures of {seen['resolution']} pixels, not of "
+            f"checkpoint {path} was trained on pictures of {resolution} pixels, not of "
             f"{encoder.resolution}: load the encoder with that `resolution`"
         )
     model = WorldModel(encoder, predictor_config, name, frameskip, metadata, distance_config, decoder_config)

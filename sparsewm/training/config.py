@@ -215,6 +215,8 @@ class TrainConfig:
     """Recorded episodes: a file or folder, lerobot:user/name, minari:NAME; data/ENV.h5 when left out."""
     env: str | None = None
     """Environment whose settings are used and that is to be planned in; not needed with a dataset."""
+    format: str | None = None
+    """Format of the dataset, or module:Class of your own reader; found out when left out."""
     cameras: tuple[str, ...] = ()
     """Cameras of the dataset, shown side by side; all of them when left out."""
     frameskip: int | None = None

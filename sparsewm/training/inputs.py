@@ -23,7 +23,7 @@ FRAMESKIP = 5
 def named_dataset(config: TrainConfig, env: GoalEnv | None) -> Dataset:
     """The dataset that is named, of the environment's sizes."""
     assert config.dataset is not None
-    dataset = open_dataset(config.dataset, None if env is None else env.name, config.cameras)
+    dataset = open_dataset(config.dataset, None if env is None else env.name, config.cameras, config.format)
     if env is None:
         return dataset
     sizes = {"action": env.action_space.shape}

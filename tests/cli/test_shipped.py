@@ -11,9 +11,9 @@ import torch
 
 import sparsewm
 from sparsewm import envs, planners
+from sparsewm.evaluation.statistics import spearman
 from sparsewm.kernels import LAYOUTS, Kernels, kernels, layers_library
 from sparsewm.model.checkpoint import shipped
-from sparsewm.evaluation.statistics import spearman
 from sparsewm.precision import planning_dtype
 from sparsewm.proposals import VLAS, shipped_vlas
 from tests.cli.commands import call, shell

@@ -186,6 +186,7 @@ ROWS = 26
         ),
         (replace_column("pixels", np.zeros((ROWS, 28, 28, 3), np.float32)), "'pixels' .* is float32"),
         (replace_column("pixels", np.zeros((ROWS, 0, 0, 3), np.uint8)), "pictures have size 0 x 0"),
+        (replace_column("proprio", h5py.Empty("f4")), "column 'proprio' is empty"),
         (replace_column("ep_len", np.array([[9, 5, 12]])), r"'ep_len' must be int64 \(episodes,\)"),
         (replace_column("ep_len", np.array([9.0, 5.0, 12.0])), "'ep_len' must be int64 .*is float64"),
         (

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sparsewm.evaluation.closed_loop import Task, run_episodes
 
 from sparsewm import envs
 from sparsewm.data import collect, open_dataset
 from sparsewm.data.collect import Demonstrator, demonstrate, explore
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation import oracle
-from sparsewm.evaluation.closed_loop import Task, run_episodes
 from sparsewm.settings import environment_settings
 
 

@@ -7,10 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-from sparsewm import envs
-from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.closed_loop import (
     FirstProposal,
     Planned,
@@ -20,6 +16,10 @@ from sparsewm.evaluation.closed_loop import (
     as_planned,
     run_episodes,
 )
+from torch import Tensor
+
+from sparsewm import envs
+from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.planners import CEM, MPC, PlanningError, ProposalMode
 

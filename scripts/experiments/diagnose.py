@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/diagnose.py --environments pusht --checkpoints runs --output results/diagnosis
+    python -m scripts.experiments.diagnose --environments pusht --checkpoints runs --output results/diagnosis
 
 Per environment: a probe reads the state from real tokens (held-out episodes), from tokens imagined 1 to 5
 model steps ahead, and, for comparison, from the frame imagination started at. A model that moves objects
@@ -12,21 +12,20 @@ collect`).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
+from scripts.lab.probe import probe_targets, read_errors, train_probe
+from scripts.lab.states import make_simulator
 from sparsewm.data import TokenCache, Windows, fast_copy, open_dataset
-from sparsewm.evaluation.probe import probe_targets, read_errors, train_probe
 from sparsewm.files import write_json
 from sparsewm.model.checkpoint import load, pretrained_path
-from sparsewm.settings import choose_device, choose_dtype, make_env
+from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.training.trainer import standardized
 
 
@@ -62,7 +61,7 @@ def imagined(model: Any, batch: dict[str, torch.Tensor], horizon: int) -> torch.
 
 def diagnose(name: str, arguments: Arguments) -> dict[str, Any]:
     """Probe and readout errors of one environment."""
-    env, device = make_env(name), choose_device("auto")
+    env, device = make_simulator(name), choose_device("auto")
     dtype = choose_dtype("auto", device)
     runs = arguments.checkpoints
     path = pretrained_path(env.name) if runs is None else runs / env.name / "checkpoint"
@@ -76,6 +75,7 @@ def diagnose(name: str, arguments: Arguments) -> dict[str, Any]:
     )
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(rows, min(arguments.frames, len(rows)), replace=False))
+    assert dataset.state is not None
     targets, names = probe_targets(env, dataset.state[rows])
     probe = train_probe(model.standardizer.tokens(cache.rows(rows)).half(), torch.from_numpy(targets))
     windows = Windows(dataset, cache, arguments.horizon + 1, env.frameskip, held_out)
@@ -102,7 +102,7 @@ def diagnose(name: str, arguments: Arguments) -> dict[str, Any]:
 
 def main(arguments: Arguments) -> None:
     for name in arguments.environments:
-        result = diagnose(name, arguments) | {"command": " ".join(sys.argv)}
+        result = diagnose(name, arguments) | {"command": typed_command()}
         write_json(arguments.output / f"{name}.json", result)
         print(name, "probe", result["probe"])
         for kind in ("real", "imagined", "copied"):
@@ -110,4 +110,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsewm.envs import GoalEnv
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.envs.table import TableEnv
 
 SUMMARY = ("mean_x", "mean_y", "deviation_x", "deviation_y", "covariance")
 
 
-def probe_targets(env: GoalEnv, states: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+def probe_targets(env: SimulatedGoalEnv, states: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """What a probe reads: positions, angles as sine and cosine; of particles, the whole's shape.
 
     Angles that look the same (`GoalEnv.angle_symmetry`) read the same.

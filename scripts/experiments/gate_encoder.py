@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/gate_encoder.py --encoder-weights runs/encoder/model.safetensors \\
+    python -m scripts.experiments.gate_encoder --encoder-weights runs/encoder/model.safetensors \\
         --output results/encoder_gate.json
 
 The encoder oracle plans with the true simulator; only the cost is the encoder's. What it misses, no world
@@ -12,34 +12,33 @@ proprioception may decide.
 
 from __future__ import annotations
 
-import os
-import sys
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-
 import numpy as np
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
+from scripts.lab.geometry import cost_geometry, encode_states, token_sensitivity
+from scripts.lab.states import make_simulator
+from sparsewm.config import PlanConfig
 from sparsewm.data import fast_copy, token_statistics
 from sparsewm.data.collect import explore
 from sparsewm.data.tokens import token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
-from sparsewm.envs import GoalEnv
-from sparsewm.evaluation.closed_loop import HELD_OUT, Planned, make_tasks, run_episodes, summarize
-from sparsewm.evaluation.geometry import cost_geometry, encode_states, token_sensitivity
-from sparsewm.evaluation.simulator import SimulatorProblem, TokenDistance, TrueDistance
+from sparsewm.envs import SimulatedGoalEnv
+from sparsewm.evaluation.episodes import summarize
+from sparsewm.evaluation.oracle import run_oracle
+from sparsewm.evaluation.simulator import TokenDistance
 from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.latent import Standardizer
-from sparsewm.planners import CEM, MPC
-from sparsewm.settings import PlanSettings, choose_dtype, environment_settings, make_env
+from sparsewm.precision import choose_dtype
+from sparsewm.tasks import HELD_OUT, make_tasks
 from sparsewm.training.config import preset
 
 
@@ -57,7 +56,7 @@ class Arguments:
     """Proprioception weights of the oracle."""
     episodes: int = 20
     """Episodes per cell; 0 measures the geometry only."""
-    budget: int | None = None
+    max_steps: int | None = None
     """Environment steps an episode may take; as in configs/ when left out."""
     seed: int = 0
     """Seed of tasks, candidates and masks."""
@@ -69,12 +68,12 @@ FAST = choose_dtype("auto", torch.device("cpu"))
 WHITENING = preset("default").optim.whitening
 
 
-def explored(env: GoalEnv, seed: int) -> np.ndarray:
+def explored(env: SimulatedGoalEnv, seed: int) -> np.ndarray:
     """States (1088, D) of scripted exploration that no dataset contains."""
     return np.concatenate([explore(env, HELD_OUT + seed + 1, i, 64)[0][::4] for i in range(64)])
 
 
-def standardizer_for(env: GoalEnv, encoder: PatchEncoder, seed: int) -> Standardizer:
+def standardizer_for(env: SimulatedGoalEnv, encoder: PatchEncoder, seed: int) -> Standardizer:
     """Token and proprioception statistics over states of scripted exploration, velocities included."""
     states = explored(env, seed)
     statistics: dict[str, Any] = token_statistics(encode_states(env, encoder, states), WHITENING)
@@ -86,8 +85,8 @@ def standardizer_for(env: GoalEnv, encoder: PatchEncoder, seed: int) -> Standard
 
 
 def oracle(
-    env: GoalEnv,
-    settings: PlanSettings,
+    env: SimulatedGoalEnv,
+    config: PlanConfig,
     episodes: int,
     seed: int,
     encoder: PatchEncoder | None,
@@ -95,26 +94,16 @@ def oracle(
     alpha: float,
 ) -> dict[str, Any]:
     """Success of CEM on the true simulator, under the encoder's cost or (encoder None) the true distance."""
-    tasks = make_tasks(env, episodes, seed, settings.goal_source, settings.goal_offset)
-    standardizer = None
+    tasks, cost = make_tasks(env, episodes, seed, config.goal), None
     if encoder is not None:
         encoder = fast_copy(encoder, env.render_states(explored(env, seed)[::17]), FAST, WHITENING)
-        standardizer = standardizer_for(env, encoder, seed)
-    generator = torch.Generator().manual_seed(seed)
+        standardizer, generator = standardizer_for(env, encoder, seed), torch.Generator().manual_seed(seed)
+        settings = encoder, standardizer
 
-    def problem(traces: Any, active: Any) -> SimulatorProblem:
-        goals = [traces[i].task.goal for i in active]
-        states = [traces[i].states[-1] for i in active]
-        if encoder is None or standardizer is None:
-            cost: Any = TrueDistance(env, goals)
-        else:
-            cost = TokenDistance(env, encoder, standardizer, goals, drop, alpha, generator)
-        return SimulatorProblem(
-            env, states, cost, settings.horizon, hold=settings.hold, scored=settings.scored
-        )
+        def cost(goals: Sequence[np.ndarray]) -> TokenDistance:
+            return TokenDistance(env, *settings, goals, drop, alpha, generator)
 
-    mpc = MPC(CEM(settings.samples, settings.elites, settings.iterations, seed=seed), settings.execute)
-    summary = summarize(env, run_episodes(env, tasks, Planned(env, mpc, problem), settings.budget))
+    summary = summarize(env.name, run_oracle(env, tasks, config, config.goal.max_steps, cost))
     kept = ("success_rate", "success_ci95", "moved")
     return {name: summary[name] for name in kept if name in summary}
 
@@ -127,12 +116,12 @@ def main(arguments: Arguments) -> None:
     report |= {"geometry": {}, "sensitivity": {}, "precision": {}}
     if arguments.output.is_file() and (found := read_json(arguments.output))["encoder"] == trained.hash:
         report |= {key: found[key] for key in report if key in found}
-    command = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+    command = {"command": typed_command(), "episodes": arguments.episodes, "seed": arguments.seed}
     for name in arguments.environments:
-        env = make_env(name)
-        settings = environment_settings(env.name).plan
-        budget = arguments.budget or settings.budget
-        settings = replace(settings, budget=budget)
+        env = make_simulator(name)
+        config = PlanConfig.of(env.name)
+        if arguments.max_steps is not None:
+            config = config.updated(max_steps=arguments.max_steps)
         pictures = env.render_states(explored(env, arguments.seed)[::8])
         for label, encoder in (("trained", trained), ("random twin", twin)):
             report["geometry"][f"{name}, {label}"] = geometry = cost_geometry(env, encoder, (0.0, 0.5, 0.8))
@@ -146,15 +135,15 @@ def main(arguments: Arguments) -> None:
         cells: list[tuple[str, PatchEncoder | None, float, float]] = [("true distance", None, 0.0, 0.0)]
         for label, encoder in (("trained", trained), ("random twin", twin)):
             cells += [(label, encoder, drop, alpha) for alpha in arguments.alphas for drop in arguments.drops]
-        for label, encoder, drop, alpha in cells:
-            row = oracle(env, settings, arguments.episodes, arguments.seed, encoder, drop, alpha)
+        for label, judged, drop, alpha in cells:
+            row = oracle(env, config, arguments.episodes, arguments.seed, judged, drop, alpha)
             cell = {"environment": name, "cost": label, "drop": drop, "alpha": alpha}
             others = [r for r in report["oracle"] if {key: r[key] for key in cell} != cell]
-            report["oracle"] = [*others, {**cell, **row, **command, "budget": settings.budget}]
+            report["oracle"] = [*others, {**cell, **row, **command, "max_steps": config.goal.max_steps}]
             print(cell, row, flush=True)
             write_json(arguments.output, report)
     write_json(arguments.output, report)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.lab.hindsight import HindsightFrames
 from sparsewm.data import Dataset, open_dataset
 from sparsewm.data.cameras import BOTH, CAMERA, GOAL, LUMINANCE, grey, overlay
-from sparsewm.data.hindsight import HindsightFrames
 from sparsewm.errors import UserError
 from tests.data.tiny import write_dataset
 

@@ -3,8 +3,8 @@
 Example:
 
     sparsewm collect --env pointmaze-large --policy expert --episodes 40 --seed 99 --output data/probe
-    python scripts/probe_policy.py --env pointmaze-large --dataset data/probe/pointmaze-large-expert.h5 \\
-        --policies vla runs/vla/pointmaze-large/policy
+    python -m scripts.experiments.probe_policy --env pointmaze-large \\
+        --dataset data/probe/pointmaze-large-expert.h5 --policies vla runs/vla/pointmaze-large/policy
 
 Chunks proposed along recorded ways are compared with what the expert did, the end of the way being the goal.
 A policy that acts on its goal errs more when it is shown the end of another way; one whose error stays is
@@ -13,21 +13,18 @@ blind to it, however low its training loss. Record the demonstrations with a see
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
+from scripts.lab.states import instruction, make_simulator, observations
 from sparsewm.data import open_dataset
-from sparsewm.evaluation.closed_loop import observations
 from sparsewm.files import read_json, write_json
 from sparsewm.proposals import check_proposals, load_sampler
-from sparsewm.settings import environment_settings, make_env
 
 
 @dataclass
@@ -53,13 +50,14 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    env = make_env(arguments.env)
-    dataset, text = open_dataset(arguments.dataset, env.name), environment_settings(env.name).instruction
+    env = make_simulator(arguments.env)
+    dataset, text = open_dataset(arguments.dataset, env.name), instruction(env)
     starts, ends = [], []
     for first, length in zip(dataset.offsets, dataset.lengths, strict=True):
         rows = np.arange(first, first + length - arguments.actions, arguments.every)
         starts += rows.tolist()
         ends += [first + length - 1] * len(rows)
+    assert dataset.state is not None
     states = dataset.state[:]
     done = np.stack([dataset.action[row : row + arguments.actions] for row in starts])
     exchanged = np.random.default_rng(arguments.seed).permutation(ends)
@@ -76,7 +74,7 @@ def main(arguments: Arguments) -> None:
                 chunks.append(proposed.mean(1).numpy())
             error = ((np.concatenate(chunks) - done) ** 2).mean() / spread
             row[f"error_with_{label}_goals"] = float(error)
-        report.append(row | {"frames": len(starts), "command": " ".join(sys.argv)})
+        report.append(row | {"frames": len(starts), "command": typed_command()})
         print(
             f"{name}: error {row['error_with_own_goals']:.3f} of the actions' variance with their goals, "
             f"{row['error_with_others_goals']:.3f} with others'",
@@ -89,4 +87,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

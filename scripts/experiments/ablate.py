@@ -1,9 +1,8 @@
 r"""What sparse imagination owes to its parts, and what cheaper searches are worth.
 
-    redraw: the mask redrawn at every optimiser iteration, at every re-plan, and never.
+    redraw: the mask redrawn at every optimiser iteration, at every re-plan, and once an episode.
     groups: models trained with and without randomly grouped attention.
-    search: schedules of the drop ratio, racing, early stop and an automatic ratio, against more or fewer
-        candidates and tokens.
+    search: more or fewer candidates and tokens.
     proposals: candidates from a VLA (the policy alone, the best of 32 at all and half of the tokens, searched
         on) against noise, for goals far ahead.
     grids: VLAs that see few tokens of a picture, each alone.
@@ -15,7 +14,7 @@ Example, after training a pair of models that differ by their groups alone:
 
     sparsewm train --env rope --groups 1 --output runs/ungrouped/rope
     sparsewm train --env rope --output runs/grouped/rope
-    python scripts/ablate.py --studies groups --environments rope \
+    python -m scripts.experiments.ablate --studies groups --environments rope \
         --grouped runs/grouped --ungrouped runs/ungrouped
 
 Finished cells are kept, so an interrupted run continues. Of every study it writes JSON, a table and a plot.
@@ -24,23 +23,20 @@ Finished cells are kept, so an interrupted run continues. Of every study it writ
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
-from sparsewm.cli.common import exit_code
-from sparsewm.cli.evaluate import Cell, cell_path, read_cell, time_cells
-from sparsewm.cli.plan import WITHOUT_MODEL, Plan
-from sparsewm.evaluation.closed_loop import Redraw
+from scripts.common import launch, typed_command
+from sparsewm.config import NO_PROPOSALS, PlanConfig, Resample
+from sparsewm.errors import UserError
+from sparsewm.evaluation.cells import Cell, cell_path, read_cell, time_cells
 from sparsewm.evaluation.table import percent, seconds
 from sparsewm.files import atomic_path, read_json, write_json
-from sparsewm.proposals import GAUSSIAN
 
 Study = Literal["redraw", "groups", "search", "proposals", "grids"]
 TIMED: tuple[Study, ...] = ("search", "proposals")
@@ -48,46 +44,41 @@ TIMED: tuple[Study, ...] = ("search", "proposals")
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "64 candidates": {},
-    "32 candidates": {"samples": 32},
-    "128 candidates": {"samples": 128},
+    "32 candidates": {"candidates": 32},
+    "128 candidates": {"candidates": 128},
     "drop 30%": {"drop": 0.3},
     "drop 70%": {"drop": 0.7},
-    "drop 80% to 20%": {"drop": 0.8, "drop_last": 0.2},
-    "drop 20% to 80%": {"drop": 0.2, "drop_last": 0.8},
-    "race of 128": {"race": 2},
-    "race of 128 for 32": {"samples": 32, "race": 4},
-    "race of 256": {"race": 4},
-    "settled at 0.5": {"settled": 0.5},
-    "settled at 0.3": {"settled": 0.3},
-    "drop auto": {"drop": "auto", "drop_highest": 0.9},
 }
 """Searches by name, as they differ from 64 candidates at half of the tokens and the usual settings."""
 
-SHORT = {"samples": 32, "iterations": 2}
+SHORT = {"candidates": 32, "iterations": 2}
 """A search that takes about as long as a policy needs to propose and a world model to score its proposals."""
 
+NOISE = {"proposals": {"source": NO_PROPOSALS}} | SHORT
+BEST = {"proposals": {"mode": "replace", "samples": 32}}
+
 PROPOSALS: dict[str, dict[str, Any]] = {
-    "VLA alone": {"selection": "policy"},
-    "VLA, best of 32, all tokens": {"candidates": 32, "proposal_mode": "replace", "drop": 0.0},
-    "VLA, best of 32": {"candidates": 32, "proposal_mode": "replace"},
-    "VLA, seed of a short search": {"proposal_mode": "seed"} | SHORT,
-    "VLA, prior of a short search": {"proposal_mode": "prior"} | SHORT,
-    "noise, short search": {"proposals": GAUSSIAN} | SHORT,
-    "noise, one iteration": {"proposals": GAUSSIAN} | SHORT | {"iterations": 1},
-    "noise, 24 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 24},
-    "noise, 40 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 40},
-    "noise, 54 candidates": {"proposals": GAUSSIAN} | SHORT | {"samples": 54},
+    "VLA alone": {"actor": "policy"},
+    "VLA, best of 32, all tokens": BEST | {"drop": 0.0},
+    "VLA, best of 32": BEST,
+    "VLA, seed of a short search": {"proposals": {"mode": "seed"}} | SHORT,
+    "VLA, prior of a short search": {"proposals": {"mode": "prior"}} | SHORT,
+    "noise, short search": NOISE,
+    "noise, one iteration": NOISE | {"iterations": 1},
+    "noise, 24 candidates": NOISE | {"candidates": 24},
+    "noise, 40 candidates": NOISE | {"candidates": 40},
+    "noise, 54 candidates": NOISE | {"candidates": 54},
 }
 """What is done with a VLA's candidates, and the planner's own; half of the tokens but where it says so."""
 
 FAR: dict[str, dict[str, Any]] = {
-    "pusht": {"goal_offset": 75, "budget": 150},
-    "blockpush": {"goal_source": "random"},  # its own targets
+    "pusht": {"goal": {"offset": 75, "max_steps": 150}},
+    "blockpush": {"goal": {"source": "random"}},  # its own targets
 }
 """Goals of the study of proposals, where an environment's usual ones are near."""
 
 WARM_UP = 10
-"""Plans that are not timed, within which an automatic drop ratio comes to rest."""
+"""Plans that are not timed."""
 
 
 @dataclass
@@ -124,30 +115,31 @@ class Arguments:
 
 def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
     """What is varied, and the cell."""
+    common = {"episodes": arguments.episodes, "seed": arguments.seed, "video": False, "imagine": False}
     for name in arguments.environments:
-        drop = arguments.drops[-1]
-        plan = Plan(name, drop, episodes=arguments.episodes, seed=arguments.seed, video=False, imagine=False)
+        config = PlanConfig.of(name).updated(drop=arguments.drops[-1], **common)
+        far = config.updated(**FAR.get(name, {}), proposals=arguments.vla)
         if study == "redraw":
             for drop in filter(None, arguments.drops):  # without a mask there is nothing to redraw
-                for redraw in get_args(Redraw):
-                    yield f"redrawn: {redraw}", Cell("random", replace(plan, drop=drop, redraw=redraw))
+                for resample in get_args(Resample):
+                    yield f"redrawn: {resample}", Cell("random", config.updated(drop=drop, resample=resample))
         elif study == "search":
             for label, varied in SEARCHES.items():
-                yield label, Cell("random", replace(plan, **({"samples": 64} | varied)))
+                yield label, Cell("random", config.updated(**{"candidates": 64} | varied))
         elif study == "proposals":
             for label, varied in PROPOSALS.items():
-                changed = {"proposals": arguments.vla} | FAR.get(name, {}) | varied
-                yield label, Cell(changed.get("selection", "random"), replace(plan, **changed))
+                changed = far.updated(**varied)
+                yield label, Cell("random" if changed.run.actor == "planner" else "policy", changed)
         elif study == "grids":
             for folder in sorted(arguments.grids.glob(f"*/{name}/policy")):
-                changed = {"proposals": str(folder), "selection": "policy"} | FAR.get(name, {})
-                yield picture_tokens(folder), Cell("policy", replace(plan, **changed))
+                alone = far.updated(proposals=str(folder), actor="policy")
+                yield picture_tokens(folder), Cell("policy", alone)
         else:
-            for label, folder in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
-                checkpoint = None if folder is None else folder / name / "checkpoint"
+            for label, runs in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
+                checkpoint = None if runs is None else str(runs / name / "checkpoint")
                 for drop in arguments.drops:
-                    varied_plan = replace(plan, drop=drop, checkpoint=checkpoint)
-                    yield f"trained {label}", Cell("random", varied_plan)
+                    trained = config.updated(drop=drop, checkpoint=checkpoint)
+                    yield f"trained {label}", Cell("random", trained)
 
 
 def dropped(row: dict[str, Any]) -> str:
@@ -160,10 +152,7 @@ def picture_tokens(policy: Path) -> str:
     config = read_json(policy / "config.json")
     if "image_tokens" not in config:
         return "all tokens"
-    words = [str(config["image_tokens"]), config["choice"]]
-    words += [] if config["bilinear"] else ["nearest patch"]
-    words += [] if config["coordinates"] else ["no coordinates"]
-    return ", ".join(words)
+    return f"{config['image_tokens']}, {config['choice']}"
 
 
 def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
@@ -171,42 +160,41 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for label, cell in cells(study, arguments):
         name = f"{cell.name}-{re.sub('[^a-z0-9.]+', '-', label)}"
-        request = cell.request() | {"redraw": cell.plan.redraw}
+        request, env = cell.request(), cell.config.env
         result = read_cell(arguments.output, name, request)
         if result is None and not arguments.run_missing:
-            print(f"{cell.plan.env}, {label}: not there", flush=True)
+            print(f"{env}, {label}: not there", flush=True)
             continue
         if result is None:
             result = {"request": request, **cell.run()}
             write_json(cell_path(arguments.output, name), result)
-        kept = ("drop", "success_rate", "success_ci95", "moved", "seconds_per_plan", "command", "threads")
-        row = {"environment": cell.plan.env, "varied": label}
+        kept = ("success_rate", "success_ci95", "moved", "seconds_per_plan", "command", "threads")
+        drop = cell.config.tokens.drop if cell.config.run.actor == "planner" else None
+        row: dict[str, Any] = {"environment": env, "varied": label, "drop": drop}
         rows.append(row | {key: result[key] for key in kept if key in result})
-        if cell.plan.selection in WITHOUT_MODEL:
-            rows[-1]["drop"] = None
-        print(f"{cell.plan.env}, {label}, drop {result['drop']:.2g}: {percent(result)}", flush=True)
+        print(f"{env}, {label}, drop {dropped(row)}: {percent(result)}", flush=True)
     return rows
 
 
 def main(arguments: Arguments) -> None:
     if "groups" in arguments.studies and arguments.ungrouped is None:
-        sys.exit("error: the study groups compares trained models: say with --ungrouped where they are")
+        raise UserError("the study groups compares trained models: say with --ungrouped where they are")
     if "redraw" in arguments.studies and not any(arguments.drops):
-        sys.exit("error: the study redraw needs tokens to be dropped: give --drops a ratio above 0")
+        raise UserError("the study redraw needs tokens to be dropped: give --drops a ratio above 0")
     (arguments.output / "cells").mkdir(parents=True, exist_ok=True)
     for study in arguments.studies:
         rows = run(study, arguments)
         if not rows:
-            sys.exit(f"error: no cell of {study} in {arguments.output}: leave --no-run-missing out")
+            raise UserError(f"no cell of {study} in {arguments.output}: leave --no-run-missing out")
         if study in TIMED:
             there = {(row["environment"], row["varied"]) for row in rows}
-            searched = [cell for label, cell in cells(study, arguments) if (cell.plan.env, label) in there]
+            searched = [cell for label, cell in cells(study, arguments) if (cell.config.env, label) in there]
             for row, times in zip(
                 rows, time_cells(searched, arguments.repeats, warm_up=WARM_UP), strict=True
             ):
                 assert times is not None
                 row["seconds_per_plan"] = times["seconds_per_plan"]
-        report = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+        report = {"command": typed_command(), "episodes": arguments.episodes, "seed": arguments.seed}
         write_json(arguments.output / f"{study}.json", report | {"rows": rows})
         lines = ["| environment | | drop | success (95%) | T moves | a plan |", "|---|---|---|---|---|---|"]
         lines += [
@@ -274,4 +262,4 @@ def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -2,7 +2,7 @@
 
 Example (about two minutes on two cores; with --presets default paper several more):
 
-    python scripts/measure_speed.py --output results/speed
+    python -m scripts.experiments.measure_speed --output results/speed
 
 Writes speed.json and scaling.png. All variants of a row run interleaved in one process, on the same weights,
 candidates and patches; only the last step, memory that is kept, needs a process of its own.
@@ -24,22 +24,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import psutil
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
-from sparsewm.envs import GoalEnv
+from scripts.common import launch, typed_command
+from scripts.lab.states import make_simulator
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.evaluation.bench import paper_model
 from sparsewm.evaluation.dino_wm import WindowRollout
-from sparsewm.evaluation.statistics import quartiles
+from sparsewm.evaluation.statistics import quartiles, spearman
 from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
-from sparsewm.evaluation.statistics import spearman
+from sparsewm.model.objectives import TokenError
 from sparsewm.model.rollout import modulate
 from sparsewm.planners import CEM
 from sparsewm.precision import fast_bfloat16, fastest_dtype, planning_dtype
-from sparsewm.settings import make_env
 
 CPU = torch.device("cpu")
 FAST, PLANNING = fastest_dtype(CPU), planning_dtype(CPU)
@@ -65,13 +64,13 @@ class Arguments:
     """Internal: time the last step alone and print its seconds."""
 
 
-def make_model(preset: str, dtype: torch.dtype, env: GoalEnv) -> WorldModel:
+def make_model(preset: str, dtype: torch.dtype, env: SimulatedGoalEnv) -> WorldModel:
     if preset == "paper":
         return paper_model(env, CPU, dtype, 0)
     return load_pretrained("pusht", CPU, dtype)
 
 
-def frames(model: WorldModel, env: GoalEnv) -> tuple[Latent, Latent]:
+def frames(model: WorldModel, env: SimulatedGoalEnv) -> tuple[Latent, Latent]:
     """A start and a goal as the camera sees them."""
     observation, _ = env.reset(seed=0)
     goal = env.render_state(env.goal)
@@ -80,10 +79,23 @@ def frames(model: WorldModel, env: GoalEnv) -> tuple[Latent, Latent]:
     return start, target
 
 
-def problem_of(model: WorldModel, env: GoalEnv, drop: float, horizon: int = 5) -> LatentProblem:
+def problem_of(model: WorldModel, env: SimulatedGoalEnv, drop: float, horizon: int = 5) -> LatentProblem:
     start, goal = frames(model, env)
     low, high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
-    return LatentProblem(model, start, goal, low, high, horizon=horizon, drop=drop)
+    return LatentProblem(
+        model,
+        start,
+        goal,
+        low,
+        high,
+        objective=TokenError(model, 1.0),
+        horizon=horizon,
+        drop=drop,
+        frame="last",
+        action_repeat=False,
+        init_std=1.0,
+        generators=[torch.Generator().manual_seed(0)],
+    )
 
 
 def some_actions(model: WorldModel, count: int, horizon: int = 5) -> torch.Tensor:
@@ -115,7 +127,7 @@ def generic(problem: LatentProblem, actions: torch.Tensor) -> Callable[[], Any]:
     return work
 
 
-def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
+def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str, Any]:
     """Seconds per iteration after each step, in order."""
     fast, exact, last = (make_model(preset, dtype, env) for dtype in (FAST, torch.float32, PLANNING))
     actions = some_actions(fast, arguments.candidates)
@@ -161,7 +173,16 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     if torch.int8 == PLANNING:
         variants["linear layers in 8-bit integers"] = lambda: final.cost(actions)
     found = interleaved(variants, arguments.repeats)
-    command = [sys.executable, __file__, "--presets", preset, "--drop", str(arguments.drop), "--only-last"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.experiments.measure_speed",
+        "--presets",
+        preset,
+        "--drop",
+        str(arguments.drop),
+        "--only-last",
+    ]
     command += ["--candidates", str(arguments.candidates), "--repeats", str(arguments.repeats)]
     for keep in (True, False):
         output = subprocess.check_output(
@@ -173,7 +194,7 @@ def steps(arguments: Arguments, preset: str, env: GoalEnv) -> dict[str, Any]:
     return found
 
 
-def scaling(env: GoalEnv, repeats: int) -> dict[str, list[dict[str, float]]]:
+def scaling(env: SimulatedGoalEnv, repeats: int) -> dict[str, list[dict[str, float]]]:
     """Seconds per iteration over tokens kept, candidates, horizon and width, the others as by default."""
     model = load_pretrained("pusht", CPU, PLANNING)
     rows: dict[str, dict[float, Callable[[], Any]]] = {
@@ -230,7 +251,7 @@ def plot_scaling(path: Path, found: dict[str, list[dict[str, float]]]) -> None:
 
 def ranking(environment: str, drop: float, count: int = 256) -> float:
     """Rank correlation of candidates' costs between planning and float32, on a real observation."""
-    env = make_env(environment)
+    env = make_simulator(environment)
     costs = []
     for dtype in (PLANNING, torch.float32):
         model = load_pretrained(environment, CPU, dtype)
@@ -238,7 +259,7 @@ def ranking(environment: str, drop: float, count: int = 256) -> float:
     return spearman(*costs)
 
 
-def memory(env: GoalEnv, drop: float) -> dict[str, float]:
+def memory(env: SimulatedGoalEnv, drop: float) -> dict[str, float]:
     """Resident bytes after the 2nd and the 50th re-plan."""
     model, planner, process = load_pretrained("pusht", CPU, PLANNING), CEM(64, 8, 5), psutil.Process()
     found = {}
@@ -252,11 +273,11 @@ def memory(env: GoalEnv, drop: float) -> dict[str, float]:
 def main(arguments: Arguments) -> None:
     if arguments.keep_memory:
         keep_freed_memory()
-    env = make_env("pusht")
+    env = make_simulator("pusht")
     if arguments.only_last:
         print(json.dumps(steps(arguments, arguments.presets[0], env)))
         return
-    report: dict[str, Any] = {"command": " ".join(sys.argv), "threads": torch.get_num_threads(), "seed": 0}
+    report: dict[str, Any] = {"command": typed_command(), "threads": torch.get_num_threads(), "seed": 0}
     report |= {"drop": arguments.drop, "candidates": arguments.candidates, "horizon": 5, "steps": {}}
     report["memory"] = memory(env, arguments.drop)
     report["ranking"] = {
@@ -275,4 +296,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.lab.geometry import cost_geometry, movable_parts, token_sensitivity
 from sparsewm import envs
 from sparsewm.encoders.base import PatchFeatures
-from sparsewm.evaluation.geometry import cost_geometry, movable_parts, token_sensitivity
 from tests.model.tiny import tiny_encoder
 
 
@@ -50,3 +50,42 @@ def test_geometry_of_pixels_ranks_near_states_by_distance() -> None:
     encoder.encode = lambda pixels, attention=False: averages(pixels)  # type: ignore[method-assign]
     found = cost_geometry(envs.make("granular", resolution=56), encoder, (0.0,), states=24)
     assert found["drop_0"]["all"] > 0.7
+
+
+def test_cost_geometry_is_reproducible_and_between_minus_one_and_one() -> None:
+    env = envs.make("wall", resolution=56)
+    encoder = tiny_encoder()
+    first = cost_geometry(env, encoder, drops=(0.0, 0.5), states=40, seed=1)
+    assert first == cost_geometry(env, encoder, drops=(0.0, 0.5), states=40, seed=1)
+    assert first.keys() == {"drop_0", "drop_0.5"}
+    for values in first.values():
+        assert values.keys() == {"all", "near", "far"} and all(-1 <= value <= 1 for value in values.values())
+
+
+class Readout:
+    """An encoder whose only token is the place of Wall's red dot: token error is distance."""
+
+    tokens = 1
+
+    def encode(self, pixels: np.ndarray) -> object:
+        red = (pixels[..., 0].astype(float) - pixels[..., 2]).clip(0)
+        weights = red / red.sum((1, 2), keepdims=True)
+        axis = np.arange(pixels.shape[1])
+        places = np.stack([weights.sum(1) @ axis, weights.sum(2) @ axis], -1)
+
+        class Features:
+            patches = torch.as_tensor(places, dtype=torch.float32)[:, None]
+
+        return Features
+
+
+def test_cost_geometry_of_an_encoder_that_sees_the_state() -> None:
+    env = envs.make("wall", resolution=56)
+
+    def straight(states: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        away: np.ndarray = np.linalg.norm(states - goal, axis=1)
+        return away
+
+    env.shortfall = straight  # type: ignore[method-assign]  # its own goes through the door
+    values = cost_geometry(env, Readout(), drops=(0.0,), states=60)["drop_0"]  # type: ignore[arg-type]
+    assert min(values.values()) > 0.97

@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.encoders import ViT
-from sparsewm.encoders.surroundings import BLURS, KINDS, READINGS, blurred_surroundings
-from sparsewm.training.pretrain import (
+from scripts.lab.pretrain import (
     DistillationConfig,
     centred,
     join_readings,
@@ -16,6 +14,8 @@ from sparsewm.training.pretrain import (
     pretrain,
     surroundings_loss,
 )
+from sparsewm.encoders import ViT
+from sparsewm.encoders.surroundings import BLURS, KINDS, READINGS, blurred_surroundings
 
 FEATURES = sum(size for size, _ in READINGS)
 

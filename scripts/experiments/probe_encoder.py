@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/probe_encoder.py --output results/encoder_probe.json
+    python -m scripts.experiments.probe_encoder --output results/encoder_probe.json
 
 The same small network, trained for the same steps on the same frames, reads the poses of PushT's T and disc
 from: the embedded encoder's tokens; their two parts, all readings of the surroundings and the tokens of the
@@ -12,27 +12,25 @@ from tokens, a world model has to find out for itself.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
+from scripts.lab.probe import probe_targets, train_probe
+from scripts.lab.states import make_simulator
 from sparsewm.data import token_statistics
 from sparsewm.data.collect import explore
 from sparsewm.encoders import random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.encoders.surroundings import blurred_surroundings
-from sparsewm.evaluation.closed_loop import HELD_OUT
-from sparsewm.evaluation.probe import probe_targets, train_probe
 from sparsewm.files import write_json
-from sparsewm.settings import make_env
+from sparsewm.tasks import HELD_OUT
 
 
 @dataclass
@@ -69,7 +67,7 @@ def pose_errors(read: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> dic
 
 
 def main(arguments: Arguments) -> None:
-    env = make_env("pusht")
+    env = make_simulator("pusht")
     runs = [explore(env, HELD_OUT + 17 + arguments.seed, i, 100)[0] for i in range(arguments.episodes)]
     states = np.concatenate(runs)
     split = len(np.concatenate(runs[: -max(1, arguments.episodes // 10)]))
@@ -109,10 +107,10 @@ def main(arguments: Arguments) -> None:
             read = dict(zip(names, probe(tokens[split:].float()).T.numpy(), strict=True))
         rows[kind] = pose_errors(read, dict(zip(names, targets[split:].T, strict=True)))
         print(kind, rows[kind], flush=True)
-    report = {"command": " ".join(sys.argv), "encoder": encoder.hash, "seed": arguments.seed}
+    report = {"command": typed_command(), "encoder": encoder.hash, "seed": arguments.seed}
     report |= {"frames": split, "held_out": len(states) - split, "steps": arguments.steps}
     write_json(arguments.output, report | {"rows": rows})
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

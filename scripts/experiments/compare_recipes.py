@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/compare_recipes.py --seconds 90
+    python -m scripts.experiments.compare_recipes --seconds 90
 
 Every recipe trains the default predictor of one environment from scratch for about the same time on an
 otherwise idle machine; what counts is the rollout error on held-out windows. Writes a JSON file and a plot.
@@ -10,7 +10,6 @@ otherwise idle machine; what counts is the rollout error on held-out windows. Wr
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -20,9 +19,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
 from sparsewm.data import TokenCache, Windows, fast_copy, open_dataset
 from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
@@ -114,7 +112,7 @@ def main(arguments: Arguments) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(
         arguments.output / "recipes.json",
-        {"command": " ".join(sys.argv), "threads": torch.get_num_threads(), "recipes": rows},
+        {"command": typed_command(), "threads": torch.get_num_threads(), "recipes": rows},
     )
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, row in rows.items():
@@ -126,4 +124,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/state_model.py --data data --episodes 60
+    python -m scripts.experiments.state_model --data data --episodes 60
 
 A small network learns from the dataset's *states* what five environment steps do; the planner then searches
 in it, under the true distance. No picture, no token, no encoder: what such a model misses at some error of
@@ -11,7 +11,7 @@ its dynamics, a world model of pixels with the same error will miss, too. Writes
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch, typed_command
+from scripts.lab.states import make_simulator
+from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, open_dataset
-from sparsewm.envs import GoalEnv
-from sparsewm.evaluation.closed_loop import Planned, make_tasks, run_episodes, summarize
+from sparsewm.envs import SimulatedGoalEnv
+from sparsewm.evaluation.actors import Oracle
+from sparsewm.evaluation.episodes import Episode, run_episodes, summarize
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.files import write_json
-from sparsewm.planners import CEM, MPC
-from sparsewm.settings import environment_settings, make_env
+from sparsewm.tasks import make_tasks
 
 SCALE = np.array([40, 40, 20, 20, 1 / 3, 50, 50.0])  # of changes: disc, T, its angle, the disc's velocity
 
@@ -56,9 +57,10 @@ def inputs(states: np.ndarray, actions: np.ndarray) -> np.ndarray:
     return np.concatenate([*parts, actions * 3, states[:, 5:] / 50], 1).astype(np.float32)
 
 
-def transitions(env: GoalEnv, dataset: Dataset, episodes: np.ndarray) -> tuple[Tensor, Tensor]:
+def transitions(env: SimulatedGoalEnv, dataset: Dataset, episodes: np.ndarray) -> tuple[Tensor, Tensor]:
     """Inputs and scaled changes of all transitions of the episodes."""
     skip = env.frameskip
+    assert dataset.state is not None
     state, action = dataset.state[:], dataset.action[:]
     starts = [np.arange(dataset.lengths[e] - skip) + dataset.offsets[e] for e in episodes]
     rows = np.concatenate(starts)
@@ -73,7 +75,7 @@ def transitions(env: GoalEnv, dataset: Dataset, episodes: np.ndarray) -> tuple[T
 class Learned:
     """The environment with learned dynamics, for `SimulatorProblem`."""
 
-    def __init__(self, env: GoalEnv, network: nn.Module) -> None:
+    def __init__(self, env: SimulatedGoalEnv, network: nn.Module) -> None:
         self.env, self.network = env, network
 
     def __getattr__(self, name: str) -> Any:
@@ -91,26 +93,38 @@ class Learned:
         return np.stack(states, 1)
 
 
-def success(env: GoalEnv, network: nn.Module, episodes: int, seed: int) -> dict[str, Any]:
-    """Closed loop under the true distance, settings as in configs/."""
-    settings = environment_settings(env.name).plan
-    tasks = make_tasks(env, episodes, seed, settings.goal_source, settings.goal_offset)
-    learned: Any = Learned(env, network)
+class LearnedOracle(Oracle):
+    """Plans in learned dynamics instead of the true ones."""
 
-    def problem(traces: Any, active: Any) -> SimulatorProblem:
-        cost = TrueDistance(env, [traces[i].task.goal for i in active])
-        states = [traces[i].states[-1] for i in active]
+    def __init__(self, config: PlanConfig, network: nn.Module) -> None:
+        super().__init__(config)
+        self.network = network
+
+    def _problem(self, rows: Sequence[Episode]) -> SimulatorProblem:
+        env, search = rows[0].simulator, self.config.search
+        learned: Any = Learned(env, self.network)
         return SimulatorProblem(
-            learned, states, cost, settings.horizon, hold=settings.hold, scored=settings.scored
+            learned,
+            [episode.states[-1] for episode in rows],
+            TrueDistance(env, [np.asarray(episode.info["goal"]) for episode in rows]),
+            search.horizon,
+            action_repeat=search.action_repeat,
+            frame=self.config.cost.frame,
         )
 
-    mpc = MPC(CEM(settings.samples, settings.elites, settings.iterations, seed=seed), settings.horizon)
-    summary = summarize(env, run_episodes(env, tasks, Planned(env, mpc, problem), settings.budget))
+
+def success(env: SimulatedGoalEnv, network: nn.Module, episodes: int, seed: int) -> dict[str, Any]:
+    """Closed loop under the true distance, settings as in configs/; whole plans are executed."""
+    config = PlanConfig.of(env.name)
+    config = config.updated(execute=config.search.horizon, seed=seed)
+    tasks = make_tasks(env, episodes, seed, config.goal)
+    found = run_episodes([env], tasks, LearnedOracle(config, network), config.goal.max_steps)
+    summary = summarize(env.name, found)
     return {name: summary[name] for name in ("success_rate", "success_ci95", "moved")}
 
 
 def main(arguments: Arguments) -> None:
-    env = make_env("pusht")
+    env = make_simulator("pusht")
     dataset = open_dataset(arguments.data / "pusht.h5", env.name)
     train, held_out = (transitions(env, dataset, part) for part in dataset.split())
     torch.manual_seed(arguments.seed)
@@ -137,10 +151,10 @@ def main(arguments: Arguments) -> None:
             row |= success(env, network, arguments.episodes, arguments.seed)
             rows.append(row)
             print(row, flush=True)
-            result = {"command": " ".join(sys.argv), "episodes": arguments.episodes, "seed": arguments.seed}
+            result = {"command": typed_command(), "episodes": arguments.episodes, "seed": arguments.seed}
             result |= {"dataset": dataset.hash, "dataset_episodes": len(dataset.lengths), "rows": rows}
             write_json(arguments.output, result)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

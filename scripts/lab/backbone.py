@@ -24,7 +24,6 @@ with needs_extra("vision-language backbones", "vla"):
         SmolVLMProcessor,
         SmolVLMVideoProcessor,
     )
-    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionEmbeddings
 
 SPECIAL = {
     "pad_token": "<pad>",
@@ -157,29 +156,30 @@ def _tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=extra, **general)
 
 
-def place_once() -> None:
-    """Have SmolVLM's vision encoder work out once where the patches of a picture are, not for every picture.
+def place_once(policy: Any) -> None:
+    """Have a SmolVLA's vision encoder work out once where the patches of pictures are, not for each.
 
     It reads pictures of any shape, and finds the places of one after the other, from masks: hundreds of small
     operations for each, and on a GPU as many waits. Policies show it whole pictures of one shape alone.
     """
-    original = SmolVLMVisionEmbeddings.forward
+    embeddings = policy.model.vlm_with_expert.get_vlm_model().vision_model.embeddings
+    places: dict[tuple[int, int], Tensor] = {}
 
-    def forward(self: Any, pixel_values: Tensor, patch_attention_mask: Tensor) -> Tensor:
+    def forward(pixel_values: Tensor, patch_attention_mask: Tensor) -> Tensor:
         rows, columns = patch_attention_mask.shape[1:]
-        known = getattr(self, "known_places", None)
-        if known is None or known[0] != (rows, columns):
+        if (rows, columns) not in places:
             blank = SimpleNamespace(
-                patch_size=self.patch_size,
-                num_patches_per_side=self.num_patches_per_side,
+                patch_size=embeddings.patch_size,
+                num_patches_per_side=embeddings.num_patches_per_side,
                 patch_embedding=lambda x: torch.zeros(1, 1, rows, columns, dtype=torch.long),
                 position_embedding=lambda places: places[..., None],
             )
-            picture = torch.zeros(1, 3, rows * self.patch_size, columns * self.patch_size)
+            picture = torch.zeros(1, 3, rows * embeddings.patch_size, columns * embeddings.patch_size)
             whole = torch.ones(1, rows, columns, dtype=torch.bool)
-            known = (rows, columns), original(blank, picture, whole)[..., 0].to(pixel_values.device)
-            self.known_places = known
-        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        return patches + self.position_embedding(known[1])
+            found = type(embeddings).forward(blank, picture, whole)[..., 0]
+            places[rows, columns] = found.to(pixel_values.device)
+        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        known: Tensor = patches + embeddings.position_embedding(places[rows, columns])
+        return known
 
-    SmolVLMVisionEmbeddings.forward = forward
+    embeddings.forward = forward

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sparsewm.data import token_statistics
 from sparsewm.encoders import PatchEncoder
-from sparsewm.envs import GoalEnv
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.envs.table import TableEnv
 from sparsewm.evaluation.statistics import spearman
 from sparsewm.model.drop import kept_patches
 
 
 @torch.inference_mode()
-def encode_states(env: GoalEnv, encoder: PatchEncoder, states: np.ndarray) -> Tensor:
+def encode_states(env: SimulatedGoalEnv, encoder: PatchEncoder, states: np.ndarray) -> Tensor:
     """Raw patch tokens float32 (K, N, D) of rendered states (K, state_dim)."""
     parts = [
         encoder.encode(env.render_states(states[i : i + 128])).patches.float()
@@ -27,7 +27,7 @@ def encode_states(env: GoalEnv, encoder: PatchEncoder, states: np.ndarray) -> Te
 
 
 def cost_geometry(
-    env: GoalEnv,
+    env: SimulatedGoalEnv,
     encoder: PatchEncoder,
     drops: tuple[float, ...] = (0.0, 0.5, 0.8),
     states: int = 512,
@@ -63,7 +63,7 @@ def cost_geometry(
     return result
 
 
-def movable_parts(env: GoalEnv) -> dict[str, list[int]]:
+def movable_parts(env: SimulatedGoalEnv) -> dict[str, list[int]]:
     """Columns of the state that belong to one object or angle, by name; particles are one object."""
     if isinstance(env, TableEnv):
         return {"particles": list(range(env.state_dim - 2))}
@@ -78,7 +78,7 @@ def movable_parts(env: GoalEnv) -> dict[str, list[int]]:
 
 
 def token_sensitivity(
-    env: GoalEnv,
+    env: SimulatedGoalEnv,
     encoder: PatchEncoder,
     shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4),
     states: int = 96,
@@ -117,7 +117,7 @@ def token_sensitivity(
     return result
 
 
-def _possible(env: GoalEnv, state: np.ndarray) -> bool:
+def _possible(env: SimulatedGoalEnv, state: np.ndarray) -> bool:
     try:
         env.render_state(state)
     except ValueError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from scripts.lab.probe import SUMMARY, probe_targets, read_errors, train_probe
 from sparsewm import envs
-from sparsewm.evaluation.probe import SUMMARY, probe_targets, read_errors, train_probe
 
 
 def test_a_probe_reads_what_is_there_and_only_that() -> None:

@@ -20,7 +20,7 @@ from sparsewm.errors import UserError
 from sparsewm.positions import sincos_positions
 
 if TYPE_CHECKING:
-    from sparsewm.data.hindsight import HindsightFrames
+    from scripts.lab.hindsight import HindsightFrames
 
 WARMUP = 0.1  # of the steps
 PLACES = 0.5  # root mean square of new embeddings of positions, beside patches of about 1

@@ -1,26 +1,16 @@
-"""The script that makes the shipped policies: data, backbone, LeRobot's training, and a folder that plans."""
+"""Vision encoders that learn to see, and are asked once for a picture."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sparsewm import envs
-from sparsewm.data.cameras import CAMERA, GOAL, ROWS
-from sparsewm.errors import UserError
-from sparsewm.evaluation.closed_loop import Proposals, Task, Trace
-from sparsewm.proposals.backbone import place_once
-from sparsewm.proposals.lerobot import LeRobotProposals
-from sparsewm.proposals.names import check_weights
-from sparsewm.proposals.vision import (
+from scripts.lab.backbone import place_once
+from scripts.lab.vision import (
     FROM_BODIES,
     ON_THE_TABLE,
     WAVES,
@@ -31,78 +21,21 @@ from sparsewm.proposals.vision import (
     teach_vision,
     visible,
 )
+from sparsewm import envs
+from sparsewm.data.cameras import CAMERA, GOAL, ROWS
+from sparsewm.proposals.lerobot import LeRobotProposals
 from tests.proposals.tiny import tiny_policy
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vla.py"
-TINY = "--env wall --episodes 3 --chunk 12 --batch 4 --save-every 2 --look 2 --workers 0 --output vla"
-TINY += " --dtype float32"
-SIZES = "--sizes.image 32 --sizes.patch 8 --sizes.width 24 --sizes.layers 2 --sizes.heads 2 --sizes.mlp 32"
 
-
-def train(place: Path, steps: int, flags: str = "") -> str:
-    command = [sys.executable, str(SCRIPT), *f"{TINY} {SIZES} --steps {steps} {flags}".split()]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def test_places_found_once_give_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_found_once_give_the_same_features(tmp_path: Path) -> None:
     env = envs.make("wall")
-    vlm = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), env).policy.model.vlm_with_expert
-    pictures = torch.rand(3, 3, 32, 32)
+    policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), env).policy
+    vlm, pictures = policy.model.vlm_with_expert, torch.rand(3, 3, 32, 32)
     before = vlm.embed_image(pictures)
-    kind = type(vlm.get_vlm_model().vision_model.embeddings)
-    monkeypatch.setattr(kind, "forward", kind.forward)  # put back at the end
-    place_once()
-    assert torch.equal(vlm.embed_image(pictures), before)
-    assert torch.equal(vlm.embed_image(pictures[:1]), before[:1])
-
-
-def test_training_goes_on_and_ends_in_a_policy_that_can_be_carried_away(tmp_path: Path) -> None:
-    train(tmp_path, 2)
-    run = tmp_path / "vla" / "wall"
-    made = {path: path.stat().st_mtime_ns for path in (run / "wall-expert.h5", run / "backbone")}
-    assert "Checkpoint policy after step 3" in train(tmp_path, 3)
-    assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert [path.name for path in sorted((run / "training/checkpoints").iterdir())] == [
-        "000002",
-        "000003",
-        "last",
-    ]
-    carried = (run / "policy").rename(tmp_path / "elsewhere")
-    run.rename(tmp_path / "gone")
-    assert not [path for path in carried.rglob("*.json") if str(tmp_path) in path.read_text()]
-    assert json.loads((carried / "config.json").read_text())["vlm_model_name"] == "backbone"
-    assert "3 steps of 4 frames" in (carried / "README.md").read_text()
-    env = envs.make("wall")
-    env.reset(seed=0)
-    trace = Trace(Task(env.state, env.goal, 0), [env.state])
-    actions = Proposals(LeRobotProposals(carried, env), 4).propose(env, [trace], 10)
-    assert actions.shape == (1, 4, 10, 2) and actions.std() > 0
-
-
-def test_a_policy_of_few_tokens_goes_on_with_all_of_them(tmp_path: Path) -> None:
-    """Frozen vision looks at every picture once; its weights stay, those of the transformer do not."""
-    few, every = tmp_path / "few", tmp_path / "all"
-    train(tmp_path, 2, f"--freeze-vision --image-tokens 4 --choice random --output {few}")
-    data = few / "wall" / "wall-expert.h5"
-    start = few / "wall" / "policy"
-    train(tmp_path, 2, f"--freeze-vision --look 0 --start {start} --dataset {data} --output {every}")
-    before, after = (load_file(folder / "wall/policy/model.safetensors") for folder in (few, every))
-    assert {name for name in before if name not in after} == {"grids.code.weight", "grids.code.bias"}
-    same = {name for name in after if torch.equal(before[name], after[name])}
-    assert all(name in same for name in after if "vision_model" in name or "connector" in name)
-    assert "model.action_out_proj.weight" not in same
-
-
-def test_a_policy_of_one_picture_of_present_and_goal_carries_its_names(tmp_path: Path) -> None:
-    train(tmp_path, 2, "--together --freeze-vision")
-    env = envs.make("wall")
-    env.reset(seed=0)
-    sampler = LeRobotProposals(tmp_path / "vla/wall/policy", env)
-    assert list(sampler.config.image_features) == ["observation.images.both"]
-    trace = Trace(Task(env.state, env.goal, 0), [env.state])
-    assert Proposals(sampler, 4).propose(env, [trace], 10).std() > 0
+    place_once(policy)
+    for _ in range(2):
+        assert torch.equal(vlm.embed_image(pictures), before)
+        assert torch.equal(vlm.embed_image(pictures[:1]), before[:1])
 
 
 def test_a_frozen_vision_encoder_is_asked_once_per_picture(tmp_path: Path) -> None:
@@ -191,11 +124,6 @@ def test_what_lies_about_a_body_that_looks_alike_turned_is_seen_along_the_table(
     offset = torch.from_numpy((states[:, :2] - states[:, 2:4]).astype(np.float32))
     correlation = torch.corrcoef(torch.cat([offset, seen], 1).T)[:2, 2:].abs().amax(1)
     assert correlation.min() > 0.9999
-
-
-def test_weights_of_a_grey_picture_are_checked() -> None:
-    with pytest.raises(UserError, match="--grey must be three whole numbers from 0, 256 in all"):
-        check_weights((100, 100, 100), "--grey")
 
 
 def test_an_angle_is_seen_as_a_direction() -> None:

@@ -1,7 +1,7 @@
 """What grid sampling saves: work and time of SmolVLA by the number of picture tokens; what tokens retain.
 
-    python scripts/measure_grids.py --output results/grids
-    python scripts/measure_grids.py --policy runs/vla-16/pusht/policy --env pusht --output runs/grids
+    python -m scripts.experiments.measure_grids --output results/grids
+    python -m scripts.experiments.measure_grids --policy runs/vla-16/pusht/policy --env pusht
 
 Work and time depend on sizes alone and are measured with random weights. With a trained `--policy` of few
 tokens, the information-retention map is drawn too: of each patch, the best cosine similarity to a kept token.
@@ -9,35 +9,30 @@ tokens, the information-retention map is drawn too: of each patch, the best cosi
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import matplotlib
 import numpy as np
 import torch
-import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from lerobot.configs.types import FeatureType, PolicyFeature
+from torch import Tensor
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsewm.cli.common import exit_code
-from sparsewm.evaluation.closed_loop import observations
+from scripts.common import launch
+from scripts.lab.backbone import BackboneSizes, smolvla_options, write_backbone
+from scripts.lab.states import make_simulator, observations
 from sparsewm.files import atomic_path, write_json
-from sparsewm.proposals.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.lerobot import LeRobotProposals
-from sparsewm.proposals.modeling_grids import SmolVLAGridsPolicy, retention
-from sparsewm.settings import make_env
+from sparsewm.proposals.modeling_grids import SmolVLAGridsPolicy
 
 
 @dataclass
@@ -111,6 +106,11 @@ def measure(policy: SmolVLAGridsPolicy, batch: int, repeats: int) -> dict[str, f
     }
 
 
+def retention(dense: Tensor, kept: Tensor) -> Tensor:
+    """How much of each dense token (B, N, D) the kept ones (B, K, D) hold: best cosine similarity, (B, N)."""
+    return (functional.normalize(dense, dim=-1) @ functional.normalize(kept, dim=-1).mT).amax(-1)
+
+
 def retention_map(sampler: LeRobotProposals, env: Any, path: Path, count: int = 4) -> float:
     """Draw scenes with how much of each patch is retained, and where is looked; the mean over all patches."""
     policy = sampler.policy
@@ -125,11 +125,8 @@ def retention_map(sampler: LeRobotProposals, env: Any, path: Path, count: int = 
         hook.remove()
         (dense,) = seen
         side = int(np.sqrt(dense.shape[1]))
-        code = policy.grids.code
-        policy.grids.code = None  # what counts is what is retained of the picture, not of the places
-        found = retention(dense, policy.grids(dense)).view(count, side, side)
-        policy.grids.code = code
         places = policy.grids.coordinates(dense, side)
+        found = retention(dense, policy.grids.sample(dense, places)).view(count, side, side)
     figure, axes = plt.subplots(2, count, figsize=(2.4 * count, 5), squeeze=False)
     for i in range(count):
         axes[0, i].imshow(env.render_states(states[i : i + 1])[0], extent=(-1, 1, 1, -1))
@@ -144,8 +141,7 @@ def retention_map(sampler: LeRobotProposals, env: Any, path: Path, count: int = 
     return float(found.mean())
 
 
-def main() -> None:
-    arguments = tyro.cli(Arguments)
+def main(arguments: Arguments) -> None:
     rows, report = [], {}
     with tempfile.TemporaryDirectory() as folder:
         backbone = write_backbone(Path(folder) / "backbone", ["go"], arguments.sizes)
@@ -156,11 +152,11 @@ def main() -> None:
                 print({name: float(f"{value:.4g}") for name, value in row.items()})
                 rows.append(row)
     if arguments.policy is not None:
-        env = make_env(arguments.env)
+        env = make_simulator(arguments.env)
         sampler = LeRobotProposals(arguments.policy, env)
         report["retention"] = retention_map(sampler, env, arguments.output / "retention.png")
     write_json(arguments.output / "grids.json", {"rows": rows, "threads": torch.get_num_threads(), **report})
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    launch(main, Arguments)
