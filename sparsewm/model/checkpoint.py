@@ -36,7 +36,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
     Weights are stored in bfloat16, statistics in float32.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or the model holds NaN or infinity.
     """
     path = Path(path)
     with disk_errors(path):
@@ -52,6 +52,10 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
                 for key, value in network.state_dict().items()
             }
             tensors |= {f"standardizer.{k}": v.float() for k, v in model.standardizer.state_dict().items()}
+            if bad := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
+                raise UserError(
+                    f"{bad[0]} of this world model is not finite, nobody could load it: {path} is not written"
+                )
             save_file({k: v.cpu() for k, v in tensors.items()}, temporary / FILES[0])
             config = dataclasses.asdict(model.config) | {"grid": list(model.config.grid)}
             if model.distance is not None:
