@@ -21,12 +21,13 @@ from sparsewm.errors import UserError, suggest
 from sparsewm.files import disk_errors, umask
 from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
+from sparsewm.model.hub import CHECKPOINT_FILES as FILES
+from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import planning_dtype
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
-FILES = ("model.safetensors", "config.yaml", "metadata.json")
 
 
 def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
@@ -89,21 +90,23 @@ def load(
     encoder_name: str | None = None,
     encoder_weights: str | Path | None = None,
     hub_repo: str | Path | None = None,
+    token: str | None = None,
 ) -> WorldModel:
-    """Read a checkpoint folder.
+    """Read a checkpoint.
 
     Args:
-        path: folder written by `save`.
+        path: folder written by `save`, or that of a run; or ``user/name[@revision]`` on the Hugging Face hub.
         device, dtype: where and in what precision the predictor computes.
         environment: name the checkpoint must be for, if given.
         encoder: a loaded encoder to use instead of loading the recorded one.
         encoder_name: name the checkpoint's encoder must have, if given.
         encoder_weights, hub_repo: local files for the encoder (see `load_encoder`).
+        token: of the hub, for private repositories; None: the one this machine is logged in with.
 
     Raises:
-        UserError: not a checkpoint, damaged, or of another environment or encoder.
+        UserError: not a checkpoint, damaged, of another environment or encoder, or not to be had.
     """
-    path = Path(path)
+    path, downloaded = checkpoint_folder(path, token)
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
         raise UserError(
@@ -120,7 +123,8 @@ def load(
         predictor_config = PredictorConfig(**config)
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
-        resolution = None if seen["resolution"] is None else tuple(map(int, seen["resolution"]))
+        height, width = seen["resolution"] or (0, 0)
+        resolution = (int(height), int(width)) if height else None
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
@@ -134,10 +138,20 @@ def load(
             f"--encoder out, or train with --encoder {encoder_name}"
         )
     if encoder is None:
-        named = {"name": recorded["name"], "expected_hash": recorded["hash"]}
+        if downloaded and encoder_name is None and _is_code(recorded["name"]):
+            raise UserError(
+                f"the encoder of {path} is {recorded['name']}, code that nothing from the hub may choose: "
+                "name the encoder yourself if you trust it"
+            )
         try:
-            sight = {"resolution": resolution, "letterbox": bool(seen["letterbox"])}
-            encoder = load_encoder(**named, weights=encoder_weights, hub_repo=hub_repo, **sight)
+            encoder = load_encoder(
+                recorded["name"],
+                encoder_weights,
+                hub_repo,
+                expected_hash=recorded["hash"],
+                resolution=resolution,
+                letterbox=bool(seen["letterbox"]),
+            )
         except UserError as error:
             raise UserError(str(error).replace("`weights`", "`encoder_weights`")) from None
     elif encoder.hash != recorded["hash"]:
@@ -161,6 +175,11 @@ def load(
         raise UserError(f"checkpoint {path} holds numbers that are not finite: train anew")
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
+
+
+def _is_code(encoder: str) -> bool:
+    """Whether an encoder's name is a place `module:attribute` to import."""
+    return ":" in encoder and not encoder.endswith(":cls") and encoder.split(":")[0] not in ("timm", "hf")
 
 
 def checkpoint_hash(path: str | Path) -> str:

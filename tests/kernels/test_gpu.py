@@ -105,7 +105,7 @@ def there(problem: LatentProblem, model: WorldModel) -> LatentProblem:
 
     history = [(moved(frame), action.to(DEVICE)) for frame, action in problem.history]
     ends = moved(problem.start), moved(problem.goal)
-    return latent_problem(model, *ends, history=history, patches=problem.patches.to(DEVICE))
+    return latent_problem(model, *ends, drop=0.5, history=history, patches=problem.patches.to(DEVICE))
 
 
 def test_a_reason_is_given_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

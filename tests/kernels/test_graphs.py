@@ -62,8 +62,8 @@ def test_a_problem_hands_in_all_that_changes(monkeypatch: pytest.MonkeyPatch, fr
         shift = torch.randn(1, generator=torch.Generator().manual_seed(seed))
         problem.start.proprio.add_(shift)
         problem.goal.proprio.sub_(shift)
-        for earlier, action in problem.history:
-            earlier.tokens.mul_(1 + shift)
+        for seen, action in problem.history:
+            seen.tokens.mul_(1 + shift)
             action.mul_(1 - 0.1 * shift)
         actions = candidates(model) + 0.1 * shift
         with torch.inference_mode():
