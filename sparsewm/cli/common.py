@@ -112,7 +112,7 @@ def flags_of(command: type, prefix: str = "") -> dict[str, str]:
 def about(command: type) -> str | None:
     """Its docstring; from its source where Python throws docstrings away (-OO)."""
     if sys.flags.optimize < 2:
-        return command.__doc__
+        return inspect.getdoc(command)
     tree = ast.parse(inspect.getsource(command)).body[0]
     return ast.get_docstring(tree) if isinstance(tree, ast.ClassDef) else None
 
