@@ -67,8 +67,8 @@ def test_bounds_and_prior_are_those_of_the_environment(env: GoalEnv) -> None:
 
 def test_held_actions_cost_what_their_repetition_costs(env: GoalEnv) -> None:
     free, held = (
-        SimulatorProblem(env, STARTS, TrueDistance(env, GOALS), horizon=2, hold=hold)
-        for hold in (False, True)
+        SimulatorProblem(env, STARTS, TrueDistance(env, GOALS), horizon=2, action_repeat=repeat)
+        for repeat in (False, True)
     )
     assert (held.action_dim, held.low.tolist(), held.std.shape) == (2, [-1, -1], (2, 2))
     actions = torch.rand(3, 4, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -79,10 +79,11 @@ def test_held_actions_cost_what_their_repetition_costs(env: GoalEnv) -> None:
 
 def test_best_scoring_takes_the_nearest_state_of_every_sequence(env: GoalEnv) -> None:
     cost = TrueDistance(env, GOALS)
-    best = SimulatorProblem(env, STARTS, cost, horizon=3, hold=True, scored="best")
+    best = SimulatorProblem(env, STARTS, cost, horizon=3, action_repeat=True, frame="min")
     actions = torch.rand(3, 6, 3, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
     ends = [
-        SimulatorProblem(env, STARTS, cost, horizon=h, hold=True).cost(actions[:, :, :h]) for h in (1, 2, 3)
+        SimulatorProblem(env, STARTS, cost, horizon=h, action_repeat=True).cost(actions[:, :, :h])
+        for h in (1, 2, 3)
     ]
     frames = torch.stack(ends, -1)
     assert torch.equal(best.cost(actions), frames.amin(-1))

@@ -204,9 +204,7 @@ def test_checkpoint_of_another_encoder(folder: Path) -> None:
         UserError, match=r"trained on encoder embedded, not dinov2_vits14: leave --encoder out"
     ):
         reload(folder, encoder_name="dinov2_vits14")
-    with pytest.raises(
-        UserError, match=r"trained on other weights .*: give the original file as `weights`"
-    ):
+    with pytest.raises(UserError, match=r"trained on other weights .*: give the original file as `weights`"):
         reload(folder, encoder=tiny_encoder(weights_hash="f" * 64))
 
 
