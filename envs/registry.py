@@ -51,12 +51,13 @@ def canonical(name: str) -> str:
 
 
 def max_episode_steps(name: str) -> int:
-    """Environment steps of an episode: of ours, of a Gymnasium id, or 100 where nothing is known."""
+    """Environment steps of an episode: of ours, of a Gymnasium id, a class's `max_episode_steps`; or 100."""
     name = canonical(name)
     if name in _OURS:
         return _OURS[name][2]
     spec = None if name in ENVIRONMENTS else _gymnasium_spec(name)
-    return _STEPS if spec is None or spec.max_episode_steps is None else spec.max_episode_steps
+    steps = getattr(ENVIRONMENTS.get(name) if spec is None else spec, "max_episode_steps", None)
+    return _STEPS if steps is None else int(steps)
 
 
 def make(name: str, **options: Any) -> GoalEnv:
@@ -76,12 +77,17 @@ def make(name: str, **options: Any) -> GoalEnv:
     spec = None if name in ENVIRONMENTS else _gymnasium_spec(name)
     if spec is None and name not in ENVIRONMENTS and ":" not in name:
         known = [*ENVIRONMENTS.names(), *(id for id, _, _ in _OURS.values())]
-        near = suggest(name, known) or suggest(name, gym.registry)
+        near = suggest(name, [*known, *gym.registry])
         raise UserError(
             f"unknown environment '{name}'.{near} Known: {', '.join(known)}, any Gymnasium id, or "
             "module:Class of your own (docs/howto/environment.md)"
         )
-    maker, parameters = _maker(spec) if spec is not None else _inspected(ENVIRONMENTS.get(name))
+    if spec is not None:
+        maker, parameters = _maker(spec)
+    elif callable(maker := ENVIRONMENTS.get(name)):
+        parameters = set(inspect.signature(maker).parameters)
+    else:
+        raise UserError(f"'{name}' makes no Gymnasium environment: it is no class or function")
     wrapping = {key: options.pop(key) for key in (_WRAPPING - parameters) & set(options)}
     try:
         env = maker(**options)
@@ -126,13 +132,8 @@ def _gymnasium_spec(name: str) -> Any:
     return gym.registry.get(id)
 
 
-def _inspected(maker: Callable[..., Any]) -> tuple[Callable[..., Any], set[str]]:
-    """What makes an environment, and the options it takes by name."""
-    return maker, set(inspect.signature(maker).parameters)
-
-
 def _maker(spec: Any) -> tuple[Callable[..., gym.Env[Any, Any]], set[str]]:
-    """The same of a Gymnasium specification, with pictures where it draws them."""
+    """What makes the environment of a specification, with pictures where it draws them; its options."""
     made = spec.entry_point
     made = load_env_creator(made) if isinstance(made, str) else made
     parameters = inspect.signature(made).parameters

@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/calibrate.py --environments rope granular blockpush --episodes 60
+    python -m scripts.calibrate --environments rope granular blockpush --episodes 60
 
 The oracle is the planner of `configs/` on the true simulator with the true distance. For Rope and Granular
 the Chamfer threshold is varied too; the one in the environment's class is marked.
@@ -10,7 +10,6 @@ the Chamfer threshold is varied too; the one in the environment's class is marke
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
-from sparsewm.cli.common import exit_code
-from sparsewm.envs import GoalEnv
+from scripts.common import launch, typed_command
+from scripts.lab.states import make_simulator
+from sparsewm.config import PlanConfig
 from sparsewm.envs.table import TableEnv
-from sparsewm.evaluation.closed_loop import Policy, RandomActions, Still, make_tasks, run_episodes
-from sparsewm.evaluation.oracle import oracle
+from sparsewm.evaluation.actors import Nothing, Oracle, RandomActions
+from sparsewm.evaluation.episodes import Actor, run_episodes
 from sparsewm.evaluation.statistics import wilson
 from sparsewm.files import write_json
-from sparsewm.settings import environment_settings, make_env
+from sparsewm.tasks import make_tasks
 
 
 @dataclass
@@ -46,46 +45,43 @@ class Arguments:
     """JSON file."""
 
 
-def policies(env: GoalEnv, seed: int) -> dict[str, Policy]:
+def actors(config: PlanConfig) -> dict[str, Actor]:
     """Yardsticks by name."""
-    planned = oracle(env, environment_settings(env.name).plan, seed)
-    return {"none": Still(env), "random_actions": RandomActions(env), "oracle": planned}
+    return {"nothing": Nothing(), "random": RandomActions(), "oracle": Oracle(config)}
 
 
 def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for name in arguments.environments:
-        env, settings = make_env(name), environment_settings(name).plan
-        tasks = make_tasks(
-            env, arguments.episodes, arguments.seed, settings.goal_source, settings.goal_offset
-        )
+        env, config = make_simulator(name), PlanConfig.of(name)
+        tasks = make_tasks(env, arguments.episodes, arguments.seed, config.goal)
         for scale in arguments.scales if isinstance(env, TableEnv) else (1.0,):
             if isinstance(env, TableEnv):
                 env.threshold = scale * type(env).threshold  # type: ignore[misc]  # of this one environment
-            for selection, policy in policies(env, arguments.seed).items():
+            for who, actor in actors(config).items():
                 started = time.time()
-                traces = run_episodes(env, tasks, policy, settings.budget)
-                successes = sum(trace.success for trace in traces)
-                plans = [len(trace.plans) for trace in traces if trace.success]
+                episodes = run_episodes([env], tasks, actor, config.goal.max_steps)
+                successes = sum(episode.success for episode in episodes)
+                plans = [len(episode.decisions) for episode in episodes if episode.success]
                 row = {
                     "environment": name,
                     "threshold": getattr(env, "threshold", None),
                     "scale": scale,
-                    "selection": selection,
-                    "budget": settings.budget,
-                    "episodes": len(traces),
-                    "success_rate": successes / len(traces),
-                    "success_ci95": list(wilson(successes, len(traces))),
+                    "actor": who,
+                    "max_steps": config.goal.max_steps,
+                    "episodes": len(episodes),
+                    "success_rate": successes / len(episodes),
+                    "success_ci95": list(wilson(successes, len(episodes))),
                     "plans_to_success": float(np.median(plans)) if plans else None,
                     "seconds": round(time.time() - started, 1),
                 }
                 rows.append(row)
                 print(row, flush=True)
                 write_json(
-                    arguments.output, {"command": " ".join(sys.argv), "seed": arguments.seed, "rows": rows}
+                    arguments.output, {"command": typed_command(), "seed": arguments.seed, "rows": rows}
                 )
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

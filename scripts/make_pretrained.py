@@ -2,7 +2,7 @@
 
 Example:
 
-    python scripts/make_pretrained.py --environments wall pusht pointmaze
+    python -m scripts.make_pretrained --environments wall pusht pointmaze
 
 The cards say how long training took; recording and encoding come on top. Interrupted runs continue.
 """
@@ -12,15 +12,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from scripts.common import launch
 from sparsewm import envs
-from sparsewm.cli.common import exit_code
 from sparsewm.model.checkpoint import PRETRAINED, load
 
 
@@ -73,7 +70,7 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         f"groups, tokens whitened by {training.get('whitening', 0.0):g}, "
         f"{'Muon and AdamW' if training.get('muon') else 'AdamW'}.",
         *before(metadata),
-        "- Made by: `python scripts/make_pretrained.py`.",
+        "- Made by: `python -m scripts.make_pretrained`.",
         "",
         "Rollout error on held-out windows from one recorded frame, as a share of copying that frame, at "
         f"horizons 1 to {training['horizon']}:",
@@ -116,4 +113,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

@@ -2,36 +2,32 @@
 
 Example (all defaults; about 20 minutes on 2 CPU cores):
 
-    python scripts/pretrain_encoder.py --output runs/encoder
+    python -m scripts.pretrain_encoder --output runs/encoder
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing as mp
-import os
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-
 import numpy as np
 import torch
-import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 
+from scripts.common import launch
+from scripts.lab.pretrain import DistillationConfig, join_readings, pretrain
+from scripts.lab.states import make_simulator
 from sparsewm import envs
-from sparsewm.cli.common import exit_code
 from sparsewm.data.collect import explore
 from sparsewm.encoders import ViT, weights_hash
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.envs.policies import exploration_policy
 from sparsewm.files import atomic_path, read_json, write_json
 from sparsewm.precision import fastest_dtype
-from sparsewm.training.pretrain import DistillationConfig, join_readings, pretrain
 
 NEIGHBOUR = {"pusht": 4, "wall": 4, "pointmaze": 6, "rope": 1, "granular": 1, "blockpush": 4}
 """Environment steps, at most, between the two views of a scene."""
@@ -62,7 +58,7 @@ class Arguments:
     recipe: DistillationConfig = field(default_factory=DistillationConfig)
 
 
-def wander(env: envs.GoalEnv, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def wander(env: envs.SimulatedGoalEnv, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A state a few steps of one persistent action later: a neighbour in time."""
     steps = int(rng.integers(1, NEIGHBOUR[env.name] + 1))
     if env.frameskip == 1:  # a step is a whole push, which at random would mostly touch nothing
@@ -72,7 +68,7 @@ def wander(env: envs.GoalEnv, state: np.ndarray, rng: np.random.Generator) -> np
     return env.rollout_states(state, action.repeat(steps, 1))[0, -1]
 
 
-def scene_states(env: envs.GoalEnv, count: int, rng: np.random.Generator) -> np.ndarray:
+def scene_states(env: envs.SimulatedGoalEnv, count: int, rng: np.random.Generator) -> np.ndarray:
     """States (count, D), half of them random, half from exploration: contacts, poses, piles after pushes."""
     states = [env.sample_state() for _ in range(count // 2)]
     stride = 3 if env.frameskip == 1 else 10
@@ -85,7 +81,7 @@ def scene_states(env: envs.GoalEnv, count: int, rng: np.random.Generator) -> np.
 def render_scenes(job: tuple[str, int, int, int]) -> np.ndarray:
     """Two looks of `count` states of one environment, a few steps apart: uint8 (count, 2, R, R, 3)."""
     name, count, seed, resolution = job
-    env = envs.make(name, resolution=resolution)
+    env = make_simulator(name, resolution=resolution)
     rng = np.random.default_rng(seed)
     env.reset(seed=int(rng.integers(2**31)))
     states = scene_states(env, count, rng)
@@ -136,7 +132,7 @@ def plain_pictures(arguments: Arguments) -> list[np.ndarray]:
     """uint8 (K, R, R, 3) per environment, in its own look: what readings are summed up over."""
     pictures = []
     for name in arguments.environments:
-        env = envs.make(name, resolution=112)
+        env = make_simulator(name, resolution=112)
         env.reset(seed=arguments.seed)
         rng = np.random.default_rng(arguments.seed)
         pictures.append(env.render_states(scene_states(env, 256, rng), 112))
@@ -172,7 +168,7 @@ def main(arguments: Arguments) -> None:
 
     result = encoder
     if arguments.recipe.steps:
-        scenes = make_scenes(arguments, encoder.resolution)
+        scenes = make_scenes(arguments, encoder.resolution[0])
         with bar:
             student = encoder.train().requires_grad_(True)
             dtype = fastest_dtype(torch.device("cpu"))
@@ -203,11 +199,11 @@ def main(arguments: Arguments) -> None:
             "readings": arguments.readings,
             "width": result.width,
             "patch": result.patch,
-            "resolution": result.resolution,
+            "resolution": result.resolution[0],
         },
     }
     write_json(arguments.output / "card.json", json.loads(json.dumps(card | trained)))
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

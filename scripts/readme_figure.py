@@ -2,20 +2,18 @@
 
 Example:
 
-    python scripts/readme_figure.py --seed 3 --output docs/images/pusht.gif
+    python -m scripts.readme_figure --seed 3 --output docs/images/pusht.gif
 """
 
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import imageio.v2 as imageio
-import tyro
 
-from sparsewm.cli.common import exit_code
+from scripts.common import launch
 from sparsewm.report.video import write_video
 
 
@@ -42,4 +40,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(tyro.cli(Arguments))))
+    launch(main, Arguments)

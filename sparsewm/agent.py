@@ -283,9 +283,18 @@ class Agent:
         for memory in self._episodes:
             memory.pending.clear()
 
-    def problem(self, active: Sequence[int] | np.ndarray | None = None) -> LatentProblem:
-        """What the next plan of the active episodes minimises, for any planner of `sparsewm.planners`."""
+    def problem(
+        self, observation: Observation | None = None, active: Sequence[int] | np.ndarray | None = None
+    ) -> LatentProblem:
+        """What the next plan of the active episodes minimises, for any planner of `sparsewm.planners`.
+
+        Args:
+            observation: what is seen now, as for `act`; what was seen last when left out.
+        """
         numbers = np.arange(len(self._episodes)) if active is None else np.asarray(active)
+        if observation is not None:
+            for memory, seen in self._rows(observation, active):
+                memory.show(seen)
         return self._problem(numbers, [self._episodes[i] for i in numbers], [self._masks[i] for i in numbers])
 
     # How it is done ---------------------------------------------------------------------------------------

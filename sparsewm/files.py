@@ -6,35 +6,36 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
 from sparsewm.errors import UserError
 
+REMEDY = "free some space or choose another --output"
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def disk_errors(path: str | Path) -> Iterator[None]:
+def disk_errors(path: str | Path, remedy: str = REMEDY) -> Iterator[None]:
     """Turn a full disk, or a place that cannot be written to, into a `UserError` that names `path`."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if _is_full(error):
-            raise UserError(
-                f"the disk is full while writing {path}: free some space or choose another --output"
-            ) from None
+            raise UserError(f"the disk is full while writing {path}: {remedy}") from None
         if isinstance(error, RuntimeError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path} ({reason}): choose another --output") from None
+        raise UserError(f"cannot write {path} ({reason}): {remedy.split(' or ')[-1]}") from None
 
 
 def _is_full(error: Exception) -> bool:
@@ -73,6 +74,50 @@ def atomic_path(path: str | Path, temporary: Path | None = None) -> Iterator[Pat
             raise
 
 
+@contextmanager
+def locked_file(path: Path, waiting: Callable[[], None]) -> Iterator[tuple[IO[bytes], Path]]:
+    """A file for reading and writing that one process has at a time, and its path; it may be renamed.
+
+    Where the disk or the system has no locks it is a file of a name of its own, which vanishes if the block
+    fails.
+
+    Args:
+        path: made where it is missing.
+        waiting: called before another process is waited for.
+    """
+    while True:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            if not _lock(file, waiting):
+                break
+            # whoever had it before may have renamed or removed it
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file, path
+                return
+    own = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
+    try:
+        with open(own, "w+b") as file:
+            yield file, own
+    except BaseException:
+        own.unlink(missing_ok=True)
+        raise
+
+
+def _lock(file: IO[bytes], waiting: Callable[[], None]) -> bool:
+    """Lock a file for as long as it is open; false where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a disk without locks
+        return False
+    return True
+
+
 def umask() -> int:
     """The permissions that new files of this process do without."""
     mask = os.umask(0)
@@ -80,16 +125,25 @@ def umask() -> int:
     return mask
 
 
-def require_space(path: str | Path, size: int) -> None:
+def size_text(size: float) -> str:
+    """Bytes for a reader: ``"12.3 MB"``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def require_space(path: str | Path, size: int, remedy: str = REMEDY) -> None:
     """Raise a `UserError` when the disk of the file `path` has no room for `size` bytes more."""
-    with disk_errors(path):
+    with disk_errors(path, remedy):
         folder = Path(path).parent
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if free < size:
         raise UserError(
-            f"the disk is too full for {path}: it needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
-            "free; free some space or choose another --output"
+            f"the disk is too full for {path}: it needs {size_text(size)} and {size_text(free)} are free; "
+            f"{remedy}"
         )
 
 

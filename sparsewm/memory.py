@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from pathlib import Path
+
+import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
 
@@ -27,3 +31,46 @@ def keep_freed_memory() -> bool:
     settings = (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)
     done = [mallopt(option, value) == 1 for option, value in settings]
     return all(done)
+
+
+class PeakMemory:
+    """The largest memory from here on: what tensors take on a GPU; else what of this process is resident.
+
+    Resident memory counts libraries and weights; memory that was freed before is given back first.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._known = True
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+            return
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is the present size
+            self.before = _resident("VmRSS")
+        except (OSError, StopIteration):
+            self._known, self.before = False, 0
+
+    def read(self) -> int | None:
+        """Bytes at the peak; None where the system does not tell (other than Linux)."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return torch.cuda.max_memory_allocated(self.device)
+        return _resident("VmHWM") if self._known else None
+
+    def added(self) -> int | None:
+        """Bytes at the peak above those at the start."""
+        peak = self.read()
+        return None if peak is None else max(peak - self.before, 0)
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])

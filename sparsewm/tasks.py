@@ -15,6 +15,17 @@ from sparsewm.errors import UserError
 HELD_OUT = 977_000_000
 """Seeds of held-out trajectories start here; collected data never reaches it."""
 
+
+def check_seed(seed: int) -> None:
+    """Refuse seeds of recordings that an evaluation holds out.
+
+    Raises:
+        UserError: outside of 0 to `HELD_OUT`.
+    """
+    if not 0 <= seed < HELD_OUT:
+        raise UserError(f"`seed` must be at least 0 and below {HELD_OUT}, got {seed}")
+
+
 _ATTEMPTS = 20  # trajectories, and places in each, in which a goal that is not reached already is looked for
 
 

@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 
+import pytest
+
 from sparsewm import keep_freed_memory
 
 COUNT = """
@@ -32,3 +34,24 @@ def test_large_tensors_reuse_the_pages_of_freed_ones() -> None:
     ]
     # Usually there is no fault to speak of; a small block that lands where a tensor had lain costs one more.
     assert faults[0] < faults[1] / 10, faults
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_peak_is_that_of_the_work_alone(kept: bool) -> None:
+    """Whatever was larger before, and whether or not freed memory is kept."""
+    program = """
+import sys, torch
+from sparsewm.memory import PeakMemory, keep_freed_memory
+if sys.argv[1] == "True":
+    keep_freed_memory()
+for megabytes in (300, 40, 120):
+    peak = PeakMemory(torch.device("cpu"))
+    torch.ones(megabytes, 1 << 18).sum()
+    print(peak.added() / 2**20, peak.read() / 2**20)
+"""
+    text = subprocess.check_output([sys.executable, "-c", program, str(kept)], text=True)
+    rows = [[float(word) for word in line.split()] for line in text.splitlines()]
+    for (added, total), megabytes in zip(rows, (300, 40, 120), strict=True):
+        assert added == pytest.approx(megabytes, abs=12)
+        assert total > added + 30  # Python and torch themselves

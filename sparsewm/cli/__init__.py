@@ -16,7 +16,8 @@ COMMANDS = {
     "collect": ("sparsewm.cli.collect:Collect", "record exploratory data in an environment"),
     "eval": ("sparsewm.cli.evaluate:Eval", "success tables over environments, drop ratios and yardsticks"),
     "bench": ("sparsewm.cli.bench:Bench", "time a planner iteration at several drop ratios"),
-    "export": ("sparsewm.cli.export:Export", "goal-reaching segments as a LeRobotDataset"),
+    "inspect": ("sparsewm.cli.inspect:Inspect", "what a dataset holds and what training would do with it"),
+    "convert": ("sparsewm.cli.convert:Convert", "a dataset in another format"),
     "push": ("sparsewm.cli.push:Push", "publish a world model on the Hugging Face hub"),
     "doctor": ("sparsewm.cli.doctor:Doctor", "what works on this machine, and the remedy for what does not"),
 }

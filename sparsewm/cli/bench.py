@@ -10,12 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 import sparsewm
-from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
+from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.config import at_least
 from sparsewm.evaluation.bench import bench_model, measure, measure_plans, paper_model
 from sparsewm.files import write_json
 from sparsewm.model import kept_patches
+from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_bench
-from sparsewm.settings import at_least, choose_device, choose_dtype, make_env, preset
+from sparsewm.settings import make_env, preset
+from sparsewm.tasks import check_seed
 
 
 def profile_table(profile: dict[str, list[dict[str, Any]]]) -> Table:
@@ -35,9 +38,9 @@ def profile_table(profile: dict[str, list[dict[str, Any]]]) -> Table:
 class Bench:
     """Time a planner iteration at several drop ratios, in one run on the same weights.
 
-    Beside our rollout stands DINO-WM's: float32, a three-frame window computed anew at every step, masked
-    attention with its score matrix in memory. That it also encodes the start image once per candidate is
-    timed apart.
+    Beside our rollout stands DINO-WM's: a three-frame window computed anew at every step, masked attention
+    with its score matrix in memory; in float32 as published and, where the device is fast in it, in bfloat16.
+    That it also encodes the start image once per candidate is timed apart.
 
     Example: sparsewm bench --env pusht --drops 0 0.3 0.5 0.8
     """
@@ -50,6 +53,10 @@ class Bench:
     """default: the shipped model; paper: the paper's sizes with random weights."""
     checkpoint: Path | None = None
     """Checkpoint folder to time instead."""
+    encoder_weights: Path | None = None
+    """Local weights file of its encoder."""
+    hub_repo: Path | None = None
+    """Local clone of its encoder's torch.hub repository."""
     candidates: int = 100
     """Candidates per iteration."""
     horizon: int = 5
@@ -89,7 +96,8 @@ class Bench:
         if self.preset == "paper" and self.checkpoint is None:
             model = paper_model(env, device, dtype, self.seed)
         else:
-            model = bench_model(env, self.checkpoint, device, dtype)
+            files = {"encoder_weights": self.encoder_weights, "hub_repo": self.hub_repo}
+            model = bench_model(env, self.checkpoint, device, dtype, **files)
         folder = output_folder(self.output)
         with progress_bar("timing") as progress:
             report = measure(
@@ -113,19 +121,28 @@ class Bench:
         write_json(folder / "bench.json", report)
         title = f"{self.candidates} candidates, horizon {self.horizon}, {model.patches} tokens"
         plot_bench(folder / "bench.png", report["rows"], title)
-        columns = ("rollout", "drop", "tokens", "seconds", "quartiles", "of full")
-        table = Table(*columns, "times DINO-WM", "of peak")
+        columns = (
+            "rollout",
+            "in",
+            "drop",
+            "tokens",
+            "seconds (quartiles)",
+            "of full",
+            "times DINO-WM",
+            "memory",
+        )
+        table = Table(*columns)
         for row in report["rows"]:
-            time = row["seconds_per_iteration"]
+            memory = row["iteration_memory_bytes"]
             table.add_row(
-                row["rollout"],
+                row["rollout"].removesuffix("_bfloat16"),
+                row["dtype"],
                 f"{row['drop']:g}",
                 str(row["tokens"]),
-                f"{time['median']:.3g}",
-                f"{time['p25']:.3g}-{time['p75']:.3g}",
+                f"{row['seconds_per_iteration']['median']:.3g}",
                 f"{1 / row['speedup_over_full']:.3f}",
                 f"{row['speedup_over_dino_wm']:.1f}" if row["speedup_over_dino_wm"] else "",
-                f"{100 * row['peak_fraction']:.0f}%",
+                "" if memory is None else f"{memory / 1e6:.0f} MB",
             )
         Console().print(table)
         if encoding := report["rows"][-1].get("encoding_seconds_per_iteration"):

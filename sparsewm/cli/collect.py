@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 from sparsewm import envs
-from sparsewm.cli.common import check_seed, command_line, output_folder, progress_bar
+from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.config import at_least
 from sparsewm.data import collect, open_dataset
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import slug, write_json
 from sparsewm.report.plots import plot_dataset
-from sparsewm.settings import at_least, environment_settings, make_env
+from sparsewm.settings import environment_settings, make_env
+from sparsewm.tasks import check_seed
 
 EPISODES, STEPS = 200, 100  # of a recording in an environment that is not ours
 

@@ -143,7 +143,14 @@ def parse_plan(
     env = canonical(str(given or content.get("env") or PlanConfig.env))
     config = merged(PlanConfig.of(env, **(usual or {})), content | {"env": env}, str(file))
     text = (about(PlanConfig) or "") + "\n\n--config FILE reads any of these from YAML; flags go first."
-    return tyro.cli(PlanConfig, prog=prog, args=["--env", env, *arguments], default=config, description=text, compact_help=True)
+    return tyro.cli(
+        PlanConfig,
+        prog=prog,
+        args=["--env", env, *arguments],
+        default=config,
+        description=text,
+        compact_help=True,
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import math
 import platform
 import shutil
 import subprocess
@@ -24,11 +25,11 @@ from sparsewm import envs
 from sparsewm.envs import physics
 from sparsewm.errors import UserError
 from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
-from sparsewm.precision import planning_dtype
-from sparsewm.settings import choose_device, environment_settings
+from sparsewm.precision import choose_device, planning_dtype
+from sparsewm.settings import environment_settings
 
 PYTHONS = ((3, 10), (3, 13))
-PACKAGES = ("cv2", "gym_pusht", "gymnasium_robotics", "h5py", "hdf5plugin", "mujoco", "pymunk", "torchvision")
+PACKAGES = ("cv2", "gymnasium_robotics", "h5py", "hdf5plugin", "mujoco", "pymunk", "torchvision")
 VERSIONS = ("torch", "numpy", "gymnasium", "mujoco", "pymunk")
 HUB_ENCODER = "dinov2_vits14"
 RENDER = "from sparsewm import envs; print(envs.make('pointmaze').reset(seed=0)[0]['pixels'].std())"
@@ -237,18 +238,18 @@ def check_world_models() -> str:
 def check_planning(device: str) -> str:
     """One optimiser iteration on PushT with the shipped model, half of the tokens dropped."""
     import sparsewm
-    from sparsewm import planners
 
-    model = sparsewm.load_pretrained("pusht", device=choose_device(device))
+    search = {"candidates": 100, "elites": 10, "iterations": 1}
+    agent = sparsewm.Agent.from_pretrained("pusht", device=device, drop=0.5, search=search, imagine=False)
     env = envs.make("pusht")
     observation, _ = env.reset(seed=0)
-    goal = env.render_state(env.sample_goal())
-    problem = model.planning_problem(observation, goal, drop=0.5)
+    agent.reset(env.goal_observation())
     start = time.perf_counter()
-    plan = planners.CEM(candidates=100, elites=10, iterations=1).plan(problem)
-    if not bool(torch.isfinite(plan.cost).all()):
+    agent.act(observation)
+    [decision] = agent.decisions
+    if decision is None or not math.isfinite(decision.cost):
         raise Trouble("the planned cost is not finite", "choose --device cpu")
-    return f"100 candidates of {plan.actions.shape[1]} steps in {time.perf_counter() - start:.2f} s"
+    return f"100 candidates of {len(decision.plan)} steps in {time.perf_counter() - start:.2f} s"
 
 
 def check_hub() -> str:
@@ -263,6 +264,7 @@ def check_hub() -> str:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=5).close()
         except OSError as error:
             finding, remedy = str(unreachable(HUB_ENCODER, spec, error)).split(": ", 1)
+            remedy = remedy.replace("`hub_repo`", "--hub-repo").replace("`weights`", "--encoder-weights")
             raise Trouble(finding, remedy) from None
     return f"reachable; downloads go to {torch.hub.get_dir()} (TORCH_HOME moves them)"
 

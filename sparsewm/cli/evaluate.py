@@ -105,7 +105,9 @@ class Eval:
         if not self.run_missing:
             cells, waiting = [cell for cell in cells if cell not in waiting], []
             if not cells:
-                raise UserError(f"{self.output} holds no finished cell of this table: let `run_missing` be true")
+                raise UserError(
+                    f"{self.output} holds no finished cell of this table: let `run_missing` be true"
+                )
         folder = output_folder(self.output)
         (folder / "cells").mkdir(exist_ok=True)
         with progress_bar("evaluating") as progress:
@@ -135,7 +137,12 @@ class Eval:
         """Write the table, its picture and its JSON."""
         run = cells[0].config.run
         title = f"{run.episodes} episodes a cell, seed {run.seed}, {cells[0].config.search.planner}"
-        report = {"rows": rows, "command": command_line("eval"), "version": sparsewm.__version__, "seed": run.seed}
+        report = {
+            "rows": rows,
+            "command": command_line("eval"),
+            "version": sparsewm.__version__,
+            "seed": run.seed,
+        }
         report |= {"timed": self.timed, "machine": machine(choose_device(run.device.split(",")[0]))}
         write_json(folder / "eval.json", report)
         write_text(folder / "eval.md", markdown(rows, title))

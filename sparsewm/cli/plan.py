@@ -9,9 +9,9 @@ from sparsewm.cli.common import command_line, output_folder, parse_plan, progres
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.run import Prepared, devices_of, prepare, results, run
-from sparsewm.evaluation.statistics import peak_memory
 from sparsewm.evaluation.table import seconds
 from sparsewm.files import write_json
+from sparsewm.memory import PeakMemory
 from sparsewm.report.plots import plot_plan
 from sparsewm.report.video import episode_frames, write_video
 
@@ -34,16 +34,17 @@ class Plan:
         for old in (*folder.glob("episode-*.mp4"), folder / "results.json", folder / "plan.png"):
             old.unlink(missing_ok=True)  # of an earlier run: nothing of it is to stand beside this one's
         finished: dict[int, Episode] = {}
+        memory = PeakMemory(ready.device)
         try:
             with progress_bar("planning") as progress:
                 self.watch(ready, folder, finished, progress)
         except KeyboardInterrupt:
             if not finished:
                 raise
-            self.report(ready, folder, [finished[i] for i in sorted(finished)])
+            self.report(ready, folder, memory, [finished[i] for i in sorted(finished)])
             print(f"interrupted: these are the {len(finished)} finished of {len(ready.tasks)} episodes")
             return 130
-        self.report(ready, folder, [finished[i] for i in range(len(ready.tasks))])
+        self.report(ready, folder, memory, [finished[i] for i in range(len(ready.tasks))])
         return 0
 
     def watch(self, ready: Prepared, folder: Path, finished: dict[int, Episode], progress: Any) -> None:
@@ -68,12 +69,12 @@ class Plan:
 
         run(ready, on_plan, on_episode, frames=True)
 
-    def report(self, ready: Prepared, folder: Path, episodes: list[Episode]) -> None:
+    def report(self, ready: Prepared, folder: Path, memory: PeakMemory, episodes: list[Episode]) -> None:
         """Write results.json and plan.png, and say what came out."""
         config = ready.config
         found = results(ready, episodes)
         alone = len(devices_of(config)) == 1
-        found["peak_memory_bytes"] = peak_memory(ready.device) if alone else None
+        found["peak_memory_bytes"] = memory.read() if alone else None
         found["command"] = command_line("plan")
         write_json(folder / "results.json", found)
         summary = summary_line(config, found)

@@ -3,7 +3,8 @@
 from sparsewm.data.collect import collect
 from sparsewm.data.dataset import Dataset, open_dataset
 from sparsewm.data.formats import FORMATS
-from sparsewm.data.tokens import TokenCache, fast_copy, token_statistics
+from sparsewm.data.statistics import token_statistics
+from sparsewm.data.tokens import TokenCache, fast_copy, token_bytes
 from sparsewm.data.windows import Windows, count_windows
 from sparsewm.data.writer import DatasetWriter
 
@@ -17,5 +18,6 @@ __all__ = [
     "count_windows",
     "fast_copy",
     "open_dataset",
+    "token_bytes",
     "token_statistics",
 ]

@@ -211,8 +211,7 @@ def collect(
     spec = envs.make(environment, **_options(resolution))
     if not isinstance(spec, SimulatedGoalEnv) and (held or expert is not None):
         raise UserError(
-            f"{environment} is no simulator and is recorded under its own exploration: leave `held` and "
-            "`expert` out"
+            f"{environment} is no simulator, its own exploration is recorded: leave `held` and `expert` out"
         )
     policy = "exploration" + (f", {held:g} held actions" if held else "")
     if expert is not None:

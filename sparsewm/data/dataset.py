@@ -7,20 +7,19 @@ taken there; the last row of an episode has a zero action, since none was taken.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparsewm.data.checks import are_bounds, damaged_numbers, matrix
 from sparsewm.data.frames import Frames
 from sparsewm.errors import UserError
-
-HUGE = 1e12
-"""Numbers beyond this are taken for damage: their squares leave no digits for the others."""
 
 
 class Dataset(ABC):
@@ -41,7 +40,7 @@ class Dataset(ABC):
         fps: rows a second, if known.
         action_names, proprio_names: names of the numbers, if known.
         cameras: those shown in `pixels`, from left to right. available_cameras: all there are.
-        action_low, action_high: (A,) bounds of actions if declared, else the range of the data.
+        action_low, action_high: (A,) bounds of actions if declared (and finite), else the range of the data.
         obstacles: what the reader has found already: why training must refuse the dataset.
 
     Attributes:
@@ -74,7 +73,7 @@ class Dataset(ABC):
         self.path, self.pixels = Path(path), pixels
         self.obstacles = list(obstacles)
         self.attributes = plain_attributes(attributes or {})
-        self.fps = None if fps is None else float(fps)
+        self.fps = float(fps) if fps else None
         self.cameras = tuple(cameras)
         self.available_cameras = tuple(available_cameras) or self.cameras
         self.lengths = np.asarray(lengths).astype(np.int64)
@@ -83,6 +82,9 @@ class Dataset(ABC):
             self.obstacles.append(f"episode {bad} has a negative length, {self.lengths[bad]}")
             self.lengths = np.maximum(self.lengths, 0)
         self.offsets = np.cumsum(self.lengths) - self.lengths
+        action = matrix(self.path, "action", action)
+        proprio = None if proprio is None else matrix(self.path, "proprio", proprio)
+        state = None if state is None else matrix(self.path, "state", state)
         self.has_proprio = proprio is not None and proprio.shape[1] > 0
         if proprio is None or not self.has_proprio:
             proprio = np.zeros((len(action), 1), np.float32)
@@ -107,27 +109,19 @@ class Dataset(ABC):
             columns["action"] = action
         for name, values in columns.items():
             if values is not None:
-                self.obstacles += _damaged_numbers(name, np.asarray(values, np.float64))
+                self.obstacles += damaged_numbers(name, np.asarray(values, np.float64))
         with np.errstate(over="ignore", invalid="ignore"):
             self.action = action.astype(np.float32)
             self.proprio = np.asarray(proprio).astype(np.float32)
             self.state = None if state is None else np.asarray(state).astype(np.float64)
         self.action_names = named(action_names, "action", self.action.shape[1])
         self.proprio_names = named(proprio_names, "proprio", self.proprio.shape[1])
-        size = (self.action.shape[1],)
-        self.declared_bounds = (
-            action_low is not None
-            and action_high is not None
-            and np.shape(action_low) == np.shape(action_high) == size
-        )
-        self.action_low, self.action_high = self._bounds(action_low, action_high)
-
-    def _bounds(self, low: np.ndarray | None, high: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        self.declared_bounds = are_bounds(action_low, action_high, self.action.shape[1])
         if self.declared_bounds:
-            return np.asarray(low, np.float32), np.asarray(high, np.float32)
-        if self.rows == 0:
-            return np.full(self.action.shape[1], -1, np.float32), np.ones(self.action.shape[1], np.float32)
-        return self.action.min(0), self.action.max(0)
+            self.action_low, self.action_high = (np.asarray(b, np.float32) for b in (action_low, action_high))
+        else:
+            some = self.action[self.acting] if self.rows else np.zeros((1, self.action.shape[1]), np.float32)
+            self.action_low, self.action_high = some.min(0), some.max(0)
 
     @classmethod
     @abstractmethod
@@ -150,12 +144,19 @@ class Dataset(ABC):
         some = self.lengths > 0
         return (self.offsets + self.lengths - 1)[some]
 
+    @property
+    def acting(self) -> np.ndarray:
+        """Whether an action was taken, bool (rows,): not in an episode's last row; all if none is left."""
+        mask = np.ones(self.rows, bool)
+        mask[self.last_rows[self.last_rows < self.rows]] = False
+        return mask if mask.any() else ~mask
+
     def columns(self) -> dict[str, str]:
         """Type and shape of everything that is there, for `sparsewm inspect`."""
-        named = {"pixels": self.pixels, "action": self.action}
-        named |= {"proprio": self.proprio} if self.has_proprio else {}
-        named |= {"state": self.state} if self.state is not None else {}
-        return {name: f"{values.dtype} {values.shape}" for name, values in named.items()}
+        held: dict[str, Any] = {"pixels": self.pixels, "action": self.action}
+        held |= {"proprio": self.proprio} if self.has_proprio else {}
+        held |= {"state": self.state} if self.state is not None else {}
+        return {name: f"{values.dtype} {values.shape}" for name, values in held.items()}
 
     @cached_property
     def hash(self) -> str:
@@ -203,10 +204,11 @@ class Dataset(ABC):
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def statistics(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Mean and deviation, float32 (P,) and (A,), of proprioception and action over rows."""
+        """Mean and deviation, float32 (P,) and (A,), of proprioception over rows and of the actions there."""
         found = {}
-        for name in ("proprio", "action"):
-            values = getattr(self, name)[rows].astype(np.float64)
+        acting = rows[self.acting[rows]]
+        for name, some in (("proprio", rows), ("action", acting if len(acting) else rows)):
+            values = getattr(self, name)[some].astype(np.float64)
             found[f"{name}_mean"] = values.mean(0).astype(np.float32)
             found[f"{name}_std"] = values.std(0).astype(np.float32)
         return found
@@ -222,6 +224,10 @@ def open_dataset(
     cameras: Sequence[str] = (),
     format: str | None = None,
     check: bool = True,
+    relative: float | str | None = None,
+    position: Sequence[str] | str = (),
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Dataset:
     """A dataset of any known format, opened and checked.
 
@@ -231,14 +237,26 @@ def open_dataset(
         cameras: those to show, from left to right; needed where the dataset has several.
         format: a name in `sparsewm.data.formats.FORMATS`, or `module:class`; found out when None.
         check: refuse a dataset that training cannot use.
+        relative, position: turn absolute targets into relative actions, a full one of which is `relative`, or
+            the longest step for "auto"; see `sparsewm.data.relative.make_relative`.
+        progress: called with what is done and what there is, by readers for which opening takes long.
+        options: of the reader. They may also follow the source, `demos.zarr?relative=100&proprio=agent_pos`.
 
     Raises:
         UserError: no such dataset, a format that is not known, a damaged file, another environment.
     """
-    from sparsewm.data.formats import find_format  # the readers import this module
+    from sparsewm.data.formats import find_format, reader_options, split_options  # readers import this module
+    from sparsewm.data.relative import make_relative
 
-    reader, rest = find_format(source, format)
-    dataset = reader(rest, cameras=tuple(cameras))  # type: ignore[call-arg]
+    place, said = split_options(source)
+    relative, position = said.pop("relative", relative), said.pop("position", position)
+    reader, rest = find_format(place, format)
+    chosen = reader_options(reader, {**said, **options})
+    if progress is not None and "progress" in inspect.signature(reader).parameters:
+        chosen["progress"] = progress
+    dataset = reader(rest, cameras=tuple(cameras), **chosen)  # type: ignore[call-arg]
+    if relative is not None:
+        make_relative(dataset, relative, position.split(",") if isinstance(position, str) else position)
     if check:
         dataset.check()
     found = dataset.attributes.get("environment")
@@ -253,7 +271,7 @@ def open_dataset(
 
 def environment_name(value: object) -> str:
     """The short name of an environment of ours spelled in any way (`Wall`, `sparsewm/Wall-v0`, bytes)."""
-    from sparsewm.config import canonical  # which knows planners and environments
+    from sparsewm.envs import canonical
 
     return canonical(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
 
@@ -273,24 +291,3 @@ def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def named(names: Sequence[str], kind: str, size: int) -> tuple[str, ...]:
     """`names` if there are `size` of them, else made-up ones."""
     return tuple(names) if len(names) == size else tuple(f"{kind}_{i}" for i in range(size))
-
-
-def _damaged_numbers(name: str, values: np.ndarray) -> list[str]:
-    """What is wrong with numbers (rows, n) of a column."""
-    found = []
-    bad = np.flatnonzero(~np.isfinite(values).all(1))
-    if len(bad):
-        found.append(
-            f"column '{name}' is not finite in row {bad[0]}"
-            + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
-            + ": remove those episodes"
-        )
-    huge = np.flatnonzero((np.isfinite(values) & (np.abs(values) > HUGE)).any(1))
-    if len(huge):
-        row = values[huge[0]]
-        found.append(
-            f"column '{name}' holds {row[np.argmax(np.abs(row))]:g} in row {huge[0]}"
-            + (f" and such numbers in {len(huge) - 1} more" if len(huge) > 1 else "")
-            + ": no number may be beyond 1e12"
-        )
-    return found

@@ -22,9 +22,8 @@ def count_windows(dataset: Dataset, frames: int, frameskip: int, episodes: np.nd
     if counts.sum() == 0:
         raise UserError(
             f"no episode of {dataset.path} is long enough: {frames} frames {frameskip} steps apart need "
-            f"{span + 1} "
-            f"rows, the longest has {int(lengths.max(initial=0))}; collect longer episodes or lower history, "
-            "horizon or frameskip"
+            f"{span + 1} rows, the longest of these {len(episodes)} has "
+            f"{int(lengths.max(initial=0))}; collect longer episodes or lower history, horizon or frameskip"
         )
     return counts
 

@@ -22,8 +22,6 @@ COLUMNS = {
 }
 """What `DatasetWriter` takes: dtype and number of dimensions. The last two may be missing."""
 
-REQUIRED = ("pixels", "action")
-
 
 class _Disk(io.FileIO):
     """A file that keeps its first failed write in `error`: HDF5 crashes where it meets a full disk."""
@@ -104,19 +102,21 @@ class DatasetWriter:
     def append(self, episode: Mapping[str, np.ndarray]) -> None:
         """Add one whole episode: arrays with equal numbers of rows, one per column.
 
-        `pixels` and `action` are needed, `proprio` and `state` have the types of `COLUMNS`, others are kept
-        as they are; all episodes have the same columns.
+        `action` and `pixels` (or `pixels.NAME` of several cameras) are needed, `proprio` and `state` have the
+        types of `COLUMNS`, others are kept as they are; all episodes have the same columns.
 
         Raises:
             ValueError: a column is missing, or has another dtype, shape or length than it must have.
         """
         assert self._file is not None, "use DatasetWriter as a context manager"
         rows = len(episode["action"]) if "action" in episode else 0
-        for name in [*REQUIRED, *self._columns]:
+        pictures = [name for name in episode if name == "pixels" or name.startswith("pixels.")]
+        for name in ["action", *(() if pictures else ("pixels",)), *self._columns]:
             if name not in episode:
                 raise ValueError(f"the episode lacks the column '{name}'")
         episode = dict(episode)
-        for name, (dtype, ndim) in COLUMNS.items():
+        types = COLUMNS | dict.fromkeys(pictures, COLUMNS["pixels"])
+        for name, (dtype, ndim) in types.items():
             if name not in episode:
                 continue
             values = episode[name]

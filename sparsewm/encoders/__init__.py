@@ -1,18 +1,36 @@
-"""Frozen patch encoders: the embedded default, DINO and DINOv2 through torch.hub."""
+"""Frozen patch encoders: the embedded default, DINO and DINOv2, timm, transformers, and anybody's own."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sparsewm.encoders.base import ClsOnly, PatchEncoder, PatchFeatures, weights_hash
+from sparsewm.encoders.base import ClsOnly, PatchEncoder, PatchFeatures, fitted_resolution, weights_hash
 from sparsewm.encoders.embedded import ViT, load_embedded, random_twin
 from sparsewm.encoders.hub import HUB_ENCODERS, load_hub_encoder
-from sparsewm.errors import UserError, suggest
+from sparsewm.errors import UserError
+from sparsewm.registry import Registry
 
-_NETWORKS = ("embedded", "random", *HUB_ENCODERS)
-ENCODERS = (*_NETWORKS, *(f"{name}:cls" for name in _NETWORKS))
+ENCODERS: Registry[Callable[..., PatchEncoder]] = Registry(
+    "encoder",
+    "sparsewm.encoders",
+    {
+        "embedded": load_embedded,
+        "random": lambda: random_twin(ViT()),
+        **dict.fromkeys(HUB_ENCODERS, load_hub_encoder),
+        "timm": "sparsewm.encoders.timm_vit:TimmEncoder",
+        "hf": "sparsewm.encoders.transformers_vit:TransformersEncoder",
+    },
+)
+"""`PatchEncoder` classes, or functions that return one, by name.
+
+They are called with those of these arguments that they take and that are given: `name`, `model` (what stands
+behind ``timm:``), `weights`, `hub_repo`, `expected_hash`.
+"""
 
 __all__ = [
     "ENCODERS",
@@ -20,7 +38,10 @@ __all__ = [
     "PatchEncoder",
     "PatchFeatures",
     "ViT",
+    "check_encoder_name",
+    "fitted_resolution",
     "load_encoder",
+    "names_code",
     "random_twin",
     "weights_hash",
 ]
@@ -32,38 +53,96 @@ def load_encoder(
     hub_repo: str | Path | None = None,
     device: str | torch.device = "cpu",
     expected_hash: str | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    letterbox: bool = False,
+    picture: tuple[int, int] | None = None,
 ) -> PatchEncoder:
     """A frozen patch encoder by name.
 
     Args:
-        name: one of `ENCODERS`; ``"random"`` is the embedded network untrained (a control), a name with
-            ``:cls`` the same encoder reduced to its image token (a yardstick).
+        name: one of `ENCODERS`; ``timm:NAME``, ``hf:NAME_OR_FOLDER``, ``module:Class``. ``"random"`` is the
+            embedded network untrained (a control), a name with ``:cls`` the same encoder reduced to its image
+            token (a yardstick).
         weights: local weights file instead of the shipped or downloaded one.
         hub_repo: local clone of the hub repository, for machines without network.
         device: where to put it.
         expected_hash: SHA-256 the weights must have, from a checkpoint's metadata.
+        resolution: (height, width) of the picture the network sees, in pixels, or the side of a square; the
+            encoder's own when None.
+        letterbox: give pictures of another aspect ratio bars instead of refusing them.
+        picture: (H, W) of the pictures to come; where `resolution` is no pair, one of about as many tokens
+            and of their aspect ratio is chosen (see `fitted_resolution`), unless they are letterboxed.
 
     Raises:
-        UserError: unknown name, missing or unsuitable weights, no network, or a hash that differs.
+        UserError: unknown name, missing or unsuitable weights, no network, an impossible resolution, or a
+            hash that differs.
     """
-    if name not in ENCODERS:
-        raise UserError(
-            f"unknown encoder '{name}'.{suggest(name, ENCODERS)} Known: {', '.join(_NETWORKS)}, each also "
-            "with :cls"
-        )
     if name.endswith(":cls"):
-        network = load_encoder(name.removesuffix(":cls"), weights, hub_repo, device, expected_hash)
-        return ClsOnly(network).freeze()
-    if name in HUB_ENCODERS:
-        encoder: PatchEncoder = load_hub_encoder(name, weights=weights, hub_repo=hub_repo)
-    elif name == "random":
-        encoder = random_twin(ViT())
-    else:
-        encoder = load_embedded(weights, expected_hash)
+        options = (resolution, letterbox, picture)
+        inner = load_encoder(name.removesuffix(":cls"), weights, hub_repo, device, expected_hash, *options)
+        return ClsOnly(inner).freeze()
+    factory, model = _factory(name)
+    given = {"model": model, "weights": weights, "hub_repo": hub_repo}
+    encoder = _make(name, factory, given, {"name": name, "expected_hash": expected_hash})
+    encoder.name = name
+    encoder.hash = encoder.hash or weights_hash(encoder)
     if expected_hash is not None and encoder.hash != expected_hash:
-        raise UserError(
-            f"the weights of encoder '{name}' differ from those this checkpoint was trained with "
-            f"({encoder.hash[:12]} instead of {expected_hash[:12]}): give the original file with "
-            "--encoder-weights"
-        )
+        if getattr(encoder, "earlier_hash", None) != expected_hash:
+            raise UserError(
+                f"the weights of encoder '{name}' differ from those this checkpoint was trained with "
+                f"({encoder.hash[:12]} instead of {expected_hash[:12]}): give the original file as `weights`"
+            )
+        encoder.hash = expected_hash
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if picture is not None and not letterbox and not isinstance(resolution, tuple):
+        size = fitted_resolution(picture, encoder.patch, size or encoder.resolution)
+    if size is not None:
+        encoder.resize((int(size[0]), int(size[1])))
+    encoder.letterbox = letterbox
+    encoder.freeze()
     return encoder.to(device)
+
+
+def check_encoder_name(name: str) -> None:
+    """Raise a `UserError` unless `load_encoder` knows the name, or can import what it names."""
+    _factory(name.removesuffix(":cls"))
+
+
+def names_code(name: str) -> bool:
+    """Whether a name is a place `module:attribute`, whose code would be imported."""
+    name = name.removesuffix(":cls")
+    return ":" in name and name.partition(":")[0] not in ENCODERS and name not in ENCODERS
+
+
+def _factory(name: str) -> tuple[Callable[..., PatchEncoder], str | None]:
+    """What makes the encoder, and the model behind the colon where a family such as timm makes it."""
+    family, colon, model = name.partition(":")
+    if colon and family in ENCODERS:
+        return ENCODERS.get(family), model
+    return ENCODERS.get(name), None
+
+
+def _make(
+    name: str, factory: Callable[..., PatchEncoder], given: dict[str, Any], known: dict[str, Any]
+) -> PatchEncoder:
+    """Call a factory with what the user gave, which it must take, and with what it likes to know."""
+    if not callable(factory):
+        raise UserError(f"encoder '{name}' is no PatchEncoder class, nor a function that returns an encoder")
+    try:
+        takes = dict(inspect.signature(factory).parameters)
+    except ValueError:  # some classes written in C
+        takes = {}
+    arguments = {key: value for key, value in given.items() if value is not None}
+    for key in arguments:
+        if key not in takes:
+            what = f"`{key}`" if key != "model" else f"':{given['model']}' behind its name"
+            raise UserError(f"encoder '{name}' takes no {what}: leave it out")
+    if given["model"] is None and "model" in takes and takes["model"].default is takes["model"].empty:
+        raise UserError(f"encoder '{name}' needs the name of a model: give {name}:NAME")
+    arguments |= {key: value for key, value in known.items() if key in takes}
+    encoder = factory(**arguments)
+    missing = [part for part in ("resolution", "patch", "dim") if not hasattr(encoder, part)]
+    if not isinstance(encoder, PatchEncoder) or missing:
+        lack = f" (it lacks {', '.join(missing)})" if missing else ""
+        raise UserError(f"encoder '{name}' gave no PatchEncoder{lack}: see docs/howto/encoder.md")
+    return encoder

@@ -3,12 +3,11 @@
 The network is an ordinary ViT with strong two-dimensional sine-cosine positions (small learned ones are
 drowned by unit-size patch embeddings, and tokens stay local). Its tokens are joined with what their
 surroundings look like, past the transformer: exact where minutes of training leave it coarse. How it was
-trained stands in `sparsewm/training/pretrain.py`; the model card beside the weights has the figures.
+trained stands in `scripts/lab/pretrain.py`; the model card beside the weights has the figures.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash
+from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
 from sparsewm.encoders.surroundings import PATCH, blurred_surroundings
 from sparsewm.errors import UserError
 from sparsewm.kernels import FrozenLinear, Graphs
+from sparsewm.positions import sincos_positions
 
 POOLING = (0.8, 2.0)
 """Widths, in patches, of the Gaussian averages joined to every token."""
@@ -32,25 +32,6 @@ RECORDED = 8
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "encoder" / "model.safetensors"
 """The shipped weights; beside them lie earlier ones that shipped world models were trained on."""
-
-
-def sincos_positions(rows: int, cols: int, dim: int) -> Tensor:
-    """Two-dimensional sine-cosine position code (rows * cols, dim) over cell centres in [0, 1].
-
-    Wavelengths run from twice the picture to two cells, so that neighbours are told apart and the
-    coarse place is linear in the lowest frequencies. `dim` is a multiple of four.
-    """
-    if dim % 4:
-        raise ValueError(f"the position code needs a dimension divisible by 4, got {dim}")
-    quarter = dim // 4
-    frequencies = torch.logspace(math.log2(0.5), math.log2(max(rows, cols) / 2), quarter, base=2.0)
-    y = (torch.arange(rows) + 0.5) / rows
-    x = (torch.arange(cols) + 0.5) / cols
-    angle_y = 2 * math.pi * y[:, None] * frequencies  # (rows, quarter)
-    angle_x = 2 * math.pi * x[:, None] * frequencies
-    code_y = torch.cat([angle_y.sin(), angle_y.cos()], -1)[:, None].expand(rows, cols, -1)
-    code_x = torch.cat([angle_x.sin(), angle_x.cos()], -1)[None].expand(rows, cols, -1)
-    return torch.cat([code_y, code_x], -1).reshape(rows * cols, dim)
 
 
 def gaussian_pooling(rows: int, cols: int, sigma: float) -> Tensor:
@@ -91,7 +72,7 @@ class ViT(PatchEncoder):
     """Small vision transformer.
 
     Args:
-        resolution: side of the square input in pixels, a multiple of `patch`.
+        resolution: (height, width) of the input in pixels, multiples of `patch`, or the side of a square.
         patch: side of a patch in pixels.
         width, depth, heads: transformer width, blocks, attention heads.
         dim: features of the transformer's tokens, and of the image token.
@@ -109,7 +90,7 @@ class ViT(PatchEncoder):
 
     def __init__(
         self,
-        resolution: int = 112,
+        resolution: int | tuple[int, int] = 112,
         patch: int = 14,
         width: int = 192,
         depth: int = 5,
@@ -118,10 +99,9 @@ class ViT(PatchEncoder):
         maps: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.hash = "embedded", ""
-        self.resolution, self.patch, self.width, self.heads, self.dim = resolution, patch, width, heads, dim
+        self.name = "embedded"
+        self.patch, self.width, self.heads, self.dim = patch, width, heads, dim
         self.joined = maps is not None
-        self.graphs = Graphs()  # of few pictures on a GPU, which waits for Python otherwise
         if maps is not None:
             if patch != PATCH or sum(given.shape[1] for given in maps) != dim:
                 raise ValueError(f"maps need patches of {PATCH} pixels, and {dim} columns in all")
@@ -130,13 +110,14 @@ class ViT(PatchEncoder):
         self.embed = FrozenLinear(3 * patch * patch, width)
         self.cls = nn.Parameter(torch.randn(width) * 0.02)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
-        self.register_buffer("positions", sincos_positions(*self.grid, width), persistent=False)
+        self.register_buffer("positions", None, persistent=False)
+        self.register_buffer("pools", None, persistent=False)
+        self.finest = max(whole_patches(resolution, patch, self.name)) // patch
+        self.resize(whole_patches(resolution, patch, self.name))
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.mix = FrozenLinear(len(POOLING) * width, width)
         self.project = FrozenLinear(width, dim)
-        pools = torch.cat([gaussian_pooling(*self.grid, sigma) for sigma in POOLING])
-        self.register_buffer("pools", pools, persistent=False)  # (len(POOLING) * N, N)
         for block in self.blocks:
             assert isinstance(block, Block)
             for layer in (block.qkv, block.out, block.up, block.down):
@@ -145,6 +126,18 @@ class ViT(PatchEncoder):
             for layer in (block.out, block.down):
                 with torch.no_grad():
                     layer.weight.mul_((2 * depth) ** -0.5)
+
+    def resize(self, resolution: tuple[int, int]) -> None:
+        """See pictures of another (height, width), rounded to whole patches.
+
+        Positions are a formula of the place: they spread over the picture as those of the first size did.
+        """
+        self.resolution = whole_patches(resolution, self.patch, self.name)
+        place = self.embed.weight
+        self.positions = sincos_positions(*self.grid, self.width, self.finest).to(place)
+        pools = [gaussian_pooling(*self.grid, sigma) for sigma in POOLING]
+        self.pools = torch.cat(pools).to(place)  # (len(POOLING) * N, N)
+        self.graphs = Graphs()  # of few pictures on a GPU, which waits for Python otherwise
 
     def freeze(self) -> ViT:
         for part in self.modules():
@@ -158,7 +151,7 @@ class ViT(PatchEncoder):
         return {"reading_map": self.reading_map, "context_map": self.context_map} if self.joined else {}
 
     def patchify(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, R, R) -> embedded patches with positions (B, N, width)."""
+        """Normalised (B, 3, H, W) -> embedded patches with positions (B, N, width)."""
         rows, cols = self.grid
         x = images.view(images.shape[0], 3, rows, self.patch, cols, self.patch)
         x = x.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * cols, -1)
@@ -185,7 +178,7 @@ class ViT(PatchEncoder):
         return x[:, 1:], x[:, 0], to_patches
 
     def _readings(self, images: Tensor) -> Tensor:
-        """What normalised float32 pictures (B, 3, R, R) look like, as features (B, N, R) of the tokens.
+        """What normalised float32 pictures (B, 3, H, W) look like, as features (B, N, R) of the tokens.
 
         In float32 whatever the transformer computes in: a small object far off changes little. A few pictures
         at a time stay in the processor's cache.
@@ -208,7 +201,7 @@ class ViT(PatchEncoder):
         return PatchFeatures(whole[:, :-1], whole[:, -1], self.grid)
 
     def _features(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens (B, N, D), CLS (B, D), attention (B, N) or None of normalised pictures (B, 3, R, R)."""
+        """Tokens (B, N, D), CLS (B, D), attention (B, N) or None of normalised pictures (B, 3, H, W)."""
         patches, cls, weights = self.transform(self.patchify(images.to(self.embed.weight.dtype)), attention)
         if self.joined:
             patches = torch.cat([self._readings(images), patches.float() @ self.context_map.float()], -1)
@@ -239,9 +232,7 @@ def load_embedded(
 def _load(path: Path, joined: bool) -> ViT:
     """The encoder in a file, with its maps or without."""
     if not path.is_file():
-        raise UserError(
-            f"no encoder weights at {path}: give --encoder-weights the path of a .safetensors file"
-        )
+        raise UserError(f"no encoder weights at {path}: give `weights` the path of a .safetensors file")
     try:
         state = {name: tensor.float() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
-import pickle
+import importlib.util
 import sys
 import urllib.error
 import warnings
@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash
+from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
+from sparsewm.encoders.dino import TimmDino, dino_hash
+from sparsewm.encoders.weights import difference, read_weights
 from sparsewm.errors import UserError, suggest
 
 WEIGHTS_SERVER = "https://dl.fbaipublicfiles.com"
@@ -100,22 +100,31 @@ class HubEncoder(PatchEncoder):
     Args:
         name: one of `HUB_ENCODERS`.
         network: the network that the hub repository builds, weights loaded.
-        resolution: side of the square picture the network sees, in pixels, a multiple of the patch.
+        state: those weights under their official names.
+        resolution: (height, width) of the picture the network sees, in pixels, multiples of the patch.
     """
 
     network: Any  # the hub's classes carry no types
 
-    def __init__(self, name: str, network: nn.Module, resolution: int) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, state: dict[str, Tensor], resolution: tuple[int, int]
+    ) -> None:
         super().__init__()
-        self.name, self.resolution, self.patch = name, resolution, HUB_ENCODERS[name].patch
-        self.network = network
+        self.name, self.patch, self.network = name, HUB_ENCODERS[name].patch, network
         self.dim = int(self.network.embed_dim)
-        self.hash = weights_hash(network)
+        self.hash, self.earlier_hash = dino_hash(state), weights_hash(state)
+        self.resize(resolution)
+
+    def resize(self, resolution: tuple[int, int]) -> None:
+        """See pictures of another (height, width), rounded to whole patches; positions are interpolated."""
+        self.resolution = whole_patches(resolution, self.patch, self.name)
+        if isinstance(self.network, TimmDino):
+            self.network.resize(self.resolution)
 
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
-        images = self.preprocess(pixels).to(next(self.parameters()).dtype)
+        images = self.preprocess(pixels).to(next(self.parameters()))
         with _recorded_qkv(self.network, attention) as recorded:
-            if self.name.startswith("dinov2_"):
+            if self.name.startswith("dinov2_") or isinstance(self.network, TimmDino):
                 features = self.network.forward_features(images)
                 patches, cls = features["x_norm_patchtokens"], features["x_norm_clstoken"]
             else:
@@ -154,16 +163,18 @@ def load_hub_encoder(
     name: str,
     weights: str | Path | None = None,
     hub_repo: str | Path | None = None,
-    resolution: int = 224,
+    resolution: int | tuple[int, int] = 224,
 ) -> HubEncoder:
     """A frozen DINO or DINOv2 encoder, on the CPU.
 
     Args:
         name: one of `HUB_ENCODERS`.
         weights: local ``.pth`` or ``.safetensors`` file in place of the download.
-        hub_repo: local clone of the hub repository in place of the download.
-        resolution: side of the picture the network sees, in pixels, rounded to a multiple of the patch
-            (DINOv2: 224 gives 16 x 16 = 256 tokens, 196 gives 14 x 14 as in DINO-WM).
+        hub_repo: local clone of the hub repository in place of the download. Where its code cannot be
+            downloaded, timm builds the same network.
+        resolution: (height, width) of the picture the network sees, in pixels, or the side of a square,
+            rounded to a multiple of the patch (DINOv2: 224 gives 16 x 16 = 256 tokens, 196 gives 14 x 14 as
+            in DINO-WM).
 
     Raises:
         UserError: unknown name, impossible resolution, no network and nothing cached, a hub repository
@@ -174,35 +185,34 @@ def load_hub_encoder(
             f"unknown hub encoder '{name}'.{suggest(name, HUB_ENCODERS)} Known: {', '.join(HUB_ENCODERS)}"
         )
     spec = HUB_ENCODERS[name]
-    side = round(resolution / spec.patch) * spec.patch
-    if side < spec.patch:
-        raise UserError(
-            f"a picture of {resolution} pixels holds no patch of {name}: use {spec.patch} or more"
-        )
+    size = whole_patches(resolution, spec.patch, name)
     network = _build(name, spec, hub_repo)
     path = Path(weights).expanduser() if weights is not None else _download_weights(name, spec)
-    _load_weights(name, spec, network, path)
-    encoder = HubEncoder(name, network, side)
+    network = TimmDino(name) if network is None else network
+    state = _load_weights(name, spec, network, path)
+    encoder = HubEncoder(name, network, state, size)
     encoder.freeze()
     return encoder
 
 
-def _build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module:
-    """The network without weights, by the hub repository's own code."""
+def _build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module | None:
+    """The network without weights, by the hub repository's code; None where only timm can build it."""
     place, source = f"{spec.repository}:{spec.commit}", "github"
     if hub_repo is not None:
         folder, source = Path(hub_repo).expanduser(), "local"
         if not (folder / "hubconf.py").is_file():
-            raise UserError(f"{folder} holds no hubconf.py: give --hub-repo {_clone(spec)}")
+            raise UserError(f"{folder} holds no hubconf.py: give `hub_repo` {_clone(spec)}")
         place = str(folder)
     try:
         with _quiet_hub():
             network: nn.Module = torch.hub.load(place, name, source=source, pretrained=False, **HUB_OPTIONS)
     except (OSError, http.client.HTTPException, zipfile.BadZipFile) as error:
-        raise unreachable(name, spec, error) from None
+        if hub_repo is not None or importlib.util.find_spec("timm") is None:
+            raise unreachable(name, spec, error) from None
+        return None
     except (ImportError, RuntimeError, AttributeError, TypeError, SyntaxError) as error:
         where = place if hub_repo is not None else spec.code
-        raise UserError(f"{where} does not build {name} ({error}): give --hub-repo {_clone(spec)}") from None
+        raise UserError(f"{where} does not build {name} ({error}): give `hub_repo` {_clone(spec)}") from None
     return network
 
 
@@ -217,39 +227,25 @@ def _download_weights(name: str, spec: HubSpec) -> Path:
     return spec.weights
 
 
-def _load_weights(name: str, spec: HubSpec, network: nn.Module, path: Path) -> None:
-    """Fill the network from a file, after checking that it is this network's."""
+def _load_weights(name: str, spec: HubSpec, network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Fill the network from a file, after checking that it is this network's; what the file holds."""
     if not path.is_file():
-        raise UserError(f"no encoder weights at {path}: give --encoder-weights the file from {spec.url}")
-    again = f"fetch {spec.url} again and give it with --encoder-weights"
+        raise UserError(f"no encoder weights at {path}: give `weights` the file from {spec.url}")
+    again = f"fetch {spec.url} again and give it as `weights`"
     if path == spec.weights:
         again = f"delete {path} to download it again"
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
+        state = read_weights(path)
+    except UserError:
         raise UserError(f"{path} is not a readable weights file: {again}") from None
-    wrong = _difference(state, network.state_dict())
+    wrong = difference(state, network.official if isinstance(network, TimmDino) else network.state_dict())
     if wrong:
         raise UserError(f"{path} holds no weights of {name} ({wrong}): {again}")
-    network.load_state_dict(state)
-
-
-def _difference(state: Any, wanted: dict[str, Tensor]) -> str:
-    """What is wrong with a loaded state, in a few words; empty when nothing is."""
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        return "it is no dictionary of tensors"
-    for key, tensor in wanted.items():
-        if key not in state:
-            return f"{key} is missing"
-        if state[key].shape != tensor.shape:
-            return f"{key} is {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
-        if not state[key].isfinite().all():
-            return f"{key} has NaN or infinite values"
-    unknown = sorted(state.keys() - wanted.keys())
-    return f"{unknown[0]} is not part of it" if unknown else ""
+    if isinstance(network, TimmDino):
+        network.load_official(state)
+    else:
+        network.load_state_dict(state)
+    return state
 
 
 def _clone(spec: HubSpec) -> str:
@@ -265,9 +261,10 @@ def unreachable(name: str, spec: HubSpec, error: Exception) -> UserError:
         )
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     return UserError(
-        f"cannot download {name} ({reason}): connect this machine to the network; or give --hub-repo "
-        f"{_clone(spec)} and --encoder-weights the file from {spec.url}; or set TORCH_HOME to a folder where "
-        "another machine has downloaded them; or use --encoder embedded, which is shipped"
+        f"cannot download {name} ({reason}): connect this machine to the network; or give `hub_repo` "
+        f"{_clone(spec)} and `weights` the file from {spec.url} (with timm installed the file is enough); or "
+        "set TORCH_HOME to a folder where another machine has downloaded them; or use the encoder "
+        "that is shipped, 'embedded'"
     )
 
 

@@ -31,7 +31,7 @@ PATCH = 14
 
 
 def edges(images: Tensor) -> Tensor:
-    """Strength of the edges of normalised pictures (B, 3, R, R), and direction times strength: (B, 5, R, R).
+    """Strength of the edges of normalised pictures (B, 3, H, W), and direction times strength: (B, 5, H, W).
 
     The direction is the structure tensor's, as cosine and sine of twice the angle (an edge has no sign) and
     of four times the angle (which the two bars of a T share). The strength saturates: it counts edges more
@@ -61,16 +61,17 @@ def blur_weights(side: int, sigma: float, points: int, block: int, device: str) 
 
 
 def blurred_surroundings(images: Tensor) -> list[Tensor]:
-    """What normalised float32 pictures (B, 3, R, R) look like around patches: (B, N, size) per `READINGS`."""
+    """What normalised float32 pictures (B, 3, H, W) look like around patches: (B, N, size) per `READINGS`."""
     channels = torch.cat([images, edges(images)], 1)
-    b, _, side, _ = images.shape
-    cells, parts, pooled = side // PATCH, list[Tensor](), {1: channels}
+    b, _, height, width = images.shape
+    rows, cols = height // PATCH, width // PATCH
+    parts, pooled = list[Tensor](), {1: channels}
     for sigma, k, block in BLURS:
         if block not in pooled:
             finest = max(size for size in pooled if block % size == 0)
             pooled[block] = F.avg_pool2d(pooled[finest], block // finest)
-        weights = blur_weights(side, sigma, k, block, str(images.device))
-        read = (weights @ (pooled[block] @ weights.T)).view(b, -1, cells, k, cells, k)
+        down, across = (blur_weights(n, sigma, k, block, str(images.device)) for n in (height, width))
+        read = (down @ (pooled[block] @ across.T)).view(b, -1, rows, k, cols, k)
         for kind in read.split([count for count, _ in KINDS], 1):
-            parts.append(kind.permute(0, 2, 4, 1, 3, 5).reshape(b, cells * cells, -1))
+            parts.append(kind.permute(0, 2, 4, 1, 3, 5).reshape(b, rows * cols, -1))
     return parts

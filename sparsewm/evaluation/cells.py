@@ -22,6 +22,7 @@ from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.machine import code_hash
 from sparsewm.evaluation.run import prepare, results, run
 from sparsewm.evaluation.statistics import quartiles
+from sparsewm.memory import PeakMemory
 from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals import check_proposals
@@ -93,8 +94,9 @@ class Cell:
             if on_share is not None:
                 on_share((number + 0.99 * min(1.0, episode.steps / self.config.goal.max_steps)) / total)
 
+        memory = PeakMemory(ready.device)
         found = results(ready, run(ready, on_plan))
-        return found | {"peak_memory_bytes": None, "command": self.command()}
+        return found | {"peak_memory_bytes": memory.read(), "command": self.command()}
 
     def command(self) -> str:
         """`sparsewm plan` with the flags that give this cell."""
@@ -218,9 +220,7 @@ def run_cells(
             pool.shutdown(cancel_futures=True)
 
 
-def _by_ray(
-    cells: Sequence[Cell], workers: int, ray_address: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _by_ray(cells: Sequence[Cell], workers: int, ray_address: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import ray
     except ImportError:

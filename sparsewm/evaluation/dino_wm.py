@@ -1,10 +1,10 @@
 """The baseline of `sparsewm bench`: rolling out as DINO-WM and Sparse Imagination publish it.
 
-For measuring only. It computes with the weights it is given, so that only the way differs: float32, a window
-of `history` frames computed anew at every imagined step, all its tokens in one masked attention whose score
-matrix is materialised, the start image encoded once for every candidate. Up to `history` imagined frames it
-computes what `WorldModel.rollout` computes in float32; beyond, a window that starts afresh forgets what its
-first frame had seen.
+For measuring only. It computes with the weights it is given, so that only the way differs: a window of
+`history` frames computed anew at every imagined step, all its tokens in one masked attention whose score
+matrix is materialised, the start image encoded once for every candidate. Published in float32; here also in
+bfloat16. Up to `history` imagined frames it computes what `WorldModel.rollout` computes; beyond, a window
+that starts afresh forgets what its first frame had seen.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class WindowRollout:
     """Rollout by a sliding window.
 
     Args:
-        model: its predictor is copied in float32, on the same device.
+        model: its predictor is copied, on the same device.
         memory: bytes that the score matrices of one layer may take; candidates are split to fit.
+        dtype: what the predictor computes in; frames and costs are float32.
     """
 
-    def __init__(self, model: WorldModel, memory: float = 5e8) -> None:
-        self.model, self.memory = model, memory
-        self.predictor: Predictor = deepcopy(model.predictor).float()
+    def __init__(self, model: WorldModel, memory: float = 5e8, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.memory, self.dtype = model, memory, dtype
+        self.predictor: Predictor = deepcopy(model.predictor).to(dtype)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, proprio: Tensor, candidates: int, batch: int = 32) -> Latent:
@@ -74,7 +75,8 @@ class WindowRollout:
         index = patches[None]
         target = gather_patches(goal.tokens, index)
         config = self.model.config
-        scores = 4 * config.heads * (min(actions.shape[1], config.history) * (len(patches) + 1)) ** 2
+        length = min(actions.shape[1], config.history) * (len(patches) + 1)
+        scores = self.dtype.itemsize * config.heads * length**2
         chunk = max(1, int(self.memory / scores))
         costs = []
         for first in range(0, len(actions), chunk):
@@ -90,8 +92,9 @@ class WindowRollout:
     ) -> tuple[Tensor, Tensor]:
         """Frames (S, T, M, D), (S, T, P), actions (S, T, C) -> the frames that follow each of them."""
         net = self.predictor
-        condition = net.embed_condition(torch.cat([action, proprio], -1))[:, :, None]  # (S, T, 1, W)
-        x = torch.cat([net.embed_tokens(tokens) + positions, net.embed_proprio(proprio)[:, :, None]], 2)
+        seen, own, action = tokens.to(self.dtype), proprio.to(self.dtype), action.to(self.dtype)
+        condition = net.embed_condition(torch.cat([action, own], -1))[:, :, None]  # (S, T, 1, W)
+        x = torch.cat([net.embed_tokens(seen) + positions, net.embed_proprio(own)[:, :, None]], 2)
         for block in net.blocks:
             assert isinstance(block, ConditionedBlock)
             x = self._block(block, x, condition)
@@ -106,12 +109,11 @@ class WindowRollout:
         y = shift1 + F.layer_norm(x, (w,)) * (1 + scale1)
         q, k, v = block.qkv(y).view(s, t * length, 3, block.heads, -1).permute(2, 0, 3, 1, 4)
         q = q * q.shape[-1] ** -0.5
-        age = torch.arange(t)[:, None] - torch.arange(t)  # of the key's frame, seen from the query's
+        frame = torch.arange(t, device=x.device)
+        age = frame[:, None] - frame  # of the key's frame, seen from the query's
         bias = (q @ block.age[:, :, 0].permute(1, 2, 0)).view(s, block.heads, t, length, -1)
         bias = torch.stack([bias[:, :, i][..., age[i].clamp_min(0)] for i in range(t)], 2)
-        bias = bias.masked_fill((age < 0)[:, None].to(x.device), -torch.inf).view(
-            s, block.heads, t * length, t, 1
-        )
+        bias = bias.masked_fill((age < 0)[:, None], -torch.inf).view(s, block.heads, t * length, t, 1)
         scores = (q @ k.transpose(-1, -2)).view(s, block.heads, t * length, t, length) + bias
         mixed = torch.softmax(scores.view(s, block.heads, t * length, t * length), -1) @ v
         x = x + block.out(mixed.transpose(1, 2).reshape(s, t, length, w)) * (1 + gate1)

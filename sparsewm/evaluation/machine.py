@@ -1,10 +1,11 @@
-"""What results were made on: processor, threads, kernels, versions."""
+"""What results were made on: processor, threads, kernels, versions, and how fast it multiplies at best."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,25 @@ from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
 from sparsewm.precision import fast_bfloat16
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pymunk", "lerobot")
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
+    """Best measured rate of a square matrix product, in floating-point operations per second."""
+    size = 8192 if device.type == "cuda" else size
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        a @ b
+        wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -1,14 +1,11 @@
-"""Small statistics and readings that every table needs."""
+"""Small statistics that every table needs."""
 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 
 def wilson(successes: int, episodes: int, z: float = 1.96) -> tuple[float, float]:
@@ -28,14 +25,6 @@ def quartiles(values: Sequence[float]) -> dict[str, float] | None:
         return None
     p25, median, p75 = np.percentile(values, [25, 50, 75])
     return {"median": float(median), "p25": float(p25), "p75": float(p75)}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Largest memory so far in bytes: of the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -12,9 +12,7 @@ def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
     settings = result["settings"]
     keys = ("environment", "drop", "planner", "proposals", "episodes", "success_rate", "success_ci95")
     times = ("seconds_per_iteration", "seconds_per_plan", "seconds_per_episode")
-    row = {
-        key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "dtype")
-    }
+    row = {key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "dtype")}
     row |= {"selection": selection, "actor": result["actor"], "threads": result["machine"]["threads"]}
     row |= {"proprio_weight": settings["cost"]["proprio_weight"], "cost": settings["cost"]["objective"]}
     row |= {"proposal_mode": settings["proposals"]["mode"], "code": result["machine"]["code"]}

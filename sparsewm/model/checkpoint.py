@@ -16,7 +16,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sparsewm.encoders import PatchEncoder, load_encoder
+from sparsewm.encoders import PatchEncoder, load_encoder, names_code
 from sparsewm.errors import UserError, suggest
 from sparsewm.files import disk_errors, umask
 from sparsewm.model.decoder import DecoderConfig
@@ -62,7 +62,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
             information = model.metadata | {
                 "environment": model.environment,
                 "frameskip": model.frameskip,
-                "encoder": {"name": model.encoder.name, "hash": model.encoder.hash},
+                "encoder": model.encoder.identity,
             }
             information |= metadata or {}
             (temporary / FILES[2]).write_text(json.dumps(information, indent=2) + "\n")
@@ -106,22 +106,25 @@ def load(
     Raises:
         UserError: not a checkpoint, damaged, of another environment or encoder, or not to be had.
     """
-    path, downloaded = checkpoint_folder(path, token)
-    missing = [name for name in FILES if not (path / name).is_file()]
+    folder, downloaded = checkpoint_folder(path, token)
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
             f"{path} is no checkpoint folder ({missing[0]} is missing): give the folder that `train` wrote"
         )
     try:
-        config = yaml.safe_load((path / FILES[1]).read_text())
-        metadata = json.loads((path / FILES[2]).read_text())
-        tensors = load_file(path / FILES[0])
+        config = yaml.safe_load((folder / FILES[1]).read_text())
+        metadata = json.loads((folder / FILES[2]).read_text())
+        tensors = load_file(folder / FILES[0])
         config["grid"] = tuple(config["grid"])
         distance, decoder = config.pop("distance", None), config.pop("decoder", None)
         distance_config = None if distance is None else DistanceConfig(**distance)
         decoder_config = None if decoder is None else DecoderConfig(**decoder)
         predictor_config = PredictorConfig(**config)
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
+        seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
+        height, width = seen["resolution"] or (0, 0)
+        resolution = (int(height), int(width)) if height else None
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
@@ -135,17 +138,31 @@ def load(
             f"--encoder out, or train with --encoder {encoder_name}"
         )
     if encoder is None:
-        if downloaded and encoder_name is None and _is_code(recorded["name"]):
+        if downloaded and encoder_name is None and names_code(recorded["name"]):
             raise UserError(
                 f"the encoder of {path} is {recorded['name']}, code that nothing from the hub may choose: "
                 "name the encoder yourself if you trust it"
             )
-        encoder = load_encoder(recorded["name"], encoder_weights, hub_repo, expected_hash=recorded["hash"])
+        try:
+            encoder = load_encoder(
+                recorded["name"],
+                encoder_weights,
+                hub_repo,
+                expected_hash=recorded["hash"],
+                resolution=resolution,
+                letterbox=bool(seen["letterbox"]),
+            )
+        except UserError as error:
+            raise UserError(str(error).replace("`weights`", "`encoder_weights`")) from None
     elif encoder.hash != recorded["hash"]:
         raise UserError(
             f"checkpoint {path} was trained on other weights of encoder {recorded['name']} "
-            f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file with "
-            "--encoder-weights"
+            f"({recorded['hash'][:12]}, not {encoder.hash[:12]}): give the original file as `weights`"
+        )
+    elif encoder.resolution != (resolution or encoder.resolution):
+        raise UserError(
+            f"checkpoint {path} was trained on pictures of {resolution} pixels, not of "
+            f"{encoder.resolution}: load the encoder with that `resolution`"
         )
     model = WorldModel(encoder, predictor_config, name, frameskip, metadata, distance_config, decoder_config)
     try:
@@ -158,11 +175,6 @@ def load(
         raise UserError(f"checkpoint {path} holds numbers that are not finite: train anew")
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
-
-
-def _is_code(encoder: str) -> bool:
-    """Whether an encoder's name is a place `module:attribute` to import."""
-    return ":" in encoder and not encoder.endswith(":cls") and encoder.split(":")[0] not in ("timm", "hf")
 
 
 def checkpoint_hash(path: str | Path) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.encoders.embedded import sincos_positions
+from sparsewm.positions import sincos_positions
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class WorldModel(nn.Module):
         if dtype == torch.int8:
             reason = no_integers(torch.device(device))
             if reason is not None:
-                raise UserError(f"this machine does not plan in int8 ({reason}): give --dtype auto")
+                raise UserError(f"this machine does not plan in int8 ({reason}): give `dtype` auto")
         self._integers = dtype == torch.int8
         dtype = torch.bfloat16 if self._integers else dtype
         self.predictor.to(device=device, dtype=dtype)

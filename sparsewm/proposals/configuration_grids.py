@@ -10,7 +10,7 @@ with lerobot_imports():
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-CHOICES = ("grids", "random", "topk")
+CHOICES = ("grids", "random")
 
 
 @PreTrainedConfig.register_subclass("smolvla_grids")
@@ -20,16 +20,12 @@ class SmolVLAGridsConfig(SmolVLAConfig):
 
     Attributes:
         image_tokens: K, tokens kept of each picture.
-        choice: "grids" (places predicted from the pooled feature map), "random" patches, or "topk", those of
-            the largest features.
-        bilinear: sample between patches; otherwise the nearest one, which tells the places nothing to learn.
-        coordinates: add an encoding of a token's place.
+        choice: "grids", places predicted from the pooled feature map, or "random" patches, with which
+            training begins.
     """
 
     image_tokens: int = 16
     choice: str = "grids"
-    bilinear: bool = True
-    coordinates: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -138,7 +138,7 @@ class LeRobotProposals:
         """Observations as the policy takes them: B rows, or (B, frames, ...) where it looks back."""
         proprio = torch.as_tensor(observation["proprio"])
         shape = proprio.shape[:-1]  # (B,) or (B, frames)
-        rows = {OBS_STATE: self._state(proprio.reshape(-1, proprio.shape[-1]))} if self._columns else {}
+        rows = {OBS_STATE: self._state(proprio.reshape(-1, proprio.shape[-1]))}
         pixels = torch.as_tensor(observation["pixels"]).flatten(0, len(shape) - 1)
         wanted = torch.as_tensor(goal["pixels"]).repeat_interleave(shape.numel() // shape[0], 0)
         for camera, seen in self.names.cameras.items():
@@ -158,7 +158,7 @@ class LeRobotProposals:
         }
 
     def _state(self, proprio: Tensor) -> Tensor:
-        columns = [torch.zeros(len(proprio)) if i is None else proprio[:, i] for i in self._columns]
+        columns = [torch.zeros(len(proprio)) if i is None else proprio[:, i] for i in self._columns or [None]]
         return torch.stack(columns, -1)
 
     def _chunks(self, batch: dict[str, Any], samples: int) -> Tensor:

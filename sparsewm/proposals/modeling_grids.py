@@ -29,17 +29,15 @@ BANDS = 4  # frequencies of the coordinate encoding
 
 
 class GridSampler(nn.Module):
-    """Keeps K tokens of a square feature map.
+    """Keeps K tokens of a square feature map, and tells each its place.
 
     Args:
-        width: of a token. tokens: K. choice, bilinear, coordinates: as in `SmolVLAGridsConfig`.
+        width: of a token. tokens: K. choice: as in `SmolVLAGridsConfig`.
     """
 
-    def __init__(
-        self, width: int, tokens: int, choice: str = "grids", bilinear: bool = True, coordinates: bool = True
-    ) -> None:
+    def __init__(self, width: int, tokens: int, choice: str = "grids") -> None:
         super().__init__()
-        self.tokens, self.choice, self.mode = tokens, choice, "bilinear" if bilinear else "nearest"
+        self.tokens, self.choice = tokens, choice
         if choice == "grids":
             self.places = nn.Sequential(
                 nn.Linear(width * POOLED**2, width), nn.GELU(), nn.Linear(width, 2 * tokens)
@@ -48,7 +46,7 @@ class GridSampler(nn.Module):
             assert isinstance(last, nn.Linear)
             nn.init.normal_(last.weight, std=0.01)
             last.bias.data = torch.atanh(spread(tokens)).flatten()  # at first evenly over the picture
-        self.code = nn.Linear(4 * BANDS, width) if coordinates else None
+        self.code = nn.Linear(4 * BANDS, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """Tokens (B, N, D) of a square map, in rows -> (B, K, D)."""
@@ -56,15 +54,17 @@ class GridSampler(nn.Module):
         if side**2 != features.shape[1]:
             raise ValueError(f"the feature map must be square, not of {features.shape[1]} tokens")
         places = self.coordinates(features, side)  # (B, K, 2) as x, y in [-1, 1]
-        feature_map = features.transpose(1, 2).unflatten(2, (side, side))
-        kept = functional.grid_sample(
-            feature_map, places[:, :, None].to(features.dtype), self.mode, "border", align_corners=False
-        )[..., 0].transpose(1, 2)
-        if self.code is None:
-            return kept
         angles = places[..., None] * math.pi * 2.0 ** torch.arange(BANDS, device=places.device)
         waves = torch.cat([angles.sin(), angles.cos()], -1).flatten(2)  # (B, K, 4 * BANDS)
-        return kept + self.code(waves.to(features.dtype))
+        return self.sample(features, places) + self.code(waves.to(features.dtype))
+
+    def sample(self, features: Tensor, places: Tensor) -> Tensor:
+        """Tokens (B, K, D) at places (B, K, 2) of a square map (B, N, D), in between bilinearly."""
+        side = math.isqrt(features.shape[1])
+        feature_map = features.transpose(1, 2).unflatten(2, (side, side))
+        return functional.grid_sample(
+            feature_map, places[:, :, None].to(features.dtype), "bilinear", "border", align_corners=False
+        )[..., 0].transpose(1, 2)
 
     def coordinates(self, features: Tensor, side: int) -> Tensor:
         """Where to sample (B, K, 2), x and y in [-1, 1]."""
@@ -73,10 +73,7 @@ class GridSampler(nn.Module):
             feature_map = features.transpose(1, 2).unflatten(2, (side, side))
             pooled = functional.adaptive_avg_pool2d(feature_map, POOLED).flatten(1)
             return torch.tanh(self.places(pooled)).unflatten(1, (self.tokens, 2))
-        if self.choice == "random":
-            scores = torch.rand(features.shape[:2], device=features.device)
-        else:
-            scores = features.norm(dim=-1)
+        scores = torch.rand(features.shape[:2], device=features.device)
         index = scores.topk(min(self.tokens, side**2), 1).indices
         middles = torch.stack([index % side, index // side], -1)
         return ((2 * middles + 1) / side - 1).view(batch, -1, 2)
@@ -100,13 +97,7 @@ class SmolVLAGridsPolicy(SmolVLAPolicy):
             raise UserError(
                 f"image_tokens {config.image_tokens} is more than the {tokens} of a picture: lower it"
             )
-        self.grids = GridSampler(
-            vlm.config.text_config.hidden_size,
-            config.image_tokens,
-            config.choice,
-            config.bilinear,
-            config.coordinates,
-        )
+        self.grids = GridSampler(vlm.config.text_config.hidden_size, config.image_tokens, config.choice)
         dense, forward = vlm.embed_image, vlm.forward
         vlm.embed_image = lambda image: self.grids(dense(image))
         self.shift = shift = len(config.image_features) * config.image_tokens - 1
@@ -126,8 +117,3 @@ def spread(tokens: int) -> Tensor:
         y = (2 * row + 1) / rows - 1
         places += [((2 * column + 1) / length - 1, y) for column in range(length)]
     return torch.tensor(places).clamp(-0.99, 0.99)
-
-
-def retention(dense: Tensor, kept: Tensor) -> Tensor:
-    """How much of each dense token (B, N, D) the kept ones (B, K, D) hold: best cosine similarity, (B, N)."""
-    return (functional.normalize(dense, dim=-1) @ functional.normalize(kept, dim=-1).mT).amax(-1)

@@ -18,7 +18,7 @@ SEEN = ("pixels", "goal", "both")
 
 @dataclass(frozen=True)
 class Names:
-    """A policy's names in an environment; what is left out is as `sparsewm export` has it.
+    """A policy's names in an environment; what is left out is as `sparsewm convert` has it.
 
     Attributes:
         cameras: what each of the policy's cameras sees: "pixels", "goal", "both" in one picture

@@ -161,5 +161,5 @@ def test_a_reachable_hub_says_where_downloads_go(offline: Path, monkeypatch: pyt
 def test_an_unreachable_hub_names_the_ways_out() -> None:
     with pytest.raises(Trouble, match="name resolution failed") as caught:
         check_hub()
-    for way_out in ("--hub-repo", "--encoder-weights", "TORCH_HOME", "--encoder embedded"):
+    for way_out in ("--hub-repo", "--encoder-weights", "TORCH_HOME", "'embedded'"):
         assert way_out in caught.value.remedy

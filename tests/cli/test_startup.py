@@ -1,4 +1,4 @@
-"""Every command starts wherever Python does: without OpenGL, a home, docstrings, or room for more than ASCII."""
+"""Every command starts wherever Python does: without OpenGL, docstrings, or a terminal."""
 
 from __future__ import annotations
 
@@ -99,6 +99,32 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_installed_copy_is_complete_and_stands_beside_folders_of_the_same_names(tmp_path: Path) -> None:
+    """Its parts are files of its own, not links; a user's `envs` is the user's."""
+    lines = ("from setuptools import setup", "setup(name='sparsewm', script_args=['-q', 'egg_info',")
+    lines = (
+        *lines,
+        f"'--egg-base', {str(tmp_path)!r}, 'build_py', '--build-lib', {str(tmp_path / 'lib')!r}])",
+    )
+    done = python("-c", "\n".join(lines), place=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    package = tmp_path / "lib" / "sparsewm"
+    assert [path.name for path in (tmp_path / "lib").iterdir()] == ["sparsewm"]
+    assert not any(path.is_symlink() for path in package.rglob("*"))
+    for name in ("envs", "planners", "configs"):
+        place = tmp_path / "user" / name
+        place.mkdir(parents=True)
+        (place / "__init__.py").touch()
+    lines = ("import sparsewm.planners, sparsewm.envs, sparsewm.cli.doctor as doctor, envs",)
+    lines = (*lines, "print(doctor.check_settings(), sparsewm.__file__, envs.__file__, sep='\\n')")
+    path = os.pathsep.join([str(tmp_path / "user"), str(package.parent)])
+    done = python("-c", "\n".join(lines), place=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    settings, installed, theirs = done.stdout.split("\n")[:3]
+    assert "wall" in settings and Path(installed).parent == package
+    assert Path(theirs) == tmp_path / "user" / "envs" / "__init__.py"
 
 
 def test_the_device_message_has_a_bounded_length() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from sparsewm import registry
 from sparsewm.data import FORMATS, Dataset, open_dataset
+from sparsewm.data.checks import warnings
 from sparsewm.data.dataset import environment_name
 from sparsewm.data.frames import Frames, ReadFrames, SideBySide
 from sparsewm.errors import UserError
@@ -56,6 +58,15 @@ def test_statistics_are_exact(tmp_path: Path) -> None:
         file["proprio"][:, 0] = 1e6 + np.arange(300) % 2  # float32 would lose the deviation
     found = open_dataset(path).statistics(np.arange(300))
     assert np.isclose(found["proprio_mean"][0], 1e6 + 0.5) and np.isclose(found["proprio_std"][0], 0.5)
+
+
+def test_actions_that_were_not_taken_count_for_nothing() -> None:
+    dataset = Lengths(action_low=[0.5], action_high=[2.0])
+    assert dataset.action[:, 0].tolist() == [1, 1, 0, 1, 0]
+    assert dataset.acting.tolist() == [True, True, False, True, False]
+    found = dataset.statistics(np.arange(5))
+    assert (found["action_mean"], found["action_std"]) == (1, 0)
+    assert not any("outside" in sentence for sentence in warnings(dataset))
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
@@ -112,6 +123,17 @@ class Texts(Dataset):
         return path.suffix == ".lengths"
 
 
+class Lengths(Dataset):
+    """Five rows of one action, and whatever else is given."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__("test", lengths=[3, 2], action=np.ones(5), pixels=numbered(5), **given)
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return False
+
+
 def test_formats_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "d.lengths"
     path.write_text("3 2")
@@ -123,6 +145,22 @@ def test_formats_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert type(dataset).__name__ == "Texts" and dataset.rows == 5
     assert dataset.action[:, 0].tolist() == [1, 1, 0, 1, 0]  # none in an episode's last row
     assert dataset.action_names == ("action_0",) and not dataset.declared_bounds
+
+
+@pytest.mark.parametrize("low", [[-np.inf], [np.nan], "left", [[-2.0]], [3.0], None])
+def test_bounds_that_bound_nothing_are_not_declared(low: Any) -> None:
+    dataset = Lengths(action_low=low, action_high=[2.0])
+    assert not dataset.declared_bounds and (dataset.action_low, dataset.action_high) == (1, 1)
+    assert Lengths(action_low=[-2.0], action_high=[2.0]).action_low.tolist() == [-2]
+
+
+def test_columns_are_numbers() -> None:
+    assert Lengths(proprio=np.arange(5)).proprio.shape == (5, 1)
+    assert not Lengths(proprio=np.zeros((5, 0))).has_proprio
+    with pytest.raises(
+        UserError, match=r"column 'state' of .* must be numbers \(rows, size\), is <U1 \(5,\)"
+    ):
+        Lengths(state=np.array(list("abcde")))
 
 
 def numbered(rows: int, height: int = 2, width: int = 2) -> Frames:

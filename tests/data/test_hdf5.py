@@ -186,6 +186,7 @@ ROWS = 26
         ),
         (replace_column("pixels", np.zeros((ROWS, 28, 28, 3), np.float32)), "'pixels' .* is float32"),
         (replace_column("pixels", np.zeros((ROWS, 0, 0, 3), np.uint8)), "pictures have size 0 x 0"),
+        (replace_column("proprio", h5py.Empty("f4")), "column 'proprio' is empty"),
         (replace_column("ep_len", np.array([[9, 5, 12]])), r"'ep_len' must be int64 \(episodes,\)"),
         (replace_column("ep_len", np.array([9.0, 5.0, 12.0])), "'ep_len' must be int64 .*is float64"),
         (
@@ -360,7 +361,9 @@ def test_columns_that_others_leave_out_or_add(tmp_path: Path) -> None:
         file.attrs["environment"] = b"sparsewm/Wall-v0"
         file.attrs["action_names"] = ["left", "right"]
         file.attrs["fps"] = 12.5
-    with pytest.raises(UserError, match=r"has several cameras: name those to show \(pixels, wrist\)"):
+    with pytest.raises(
+        UserError, match=r"has several cameras, name those to show with `cameras`: pixels, wrist"
+    ):
         open_dataset(path)
     dataset = open_dataset(path, "wall", ["pixels", "wrist"])
     assert dataset.lengths.tolist() == [9, 5, 12] and dataset.state is None

@@ -36,14 +36,14 @@ def test_segments_lie_inside_episodes_and_are_as_long_as_asked(dataset: Dataset)
 
 @pytest.mark.parametrize(("shortest", "longest", "count"), [(0, 4, 1), (5, 4, 1), (1, 4, 0)])
 def test_impossible_segments(dataset: Dataset, shortest: int, longest: int, count: int) -> None:
-    with pytest.raises(UserError, match=r"--(shortest must be from 1 to|segments must be at least 1)"):
+    with pytest.raises(UserError, match=r"`(shortest` must be from 1 to|segments` must be at least 1)"):
         segments(dataset, count, shortest, longest)
 
 
 def test_the_command_writes_what_lerobot_reads(dataset: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
-    flags = ("export --env wall --segments 2 --shortest 6 --longest 12 --dataset", dataset.path)
-    code, out, err = call(*flags, "--output", folder)
+    flags = ("convert", dataset.path, folder, "--segments 2 --shortest 6 --longest 12 --fps 10")
+    code, out, err = call(*flags)
     assert code == 0, err
     chosen = segments(dataset, 2, 6, 12)
     assert f"{len(chosen)} episodes" in out and list(tmp_path.iterdir()) == [folder]
@@ -68,8 +68,8 @@ def test_the_command_writes_what_lerobot_reads(dataset: Dataset, tmp_path: Path)
             assert int(frame["action_is_pad"].sum()) == max(0, 7 - left)
             index += 1
     assert index == len(read)
-    code, _, err = call(*flags, "--output", folder)
-    assert code == 2 and "exists: delete it or give another --output" in err
+    code, _, err = call(*flags)
+    assert code == 2 and "exists: delete it, or write to another place" in err
 
 
 def test_other_data_than_were_recorded_are_noticed(dataset: Dataset, tmp_path: Path) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +17,8 @@ import pytest
 import torch
 
 import sparsewm.data.tokens as tokens_module
-from sparsewm.data import Dataset, TokenCache, Windows, fast_copy, open_dataset, token_statistics
-from sparsewm.encoders import PatchFeatures, ViT
+from sparsewm.data import Dataset, TokenCache, Windows, fast_copy, open_dataset, token_bytes, token_statistics
+from sparsewm.encoders import ClsOnly, PatchEncoder, PatchFeatures, ViT
 from sparsewm.errors import UserError
 from tests.data.tiny import small_disk, write_dataset
 from tests.model.tiny import tiny_encoder
@@ -118,8 +124,134 @@ def test_cut_cache_is_built_again(dataset: Dataset) -> None:
     assert TokenCache(dataset, Counting()).path.read_bytes() == content
 
 
+def test_a_hole_in_the_middle_is_seen(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the right size whose rows are partly zero, as two writers once left it."""
+    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    first = TokenCache(dataset, Counting())
+    content = first.path.read_bytes()
+    row = first.values[0].nbytes
+    first.path.write_bytes(content[: 9 * row] + bytes(5 * row) + content[14 * row :])
+    again = Counting()
+    assert TokenCache(dataset, again).path.read_bytes() == content and again.frames == 26
+
+
+def test_rows_changed_after_an_interruption_are_encoded_again(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    with pytest.raises(KeyboardInterrupt):
+        TokenCache(dataset, Counting(patience=20), tmp_path / "tokens")
+    (partial,) = (tmp_path / "tokens").glob("*.partial")
+    partial.write_bytes(bytes(partial.stat().st_size))
+    encoder = Counting()
+    cache = TokenCache(dataset, encoder, tmp_path / "tokens")
+    assert encoder.frames == 26
+    assert torch.equal(cache.rows(np.arange(26)), encoder.encode(dataset.pixels[:]).patches.half())
+
+
+class Slow(Counting):
+    """Lets others run while it encodes."""
+
+    def encode(self, pixels: Any, attention: bool = False) -> PatchFeatures:
+        time.sleep(0.05)
+        return super().encode(pixels, attention)
+
+
+def test_two_programs_encode_one_dataset_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    encoders, said = [Slow(), Slow()], list[str]()
+    with ThreadPoolExecutor(2) as pool:
+        caches = list(pool.map(lambda one: TokenCache(dataset, one, report=said.append), encoders))
+    assert sorted(one.frames for one in encoders) == [0, 26]
+    assert sum("waiting for" in sentence for sentence in said) == 1
+    expected = encoders[0].encode(dataset.pixels[:]).patches.half()
+    assert all(torch.equal(cache.rows(np.arange(26)), expected) for cache in caches)
+    assert files(dataset.path.parent) == {"d.h5", caches[0].path.name}
+
+
+def test_two_programs_on_a_disk_without_locks(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("os.getpid", threading.get_ident)  # as if threads were programs
+    encoders = [Slow(), Slow()]
+    with ThreadPoolExecutor(2) as pool:
+        caches = list(pool.map(lambda one: TokenCache(dataset, one), encoders))
+    expected = encoders[0].encode(dataset.pixels[:]).patches.half()
+    assert all(torch.equal(cache.rows(np.arange(26)), expected) for cache in caches)
+    assert not list(dataset.path.parent.glob("*.partial-*"))
+
+
+def test_precision_resolution_and_bars_have_files_of_their_own(dataset: Dataset) -> None:
+    def varied(change: Any) -> PatchEncoder:
+        encoder = Counting()
+        change(encoder)
+        return encoder
+
+    exact = TokenCache(dataset, Counting())
+    others = [
+        varied(lambda encoder: encoder.bfloat16()),
+        varied(lambda encoder: encoder.resize((42, 42))),
+        varied(lambda encoder: setattr(encoder, "letterbox", True)),
+        varied(lambda encoder: setattr(encoder, "mean", (0.5, 0.5, 0.5))),
+        varied(lambda encoder: setattr(encoder, "name", "timm:the_same_weights")),
+        ClsOnly(Counting()),
+    ]
+    assert len({exact.path, *(TokenCache(dataset, other).path for other in others)}) == 7
+
+
+def test_the_place_and_the_disk_are_said_before(dataset: Dataset) -> None:
+    said: list[str] = []
+    TokenCache(dataset, Counting(), report=said.append)
+    assert said == [f"encoding 26 pictures with embedded: tokens take 1.66 kB in {dataset.path.parent}"]
+    assert token_bytes(26, Counting()) == 26 * 4 * 8 * 2
+
+
+def test_tokens_go_to_the_cache_folder_where_the_data_cannot_be_written_to(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, said = tempfile.TemporaryFile, list[str]()
+
+    def read_only(dir: Path) -> Any:
+        if Path(dir) == dataset.path.parent:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(dir=dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setenv("SPARSEWM_CACHE", str(tmp_path / "cache"))
+    cache = TokenCache(dataset, Counting(), report=said.append)
+    assert cache.path.parent == tmp_path / "cache" and str(tmp_path / "cache") in said[0]
+    again = Counting()
+    assert TokenCache(dataset, again).path == cache.path and again.frames == 0
+    monkeypatch.setenv("SPARSEWM_CACHE", str(dataset.path / "inside a file"))
+    with pytest.raises(UserError, match=r"Read-only file system.* or .*give `directory` a folder that can"):
+        TokenCache(dataset, Counting("b" * 64))
+
+
+def test_tokens_beside_data_that_cannot_be_written_to_are_used(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TokenCache(dataset, Counting())
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: pytest.fail("nothing needs to be written"))
+    again = Counting()
+    assert TokenCache(dataset, again).path.parent == dataset.path.parent and again.frames == 0
+
+
+def test_a_disk_too_small_is_told_before_the_encoding(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    encoder = Counting()
+    said = r"needs 1.66 kB and 1 kB are free; free some space or give `directory` a folder on another disk"
+    with pytest.raises(UserError, match=said):
+        TokenCache(dataset, encoder)
+    assert encoder.frames == 0
+
+
 def test_full_disk_while_encoding(dataset: Dataset, tmp_path: Path) -> None:
-    with small_disk(500), pytest.raises(UserError, match=r"disk is full while writing .*: free some space"):
+    said = r"disk is full while writing .*: free some space or give `directory` a folder on another disk"
+    with small_disk(500), pytest.raises(UserError, match=said):
         TokenCache(dataset, Counting(), tmp_path / "tokens")
     assert not list((tmp_path / "tokens").glob("*.bin"))
 
@@ -215,6 +347,16 @@ def test_statistics_without_whitening_divide_every_feature_by_its_deviation() ->
     torch.testing.assert_close(statistics["token_mean"], tokens.mean(0))
     deviation = (tokens - tokens.mean(0)).square().mean((0, 1)).sqrt()
     torch.testing.assert_close(statistics["token_map"], torch.diag(1 / deviation))
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.7])
+def test_statistics_in_blocks_are_those_of_all_at_once(
+    whitening: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = narrow_tokens().half()
+    whole = token_statistics(tokens, whitening)
+    monkeypatch.setattr("sparsewm.data.statistics.BLOCK_BYTES", 8 * 3 * 5 * 7)  # seven frames
+    torch.testing.assert_close(token_statistics(tokens, whitening), whole)
 
 
 def test_whitening_weighs_weak_directions_up_and_keeps_the_scale() -> None:

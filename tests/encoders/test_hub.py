@@ -220,7 +220,7 @@ def test_sides_are_rounded_to_whole_patches(
 ) -> None:
     path = save_weights(repository, name, tmp_path / "w.pth")
     encoder = load_hub_encoder(name, path, repository, resolution=asked)
-    assert encoder.resolution == side
+    assert encoder.resolution == (side, side)
     assert encoder.encode(FRAMES).patches.shape[1] == (side // encoder.patch) ** 2
 
 
@@ -318,7 +318,7 @@ def test_no_network_names_the_ways_out(name: str, error: Exception, monkeypatch:
         load_encoder(name)
     message = str(caught.value)
     spec = HUB_ENCODERS[name]
-    ways = ("--hub-repo", spec.commit[:7], "--encoder-weights", spec.url, "TORCH_HOME", "--encoder embedded")
+    ways = ("`hub_repo`", spec.commit[:7], "`weights`", spec.url, "TORCH_HOME", "'embedded'")
     for way_out in ways:
         assert way_out in message
     assert "\n" not in message
@@ -347,7 +347,7 @@ def test_a_misspelled_name_gets_the_nearest_one(load: Any) -> None:
 
 def test_a_folder_that_is_no_hub_repository_is_refused(tmp_path: Path, weights: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no hubconf.py: give --hub-repo a clone of .*dinov2 at commit b8931f7"
+        UserError, match=r"no hubconf.py: give `hub_repo` a clone of .*dinov2 at commit b8931f7"
     ):
         load_encoder("dinov2_vits14", weights, hub_repo=tmp_path / "nowhere")
 
@@ -355,12 +355,12 @@ def test_a_folder_that_is_no_hub_repository_is_refused(tmp_path: Path, weights: 
 @pytest.mark.parametrize("damage", ["x = ", "import no_such_module_anywhere\n", "dependencies = ['torch']\n"])
 def test_a_repository_without_the_network_is_refused(damage: str, repository: Path, weights: Path) -> None:
     (repository / "hubconf.py").write_text(damage)
-    with pytest.raises(UserError, match=r"does not build dinov2_vits14 \(.*give --hub-repo a clone of"):
+    with pytest.raises(UserError, match=r"does not build dinov2_vits14 \(.*give `hub_repo` a clone of"):
         load_encoder("dinov2_vits14", weights, hub_repo=repository)
 
 
 def test_a_missing_weights_file_is_named(repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no encoder weights at .*gone.pth: give --encoder-weights the file"):
+    with pytest.raises(UserError, match=r"no encoder weights at .*gone.pth: give `weights` the file"):
         load_encoder("dinov2_vits14", tmp_path / "gone.pth", repository)
 
 

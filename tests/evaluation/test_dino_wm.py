@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from sparsewm.evaluation.dino_wm import WindowRollout
-from sparsewm.model import Latent, LatentProblem
+from sparsewm.model import Latent
 from sparsewm.model.latent import gather_patches
-from tests.model.tiny import random_actions, random_latent, tiny_model
-
-LOW, HIGH = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])
+from tests.model.tiny import latent_problem, random_actions, random_latent, tiny_model
 
 
 def copies(latent: Latent, count: int) -> Latent:
@@ -46,7 +44,7 @@ def test_window_costs_what_the_planning_problem_costs_however_candidates_are_spl
     generator = torch.Generator().manual_seed(1)
     model = tiny_model(history=3)
     start, goal = random_latent(model, 1, generator), random_latent(model, 1, generator)
-    problem = LatentProblem(model, start, goal, LOW, HIGH, horizon=3, drop=0.5, alpha=0.7)
+    problem = latent_problem(model, start, goal, horizon=3, drop=0.5, weight=0.7)
     actions = random_actions(model, 1, 5, 3, generator=generator)
     expected = problem.cost(actions)[0]
     for memory in (5e8, 1.0):
@@ -63,3 +61,16 @@ def test_start_is_encoded_once_per_candidate() -> None:
     pixels, proprio = torch.zeros(1, 28, 28, 3, dtype=torch.uint8), torch.zeros(1, 2)
     latent = WindowRollout(model).encode(pixels, proprio, 5, batch=2)
     assert calls == [2, 2, 1] and latent.tokens.shape[0] == 5
+
+
+def test_in_bfloat16_it_costs_about_the_same() -> None:
+    generator = torch.Generator().manual_seed(1)
+    model = tiny_model(history=3)
+    start, goal = copies(random_latent(model, 1, generator), 5), random_latent(model, 1, generator)
+    actions, patches = random_actions(model, 1, 5, 3, generator=generator)[0], torch.arange(6)
+    exact, half = (
+        WindowRollout(model, dtype=dtype).cost(start, goal, actions, patches)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == torch.float32 and not torch.equal(exact, half)
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sparsewm.kernels import LAYOUTS, Frame, Kernels, amx, build, kernels, layers, layers_library
 from sparsewm.model import rollout
-from sparsewm.model.rollout import BufferWindow, Rollout
 from sparsewm.model.latent import gather_patches
+from sparsewm.model.rollout import BufferWindow, Rollout
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
 KERNELS = kernels()

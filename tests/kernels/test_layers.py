@@ -12,8 +12,8 @@ import torch
 
 from sparsewm.kernels import LAYOUTS, layers_library
 from sparsewm.model import Latent, rollout
-from sparsewm.model.rollout import Rollout
 from sparsewm.model.latent import gather_patches
+from sparsewm.model.rollout import Rollout
 from sparsewm.model.world_model import WorldModel
 from tests.model.tiny import random_actions, random_latent, tiny_encoder, tiny_model
 

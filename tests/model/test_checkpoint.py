@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import sparsewm.model.checkpoint as checkpoint
+from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
 from sparsewm.model import WorldModel, load, load_pretrained, save
 from tests.model.tiny import tiny_encoder, tiny_model
@@ -45,7 +46,8 @@ def test_round_trip(tmp_path: Path) -> None:
     copy = reload(folder)
     assert (copy.config, copy.environment, copy.frameskip) == (model.config, "wall", 2)
     assert copy.metadata["note"] == "tiny" and copy.metadata["training"] == {"steps": 7}
-    assert copy.metadata["encoder"] == {"name": "embedded", "hash": model.encoder.hash}
+    seen = {"resolution": [56, 56], "letterbox": False}
+    assert copy.metadata["encoder"] == {"name": "embedded", "hash": model.encoder.hash, **seen}
     for name, value in model.predictor.state_dict().items():
         assert torch.equal(copy.predictor.state_dict()[name], value.bfloat16().float()), name
     for name, value in model.standardizer.state_dict().items():
@@ -202,20 +204,33 @@ def test_checkpoint_of_another_encoder(folder: Path) -> None:
         UserError, match=r"trained on encoder embedded, not dinov2_vits14: leave --encoder out"
     ):
         reload(folder, encoder_name="dinov2_vits14")
-    with pytest.raises(
-        UserError, match=r"trained on other weights .*: give the original file with --encoder-weights"
-    ):
+    with pytest.raises(UserError, match=r"trained on other weights .*: give the original file as `weights`"):
         reload(folder, encoder=tiny_encoder(weights_hash="f" * 64))
 
 
+def test_the_encoder_sees_what_it_saw_in_training(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"trained on pictures of \(56, 56\) pixels, not of \(28, 28\)"):
+        reload(folder, encoder=tiny_encoder(28))
+    encoder = load_encoder("random", resolution=(42, 56), letterbox=True)
+    again = load(save(tiny_model(encoder=encoder), folder)).encoder
+    assert (again.resolution, again.letterbox, again.hash) == ((42, 56), True, encoder.hash)
+
+
+def test_checkpoints_from_before_resolutions_were_recorded(folder: Path) -> None:
+    encoder = load_encoder("random")
+    save(tiny_model(encoder=encoder), folder)
+    edit_metadata(folder, encoder={"name": "random", "hash": encoder.hash})
+    assert load(folder).encoder.resolution == (112, 112)
+
+
 def test_encoder_weights_are_checked_against_the_recorded_hash(folder: Path, tmp_path: Path) -> None:
-    """The recorded encoder is loaded from --encoder-weights, and must be the one trained on."""
-    encoder = tiny_encoder(resolution=112)  # what `load_embedded` builds
+    """The recorded encoder is loaded from a file, and must be the one trained on."""
+    encoder = tiny_encoder()
     save_file(
         {name: value.contiguous() for name, value in encoder.state_dict().items()},
         tmp_path / "other.safetensors",
     )
-    with pytest.raises(UserError, match=r"give the original file with --encoder-weights"):
+    with pytest.raises(UserError, match=r"give the original file as `encoder_weights`"):
         load(folder, encoder_weights=tmp_path / "other.safetensors")
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sparsewm.model import Latent, PredictorConfig, WorldModel
-from sparsewm.model.predictor import FrameCache, attend
 from sparsewm.model.latent import gather_patches, random_groups, random_patches
+from sparsewm.model.predictor import FrameCache, attend
 from tests.model.dense import dense_step
 from tests.model.tiny import random_actions, random_latent, tiny_model
 

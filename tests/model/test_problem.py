@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,15 @@ from torch import Tensor
 
 from sparsewm.data import token_statistics
 from sparsewm.errors import UserError
+from sparsewm.evaluation.statistics import spearman
 from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches, world_model
-from sparsewm.model.drop import AutoDrop, spearman
 from sparsewm.model.latent import Standardizer, gather_patches
-from sparsewm.planners import CEM, GradientDescent, PlanningProblem, RacingProblem, SeparableProblem
-from tests.model.tiny import random_actions, random_latent, tiny_model
-
-LOW, HIGH = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])
+from sparsewm.planners import GradientDescent, PlanningProblem
+from tests.model.tiny import latent_problem, random_actions, random_latent, tiny_model
 
 
 def make_problem(
-    model: WorldModel, episodes: int = 2, seen: int = 0, seed: int = 0, **options: object
+    model: WorldModel, episodes: int = 2, seen: int = 0, seed: int = 0, **options: Any
 ) -> LatentProblem:
     generator = torch.Generator().manual_seed(3)
     start, goal = random_latent(model, episodes, generator), random_latent(model, episodes, generator)
@@ -30,8 +29,7 @@ def make_problem(
         (random_latent(model, episodes, generator), random_actions(model, episodes, generator=generator))
         for _ in range(seen)
     ]
-    masks = torch.Generator().manual_seed(seed)
-    return LatentProblem(model, start, goal, LOW, HIGH, history=history, generator=masks, **options)  # type: ignore[arg-type]
+    return latent_problem(model, start, goal, seed=seed, history=history, **options)
 
 
 def candidates(model: WorldModel, episodes: int = 2, count: int = 7, horizon: int = 5) -> Tensor:
@@ -44,7 +42,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 def test_cost_is_the_error_of_the_last_imagined_frame() -> None:
     model = tiny_model()
-    problem, actions = make_problem(model, drop=0.5, alpha=0.3), candidates(model)
+    problem, actions = make_problem(model, drop=0.5, weight=0.3), candidates(model)
     tokens, proprio = model.rollout(
         gather_patches(problem.start.tokens, problem.patches), problem.start.proprio, actions, problem.patches
     )
@@ -61,17 +59,17 @@ def test_cost_is_the_error_of_the_last_imagined_frame() -> None:
 def test_proprio_selection_leaves_the_tokens_out() -> None:
     model = tiny_model()
     actions = candidates(model)
-    problem = make_problem(model, selection="proprio", alpha=2.0)
+    problem = make_problem(model, tokens=False, weight=2.0)
     *_, (_, proprio) = model.imagine(problem.start.tokens, problem.start.proprio, actions, problem.patches)
     close(problem.cost(actions), 2.0 * (proprio - problem.goal.proprio[:, None]).square().mean(-1))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_cost_in_chunks_equals_cost_at_once(chunk: int) -> None:
+@pytest.mark.parametrize("memory", [1, 2e5, 1e12])
+def test_cost_in_little_memory_equals_cost_at_once(memory: float) -> None:
     model = tiny_model()
     actions = candidates(model)
     whole = make_problem(model, seen=2, drop=0.5).cost(actions)
-    close(make_problem(model, seen=2, drop=0.5, chunk=chunk).cost(actions), whole)
+    close(make_problem(model, seen=2, drop=0.5, memory=memory).cost(actions), whole)
 
 
 def test_cost_does_not_depend_on_the_order_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,80 +100,6 @@ def test_drop_mask_is_redrawn_by_every_resample_for_each_episode() -> None:
     assert not torch.equal(make_problem(tiny_model(), episodes=4, drop=0.5, seed=1).patches, drawn[0])
 
 
-def test_later_iterations_may_keep_more_tokens() -> None:
-    model = tiny_model()
-    problem = make_problem(model, drop=0.75, later_drops=(0.5, 0.0))
-    kept = []
-    for iteration in range(4):
-        problem.resample(iteration)
-        kept.append(problem.patches.shape[1] / model.patches)
-    assert kept == [0.25, 0.5, 1.0, 1.0]
-    problem.resample(0)  # the next search starts coarse again
-    assert problem.patches.shape[1] / model.patches == 0.25
-    actions = candidates(model)
-    problem.resample(2)
-    close(problem.cost(actions), make_problem(model, drop=0.0).cost(actions))
-
-
-def test_rough_cost_reads_a_quarter_of_the_kept_tokens() -> None:
-    model = tiny_model()
-    problem, actions = make_problem(model, drop=0.5, seen=1), candidates(model)
-    before = problem.cost(actions)
-    rough = problem.rough_cost(actions)
-    few = make_problem(model, drop=0.5, seen=1, patches=problem.patches[:, ::4])
-    close(rough, few.cost(actions))
-    close(problem.cost(actions), before)  # and leaves the subset as it is
-    assert isinstance(problem, RacingProblem)
-
-
-@pytest.mark.parametrize("measure", ["mse", "temporal"])
-def test_some_of_the_episodes_are_the_same_problem(measure: str) -> None:
-    model = tiny_model()
-    problem, actions = (
-        make_problem(model, episodes=4, drop=0.5, seen=1, measure=measure),
-        candidates(model, 4),
-    )
-    rows = torch.tensor([2, 0])
-    part = problem.select(rows)
-    assert isinstance(problem, SeparableProblem) and part.batch == 2
-    close(part.cost(actions[rows]), problem.cost(actions)[rows])
-    before = problem.patches
-    part.resample(1)
-    assert part.patches.shape == (2, 8) and torch.equal(problem.patches, before)
-    planned = CEM(candidates=12, elites=3, iterations=6).plan(problem)
-    assert planned.actions.shape == (4, 5, 4) and len(planned.seconds_per_iteration) < 6
-
-
-def test_auto_drop_keeps_more_where_the_order_depends_on_the_subset() -> None:
-    auto = AutoDrop(highest=0.8, drop=0.5)
-    costs = torch.arange(16.0)[None]
-    auto.observe(costs, costs.exp())
-    assert auto.drop == pytest.approx(0.55) and auto.checks == [1.0]
-    auto.observe(costs, -costs)
-    assert auto.drop == pytest.approx(1 - 0.45 * 1.25) and auto.checks == [1.0, pytest.approx(-1)]
-    for _ in range(50):
-        auto.observe(costs, costs)
-    assert auto.drop == 0.8
-    for _ in range(50):
-        auto.observe(costs, -costs)
-    assert auto.drop == 0
-    assert AutoDrop(highest=0.3).drop == 0.3
-    with pytest.raises(UserError, match="--drop-highest must be at least 0 and below 1, got 1"):
-        AutoDrop(highest=1)
-
-
-def test_auto_drop_is_asked_once_a_plan_and_takes_effect_at_once() -> None:
-    model, auto = tiny_model(), AutoDrop(agreement=-1.0, candidates=5)  # every order is near enough
-    problem = make_problem(model, drop=auto, episodes=1)
-    kept = []
-    for iteration in range(4):
-        problem.resample(iteration)
-        kept.append(problem.patches.shape[1])
-        problem.cost(candidates(model, 1))
-    assert kept == [8, 7, 7, 7] and len(auto.checks) == 1
-    assert make_problem(model, drop=auto).patches.shape[1] == 7  # and in the next plan
-
-
 def test_candidates_of_an_episode_see_the_same_tokens() -> None:
     model = tiny_model()
     problem = make_problem(model, drop=0.7)
@@ -195,21 +119,18 @@ def test_dropped_patches_have_no_say() -> None:
     for row, patches in enumerate(problem.patches):
         dropped = torch.ones(16, dtype=torch.bool).index_fill(0, patches, False)
         start[row, dropped], goal[row, dropped] = 9.0, -9.0
-    changed = LatentProblem(
+    changed = latent_problem(
         model,
         Latent(start, problem.start.proprio),
         Latent(goal, problem.goal.proprio),
-        LOW,
-        HIGH,
         drop=0.5,
-        generator=torch.Generator().manual_seed(0),
     )
     close(changed.cost(actions), cost)
 
 
 def test_held_actions_cost_what_their_repetition_costs() -> None:
     model = tiny_model(frameskip=3)
-    held = make_problem(model, drop=0.5, hold=True)
+    held = make_problem(model, drop=0.5, action_repeat=True)
     assert (held.action_dim, held.low.shape, held.mean.shape, held.std.shape) == (2, (2,), (5, 2), (5, 2))
     actions = torch.rand(2, 4, 5, 2, generator=torch.Generator().manual_seed(8)) * 2 - 1
     repeated = torch.cat([actions] * 3, -1)
@@ -257,7 +178,7 @@ def test_weights_are_packed_once_until_they_change() -> None:
 def test_integers_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world_model, "no_integers", lambda device: "the processor has no avx512_vnni")
     model = tiny_model()
-    with pytest.raises(UserError, match=r"no avx512_vnni.*--dtype auto"):
+    with pytest.raises(UserError, match=r"no avx512_vnni.*`dtype` auto"):
         model.place("cpu", torch.int8)
     assert model.precision == torch.float32
 
@@ -293,65 +214,6 @@ def observation(seed: int, episodes: int | None = None) -> dict[str, np.ndarray]
     }
 
 
-def test_planning_problem_of_one_numpy_observation() -> None:
-    model = tiny_model()
-    problem = model.planning_problem(observation(0), observation(1), drop=0.5, horizon=3)
-    assert (problem.batch, problem.horizon, problem.action_dim) == (1, 3, 4)
-    assert problem.low.tolist() == [-1] * 4 and problem.high.tolist() == [1] * 4
-    close(problem.mean, torch.tensor([[0.1, -0.1, 0.1, -0.1]]).expand(3, -1))
-    close(problem.std, torch.tensor([[0.5, 0.6, 0.5, 0.6]]).expand(3, -1))
-    planner = CEM(candidates=30, elites=5, iterations=4)
-    plan = planner.plan(problem)
-    assert plan.actions.shape == (1, 3, 4) and bool((plan.actions.abs() <= 1).all())
-    assert plan.cost < problem.cost(problem.mean[None, None])[0]
-    again = CEM(candidates=30, elites=5, iterations=4).plan(
-        model.planning_problem(observation(0), observation(1), drop=0.5, horizon=3)
-    )
-    assert torch.equal(again.actions, plan.actions)
-
-
-@pytest.mark.parametrize("trainable", [False, True])
-def test_gradient_descent_plans_from_pictures(trainable: bool) -> None:
-    """Also with a model that is still being trained, whose weights ask for gradients."""
-    model = tiny_model().requires_grad_(trainable)
-    problem = model.planning_problem(observation(0), observation(1), horizon=3)
-    before = problem.cost(problem.mean[None, None])[0]
-    assert GradientDescent(candidates=2, iterations=10).plan(problem).cost < 0.95 * before
-
-
-def test_planning_problem_of_a_batch_is_its_rows() -> None:
-    model = tiny_model()
-    problem = model.planning_problem(
-        observation(0, 3), observation(1, 3), low=np.array([-2.0, -1.0]), high=[2, 1], horizon=2
-    )
-    assert (
-        problem.batch == 3
-        and problem.low.tolist() == [-2, -1, -2, -1]
-        and problem.high.tolist() == [2, 1, 2, 1]
-    )
-    actions = candidates(model, 3, horizon=2)
-    cost = problem.cost(actions)
-    for row in range(3):
-        one = {name: values[row] for name, values in observation(0, 3).items()}
-        target = {name: values[row] for name, values in observation(1, 3).items()}
-        close(model.planning_problem(one, target, horizon=2).cost(actions[row, None])[0], cost[row])
-    assert CEM(candidates=8, elites=2, iterations=2).plan(problem).actions.shape == (3, 2, 4)
-
-
-def test_planning_problem_refuses_what_does_not_fit() -> None:
-    model = tiny_model()
-    with pytest.raises(UserError, match=r"--drop must be at least 0 and below 1"):
-        model.planning_problem(observation(0), observation(1), drop=1.0)
-    with pytest.raises(UserError, match=r"--horizon must be at least 1"):
-        model.planning_problem(observation(0), observation(1), horizon=0)
-    wrong = observation(0) | {"proprio": np.zeros(3, np.float32)}
-    with pytest.raises(ValueError, match=r"proprio must have shape \(B, 2\), got \(1, 3\)"):
-        model.planning_problem(wrong, observation(1))
-    bright = observation(0) | {"pixels": observation(0)["pixels"].astype(np.float32)}
-    with pytest.raises(ValueError, match=r"uint8 pictures"):
-        model.planning_problem(bright, observation(1))
-
-
 def test_encoded_frames_are_standardised() -> None:
     model = tiny_model()
     seen = observation(0, 2)
@@ -380,7 +242,7 @@ def test_kept_patches(patches: int, drop: float, kept: int) -> None:
 
 @pytest.mark.parametrize("drop", [1.0, 1.5, -0.1, math.nan, math.inf])
 def test_impossible_drop_ratio(drop: float) -> None:
-    with pytest.raises(UserError, match=r"--drop must be at least 0 and below 1, got .*: 0.5 drops half"):
+    with pytest.raises(UserError, match=r"`drop` must be at least 0 and below 1, got .*: 0.5 drops half"):
         kept_patches(64, drop)
 
 
@@ -443,7 +305,7 @@ def test_predictor_taken_over_imagines_the_same_in_other_tokens() -> None:
 def test_temporal_cost_reads_the_last_imagined_frame_and_the_kept_patches_only() -> None:
     model = tiny_model()
     assert model.distance is not None
-    problem, actions = make_problem(model, drop=0.5, measure="temporal"), candidates(model)
+    problem, actions = make_problem(model, drop=0.5, objective="temporal"), candidates(model)
     patches = problem.patches
     tokens, proprio = model.rollout(
         gather_patches(problem.start.tokens, patches), problem.start.proprio, actions, patches
@@ -460,35 +322,34 @@ def test_temporal_cost_by_vision_alone_does_not_know_where_the_goals_sensors_wer
     actions = candidates(model)
     costs = []
     for shift in (0.0, 5.0):
-        problem = make_problem(model, measure="temporal", alpha=0.0)
+        problem = make_problem(model, objective="temporal", weight=0.0)
         problem.goal.proprio += shift
-        problem.resample(0)
         costs.append(problem.cost(actions))
     close(costs[0], costs[1])
-    seeing = make_problem(model, measure="temporal", alpha=1.0)
+    seeing = make_problem(model, objective="temporal", weight=1.0)
     assert not torch.allclose(seeing.cost(actions), costs[0])
 
 
 def test_temporal_cost_needs_a_model_that_has_one() -> None:
     model = tiny_model()
     model.distance = None
-    with pytest.raises(UserError, match="--cost mse"):
-        make_problem(model, measure="temporal")
+    with pytest.raises(UserError, match="`objective` mse"):
+        make_problem(model, objective="temporal")
 
 
 def test_spread_widens_the_first_candidates() -> None:
     model = tiny_model()
-    close(make_problem(model, spread=1.5).std, 1.5 * make_problem(model).std)
+    close(make_problem(model, init_std=1.5).std, 1.5 * make_problem(model).std)
 
 
 def test_best_scoring_takes_the_nearest_imagined_frame_and_stops_there() -> None:
     """A sequence that passes the goal half-way is as good as one that ends there, and is executed so far."""
     model = tiny_model()
-    problem = make_problem(model, drop=0.5, alpha=0.3, scored="best")
-    last, actions = make_problem(model, drop=0.5, alpha=0.3), candidates(model)
+    problem = make_problem(model, drop=0.5, weight=0.3, frame="min")
+    last, actions = make_problem(model, drop=0.5, weight=0.3), candidates(model)
     costs = []
     for horizon in range(1, 6):  # the same masks and frames, but sequences of one to five steps
-        shorter = make_problem(model, drop=0.5, alpha=0.3, horizon=horizon)
+        shorter = make_problem(model, drop=0.5, weight=0.3, horizon=horizon)
         costs.append(shorter.cost(actions[:, :, :horizon]))
     frames = torch.stack(costs, -1)
     close(problem.cost(actions), frames.amin(-1))
@@ -496,3 +357,50 @@ def test_best_scoring_takes_the_nearest_imagined_frame_and_stops_there() -> None
     for candidate in range(7):
         assert problem.steps(actions[:, candidate]).tolist() == (frames[:, candidate].argmin(-1) + 1).tolist()
         assert last.steps(actions[:, candidate]).tolist() == [5, 5]
+
+
+def test_a_cost_draws_nothing_and_changes_nothing() -> None:
+    model = tiny_model()
+    problem, actions = make_problem(model, drop=0.5, seen=1), candidates(model)
+    states = [each.get_state() for each in problem.generators]
+    patches, first = problem.patches.clone(), problem.cost(actions)
+    assert torch.equal(problem.cost(actions), first)
+    assert torch.equal(problem.patches, patches)
+    assert all(torch.equal(a, b.get_state()) for a, b in zip(states, problem.generators, strict=True))
+
+
+def test_an_episodes_subset_does_not_depend_on_what_is_planned_beside_it() -> None:
+    model = tiny_model()
+    alone, beside = (make_problem(model, episodes=n, drop=0.5) for n in (1, 3))
+    for iteration in range(3):
+        assert torch.equal(alone.patches[0], beside.patches[0])
+        alone.resample(iteration)
+        beside.resample(iteration)
+
+
+class NearestPatch:
+    """An objective of one's own: the error of the best patch."""
+
+    def __init__(self, model: WorldModel, proprio_weight: float) -> None:
+        self.key = "nearest patch"
+
+    def goal(self, tokens: Tensor, proprio: Tensor, patches: Tensor) -> Tensor:
+        return tokens
+
+    def distance(self, tokens: Tensor, proprio: Tensor, goal: Tensor, patches: Tensor) -> Tensor:
+        return (tokens - goal).square().mean(-1).amin(-1)
+
+
+def test_an_objective_of_ones_own_scores_frames() -> None:
+    model = tiny_model()
+    place = f"{__name__}:NearestPatch"
+    problem, actions = make_problem(model, drop=0.5, objective=place), candidates(model)
+    tokens, _ = model.rollout(
+        gather_patches(problem.start.tokens, problem.patches), problem.start.proprio, actions, problem.patches
+    )
+    goal = gather_patches(problem.goal.tokens, problem.patches)[:, None]
+    close(problem.cost(actions), (tokens[:, :, -1] - goal).square().mean(-1).amin(-1))
+    with pytest.raises(UserError, match=r"unknown objective .tempral.\. Did you mean .temporal."):
+        make_problem(model, objective="tempral")
+    with pytest.raises(UserError, match="`frame` must be last or min"):
+        make_problem(model, frame="best")

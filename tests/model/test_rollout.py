@@ -8,9 +8,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsewm.model import rollout as module
+from sparsewm.model.latent import gather_patches, random_patches
 from sparsewm.model.predictor import FrameCache, Predictor
 from sparsewm.model.rollout import Rollout
-from sparsewm.model.latent import gather_patches, random_patches
 from tests.kernels.test_kernels import ByTorch
 from tests.model.tiny import random_actions, random_latent, tiny_model
 

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from sparsewm.encoders.embedded import ViT
-from sparsewm.model import Latent, PredictorConfig, WorldModel
+from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
+from sparsewm.model.interface import Interface
+from sparsewm.model.objectives import OBJECTIVES, TokenError
+from sparsewm.planners.seeding import generator
 
 HASH = "0123456789abcdef" * 4
 
@@ -40,7 +43,11 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         heads = DistanceConfig(16, 2, 6), DecoderConfig(width=16, layers=1, channels=4, side=28)
-        model = WorldModel(encoder, config, environment, frameskip, {"note": "tiny"}, *heads)
+        interface = Interface(
+            environment, (encoder.resolution,) * 2, (-1, -1), (1, 1), ("ax", "ay"), ("x", "y"), frameskip
+        )
+        metadata = {"note": "tiny", "interface": interface.to_dict()}
+        model = WorldModel(encoder, config, environment, frameskip, metadata, *heads)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.15 * torch.randn_like(parameter))
@@ -67,3 +74,22 @@ def random_latent(model: WorldModel, episodes: int, generator: torch.Generator) 
 def random_actions(model: WorldModel, *shape: int, generator: torch.Generator) -> Tensor:
     """Actions (*shape, frameskip * A) in [-1, 1]."""
     return torch.rand(*shape, model.action_dim, generator=generator) * 2 - 1
+
+
+def latent_problem(
+    model: WorldModel,
+    start: Latent,
+    goal: Latent,
+    *,
+    seed: int = 0,
+    objective: str = "mse",
+    weight: float = 1.0,
+    tokens: bool = True,
+    **options: Any,
+) -> LatentProblem:
+    """A planning problem with actions from -1 to 1: all tokens, five steps, the last frame, if not said."""
+    score = OBJECTIVES.get(objective)(model, weight) if tokens else TokenError(model, weight, tokens=False)
+    usual = {"horizon": 5, "drop": 0.0, "frame": "last", "action_repeat": False, "init_std": 1.0}
+    masks = [generator((seed, i), "tokens") for i in range(len(start.tokens))]
+    bounds = -torch.ones(2), torch.ones(2)
+    return LatentProblem(model, start, goal, *bounds, objective=score, generators=masks, **(usual | options))

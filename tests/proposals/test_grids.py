@@ -10,59 +10,44 @@ import torch
 from lerobot.policies.factory import get_policy_class
 from lerobot.policies.smolvla import smolvlm_with_expert
 
+from scripts.lab.states import observations
 from sparsewm import envs
-from sparsewm.evaluation.closed_loop import observations
 from sparsewm.proposals.lerobot import LeRobotProposals
-from sparsewm.proposals.modeling_grids import GridSampler, SmolVLAGridsPolicy, retention, spread
+from sparsewm.proposals.modeling_grids import GridSampler, SmolVLAGridsPolicy, spread
 from tests.proposals.tiny import tiny_policy
 
 
 def test_sampling_at_the_middles_of_patches_gives_the_patches() -> None:
     features = torch.randn(2, 16, 8)
-    sampler = GridSampler(8, 16, coordinates=False)
-    sampler.coordinates = lambda *_: spread(16).expand(2, -1, -1)  # type: ignore[method-assign]
-    assert torch.allclose(sampler(features), features, atol=1e-5)
-    assert torch.allclose(
-        GridSampler(8, 16, "random", coordinates=False)(features).sum(1), features.sum(1), atol=1e-4
-    )
+    sampler = GridSampler(8, 16)
+    assert torch.allclose(sampler.sample(features, spread(16).expand(2, -1, -1)), features, atol=1e-5)
+    places = GridSampler(8, 16, "random").coordinates(features, 4)
+    assert torch.allclose(sampler.sample(features, places).sum(1), features.sum(1), atol=1e-4)
 
 
-def test_topk_keeps_the_largest_features() -> None:
-    features = torch.randn(1, 16, 8)
-    kept = GridSampler(8, 3, "topk", coordinates=False)(features)
-    largest = features[0, features[0].norm(dim=-1).topk(3).indices]
-    assert torch.allclose(kept[0], largest, atol=1e-5)
-
-
-def test_places_are_learned_where_sampling_is_bilinear() -> None:
-    """Sampled between patches the loss tells where to go; the nearest patch tells nothing."""
+def test_places_are_learned() -> None:
+    """Sampled between patches the loss tells where to go."""
     column = torch.linspace(-1, 1, 8)
     features = column.repeat(8)[None, :, None].expand(1, -1, 4).contiguous()
-    for bilinear, learns in ((True, True), (False, False)):
-        torch.manual_seed(0)
-        sampler = GridSampler(4, 1, bilinear=bilinear, coordinates=False)
-        optimiser = torch.optim.Adam(sampler.parameters(), lr=0.02)
-        for _ in range(60):
-            loss = (sampler(features) - 0.5).square().mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        assert (float(loss.detach()) < 1e-3) is learns
+    torch.manual_seed(0)
+    sampler = GridSampler(4, 1)
+    optimiser = torch.optim.Adam(sampler.places.parameters(), lr=0.02)
+    for _ in range(60):
+        loss = (sampler.sample(features, sampler.coordinates(features, 8)) - 0.5).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert float(loss.detach()) < 1e-3
 
 
 def test_tokens_know_their_place() -> None:
-    features = torch.ones(1, 16, 8)
-    with_code, without = (GridSampler(8, 4, coordinates=code)(features)[0] for code in (True, False))
-    assert torch.pdist(with_code).min() > 1e-3 and torch.pdist(without).max() < 1e-5
+    features, sampler = torch.ones(1, 16, 8), GridSampler(8, 4)
+    assert torch.pdist(sampler(features)[0]).min() > 1e-3
+    bare = sampler.sample(features, sampler.coordinates(features, 4))[0]
+    assert torch.pdist(bare).max() < 1e-5
 
 
-def test_what_is_kept_is_retained() -> None:
-    dense = torch.randn(2, 16, 8)
-    found = retention(dense, dense[:, :5])
-    assert torch.allclose(found[:, :5], torch.ones(2, 5)) and (found[:, 5:] < 1).all()
-
-
-@pytest.mark.parametrize("choice", ["grids", "random", "topk"])
+@pytest.mark.parametrize("choice", ["grids", "random"])
 def test_the_policy_is_saved_loaded_trained_and_asked(choice: str, tmp_path: Path) -> None:
     folder = tiny_policy(tmp_path, "smolvla_grids", image_tokens=3, choice=choice, train_expert_only=False)
     env = envs.make("wall", resolution=32)

@@ -16,10 +16,10 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
 
+from scripts.lab.states import observations
 from sparsewm import envs
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
-from sparsewm.evaluation.closed_loop import observations
 from sparsewm.planners import ProposalSampler
 from sparsewm.proposals import load_sampler
 from sparsewm.proposals.lerobot import LeRobotProposals

@@ -12,7 +12,7 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-from sparsewm.proposals.backbone import BackboneSizes, write_backbone
+from scripts.lab.backbone import BackboneSizes, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 
 CHUNK = 16

@@ -71,7 +71,9 @@ class HDF5Dataset(Dataset):
         available = self._cameras()
         shown = list(cameras) or list(available)[:1]
         if len(available) > 1 and not cameras:
-            self._faults.append(f"it has several cameras: name those to show ({', '.join(available)})")
+            self._faults.append(
+                f"it has several cameras, name those to show with `cameras`: {', '.join(available)}"
+            )
         for name in shown:
             if name not in available:
                 self._file.close()
@@ -83,7 +85,10 @@ class HDF5Dataset(Dataset):
             pixels = parts[0] if len(parts) == 1 else SideBySide(parts)
         else:
             pixels = ReadFrames((rows, 0, 0, 3), path, lambda rows: np.zeros((len(rows), 0, 0, 3), np.uint8))
-        said = dict(self._file.attrs)
+        if len({len(part) for part in parts}) > 1:
+            self._faults.append(f"its cameras have {', '.join(str(len(part)) for part in parts)} rows")
+        said = {key: value for key, value in self._file.attrs.items() if not isinstance(value, h5py.Empty)}
+        rate = said.get("fps")
         super().__init__(
             path,
             lengths=lengths,
@@ -92,7 +97,7 @@ class HDF5Dataset(Dataset):
             proprio=proprio,
             state=state,
             attributes=said,
-            fps=said.get("fps"),
+            fps=float(rate) if isinstance(rate, (int, float, np.number)) else None,
             action_names=_texts(said.get("action_names", ())),
             proprio_names=_texts(said.get("proprio_names", ())),
             cameras=shown,
@@ -132,6 +137,9 @@ class HDF5Dataset(Dataset):
             return None
         if not isinstance(column, h5py.Dataset):
             self._faults.append(f"'{name}' is a group, not a column")
+            return None
+        if column.shape is None:
+            self._faults.append(f"column '{name}' is empty")
             return None
         for source in column.virtual_sources() if column.is_virtual else []:
             # HDF5 itself shows zeros in place of a file that is missing
@@ -182,7 +190,8 @@ class HDF5Dataset(Dataset):
             return np.diff(np.append(starts, len(values)))
         lengths: np.ndarray = values.astype(np.int64)
         offsets = self._column("ep_offset")
-        if offsets is not None and not np.array_equal(offsets[()], np.cumsum(lengths) - lengths):
+        found = None if offsets is None else self._values("ep_offset", offsets)
+        if found is not None and not np.array_equal(found, np.cumsum(lengths) - lengths):
             self._faults.append("ep_offset and ep_len do not fit together")
         return lengths
 

@@ -1,0 +1,259 @@
+"""Teaches the vision encoder of a SmolVLA to see, before the policy learns to act.
+
+An encoder from scratch that only learns by the policy's loss stays blind for a long time: most of an action
+follows from proprioception, and a policy that never looks at the goal imitates well on average. Recorded
+states say where everything is, so the encoder first learns to tell that from single pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsewm.data.cameras import CAMERA, GOAL, ROWS, overlay
+from sparsewm.positions import sincos_positions
+
+if TYPE_CHECKING:
+    from scripts.lab.hindsight import HindsightFrames
+
+WARMUP = 0.1  # of the steps
+PLACES = 0.5  # root mean square of new embeddings of positions, beside patches of about 1
+WAVES = (0.25, 0.5, 1, 2, 4)  # periods over four deviations
+ON_THE_TABLE, FROM_BODIES = (1,), (1, 2)  # the same, where present and goal are seen together
+POOL = 400_000  # pairs of present and goal of which a vision encoder learns to see
+SIZE = 0.1  # weight of the tokens' size beside the error
+READ = 256  # pictures encoded at once
+DECAY = 0.01  # of weights
+
+Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+"""So many pictures (B, 3, R, R) in [0, 1], and what is seen there (B, T)."""
+
+
+def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
+    """What pictures show of recorded states (N, D): positions in their deviations, sine and cosine of angles.
+
+    Names that end in `angle` are angles, `vx` and `vy` velocities, which one picture does not show. Positions
+    come with sines and cosines of `WAVES` periods over four deviations, of which functions that change from
+    corridor to corridor are easier to learn (Tancik et al. 2020).
+    """
+    columns = []
+    for column, name in zip(np.asarray(states, np.float64).T, names, strict=True):
+        if name.endswith("angle"):
+            columns.append(np.stack([np.sin(column), np.cos(column)], 1))
+        elif not name.endswith(("vx", "vy")):
+            place = (column - column.mean()) / max(float(column.std()), 1e-6)
+            columns.append(_waves(place[:, None], WAVES))
+    return torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))
+
+
+def seen_from_bodies(
+    states: np.ndarray, goals: np.ndarray, names: Sequence[str], symmetry: int = 1
+) -> Tensor:
+    """What one picture of present and goal shows: above all how everything lies to a body that turns.
+
+    Which push a T needs depends on where its goal and the agent lie in its own frame, hardly on where it is.
+    Told where all is on the table, a policy would have to learn to turn, which takes it long.
+
+    Args:
+        states, goals: (N, D). names: of their numbers, as `visible` reads them; x and y of a name are a
+            place, with an angle of the same name a body that turns. Without any the first place is one.
+        symmetry: how many angles of such a body look the same (`GoalEnv.angle_symmetry`). With more than one
+            nothing shows which way it is turned: all is seen from its place, along the table's axes, and
+            angles are told times so many.
+
+    Returns:
+        (N, T): places on the table and seen from every body, the nearer ones finely, and directions.
+    """
+    columns = {name: i for i, name in enumerate(names)}
+    stems = [name[:-1] for name in names if name.endswith("x") and not name.endswith("vx")]
+    both = [np.asarray(part, np.float64) for part in (states, goals)]
+
+    def place(part: np.ndarray, stem: str) -> np.ndarray:
+        return part[:, [columns[stem + "x"], columns[stem + "y"]]]
+
+    turning = [stem for stem in stems if stem + "angle" in columns]
+    everywhere = np.stack([place(part, stem) for part in both for stem in stems])  # (2 places, N, 2)
+    unit = max(float(everywhere.std(1).mean()), 1e-6)
+    seen = [_waves((everywhere - everywhere.mean((0, 1))) / unit, ON_THE_TABLE)]
+    for stem in turning or stems[:1]:
+        angles = [part[:, columns[stem + "angle"]] if turning else np.zeros(len(part)) for part in both]
+        turn = angles[0] if symmetry == 1 else np.zeros(len(states))
+        cosine, sine = np.cos(turn)[:, None], np.sin(turn)[:, None]
+        away = (everywhere - place(both[0], stem)) / unit
+        x, y = away[..., :1], away[..., 1:]
+        seen.append(_waves(np.concatenate([cosine * x + sine * y, cosine * y - sine * x], -1), FROM_BODIES))
+        turns = [times * (angles[1] - angles[0]) for times in (1, 2, 3)] if symmetry == 1 else []
+        for angle in (*angles, *turns):
+            seen.append(np.stack([np.sin(symmetry * angle), np.cos(symmetry * angle)], -1)[None])
+    flat = np.concatenate([part.transpose(1, 0, 2).reshape(len(states), -1) for part in seen], 1)
+    return torch.from_numpy(flat[:, flat.std(0) > 0].astype(np.float32))
+
+
+def _waves(places: np.ndarray, periods: Sequence[float]) -> np.ndarray:
+    """Places (..., 2) and sines and cosines of so many periods over four units."""
+    waves = [wave(math.pi / 2 * often * places) for often in periods for wave in (np.sin, np.cos)]
+    return np.concatenate([places, *waves], -1)
+
+
+def single(pixels: Tensor, targets: Tensor) -> Draw:
+    """Single pictures uint8 (N, 3, R, R), with `targets` (N, T) from `visible`."""
+
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(pixels), (size,), generator=generator)
+        return pixels[rows].float() / 255, targets[rows]
+
+    return draw
+
+
+def with_goals(
+    frames: HindsightFrames, states: np.ndarray, names: Sequence[str], symmetry: int = 1, seed: int = 0
+) -> Draw:
+    """Pictures of present and goal in one, of frames that show them so, with the states of their rows."""
+    pool = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(frames), (min(POOL, 4 * len(frames)),), generator=pool).tolist()
+    goals = [row + frames.ahead(row, pool) for row in rows]
+    targets = seen_from_bodies(states[rows], states[goals], names, symmetry)
+    pairs = torch.tensor([rows, goals]).T
+
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        drawn = torch.randint(len(pairs), (size,), generator=generator)
+        present, goal = pairs[drawn].unbind(1)
+        return overlay(frames.pixels[present], frames.pixels[goal]).float() / 255, targets[drawn]
+
+    return draw
+
+
+def begin_anew(module: nn.Module) -> None:
+    """Weights of a deviation of 1/sqrt(inputs), which pass a signal on as it is.
+
+    Transformers' own deviation, 0.02 whatever the width, suits layers that are twenty times wider.
+    """
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(part.weight, std=part.weight[0].numel() ** -0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
+
+
+def teach_vision(
+    policy: Any,
+    draw: Draw,
+    steps: int,
+    batch: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    bfloat16: bool = False,
+    progress: Callable[..., None] | None = None,
+) -> float:
+    """Train vision encoder and connector in place, from new weights.
+
+    A linear layer has to tell all targets from every single token, so that each knows the whole scene, few of
+    them show as much as all, and the transformer finds it without computing; the layer is thrown away. Tokens
+    learn a mean square of 1 as the transformer sees them. Larger ones would drown what its layers add.
+
+    Args:
+        policy: a SmolVLA. draw: what it sees, `single` or `with_goals`.
+        steps, batch, lr, seed: of one cycle; Muon for the matrices of the encoder's layers, at three times
+            the rate, with which angles are learned in half of the steps, and AdamW for all else.
+        bfloat16: by autocast.
+
+    Returns:
+        mean squared error of the last tenth of the steps, as a share of the targets' variance.
+    """
+    vlm = policy.model.vlm_with_expert
+    dense = type(vlm).embed_image  # all tokens, also where a policy keeps few of them
+    model = vlm.get_vlm_model()
+    camera = next(iter(policy.config.image_features))
+    width, device = model.connector.modality_projection.proj.out_features, next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        begin_anew(model.vision_model)
+        begin_anew(model.connector)
+        places = model.vision_model.embeddings.position_embedding.weight
+        side = math.isqrt(len(places))
+        places.data = (PLACES * 2**0.5 * sincos_positions(side, side, places.shape[1])).to(device)
+        model.connector.modality_projection.proj.weight.data.div_(width**0.5)
+        _, targets = draw(1, torch.Generator().manual_seed(seed))
+        read = nn.Linear(width, targets.shape[1]).to(device)
+    parts = (model.vision_model, model.connector, read)
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    learned = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    matrices = [part for part in model.vision_model.encoder.parameters() if part.ndim == 2]
+    others = [part for part in parameters if not any(part is matrix for matrix in matrices)]
+    optimizers = (
+        torch.optim.AdamW(others, lr=lr, weight_decay=DECAY),
+        torch.optim.Muon(matrices, lr=3 * lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),
+    )
+    total = max(steps, 3)  # fewer have no way down
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, peak, total, pct_start=max(WARMUP, 2 / total), cycle_momentum=False
+        )
+        for optimizer, peak in zip(optimizers, (lr, 3 * lr), strict=True)
+    ]
+    generator, errors, spreads = torch.Generator().manual_seed(seed), [], []
+    for step in range(steps):
+        pictures, targets = (part.to(device) for part in draw(batch, generator))
+        (picture,), _ = policy.prepare_images({camera: pictures})
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            tokens = dense(vlm, picture)
+        tokens = tokens.float() * width**0.5  # (batch, tokens, width), as SmolVLA scales them
+        error = (read(tokens) - targets[:, None]).square().mean()
+        size = (tokens.square().mean(-1) - 1).square().mean()
+        (error + SIZE * size).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        errors.append(float(error.detach()))
+        spreads.append(float(targets.var(0).mean()))
+        if progress is not None:
+            progress(step + 1, steps, f"error {errors[-1]:.3f}")
+    for parameter, before in zip(parameters, learned, strict=True):
+        parameter.requires_grad_(before)
+        parameter.grad = None
+    return float(np.mean(errors[-max(1, steps // 10) :]) / np.mean(spreads))
+
+
+@torch.no_grad()
+def remember_vision(policy: Any, pixels: Any, progress: Callable[..., None] | None = None) -> None:
+    """Encode all pictures now, with a vision encoder that learns no more; the policy is then given rows.
+
+    From then on a batch holds row numbers (B, 2), `ROWS`, instead of pictures.
+
+    Args:
+        policy: a SmolVLA. pixels: uint8 (N, R, R, 3), in memory or a dataset's on disk, read in order.
+        progress: called with the pictures encoded and all of them.
+    """
+    vlm = policy.model.vlm_with_expert
+    dense, keep = type(vlm).embed_image, getattr(policy, "grids", nn.Identity())
+    device, encoded = next(vlm.parameters()).device, torch.empty(0)
+    for first in range(0, len(pixels), READ):
+        pictures = torch.as_tensor(pixels[first : first + READ]).to(device).permute(0, 3, 1, 2).float() / 255
+        (picture,), _ = policy.prepare_images({CAMERA: pictures})
+        tokens = dense(vlm, picture).half()
+        if not first:
+            encoded = tokens.new_empty(len(pixels), *tokens.shape[1:])  # (N, tokens, width)
+        encoded[first : first + READ] = tokens
+        if progress is not None:
+            progress(min(first + READ, len(pixels)), len(pixels))
+
+    def remembered(batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        images = [encoded[batch[ROWS][:, int(camera == GOAL)]] for camera in policy.config.image_features]
+        return images, [torch.ones(len(image), dtype=torch.bool, device=device) for image in images]
+
+    policy.prepare_images = remembered
+    vlm.embed_image = lambda tokens: keep(tokens.float())

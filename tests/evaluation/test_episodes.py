@@ -1,0 +1,134 @@
+"""Episodes: by `env.step`, budgets kept, successes counted when they happen, finished ones leave the batch."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from sparsewm import envs
+from sparsewm.config import GoalConfig, PlanConfig
+from sparsewm.envs import SimulatedGoalEnv
+from sparsewm.evaluation.actors import Nothing, Oracle, RandomActions
+from sparsewm.evaluation.episodes import Episode, run_episodes, summarize
+from sparsewm.tasks import Task, make_tasks
+from tests.evaluation.walls import Straight, room_task
+
+
+@pytest.fixture(scope="module")
+def walls() -> list[SimulatedGoalEnv]:
+    return [envs.make_simulated("wall", resolution=32) for _ in range(3)]
+
+
+def test_episode_ends_at_the_first_state_that_counts_as_success(walls: list[SimulatedGoalEnv]) -> None:
+    """20 units at 2 a step, success below 4.5: the eighth step, in the middle of the second decision."""
+    env = walls[0]
+    (episode,) = run_episodes([env], [room_task(20)], Straight(), 100, frames=True)
+    assert episode.success and episode.steps == 8
+    assert len(episode.states) == len(episode.frames) == len(episode.remaining) == 9
+    goal = episode.task.goal
+    assert goal is not None and env.is_success(episode.states[-1], goal)
+    assert not any(env.is_success(state, goal) for state in episode.states[:-1])
+    for before, action, after in zip(episode.states, episode.actions, episode.states[1:], strict=False):
+        assert np.array_equal(env.rollout_states(before, action[None, None])[0, -1], after)
+    for state, frame in zip(episode.states, episode.frames, strict=True):
+        assert np.array_equal(env.render_state(state)["pixels"], frame)
+
+
+@pytest.mark.parametrize("budget", [1, 5, 7, 12])
+def test_budget_is_counted_in_environment_steps(walls: list[SimulatedGoalEnv], budget: int) -> None:
+    (episode,) = run_episodes(walls[:1], [room_task(40)], Straight(), budget)
+    assert not episode.success and episode.steps == budget and not episode.frames
+
+
+def test_start_that_counts_as_success_needs_no_step(walls: list[SimulatedGoalEnv]) -> None:
+    actor = Straight()
+    (episode,) = run_episodes(walls[:1], [room_task(3)], actor, 10)
+    assert episode.success and episode.steps == 0 and actor.asked == []
+
+
+def test_finished_episodes_leave_the_batch(walls: list[SimulatedGoalEnv]) -> None:
+    actor = Straight()
+    tasks = [room_task(20), room_task(44), room_task(3), room_task(30)]
+    plans: list[tuple[int, int]] = []
+    ended: list[int] = []
+    episodes = run_episodes(
+        walls,
+        tasks,
+        actor,
+        100,
+        on_plan=lambda episode, decision, _: plans.append((episode, decision)),
+        on_episode=lambda episode, _: ended.append(episode),
+    )
+    # the last batch holds the fourth task alone
+    assert actor.asked == [[0, 1], [0, 1], [1], [1], [0], [0], [0]]
+    assert plans == [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (1, 3), (3, 0), (3, 1), (3, 2)]
+    assert ended == [0, 1, 2, 3] and [episode.steps for episode in episodes] == [8, 20, 0, 13]
+    for task, together in zip(tasks, episodes, strict=True):
+        (alone,) = run_episodes(walls[:1], [task], Straight(), 100)
+        assert np.array_equal(together.states, alone.states)
+
+
+def test_nothing_stays_and_random_moves_the_same_way_every_time(walls: list[SimulatedGoalEnv]) -> None:
+    tasks = make_tasks(walls[0], 3, 0, GoalConfig())
+    for episode in run_episodes(walls[:2], tasks, Nothing(), 10):
+        assert episode.steps == 10
+        assert all(np.array_equal(state, episode.task.start) for state in episode.states)
+    together = run_episodes(walls, tasks, RandomActions(), 12)
+    for a, b in zip(together[1:], run_episodes(walls[:1], tasks[1:], RandomActions(), 12), strict=True):
+        assert np.array_equal(a.actions, b.actions)
+    actions = np.concatenate([episode.actions for episode in together])
+    assert actions.min() >= -1 and actions.max() <= 1 and actions.std() > 0.4
+    assert not np.array_equal(together[0].actions[0], together[1].actions[0])
+
+
+def test_summary_counts_and_measures(walls: list[SimulatedGoalEnv]) -> None:
+    episodes = run_episodes(walls[:1], [room_task(20, 4), room_task(40, 5)], Straight(), 10)
+    result = summarize("wall", episodes)
+    assert result["success_rate"] == 0.5
+    assert result["success_ci95"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
+    assert result["seconds_per_plan"] is None and result["seconds_per_iteration"] is None
+    found = [(entry["seed"], entry["success"], entry["steps"]) for entry in result["per_episode"]]
+    assert found == [(4, True, 8), (5, False, 10)]
+    assert [entry["initial_distance"]["position"] for entry in result["per_episode"]] == [20, 40]
+    assert [entry["distance"]["position"] for entry in result["per_episode"]] == [4, 20]
+    # what travels between processes leaves the environment behind
+    assert summarize("wall", pickle.loads(pickle.dumps(episodes))) == result
+
+
+def oracle(horizon: int, execute: int, **search: object) -> Oracle:
+    settings = {"candidates": 50, "elites": 8, "iterations": 5, "horizon": horizon, "execute": execute}
+    return Oracle(PlanConfig.of("wall", search=settings | search))
+
+
+def test_planning_with_the_oracle_crosses_the_door_step_by_step(walls: list[SimulatedGoalEnv]) -> None:
+    task = Task(0, np.array([14.0, 30.0]), np.array([50.0, 32.0]))
+    actor = oracle(3, 2, action_repeat=False)
+    episodes = run_episodes(walls[:2], [task, room_task(20)], actor, 60)
+    assert all(episode.success for episode in episodes)
+    first = episodes[0]
+    assert [decision.step for decision in first.decisions] == list(range(0, first.steps, 10))
+    assert all(one.kept is None and np.isfinite(one.cost) for one in first.decisions)
+    assert len(first.seconds_per_iteration) == 5 * len(first.decisions)
+
+
+def test_repeated_actions_are_executed_for_all_steps_of_a_model_step(walls: list[SimulatedGoalEnv]) -> None:
+    (episode,) = run_episodes(walls[:1], [room_task(50)], oracle(3, 2), 20)
+    actions = np.stack(episode.actions).reshape(4, 5, 2)
+    assert np.array_equal(actions, np.repeat(actions[:, :1], 5, 1))
+    assert len(np.unique(actions[:, 0], axis=0)) == 4
+
+
+def test_plans_are_executed_up_to_the_nearest_state_only(walls: list[SimulatedGoalEnv]) -> None:
+    """A goal one step away and one three steps away, planned in one batch, both at three imagined steps."""
+    near, far = (Task(0, np.array([10.0, 10.0]), np.array([x, 10.0])) for x in (19.0, 27.0))
+    config = PlanConfig.of(
+        "wall",
+        search={"candidates": 200, "elites": 10, "iterations": 6, "horizon": 3, "execute": 3},
+        cost={"frame": "min"},
+    )
+    episodes: Sequence[Episode] = run_episodes(walls[:2], [near, far], Oracle(config), 5)
+    steps = [len(episode.decisions[0].actions) for episode in episodes]
+    assert steps in ([5, 10], [5, 15]), steps

@@ -1,0 +1,54 @@
+"""Ablations: what is varied can be run, and finished cells are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from scripts.experiments import ablate
+from sparsewm.config import PlanConfig
+from sparsewm.errors import UserError
+
+
+def test_every_study_varies_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "few" / "pusht" / "policy").mkdir(parents=True)
+    shown = {"image_tokens": 4, "choice": "random"}
+    (tmp_path / "few" / "pusht" / "policy" / "config.json").write_text(json.dumps(shown))
+    arguments = ablate.Arguments(
+        environments=("pusht", "blockpush"), drops=(0.0, 0.5), ungrouped=tmp_path, grids=tmp_path
+    )
+    for study in get_args(ablate.Study):
+        found = list(ablate.cells(study, arguments))
+        assert found
+        for _, cell in found:
+            assert cell.config.run.episodes == 60 and not cell.config.run.video
+            cell.config.checked()
+        same = [config for _, cell in found if (config := cell.config)]
+        assert len({repr(config) for config in same}) == len(same)
+    noise = dict(ablate.cells("proposals", arguments))["noise, 54 candidates"].config
+    assert (noise.proposals.source, noise.search.candidates, noise.search.iterations) == ("none", 54, 2)
+    assert noise.goal.source == "random"  # Block Push's own targets
+
+
+def test_finished_cells_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = PlanConfig.of("wall")
+    quick = usual.updated(max_steps=5, candidates=8, iterations=2, elites=2)
+    monkeypatch.setattr(ablate.PlanConfig, "of", lambda name: quick)
+    arguments = ablate.Arguments(("redraw",), ("wall",), (0.5,), episodes=1, output=tmp_path)
+    ablate.main(arguments)
+    report = json.loads((tmp_path / "redraw.json").read_text())
+    assert [row["varied"] for row in report["rows"]] == [
+        "redrawn: iteration",
+        "redrawn: plan",
+        "redrawn: episode",
+    ]
+    assert "redrawn: plan" in (tmp_path / "redraw.md").read_text() and (tmp_path / "redraw.png").is_file()
+    monkeypatch.setattr(ablate.Cell, "run", lambda cell: pytest.fail("was run before"))
+    ablate.main(arguments)
+    with pytest.raises(UserError, match="no cell of redraw"):
+        arguments.output = tmp_path / "elsewhere"
+        arguments.run_missing = False
+        ablate.main(arguments)

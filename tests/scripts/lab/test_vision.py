@@ -1,0 +1,132 @@
+"""Vision encoders that learn to see, and are asked once for a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from scripts.lab.backbone import place_once
+from scripts.lab.vision import (
+    FROM_BODIES,
+    ON_THE_TABLE,
+    WAVES,
+    begin_anew,
+    remember_vision,
+    seen_from_bodies,
+    single,
+    teach_vision,
+    visible,
+)
+from sparsewm import envs
+from sparsewm.data.cameras import CAMERA, GOAL, ROWS
+from sparsewm.proposals.lerobot import LeRobotProposals
+from tests.proposals.tiny import tiny_policy
+
+
+def test_places_found_once_give_the_same_features(tmp_path: Path) -> None:
+    env = envs.make("wall")
+    policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), env).policy
+    vlm, pictures = policy.model.vlm_with_expert, torch.rand(3, 3, 32, 32)
+    before = vlm.embed_image(pictures)
+    place_once(policy)
+    for _ in range(2):
+        assert torch.equal(vlm.embed_image(pictures), before)
+        assert torch.equal(vlm.embed_image(pictures[:1]), before[:1])
+
+
+def test_a_frozen_vision_encoder_is_asked_once_per_picture(tmp_path: Path) -> None:
+    """A policy that is given rows has the loss of one that is given the pictures, to float16."""
+    torch.manual_seed(0)
+    policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy
+    begin_anew(policy.model)  # or pictures hardly matter
+    pixels = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
+    now, goal = torch.tensor([0, 3, 5]), torch.tensor([1, 4, 2])
+    batch = {
+        "observation.state": torch.randn(3, 2),
+        "observation.language.tokens": torch.ones(3, 4, dtype=torch.long),
+        "observation.language.attention_mask": torch.ones(3, 4, dtype=torch.bool),
+        "action": torch.randn(3, policy.config.chunk_size, 2),
+    }
+    noise, times = torch.randn(3, policy.config.chunk_size, policy.config.max_action_dim), torch.rand(3)
+
+    def loss(**seen: Tensor) -> float:
+        return float(policy.forward(batch | seen, noise=noise, time=times)[0])
+
+    wanted = loss(**{CAMERA: pixels[now] / 255, GOAL: pixels[goal] / 255})
+    remember_vision(policy, pixels.permute(0, 2, 3, 1).numpy())
+    assert loss(**{ROWS: torch.stack([now, goal], 1)}) == pytest.approx(wanted, rel=1e-3)
+    assert loss(**{ROWS: torch.stack([goal, now], 1)}) != pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_vision_encoder_learns_where_things_are(tmp_path: Path) -> None:
+    """A dot in a picture, and a number that no picture shows, which is not asked for."""
+    policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy
+    patches = policy.model.vlm_with_expert.get_vlm_model().vision_model.embeddings.patch_embedding.weight
+    before, generator = patches.clone(), torch.Generator().manual_seed(0)
+    places = torch.rand(256, 2, generator=generator)
+    pixels = torch.zeros(256, 3, 32, 32, dtype=torch.uint8)
+    for picture, (x, y) in zip(pixels, (places * 24).int().tolist(), strict=True):
+        picture[:, y : y + 8, x : x + 8] = 255
+    states = np.concatenate([places.numpy(), np.random.default_rng(0).normal(size=(256, 2))], 1)
+    targets = visible(states, ("x", "y", "vx", "vy"))
+    assert targets.shape == (256, 2 * (1 + 2 * len(WAVES)))
+    frozen = [parameter.requires_grad for parameter in policy.parameters()]
+    error = teach_vision(policy, single(pixels, targets), steps=250, batch=32, lr=3e-3)
+    assert error < 0.5
+    assert not torch.equal(before, patches)
+    assert frozen == [parameter.requires_grad for parameter in policy.parameters()]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_vision_encoder_may_look_for_a_few_steps(steps: int, tmp_path: Path) -> None:
+    policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy
+    pixels, targets = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.randn(8, 2)
+    assert np.isfinite(teach_vision(policy, single(pixels, targets), steps, batch=4))
+
+
+def test_what_a_body_sees_turns_and_moves_with_it() -> None:
+    """Of a scene that is turned and shifted as a whole, only places on the table and directions change."""
+    rng, names = np.random.default_rng(0), ("agent_x", "agent_y", "block_x", "block_y", "block_angle", "vx")
+    states, goals = rng.normal(size=(2, 500, 6))
+    turn = 0.7
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+
+    def moved(part: np.ndarray) -> np.ndarray:
+        turned = [part[:, i : i + 2] @ rotation.T for i in (0, 2)]
+        return np.concatenate([*turned, part[:, 4:5] + turn, part[:, 5:]], 1)
+
+    before, after = (
+        seen_from_bodies(states, goals, names),
+        seen_from_bodies(moved(states), moved(goals), names),
+    )
+    same = torch.isclose(before, after, atol=0.05).all(0)  # the unit of length is measured
+    finely, coarsely = (1 + 2 * len(waves) for waves in (FROM_BODIES, ON_THE_TABLE))
+    relative = 3 * 2 * finely + 3 * 2  # places seen from the T (its own is left out), and turns to the goal
+    assert before.shape == after.shape and int(same.sum()) == relative
+    assert seen_from_bodies(states[:, :2], goals[:, :2], ("x", "y")).shape == (
+        500,
+        2 * 2 * coarsely + 2 * finely,
+    )
+
+
+def test_what_lies_about_a_body_that_looks_alike_turned_is_seen_along_the_table() -> None:
+    """A picture does not show how a square is turned, but for a fourth of a circle."""
+    rng, names = np.random.default_rng(0), ("x", "y", "red_x", "red_y", "red_angle")
+    states, goals = rng.normal(size=(2, 500, 5))
+    seen = seen_from_bodies(states, goals, names, 4)
+    turned = [part + np.pi / 2 * np.eye(5)[4] * rng.integers(4, size=(500, 1)) for part in (states, goals)]
+    assert torch.allclose(seen, seen_from_bodies(*turned, names, 4), atol=1e-5)
+    assert not torch.allclose(seen, seen_from_bodies(states + 0.3 * np.eye(5)[4], goals, names, 4))
+    offset = torch.from_numpy((states[:, :2] - states[:, 2:4]).astype(np.float32))
+    correlation = torch.corrcoef(torch.cat([offset, seen], 1).T)[:2, 2:].abs().amax(1)
+    assert correlation.min() > 0.9999
+
+
+def test_an_angle_is_seen_as_a_direction() -> None:
+    targets = visible(np.array([[0.1, 1.0], [2 * np.pi + 0.1, 3.0]]), ("block_angle", "x"))
+    assert torch.allclose(targets[0, :2], targets[1, :2], atol=1e-6)
+    assert torch.allclose(targets[:, 2], torch.tensor([-1.0, 1.0]))

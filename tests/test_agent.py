@@ -1,0 +1,274 @@
+"""The agent: what it sees, remembers and does; the same from Python as from the command line."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparsewm import Agent, PlanConfig, envs
+from sparsewm.errors import UserError
+from sparsewm.evaluation.actors import AgentActor
+from sparsewm.evaluation.episodes import run_episodes
+from sparsewm.model import WorldModel
+from sparsewm.tasks import Task
+from tests.cli.commands import call
+from tests.evaluation.walls import room_task
+from tests.model.tiny import tiny_model
+
+SMALL = {"candidates": 8, "elites": 2, "iterations": 2, "horizon": 2, "execute": 1}
+
+
+def make_agent(model: WorldModel | None = None, **settings: Any) -> Agent:
+    """An agent of a tiny model, which plans a little."""
+    model = model or tiny_model(frameskip=5)
+    settings = {"search": SMALL, "objective": "mse"} | settings
+    return Agent(model, PlanConfig.of("wall").updated(**settings))
+
+
+def seen(seed: int, batch: int | None = None, side: int = 56) -> dict[str, np.ndarray]:
+    """A random observation."""
+    rng, lead = np.random.default_rng(seed), () if batch is None else (batch,)
+    pixels = rng.integers(0, 256, (*lead, side, side, 3), dtype=np.uint8)
+    return {"pixels": pixels, "proprio": rng.uniform(0, 60, (*lead, 2)).astype(np.float32)}
+
+
+def acted(agent: Agent, observation: Any, goal: Any) -> np.ndarray:
+    """First actions of an episode."""
+    agent.reset(goal)
+    actions: np.ndarray = agent.act(observation)
+    return actions
+
+
+def test_actions_are_the_environments() -> None:
+    actions = acted(make_agent(), seen(0), seen(1))
+    assert actions.shape == (5, 2) and actions.dtype == np.float32 and (np.abs(actions) <= 1).all()
+    assert np.array_equal(actions, np.repeat(actions[:1], 5, 0))  # one action, held
+    free = acted(make_agent(action_repeat=False), seen(0), seen(1))
+    assert free.shape == (5, 2) and len(np.unique(free, axis=0)) == 5
+    further = acted(make_agent(search={**SMALL, "execute": 2}), seen(0), seen(1))
+    assert further.shape == (10, 2)
+
+
+def test_the_same_seed_gives_the_same_actions() -> None:
+    first = acted(make_agent(), seen(0), seen(1))
+    assert np.array_equal(acted(make_agent(), seen(0), seen(1)), first)
+    agent = make_agent()
+    acted(agent, seen(2), seen(3))
+    assert np.array_equal(acted(agent, seen(0), seen(1)), first)  # an earlier episode leaves nothing behind
+    assert not np.array_equal(acted(make_agent(seed=1), seen(0), seen(1)), first)
+
+
+def test_observations_of_any_kind() -> None:
+    expected, goal = acted(make_agent(), seen(0), seen(1)), seen(1)
+    plain = seen(0)
+    frozen = {name: value.copy() for name, value in plain.items()}
+    frozen["pixels"].flags.writeable = False
+    turned = plain["pixels"][..., ::-1].copy()[..., ::-1]  # a view with negative strides, as of BGR pictures
+    tensors = {name: torch.as_tensor(value) for name, value in plain.items()}
+    wide = {"pixels": plain["pixels"], "proprio": plain["proprio"].astype(np.float64)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for one in (frozen, plain | {"pixels": turned}, tensors, wide, plain | {"other": "thing"}):
+            assert np.array_equal(acted(make_agent(), one, goal), expected)
+
+
+def test_pictures_of_any_size_but_not_of_any_shape() -> None:
+    agent = make_agent()
+    big = {"pixels": np.kron(seen(0)["pixels"], np.ones((2, 2, 1), np.uint8)), "proprio": seen(0)["proprio"]}
+    close = acted(agent, big, seen(1)) - acted(agent, seen(0), seen(1))
+    assert np.abs(close).max() < 0.5
+    wide = {"pixels": np.zeros((48, 64, 3), np.uint8), "proprio": np.zeros(2, np.float32)}
+    with pytest.raises(UserError, match=r"48 x 64 .*another aspect ratio than the 56 x 56.*`letterbox`"):
+        acted(agent, wide, seen(1))
+    with pytest.raises(UserError, match="another aspect ratio"):
+        agent.reset(wide)
+    boxed = acted(make_agent(letterbox=True), wide, seen(1))
+    padded = {"pixels": np.zeros((64, 64, 3), np.uint8), "proprio": wide["proprio"]}
+    assert np.array_equal(boxed, acted(make_agent(), padded, seen(1)))
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        ({}, "an observation holds 'pixels'"),
+        ({"pixels": np.zeros((56, 56), np.uint8)}, r"'pixels' must be uint8 \(H, W, 3\)"),
+        ({"pixels": np.zeros((56, 56, 3), np.float32)}, "'pixels' must be uint8 from 0 to 255, got float32"),
+        ({"pixels": np.zeros((0, 56, 3), np.uint8)}, "'pixels' must be"),
+        (seen(0) | {"proprio": np.zeros(3)}, r"'proprio' must have shape \(2,\), got \(3,\)"),
+        (seen(0) | {"proprio": np.array([np.nan, 0])}, "'proprio' must be finite"),
+        ({"pixels": seen(0)["pixels"]}, r"an observation holds 'proprio' \(x, y\)"),
+        (seen(0, 2), "1 episodes need as many observations, got 2"),
+    ],
+)
+def test_what_is_no_observation_is_one_sentence(observation: Any, message: str) -> None:
+    agent = make_agent()
+    agent.reset(seen(1))
+    with pytest.raises(UserError, match=message):
+        agent.act(observation)
+
+
+def test_an_episode_is_begun_first() -> None:
+    with pytest.raises(UserError, match="no episode has begun: call `reset`"):
+        make_agent().act(seen(0))
+    agent = make_agent()
+    agent.reset(seen(1))
+    with pytest.raises(UserError, match="no action of the last plan is left"):
+        agent.observe(seen(0))
+
+
+@pytest.mark.parametrize("objective", ["mse", "temporal"])
+def test_a_goal_may_be_a_picture_alone(objective: str) -> None:
+    agent, blind = make_agent(objective=objective), make_agent(objective=objective, proprio_weight=0.0)
+    with pytest.warns(UserWarning, match="proprioception is left out of the cost"):
+        agent.reset(seen(1)["pixels"])
+    actions = agent.act(seen(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        agent.reset({"pixels": seen(1)["pixels"]})
+    assert np.array_equal(actions, acted(blind, seen(0), seen(1)))
+    assert not np.array_equal(actions, acted(agent, seen(0), seen(1)))  # a goal with both counts both again
+
+
+def test_an_episode_does_not_depend_on_what_is_planned_beside_it() -> None:
+    model = tiny_model(frameskip=5)
+    together = make_agent(model)
+    together.reset(seen(1, 4), seeds=[5, 6, 7, 8])
+    actions = together.act(seen(0, 4))
+    for i in range(4):
+        alone = make_agent(model)
+        alone.reset({name: value[i] for name, value in seen(1, 4).items()}, seeds=[5 + i])
+        single = alone.act({name: value[i] for name, value in seen(0, 4).items()})
+        np.testing.assert_allclose(single, actions[i], atol=1e-4)
+        assert np.array_equal(alone.decisions[0].kept, together.decisions[i].kept)  # type: ignore[union-attr]
+
+
+def test_the_model_sees_the_frames_and_actions_of_the_past() -> None:
+    model = tiny_model(history=3, frameskip=2)
+    agent = Agent(model, PlanConfig.of("wall").updated(search=SMALL, objective="mse"))
+    agent.reset(seen(99))
+    actions, shown = [], [seen(0)]
+    for decision in range(4):
+        chosen = agent.act(shown[-1])
+        assert len(chosen) == 2
+        for action in chosen:
+            actions.append(action)
+            shown.append(seen(len(shown)))
+            agent.observe(shown[-1])
+        problem = agent.problem()
+        assert len(problem.history) == min(decision + 1, 2)
+        for back, (frame, taken) in enumerate(reversed(problem.history), 1):
+            then = shown[len(shown) - 1 - 2 * back]
+            expected = model.encode(then["pixels"][None], then["proprio"][None])
+            torch.testing.assert_close(frame.tokens, expected.tokens)
+            torch.testing.assert_close(frame.proprio, expected.proprio)
+            recent = actions[len(actions) - 2 * back :][:2]
+            assert np.array_equal(taken.numpy(), np.concatenate(recent)[None])
+
+
+def test_without_reports_actions_count_as_executed() -> None:
+    model = tiny_model(history=3, frameskip=2)
+    watched, blind = (Agent(model, PlanConfig.of("wall").updated(search=SMALL)) for _ in range(2))
+    for agent in (watched, blind):
+        agent.reset(seen(99))
+        agent.act(seen(0))
+    watched.observe(seen(7))
+    watched.observe(seen(1))
+    assert np.array_equal(watched.act(seen(1)), blind.act(seen(1)))
+    assert len(blind.problem().history) == 1
+
+
+def test_only_reported_actions_count_where_there_are_reports() -> None:
+    model = tiny_model(history=3, frameskip=2)
+    agent = Agent(model, PlanConfig.of("wall").updated(search={**SMALL, "execute": 2}))
+    agent.reset(seen(99))
+    chosen = agent.act(seen(0))
+    assert len(chosen) == 4
+    other = np.array([0.3, -0.2], np.float32)
+    agent.observe(seen(1))
+    agent.observe(seen(2), other)  # the robot did something else
+    agent.act(seen(2))
+    (_, taken), *_ = agent.problem().history
+    assert np.array_equal(taken.numpy()[0], np.concatenate([chosen[0], other]))
+
+
+def test_no_frame_is_encoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(history=3, frameskip=5)
+    encoded: list[int] = []
+    encode = model.encode
+
+    def counted(pixels: Any, proprio: Any) -> Any:
+        encoded.append(len(pixels))
+        return encode(pixels, proprio)
+
+    monkeypatch.setattr(model, "encode", counted)
+    walls = [envs.make("wall", resolution=56) for _ in range(2)]
+    tasks = [room_task(44), Task(1, np.array([50.0, 50.0]), np.array([10.0, 10.0]))]
+    run_episodes(walls, tasks, AgentActor(make_agent(model)), 20)
+    assert encoded == [2, 2, 2, 2, 2]  # the goals, then what is new
+    encoded.clear()
+    run_episodes(walls[:1], tasks[:1], AgentActor(make_agent(model, search={**SMALL, "execute": 2})), 30)
+    assert encoded == [1, 1, 2, 2]  # the goal, the present, then also the frame that went by unplanned
+
+
+@pytest.mark.parametrize("resample", ["iteration", "plan", "episode"])
+def test_patches_are_drawn_as_often_as_asked(resample: str) -> None:
+    agent = make_agent(drop=0.5, resample=resample)
+    agent.reset(seen(1, 2))
+    agent.act(seen(0, 2))
+    first, second = agent.problem(), agent.problem()
+    before = first.patches
+    first.resample(0)
+    assert before.shape == (2, 8) and not before[0].equal(before[1])
+    assert before.equal(first.patches) == (resample != "iteration")
+    assert before.equal(second.patches) == (resample == "episode")
+
+
+def test_settings_are_given_by_name() -> None:
+    agent = Agent.from_pretrained("wall", device="cpu", drop=0.25, search={"iterations": 2}, candidates=16)
+    assert agent.config.tokens.drop == 0.25 and agent.config.search.iterations == 2
+    assert agent.config.cost.objective == "temporal"  # the environment's own
+    with pytest.raises(UserError, match=r"no setting `drap`\. Did you mean 'drop'"):
+        Agent.from_pretrained("wall", device="cpu", drap=0.5)
+    with pytest.raises(UserError, match="unknown objective 'tempral'"):
+        Agent.from_pretrained("wall", device="cpu", objective="tempral")
+
+
+def test_weights_that_change_are_planned_with() -> None:
+    model = tiny_model(frameskip=5)
+    agent = make_agent(model)
+    before = acted(agent, seen(0), seen(1))
+    with torch.no_grad():
+        for parameter in model.predictor.parameters():
+            parameter.mul_(0.5)
+    changed = acted(agent, seen(0), seen(1))
+    assert np.array_equal(changed, acted(make_agent(model), seen(0), seen(1)))
+    assert not np.array_equal(changed, before)
+
+
+def test_python_and_the_command_line_act_alike(tmp_path: Path) -> None:
+    """The actions of `sparsewm plan`, seed 3, from README's Python example."""
+    flags = "--episodes 2 --seed 3 --drop 0.5 --candidates 12 --iterations 2 --max-steps 20 --run.no-video"
+    code, _, err = call("plan --env wall --device cpu", flags, "--output", tmp_path)
+    assert code == 0, err
+    found = json.loads((tmp_path / "results.json").read_text())["per_episode"]
+    env = envs.make("wall")
+    agent = Agent.from_pretrained("wall", device="cpu", seed=3, drop=0.5, candidates=12, iterations=2)
+    for episode in found:
+        observation, info = env.reset(seed=episode["seed"])
+        agent.reset(env.goal_observation(), seeds=[episode["seed"]])
+        steps = 0
+        while not info["is_success"] and steps < 20:
+            for action in agent.act(observation):
+                observation, _, _, _, info = env.step(action)
+                agent.observe(observation)
+                steps += 1
+                if info["is_success"] or steps == 20:
+                    break
+        assert steps == episode["steps"]
+        assert info["distance"]["position"] == pytest.approx(episode["distance"]["position"], abs=1e-4)
