@@ -16,7 +16,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sparsewm.encoders import PatchEncoder, load_encoder
+from sparsewm.encoders import PatchEncoder, load_encoder, names_code
 from sparsewm.errors import UserError, suggest
 from sparsewm.files import disk_errors, umask
 from sparsewm.model.decoder import DecoderConfig
@@ -110,16 +110,16 @@ def load(
     Raises:
         UserError: not a checkpoint, damaged, of another environment or encoder, or not to be had.
     """
-    path, downloaded = checkpoint_folder(path, token)
-    missing = [name for name in FILES if not (path / name).is_file()]
+    folder, downloaded = checkpoint_folder(path, token)
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
             f"{path} is no checkpoint folder ({missing[0]} is missing): give the folder that `train` wrote"
         )
     try:
-        config = yaml.safe_load((path / FILES[1]).read_text())
-        metadata = json.loads((path / FILES[2]).read_text())
-        tensors = load_file(path / FILES[0])
+        config = yaml.safe_load((folder / FILES[1]).read_text())
+        metadata = json.loads((folder / FILES[2]).read_text())
+        tensors = load_file(folder / FILES[0])
         config["grid"] = tuple(config["grid"])
         distance, decoder = config.pop("distance", None), config.pop("decoder", None)
         distance_config = None if distance is None else DistanceConfig(**distance)
@@ -142,7 +142,7 @@ def load(
             f"`encoder` out, or train with {encoder_name}"
         )
     if encoder is None:
-        if downloaded and encoder_name is None and _is_code(recorded["name"]):
+        if downloaded and encoder_name is None and names_code(recorded["name"]):
             raise UserError(
                 f"the encoder of {path} is {recorded['name']}, code that nothing from the hub may choose: "
                 "name the encoder yourself if you trust it"
@@ -179,11 +179,6 @@ def load(
         raise UserError(f"checkpoint {path} holds numbers that are not finite: train anew")
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
-
-
-def _is_code(encoder: str) -> bool:
-    """Whether an encoder's name is a place `module:attribute` to import."""
-    return ":" in encoder and not encoder.endswith(":cls") and encoder.split(":")[0] not in ("timm", "hf")
 
 
 def checkpoint_hash(path: str | Path) -> str:
