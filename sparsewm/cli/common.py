@@ -7,11 +7,9 @@ import inspect
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
 import tyro
@@ -29,7 +27,7 @@ from rich.progress import (
 from sparsewm.config import PlanConfig
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
-from sparsewm.files import disk_errors
+from sparsewm.files import output_folder as output_folder
 from sparsewm.trees import merged, read_yaml
 
 _here: tuple[str, list[str]] | None = None  # the command that runs, and its arguments
@@ -114,7 +112,7 @@ def flags_of(command: type, prefix: str = "") -> dict[str, str]:
 def about(command: type) -> str | None:
     """Its docstring; from its source where Python throws docstrings away (-OO)."""
     if sys.flags.optimize < 2:
-        return command.__doc__
+        return inspect.getdoc(command)
     tree = ast.parse(inspect.getsource(command)).body[0]
     return ast.get_docstring(tree) if isinstance(tree, ast.ClassDef) else None
 
@@ -179,17 +177,6 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=done, total=total, text=text)
 
         yield update
-
-
-def output_folder(path: Path) -> Path:
-    """Make the folder results go to and try to write there, before any work is done in vain."""
-    with disk_errors(path):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"`output` {path} is a file or inside one: give a folder") from None
-        tempfile.TemporaryFile(dir=path).close()
-    return path
 
 
 def command_line(name: str | None = None) -> str:

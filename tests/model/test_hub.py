@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.file_download
-import huggingface_hub.utils._http
 import pytest
 import torch
 import yaml
@@ -21,39 +18,10 @@ from sparsewm.model import WorldModel, save
 from sparsewm.model.checkpoint import checkpoint_hash
 from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.publish import model_card
-from tests.model.fake_hub import FakeHub
+from tests.model.fake_hub import FakeHub, hub_server, reset  # noqa: F401
 from tests.model.tiny import tiny_encoder, tiny_model
 
 FILES = ["README.md", "config.yaml", "metadata.json", "model.safetensors"]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """The hub, on this machine and empty, with an empty cache; somebody is logged in."""
-    server = FakeHub()
-    template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (constants, huggingface_hub.file_download):
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_somebody")
-    monkeypatch.chdir(tmp_path)
-    reset()
-    yield server
-    server.shutdown()
-    server.server_close()
-    reset()
-
-
-def reset() -> None:
-    """Sessions remember whether the machine was offline."""
-    for name in ("reset_sessions", "close_session"):
-        found = getattr(huggingface_hub.utils._http, name, None)
-        if found is not None:
-            found()
 
 
 def load(path: Any, **options: Any) -> WorldModel:
