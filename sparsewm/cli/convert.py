@@ -12,10 +12,12 @@ from tyro.conf import Positional
 
 from sparsewm import envs
 from sparsewm.cli.common import progress_bar
-from sparsewm.config import PlanConfig, at_least
+from sparsewm.cli.inspect import reading
+from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, open_dataset
 from sparsewm.data.convert import Resize, chosen_episodes, resizer, write_hdf5
 from sparsewm.errors import UserError
+from sparsewm.trees import at_least
 
 
 @dataclass
@@ -66,7 +68,10 @@ class Convert:
         with ExitStack() as opened:
 
             def view(*cameras: str) -> Dataset:
-                dataset = open_dataset(self.source, cameras=cameras, format=self.source_format)
+                with reading() as progress:
+                    dataset = open_dataset(
+                        self.source, cameras=cameras, format=self.source_format, progress=progress
+                    )
                 return opened.enter_context(closing(dataset))
 
             if self.cameras:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
-from sparsewm.cli.common import output_folder
-from sparsewm.config import at_least
+from sparsewm.cli.common import output_folder, progress_bar
 from sparsewm.data import open_dataset
 from sparsewm.data.inspect import contact_sheet, describe
 from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.predictor import PredictorConfig
+from sparsewm.trees import at_least
 
 FRAMESKIP = 5
 SHOWN = 40  # numbers listed on the screen
@@ -51,10 +53,14 @@ class Inspect:
 
     def run(self) -> int:
         at_least(1, frameskip=self.frameskip, history=self.history, horizon=self.horizon)
-        dataset = open_dataset(self.data, cameras=self.cameras, format=self.format, check=False)
+        with reading() as progress:
+            dataset = open_dataset(
+                self.data, cameras=self.cameras, format=self.format, check=False, progress=progress
+            )
         said = dataset.attributes.get("frameskip")
         frameskip = self.frameskip or (said if isinstance(said, int) and said > 0 else FRAMESKIP)
-        encoder = load_encoder(self.encoder)
+        height, width = dataset.pixels.shape[1:3]
+        encoder = load_encoder(self.encoder, picture=(int(height), int(width)))
         found = describe(dataset, self.history + self.horizon, frameskip, encoder.tokens, encoder.dim)
         found["encoder"] = encoder.name
         folder, name = output_folder(self.output), dataset.path.stem or "dataset"
@@ -70,6 +76,20 @@ class Inspect:
         show(found, Console())
         print(f"{folder / name}.json" + ("" if sheet is None else f" and {name}.png (contact sheet)"))
         return 0
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """A bar for readers that take long to open a dataset; quick ones show none."""
+    with ExitStack() as shown:
+        bars: list[Callable[..., None]] = []
+
+        def progress(done: int, total: int) -> None:
+            if not bars:
+                bars.append(shown.enter_context(progress_bar("reading")))
+            bars[0](done, total)
+
+        yield progress
 
 
 def show(found: dict[str, Any], console: Console) -> None:

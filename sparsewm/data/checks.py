@@ -40,21 +40,21 @@ def warnings(
         pictures = dataset.pixels[rows[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]]
     if (pictures == pictures[0]).all():
         found.append(f"the pictures of {dataset.path} never change: nothing can be learned from them")
-    for name in ("action", "proprio") if dataset.has_proprio else ("action",):
-        found += _odd_numbers(
-            name, getattr(dataset, name)[rows].astype(np.float64), getattr(dataset, f"{name}_names"), rows
-        )
+    acting = rows[dataset.acting[rows]]
+    for name, some in (("action", acting), ("proprio", rows if dataset.has_proprio else rows[:0])):
+        values = getattr(dataset, name)[some].astype(np.float64)
+        found += _odd_numbers(name, values, getattr(dataset, f"{name}_names"), some) if len(some) else []
     if space is None and dataset.declared_bounds:
         space = (dataset.action_low, dataset.action_high)
     if space is not None:
         low, high = (np.asarray(bound, np.float64) for bound in space)
         margin = 1e-3 * (high - low) + 1e-6
-        action = dataset.action[rows]
+        action = dataset.action[acting]
         outside = np.flatnonzero(((action < low - margin) | (action > high + margin)).any(1))
         if len(outside):
             found.append(
                 f"actions of {len(outside)} rows are outside the action space, first in row "
-                f"{rows[outside[0]]} ({', '.join(f'{x:g}' for x in action[outside[0]])})"
+                f"{acting[outside[0]]} ({', '.join(f'{x:g}' for x in action[outside[0]])})"
             )
     return found
 

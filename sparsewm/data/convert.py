@@ -38,7 +38,9 @@ def write_hdf5(
     if path.exists():
         raise UserError(f"{path} exists: delete it, or write to another place")
     dataset = next(iter(views.values()))
-    said = {k: v for k, v in dataset.attributes.items() if isinstance(v, (str, int, float, bool))}
+    said: dict[str, Any] = {
+        k: v for k, v in dataset.attributes.items() if isinstance(v, (str, int, float)) and k != "format"
+    }
     said["action_names"] = list(dataset.action_names)
     if dataset.has_proprio:
         said["proprio_names"] = list(dataset.proprio_names)

@@ -7,9 +7,10 @@ taken there; the last row of an episode has a zero action, since none was taken.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class Dataset(ABC):
         if self.declared_bounds:
             self.action_low, self.action_high = (np.asarray(b, np.float32) for b in (action_low, action_high))
         else:
-            some = self.action if self.rows else np.zeros_like(self.action, shape=(1, self.action.shape[1]))
+            some = self.action[self.acting] if self.rows else np.zeros((1, self.action.shape[1]), np.float32)
             self.action_low, self.action_high = some.min(0), some.max(0)
 
     @classmethod
@@ -143,12 +144,19 @@ class Dataset(ABC):
         some = self.lengths > 0
         return (self.offsets + self.lengths - 1)[some]
 
+    @property
+    def acting(self) -> np.ndarray:
+        """Whether an action was taken, bool (rows,): not in an episode's last row; all if none is left."""
+        mask = np.ones(self.rows, bool)
+        mask[self.last_rows[self.last_rows < self.rows]] = False
+        return mask if mask.any() else ~mask
+
     def columns(self) -> dict[str, str]:
         """Type and shape of everything that is there, for `sparsewm inspect`."""
-        named = {"pixels": self.pixels, "action": self.action}
-        named |= {"proprio": self.proprio} if self.has_proprio else {}
-        named |= {"state": self.state} if self.state is not None else {}
-        return {name: f"{values.dtype} {values.shape}" for name, values in named.items()}
+        held: dict[str, Any] = {"pixels": self.pixels, "action": self.action}
+        held |= {"proprio": self.proprio} if self.has_proprio else {}
+        held |= {"state": self.state} if self.state is not None else {}
+        return {name: f"{values.dtype} {values.shape}" for name, values in held.items()}
 
     @cached_property
     def hash(self) -> str:
@@ -196,10 +204,11 @@ class Dataset(ABC):
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def statistics(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Mean and deviation, float32 (P,) and (A,), of proprioception and action over rows."""
+        """Mean and deviation, float32 (P,) and (A,), of proprioception over rows and of the actions there."""
         found = {}
-        for name in ("proprio", "action"):
-            values = getattr(self, name)[rows].astype(np.float64)
+        acting = rows[self.acting[rows]]
+        for name, some in (("proprio", rows), ("action", acting if len(acting) else rows)):
+            values = getattr(self, name)[some].astype(np.float64)
             found[f"{name}_mean"] = values.mean(0).astype(np.float32)
             found[f"{name}_std"] = values.std(0).astype(np.float32)
         return found
@@ -215,6 +224,10 @@ def open_dataset(
     cameras: Sequence[str] = (),
     format: str | None = None,
     check: bool = True,
+    relative: float | str | None = None,
+    position: Sequence[str] | str = (),
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Dataset:
     """A dataset of any known format, opened and checked.
 
@@ -224,14 +237,26 @@ def open_dataset(
         cameras: those to show, from left to right; needed where the dataset has several.
         format: a name in `sparsewm.data.formats.FORMATS`, or `module:class`; found out when None.
         check: refuse a dataset that training cannot use.
+        relative, position: turn absolute targets into relative actions, a full one of which is `relative`, or
+            the longest step for "auto"; see `sparsewm.data.relative.make_relative`.
+        progress: called with what is done and what there is, by readers for which opening takes long.
+        options: of the reader. They may also follow the source, `demos.zarr?relative=100&proprio=agent_pos`.
 
     Raises:
         UserError: no such dataset, a format that is not known, a damaged file, another environment.
     """
-    from sparsewm.data.formats import find_format  # the readers import this module
+    from sparsewm.data.formats import find_format, reader_options, split_options  # readers import this module
+    from sparsewm.data.relative import make_relative
 
-    reader, rest = find_format(source, format)
-    dataset = reader(rest, cameras=tuple(cameras))  # type: ignore[call-arg]
+    place, said = split_options(source)
+    relative, position = said.pop("relative", relative), said.pop("position", position)
+    reader, rest = find_format(place, format)
+    chosen = reader_options(reader, {**said, **options})
+    if progress is not None and "progress" in inspect.signature(reader).parameters:
+        chosen["progress"] = progress
+    dataset = reader(rest, cameras=tuple(cameras), **chosen)  # type: ignore[call-arg]
+    if relative is not None:
+        make_relative(dataset, relative, position.split(",") if isinstance(position, str) else position)
     if check:
         dataset.check()
     found = dataset.attributes.get("environment")

@@ -103,6 +103,33 @@ class SideBySide(Frames):
             camera.close()
 
 
+def choose_cameras(
+    source: object, available: Sequence[str], cameras: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The cameras to show, and as obstacles what has to be said for them.
+
+    Args:
+        source: the dataset, for messages. available: all there are, one at least. cameras: those asked for.
+
+    Raises:
+        UserError: one that is not there, or none at all.
+    """
+    if not available:
+        raise UserError(f"{source} holds no pictures: record it with a camera")
+    unknown = [name for name in cameras if name not in available]
+    if unknown:
+        raise UserError(f"{source} has no camera '{unknown[0]}': it has {', '.join(available)}")
+    if cameras or len(available) == 1:
+        return list(cameras or available), []
+    several = f"it has several cameras, name those to show with `cameras`: {', '.join(available)}"
+    return list(available[:1]), [several]
+
+
+def side_by_side(cameras: Sequence[Frames]) -> Frames:
+    """One camera as it is, several in one picture."""
+    return cameras[0] if len(cameras) == 1 else SideBySide(cameras)
+
+
 def resized(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
     """Pictures uint8 (n, H, W, 3) in another size, by areas where they shrink."""
     if pictures.shape[1:3] == (height, width):

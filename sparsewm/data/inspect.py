@@ -48,9 +48,13 @@ def describe(dataset: Dataset, frames: int, frameskip: int, tokens: int, dim: in
         "has_proprio": dataset.has_proprio,
         "columns": dataset.columns(),
         "numbers": {
-            name: numbers(getattr(dataset, name), getattr(dataset, f"{name}_names", ()))
-            for name in ("action", "proprio", "state")
-            if getattr(dataset, name) is not None and (name != "proprio" or dataset.has_proprio)
+            name: numbers(values, getattr(dataset, f"{name}_names", ()))
+            for name, values in (
+                ("action", dataset.action[dataset.acting]),
+                ("proprio", dataset.proprio if dataset.has_proprio else None),
+                ("state", dataset.state),
+            )
+            if values is not None
         },
         "warnings": [],
         "training": None,

@@ -27,6 +27,7 @@ from sparsewm.errors import UserError, needs_extra
 from sparsewm.files import disk_errors
 
 with needs_extra("datasets of LeRobot", "vla"):
+    from datasets import disable_progress_bars, enable_progress_bars
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
     from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 
@@ -173,13 +174,17 @@ def _write(
     instruction: str,
     progress: Progress | None,
 ) -> None:
-    for done, frames in enumerate(episodes, 1):
-        for frame in frames:
-            written.add_frame(frame | {"task": instruction})
-        written.save_episode()
-        if progress is not None:
-            progress(done, count)
-    written.finalize()
+    disable_progress_bars()  # one for every episode
+    try:
+        for done, frames in enumerate(episodes, 1):
+            for frame in frames:
+                written.add_frame(frame | {"task": instruction})
+            written.save_episode()
+            if progress is not None:
+                progress(done, count)
+        written.finalize()
+    finally:
+        enable_progress_bars()
     shutil.rmtree(written.root / "images", ignore_errors=True)  # LeRobot's scratch
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -23,13 +24,14 @@ import sparsewm
 from sparsewm import envs
 from sparsewm.data import DatasetWriter
 from sparsewm.encoders import load_encoder
+from sparsewm.evaluation.actors import interface_of_env
 from sparsewm.model import PredictorConfig, WorldModel
 from sparsewm.model.distance import DistanceConfig
 from tests.cli.commands import call, shell
 
 TRAIN = "train --env wall --encoder random --steps 1 --batch 2 --horizon 1"
 PLAN = "plan --env wall"
-QUICK = "--samples 4 --iterations 1 --budget 5"
+QUICK = "--candidates 4 --iterations 1 --max-steps 5"
 
 
 def write_dataset(path: Path, rows: int = 30, episodes: int = 4) -> Path:
@@ -58,7 +60,8 @@ def wall_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder.dim, encoder.grid, env.proprio_dim, env.action_dim * env.frameskip, **sizes
     )
     distance = DistanceConfig(width=24, heads=2, features=8)
-    model = WorldModel(encoder, config, "wall", env.frameskip, distance=distance)
+    metadata = {"interface": interface_of_env(env).to_dict()}
+    model = WorldModel(encoder, config, "wall", env.frameskip, metadata, distance=distance)
     return sparsewm.save(model, tmp_path_factory.mktemp("model") / "checkpoint")
 
 
@@ -113,18 +116,15 @@ def refused(*arguments: object) -> str:
         ("train --env pointmase", ["Did you mean 'pointmaze'?"]),
         ("bench --env ???", ["unknown environment", "pusht, wall, pointmaze"]),
         (f"{PLAN} --planner cen", ["unknown planner 'cen'", "Did you mean 'cem'?", "mppi"]),
-        (f"{PLAN} --selection orcale", ["unknown selection", "Did you mean 'oracle'?"]),
-        (f"{PLAN} --proposals gausian", ["unknown proposals", "Did you mean 'gaussian'?"]),
-        (f"{PLAN} --proposals ./nowhere", ["unknown proposals './nowhere'", "folder or hub name"]),
-        (f"{PLAN} --encoder dinov2_vits41", ["unknown encoder", "Did you mean 'dinov2_vits14'?"]),
+        ("plam --env wall", ["unknown command 'plam'", "Did you mean 'plan'?"]),
+        (f"{PLAN} --proposals ./nowhere", ["there is no folder ./nowhere"]),
         (f"{TRAIN} --encoder embeded", ["unknown encoder", "Did you mean 'embedded'?"]),
-        (f"{TRAIN} --preset papper", ["unknown preset", "Did you mean 'paper'?"]),
-        ("bench --preset defualt", ["unknown preset", "Did you mean 'default'?"]),
-        (f"{PLAN} --dtype bfloat", ["unknown dtype", "Did you mean 'bfloat16'?"]),
-        (f"{PLAN} --selection none --goal-source trajectry", ["random or trajectory"]),
-        (f"{PLAN} --device cuda:77", ["--device cuda:77 does not work", "--device cpu"]),
-        (f"{PLAN} --device gpu", ["--device gpu does not work", "--device cpu"]),
-        (f"{PLAN} --planner gd --selection oracle", ["--planner cem, icem or mppi"]),
+        (f"{TRAIN} --preset papper", ["unknown --preset", "Did you mean 'paper'?"]),
+        ("bench --preset defualt", ["unknown --preset", "Did you mean 'default'?"]),
+        (f"{PLAN} --run.dtype bfloat", ["unknown --run.dtype", "Did you mean 'bfloat16'?"]),
+        (f"{PLAN} --device cuda:77", ["--device cuda:77 does not work", "give cpu"]),
+        (f"{PLAN} --device gpu", ["--device gpu does not work", "give cpu"]),
+        (f"{PLAN} --planner gd --run.actor oracle", ["give another --planner"]),
     ],
 )
 def test_unknown_names_get_the_nearest_known_one(arguments: str, parts: list[str]) -> None:
@@ -139,53 +139,39 @@ def test_unknown_names_get_the_nearest_known_one(arguments: str, parts: list[str
 @pytest.mark.parametrize("drop", ["-0.1", "1", "1.5", "nan", "inf"])
 def test_drop_outside_its_range(drop: str) -> None:
     for arguments in (f"{PLAN} --drop {drop}", f"bench --env wall --drops 0 {drop}"):
-        assert "--drop must be at least 0 and below 1" in refused(arguments)
-
-
-def test_a_drop_schedule_ends_below_1_and_redraws_at_every_iteration() -> None:
-    assert "--drop-last must be at least 0 and below 1" in refused(f"{PLAN} --drop-last 1")
-    assert "leave --redraw out" in refused(f"{PLAN} --drop-last 0.2 --redraw plan")
-
-
-def test_an_automatic_drop_chooses_alone() -> None:
-    assert "--drop-highest must be at least 0 and below 1" in refused(f"{PLAN} --drop auto --drop-highest 1")
-    assert "leave --redraw out" in refused(f"{PLAN} --drop auto --redraw never")
-    assert "leave --drop-last out" in refused(f"{PLAN} --drop auto --drop-last 0.2")
-    assert "--drop auto is not for --selection proprio" in refused(f"{PLAN} --drop auto --selection proprio")
+        assert re.search(r"--drops? must be at least 0 and below 1", refused(arguments))
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (f"{PLAN} --race 0", "--race must be at least 1, got 0"),
-        (f"{PLAN} --race 2 --selection oracle", "leave --race out"),
-        (f"{PLAN} --race 2 --planner gd", "leave them out"),
-        (f"{PLAN} --settled -1", "--settled must be at least 0"),
         (f"{PLAN} --episodes 0", "--episodes must be at least 1, got 0"),
-        (f"{PLAN} --batch -1", "--batch must be at least 1"),
-        (f"{PLAN} --samples 1", "--samples must be at least 2"),
-        (f"{PLAN} --samples -5", "--samples must be at least 2"),
-        (f"{PLAN} --elites 0", "--elites must be at least 2"),
-        (f"{PLAN} --elites 9 --samples 8", "--elites 9 is more than --samples 8"),
+        (f"{PLAN} --run.batch -1", "--run.batch must be at least 1"),
+        (f"{PLAN} --candidates 1", "--candidates must be at least 2"),
+        (f"{PLAN} --candidates -5", "--candidates must be at least 2"),
+        (f"{PLAN} --search.elites 0", "--search.elites must be at least 2"),
+        (f"{PLAN} --search.elites 9 --candidates 8", "--search.elites 9 is more than --candidates 8"),
         (f"{PLAN} --iterations 0", "--iterations must be at least 1"),
         (f"{PLAN} --horizon 0", "--horizon must be at least 1"),
-        (f"{PLAN} --execute 0", "--execute must be at least 1"),
-        (f"{PLAN} --execute 4 --horizon 3", "--execute 4 is more than --horizon 3"),
-        (f"{PLAN} --budget 0", "--budget must be at least 1"),
-        (f"{PLAN} --alpha -1", "--alpha must be at least 0"),
-        (f"{PLAN} --budget-ms 0", "--budget-ms must be at least 1"),
-        (f"{PLAN} --budget-ms 100 --batch 2", "--budget-ms is for one episode at a time"),
-        (f"{PLAN} --budget-ms 100 --selection none", "--selection none plans nothing: leave --budget-ms out"),
-        (f"{PLAN} --alpha nan", "--alpha must be at least 0, got nan"),
-        (f"{PLAN} --alpha inf", "--alpha must be at least 0, got inf"),
-        (f"{PLAN} --chunk -1", "--chunk must be at least 0"),
-        (f"{PLAN} --scored bets", "unknown scored 'bets'. Did you mean 'best'?"),
+        (f"{PLAN} --search.execute 0", "--search.execute must be at least 1"),
+        (f"{PLAN} --search.execute 4 --horizon 3", "--search.execute 4 is more than --horizon 3"),
+        (f"{PLAN} --max-steps 0", "--max-steps must be at least 1"),
+        (f"{PLAN} --cost.proprio-weight -1", "--cost.proprio-weight must be at least 0"),
+        (f"{PLAN} --search.deadline-ms 0", "--search.deadline-ms must be at least 1"),
+        (
+            f"{PLAN} --search.deadline-ms 100 --run.batch 2",
+            "--search.deadline-ms is for one episode at a time",
+        ),
+        (f"{PLAN} --search.deadline-ms 100 --run.actor nothing", "for an actor that plans"),
+        (f"{PLAN} --cost.proprio-weight nan", "--cost.proprio-weight must be at least 0, got nan"),
+        (f"{PLAN} --cost.proprio-weight inf", "--cost.proprio-weight must be at least 0, got inf"),
+        (f"{PLAN} --cost.objective tempral", "unknown objective 'tempral'. Did you mean 'temporal'?"),
         ("collect --env wall --held 1", "--held must be at least 0 and below 1"),
         ("collect --env wall --held nan", "--held must be at least 0 and below 1"),
-        (f"{PLAN} --goal-offset 0", "--goal-offset must be at least 1"),
-        ("plan --env pusht --goal-offset 61 --budget 60", "more than the 60 steps of --budget"),
+        (f"{PLAN} --goal.offset 0", "--goal.offset must be at least 1"),
+        ("plan --env pusht --goal.offset 61 --max-steps 60", "more than the 60 steps of --max-steps"),
         (f"{PLAN} --seed -1", "--seed must be at least 0"),
-        (f"{PLAN} --seed 977000000", "--seed must be at least 0 and below 977000000, got 977000000"),
+        (f"{PLAN} --seed 9000", "--seed must be at least 0 and below 9000, got 9000"),
         (f"{TRAIN} --steps 0", "--steps must be at least 1"),
         (f"{TRAIN} --batch 0", "--batch must be at least 1"),
         (f"{TRAIN} --horizon -2", "--horizon must be at least 1"),
@@ -212,7 +198,14 @@ def test_numbers_out_of_range_name_their_flag(arguments: str, part: str) -> None
 
 @pytest.mark.parametrize(
     "arguments",
-    ["", "plane", "plan", f"{PLAN} --drop half", f"{PLAN} --episodes 1.5", f"{PLAN} --no-such-flag"],
+    [
+        "",
+        "plane",
+        f"{PLAN} --drop half",
+        f"{PLAN} --episodes 1.5",
+        f"{PLAN} --no-such-flag",
+        f"{PLAN} --goal.source x",
+    ],
 )
 def test_what_cannot_be_parsed_ends_with_2_too(arguments: str) -> None:
     code, _, err = call(arguments)
@@ -223,12 +216,9 @@ def test_what_cannot_be_parsed_ends_with_2_too(arguments: str) -> None:
     ("arguments", "part"),
     [
         ("--proposals vla", "no VLA for wall is shipped, there is one for blockpush, pointmaze-large, pusht"),
-        ("--selection policy", "say with --proposals where they come from"),
-        ("--candidates 4", "--candidates is for proposals"),
-        ("--proposal-mode seed", "--proposal-mode is for proposals"),
-        ("--instruction there", "--instruction is for proposals"),
-        ("--proposals vla --selection none", "--selection none asks for no proposals"),
-        ("--proposals owner/name --candidates 0", "--candidates must be at least 1, got 0"),
+        ("--run.actor policy", "say with --proposals where they come from"),
+        ("--proposals vla --run.actor nothing", "--run.actor nothing asks for no proposals"),
+        ("--proposals owner/name --proposals.samples 0", "--proposals.samples must be at least 1, got 0"),
     ],
 )
 def test_proposals_that_make_no_sense(arguments: str, part: str) -> None:
@@ -323,8 +313,12 @@ def forget_hash(path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "damage", "parts"),
     [
-        ("--env pusht --budget 50", None, ["trained for wall, not pusht", "--env wall"]),
-        ("--encoder dinov2_vits14", None, ["on encoder random, not dinov2_vits14", "leave --encoder out"]),
+        ("--env pusht --max-steps 50", None, ["trained for wall, not pusht", "--env wall"]),
+        (
+            "--run.encoder dinov2_vits14",
+            None,
+            ["on encoder random, not dinov2_vits14", "leave --encoder out"],
+        ),
         ("", forget_hash, ["differ from those", "--encoder-weights"]),
         ("", lambda path: truncate(path / "model.safetensors"), ["is damaged", "copy it again"]),
         ("", lambda path: truncate(path / "metadata.json"), ["is damaged", "copy it again"]),
@@ -381,7 +375,7 @@ def test_no_network_for_a_hub_encoder(
 def test_no_gl_for_pointmaze(tmp_path: Path) -> None:
     done = shell(
         tmp_path,
-        "plan --env pointmaze --selection none",
+        "plan --env pointmaze --run.actor nothing",
         MUJOCO_GL="egl",
         __EGL_VENDOR_LIBRARY_DIRS="/nowhere",  # libglvnd finds no driver
         EGL_PLATFORM="nowhere",
@@ -409,7 +403,7 @@ def test_output_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
-    said = refused(PLAN, QUICK, "--selection none --output out")
+    said = refused(PLAN, QUICK, "--run.actor nothing --output out")
     assert "cannot write out" in said and "choose another --output" in said
 
 
@@ -431,12 +425,12 @@ def unfinished(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize(
     ("size", "said"),
-    [(500, "the disk is full while writing"), (4000, "the video"), (12000, "the disk is full while writing")],
+    [(500, "the disk is full while writing"), (1500, "the video"), (12000, "the disk is full while writing")],
 )
 def test_disk_full_while_planning(size: int, said: str) -> None:
-    video = "" if said == "the video" else "--no-video"
+    video = "" if said == "the video" else "--run.no-video"
     with no_file_larger_than(size):
-        code, _, err = call(PLAN, "--selection none --output out", QUICK, video)
+        code, _, err = call(PLAN, "--run.actor nothing --output out", QUICK, video)
     assert code == 2, err
     assert said in sentence(err) and "free some" in sentence(err) and "another --output" in sentence(err)
     assert unfinished(Path()) == []
@@ -467,5 +461,5 @@ def test_the_disk_fills_when_a_file_is_synced(monkeypatch: pytest.MonkeyPatch) -
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    said = refused(PLAN, QUICK, "--selection none --no-video --output out")
+    said = refused(PLAN, QUICK, "--run.actor nothing --run.no-video --output out")
     assert "the disk is full while writing out/results.json" in said

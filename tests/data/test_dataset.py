@@ -12,6 +12,7 @@ import pytest
 
 from sparsewm import registry
 from sparsewm.data import FORMATS, Dataset, open_dataset
+from sparsewm.data.checks import warnings
 from sparsewm.data.dataset import environment_name
 from sparsewm.data.frames import Frames, ReadFrames, SideBySide
 from sparsewm.errors import UserError
@@ -57,6 +58,15 @@ def test_statistics_are_exact(tmp_path: Path) -> None:
         file["proprio"][:, 0] = 1e6 + np.arange(300) % 2  # float32 would lose the deviation
     found = open_dataset(path).statistics(np.arange(300))
     assert np.isclose(found["proprio_mean"][0], 1e6 + 0.5) and np.isclose(found["proprio_std"][0], 0.5)
+
+
+def test_actions_that_were_not_taken_count_for_nothing() -> None:
+    dataset = Lengths(action_low=[0.5], action_high=[2.0])
+    assert dataset.action[:, 0].tolist() == [1, 1, 0, 1, 0]
+    assert dataset.acting.tolist() == [True, True, False, True, False]
+    found = dataset.statistics(np.arange(5))
+    assert (found["action_mean"], found["action_std"]) == (1, 0)
+    assert not any("outside" in sentence for sentence in warnings(dataset))
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
@@ -140,7 +150,7 @@ def test_formats_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("low", [[-np.inf], [np.nan], "left", [[-2.0]], [3.0], None])
 def test_bounds_that_bound_nothing_are_not_declared(low: Any) -> None:
     dataset = Lengths(action_low=low, action_high=[2.0])
-    assert not dataset.declared_bounds and (dataset.action_low, dataset.action_high) == (0, 1)
+    assert not dataset.declared_bounds and (dataset.action_low, dataset.action_high) == (1, 1)
     assert Lengths(action_low=[-2.0], action_high=[2.0]).action_low.tolist() == [-2]
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from sparsewm.evaluation.dino_wm import WindowRollout
-from sparsewm.model import Latent, LatentProblem
+from sparsewm.model import Latent
 from sparsewm.model.latent import gather_patches
-from tests.model.tiny import random_actions, random_latent, tiny_model
-
-LOW, HIGH = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])
+from tests.model.tiny import latent_problem, random_actions, random_latent, tiny_model
 
 
 def copies(latent: Latent, count: int) -> Latent:
@@ -46,7 +44,7 @@ def test_window_costs_what_the_planning_problem_costs_however_candidates_are_spl
     generator = torch.Generator().manual_seed(1)
     model = tiny_model(history=3)
     start, goal = random_latent(model, 1, generator), random_latent(model, 1, generator)
-    problem = LatentProblem(model, start, goal, LOW, HIGH, horizon=3, drop=0.5, alpha=0.7)
+    problem = latent_problem(model, start, goal, horizon=3, drop=0.5, weight=0.7)
     actions = random_actions(model, 1, 5, 3, generator=generator)
     expected = problem.cost(actions)[0]
     for memory in (5e8, 1.0):

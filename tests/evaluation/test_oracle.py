@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sparsewm.evaluation.closed_loop import Task, run_episodes
 
 from sparsewm import envs
 from sparsewm.data import collect, open_dataset
 from sparsewm.data.collect import Demonstrator, demonstrate, explore
-from sparsewm.envs import GoalEnv
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.evaluation import oracle
-from sparsewm.settings import environment_settings
+from sparsewm.evaluation.actors import Nothing
+from sparsewm.evaluation.episodes import Episode, run_episodes
+from sparsewm.tasks import Task
 
 
 @pytest.mark.parametrize(
@@ -66,11 +67,13 @@ def test_goals_lie_far_along_trajectories_where_goals_are_such(monkeypatch: pyte
     """Planning on PushT takes seconds: here the start is the goal."""
     tasks: list[Task] = []
 
-    def noted(env: GoalEnv, asked: list[Task], *rest: object) -> list[object]:
+    def noted(env: SimulatedGoalEnv, asked: list[Task], *rest: object) -> list[Episode]:
         tasks.extend(asked)
-        return run_episodes(env, asked, oracle.oracle(env, environment_settings("pusht").plan), budget=0)
+        (episode,) = run_episodes([env], asked, Nothing(), 1)
+        episode.states, episode.actions = episode.states[:1], []
+        return [episode]
 
-    monkeypatch.setattr(oracle, "run_episodes", noted)
+    monkeypatch.setattr(oracle, "run_oracle", noted)
     env = envs.make("pusht")
     states, actions = oracle.plan_demonstration(env, 0, 0, 10)
     assert states.shape == (1, env.state.size) and actions.shape == (0, env.action_dim)

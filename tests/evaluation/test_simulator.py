@@ -57,8 +57,8 @@ def test_bounds_and_prior_are_those_of_the_environment(env: GoalEnv) -> None:
 
 def test_held_actions_cost_what_their_repetition_costs(env: GoalEnv) -> None:
     free, held = (
-        SimulatorProblem(env, STARTS, TrueDistance(env, GOALS), horizon=2, action_repeat=hold)
-        for hold in (False, True)
+        SimulatorProblem(env, STARTS, TrueDistance(env, GOALS), horizon=2, action_repeat=repeat)
+        for repeat in (False, True)
     )
     assert (held.action_dim, held.low.tolist(), held.std.shape) == (2, [-1, -1], (2, 2))
     actions = torch.rand(3, 4, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -10,8 +10,8 @@ from sparsewm.kernels import GpuKernels, gpu, gpu_kernels
 from sparsewm.model import Latent, LatentProblem, WorldModel, rollout
 from sparsewm.model.rollout import Rollout
 from tests.kernels.test_kernels import queries_and_frames, reference
-from tests.model.test_problem import HIGH, LOW, candidates, make_problem
-from tests.model.tiny import tiny_model
+from tests.model.test_problem import candidates, make_problem
+from tests.model.tiny import latent_problem, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array")  # by the interpreter
 pytest.importorskip("triton", reason="Triton is for Linux alone")
@@ -105,7 +105,7 @@ def there(problem: LatentProblem, model: WorldModel) -> LatentProblem:
 
     history = [(moved(frame), action.to(DEVICE)) for frame, action in problem.history]
     ends = moved(problem.start), moved(problem.goal)
-    return LatentProblem(model, *ends, LOW, HIGH, history=history, patches=problem.patches.to(DEVICE))
+    return latent_problem(model, *ends, drop=0.5, history=history, patches=problem.patches.to(DEVICE))
 
 
 def test_a_reason_is_given_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sparsewm.kernels import graphs
 from sparsewm.kernels.graphs import Function, Graphs
-from sparsewm.model.problem import Scored
 from tests.model.test_problem import candidates, make_problem
 from tests.model.tiny import tiny_model
 
@@ -52,23 +51,23 @@ def test_shapes_are_recorded_when_they_return_and_the_least_used_are_forgotten(
     assert Noted.made == [(1,), (2,), (3,), (2,)]
 
 
-@pytest.mark.parametrize("scored", ["last", "best"])
-def test_a_problem_hands_in_all_that_changes(monkeypatch: pytest.MonkeyPatch, scored: Scored) -> None:
+@pytest.mark.parametrize("frame", ["last", "min"])
+def test_a_problem_hands_in_all_that_changes(monkeypatch: pytest.MonkeyPatch, frame: str) -> None:
     """What was recorded for one observation must be right for the next one, whose tensors lie elsewhere."""
     monkeypatch.setattr(graphs, "Recorded", Noted)
     Noted.made = []
     model = tiny_model()
     for seed in range(4):
-        problem = make_problem(model, seen=2, seed=seed, drop=0.5, scored=scored)
+        problem = make_problem(model, seen=2, seed=seed, drop=0.5, frame=frame)
         shift = torch.randn(1, generator=torch.Generator().manual_seed(seed))
         problem.start.proprio.add_(shift)
         problem.goal.proprio.sub_(shift)
-        for frame, action in problem.history:
-            frame.tokens.mul_(1 + shift)
+        for seen, action in problem.history:
+            seen.tokens.mul_(1 + shift)
             action.mul_(1 - 0.1 * shift)
         actions = candidates(model) + 0.1 * shift
         with torch.inference_mode():
-            found = problem._recorded_cost(actions, problem.patches)
+            found = problem._recorded_cost(actions)
             assert torch.allclose(found, problem._cost(actions, problem.view), atol=1e-5)
     assert len(Noted.made) == 1
 

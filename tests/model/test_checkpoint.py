@@ -204,9 +204,7 @@ def test_checkpoint_of_another_encoder(folder: Path) -> None:
         UserError, match=r"trained on encoder embedded, not dinov2_vits14: leave --encoder out"
     ):
         reload(folder, encoder_name="dinov2_vits14")
-    with pytest.raises(
-        UserError, match=r"trained on other weights .*: give the original file as `weights`"
-    ):
+    with pytest.raises(UserError, match=r"trained on other weights .*: give the original file as `weights`"):
         reload(folder, encoder=tiny_encoder(weights_hash="f" * 64))
 
 
@@ -291,5 +289,5 @@ def test_failure_while_renaming_leaves_the_old_checkpoint(
 
 def test_checkpoint_cannot_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write .*: choose another --output"):
+    with pytest.raises(UserError, match=r"cannot write .*: choose another `output`"):
         save(tiny_model(), tmp_path / "file" / "checkpoint")

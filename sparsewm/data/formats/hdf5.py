@@ -97,7 +97,7 @@ class HDF5Dataset(Dataset):
             proprio=proprio,
             state=state,
             attributes=said,
-            fps=float(rate) if np.ndim(rate) == 0 and isinstance(rate, (int, float, np.number)) else None,
+            fps=float(rate) if isinstance(rate, (int, float, np.number)) else None,
             action_names=_texts(said.get("action_names", ())),
             proprio_names=_texts(said.get("proprio_names", ())),
             cameras=shown,
