@@ -188,6 +188,17 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, kind: str) -> Non
         open_dataset(path, format="diffusion_policy")
 
 
+def test_a_zip_file(tmp_path: Path) -> None:
+    path = make(tmp_path / "d.zarr")
+    shutil.make_archive(str(path), "zip", path)
+    dataset = open_dataset(tmp_path / "d.zarr.zip")
+    assert np.array_equal(dataset.pixels[:], pictures())
+    dataset.close()
+    (tmp_path / "d.zarr.zip").write_bytes((tmp_path / "d.zarr.zip").read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"d.zarr.zip is damaged or no dataset of Diffusion Policy"):
+        open_dataset(tmp_path / "d.zarr.zip")
+
+
 def test_damaged_pictures_are_said_when_they_are_read(tmp_path: Path) -> None:
     path = make(tmp_path / "d.zarr")
     (path / "data/img/1.0.0.0").write_bytes(b"nonsense")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from sparsewm.data import open_dataset
 from sparsewm.data.videos import Video
 from sparsewm.errors import UserError
+from tests.data.tiny import write_dataset
 
 
 def levels(count: int, first: int = 20) -> np.ndarray:
@@ -216,3 +218,25 @@ def test_options_are_checked(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     open_dataset(tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("module", "format", "what"),
+    [
+        ("av", "video", "videos"),
+        ("pyarrow.csv", "video", "videos with tables"),
+        ("zarr", "diffusion_policy", "datasets of Diffusion Policy"),
+        ("minari", "minari", "datasets of Minari"),
+        ("lerobot.utils.constants", "lerobot", "datasets of LeRobot"),
+    ],
+)
+def test_missing_libraries_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, format: str, what: str
+) -> None:
+    """And formats that do without them are still found."""
+    make(tmp_path / "demos")
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "sparsewm.data.videos", raising=False)
+    with pytest.raises(UserError, match=rf"{what} need packages .*: pip install 'sparsewm\[data\]'"):
+        open_dataset(tmp_path / "demos", format=format)
+    assert open_dataset(write_dataset(tmp_path / "d.h5")).episodes == 3

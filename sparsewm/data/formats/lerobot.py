@@ -151,12 +151,22 @@ def _check_info(root: Path, flags: str) -> None:
 
 
 def _check_files(root: Path, meta: Any) -> None:
-    for episode in range(meta.total_episodes):
-        files = [meta.get_data_file_path(episode)]
-        files += [meta.get_video_file_path(episode, key) for key in meta.video_keys]
-        for file in files:
-            if not (root / file).is_file():
-                raise UserError(f"{root / file} is missing: copy the dataset again")
+    files = _files(meta, "data", meta.data_path)
+    for key in meta.video_keys:
+        files += _files(meta, f"videos/{key}", meta.video_path, key)
+    for file in dict.fromkeys(files):
+        if not (root / file).is_file():
+            raise UserError(f"{root / file} is missing: copy the dataset again")
+
+
+def _files(meta: Any, kind: str, template: str, key: str = "") -> list[Path]:
+    """The file each episode is in, of all at once."""
+    episodes = meta.episodes.with_format("numpy")
+    chunks, files = (np.asarray(episodes[f"{kind}/{name}_index"][:]).tolist() for name in ("chunk", "file"))
+    return [
+        Path(template.format(video_key=key, chunk_index=chunk, file_index=file))
+        for chunk, file in zip(chunks, files, strict=True)
+    ]
 
 
 def _too_old(source: str | Path, version: str, flags: str) -> str:
@@ -218,7 +228,7 @@ def _video_frames(
     starts = np.asarray(
         read.meta.episodes.with_format("numpy")[f"videos/{key}/from_timestamp"][:], np.float64
     )
-    paths = [read.root / read.meta.get_video_file_path(episode, key) for episode in range(len(lengths))]
+    paths = [read.root / file for file in _files(read.meta, f"videos/{key}", read.meta.video_path, key)]
     files = list(dict.fromkeys(paths))
     places = {path: place for place, path in enumerate(files)}
     return VideoFrames(
