@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +20,6 @@ from sparsewm.envs.appearance import (
     random_texture,
 )
 from sparsewm.envs.simulated import SimulatedGoalEnv
-
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # gym_pusht imports pygame, which greets on stdout
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # which pygame imports
-    from gym_pusht.envs.pusht import PushTEnv as GymPushT
 
 SIZE = 512.0
 RADIUS = 15.0  # of the agent
@@ -102,7 +95,7 @@ class PushTEnv(SimulatedGoalEnv):
     """PushT: a disc pushes a T-shaped block over a table of 512 x 512 px.
 
     ## Description
-    The task of Diffusion Policy (Chi et al., 2023) with the bodies of gym-pusht, the goal being any pose of
+    The task of Diffusion Policy (Chi et al., 2023) with bodies as in gym-pusht, the goal being any pose of
     disc and T, as in DINO-WM. x points right, y down; angles turn from x towards y. The goal is not drawn.
 
     ## Action space
@@ -149,16 +142,16 @@ class PushTEnv(SimulatedGoalEnv):
     def __init__(self, resolution: int = 112, render_mode: str = "rgb_array"):
         super().__init__(resolution, render_mode)
         space = pymunk.Space()
-        self._agent = GymPushT.add_circle(space, (256, 400), RADIUS)
-        self._block, block_shapes = GymPushT.add_tee(space, (256, 300), 0)
+        self._agent = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
+        self._block, tee = _tee()
         ground = pymunk.Body(body_type=pymunk.Body.STATIC)
         corners = [(5, 5), (506, 5), (506, 506), (5, 506)]
         walls = [
             pymunk.Segment(ground, a, b, 2) for a, b in zip(corners, corners[1:] + corners[:1], strict=True)
         ]
         self._bodies = [ground, self._agent, self._block]
-        self._shapes = [*walls, *self._agent.shapes, *block_shapes]
-        space.add(ground, *walls)
+        self._shapes = [*walls, pymunk.Circle(self._agent, RADIUS), *tee]
+        space.add(*self._bodies, *self._shapes)
         self._space = space
         self._state = (256.0, 400.0, 256.0, 300.0, 0.0, 0.0, 0.0)
         self._table: np.ndarray | None = None  # table and walls, drawn once per look and resolution
@@ -281,6 +274,15 @@ class PushTEnv(SimulatedGoalEnv):
                 draw_polygon(table, strip, wall)
                 draw_polygon(table, strip[:, ::-1], wall)
         return table
+
+
+def _tee() -> tuple[pymunk.Body, list[pymunk.Shape]]:
+    """The T and its bar and stem, which both count with the bar's mass and moment of inertia."""
+    bar = [(-60, 30), (60, 30), (60, 0), (-60, 0)]
+    stem = [(-15, 30), (-15, 120), (15, 120), (15, 30)]
+    body = pymunk.Body(1, 2 * pymunk.moment_for_poly(1, bar))
+    body.center_of_gravity = CENTRE
+    return body, [pymunk.Poly(body, bar), pymunk.Poly(body, stem)]
 
 
 def _follow(start: float, velocity: float, action: float) -> tuple[list[float], float]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sparsewm.model import load as load
     from sparsewm.model import load_pretrained as load_pretrained
     from sparsewm.model import save as save
+    from sparsewm.model.publish import push_to_hub as push_to_hub
 
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     # Threads of OpenMP wait for work in a busy loop, for so long that beside any other program every core is
@@ -49,6 +50,7 @@ _HOMES = {
     "load": "sparsewm.model",
     "load_encoder": "sparsewm.encoders",
     "load_pretrained": "sparsewm.model",
+    "push_to_hub": "sparsewm.model.publish",
     "save": "sparsewm.model",
 }
 """Where each public name lives."""

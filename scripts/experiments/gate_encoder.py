@@ -24,6 +24,7 @@ import torch
 from scripts.common import launch, typed_command
 from scripts.lab.geometry import cost_geometry, encode_states, token_sensitivity
 from scripts.lab.states import make_simulator
+from scripts.lab.token_distance import TokenDistance
 from sparsewm.config import PlanConfig
 from sparsewm.data import fast_copy, token_statistics
 from sparsewm.data.collect import explore
@@ -33,13 +34,12 @@ from sparsewm.encoders.embedded import load_embedded
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.evaluation.episodes import summarize
 from sparsewm.evaluation.oracle import run_oracle
-from sparsewm.evaluation.simulator import TokenDistance
 from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.latent import Standardizer
 from sparsewm.precision import choose_dtype
-from sparsewm.settings import preset
 from sparsewm.tasks import HELD_OUT, make_tasks
+from sparsewm.training.config import preset
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Arguments:
 
 
 FAST = choose_dtype("auto", torch.device("cpu"))
-WHITENING = preset("default").train["whitening"]
+WHITENING = preset("default").optim.whitening
 
 
 def explored(env: SimulatedGoalEnv, seed: int) -> np.ndarray:

@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": ("sparsewm.cli.bench:Bench", "time a planner iteration at several drop ratios"),
     "inspect": ("sparsewm.cli.inspect:Inspect", "what a dataset holds and what training would do with it"),
     "convert": ("sparsewm.cli.convert:Convert", "a dataset in another format"),
+    "push": ("sparsewm.cli.push:Push", "publish a world model on the Hugging Face hub"),
     "doctor": ("sparsewm.cli.doctor:Doctor", "what works on this machine, and the remedy for what does not"),
 }
 """Commands by name: where each is, and what it does."""

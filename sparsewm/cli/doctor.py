@@ -25,10 +25,11 @@ from sparsewm import envs
 from sparsewm.envs import physics
 from sparsewm.errors import UserError
 from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
-from sparsewm.precision import choose_device, environment_settings, planning_dtype
+from sparsewm.precision import choose_device, planning_dtype
+from sparsewm.settings import environment_settings
 
 PYTHONS = ((3, 10), (3, 13))
-PACKAGES = ("cv2", "gym_pusht", "gymnasium_robotics", "h5py", "hdf5plugin", "mujoco", "pymunk", "torchvision")
+PACKAGES = ("cv2", "gymnasium_robotics", "h5py", "hdf5plugin", "mujoco", "pymunk", "torchvision")
 VERSIONS = ("torch", "numpy", "gymnasium", "mujoco", "pymunk")
 HUB_ENCODER = "dinov2_vits14"
 RENDER = "from sparsewm import envs; print(envs.make('pointmaze').reset(seed=0)[0]['pixels'].std())"

@@ -128,11 +128,13 @@ def _make(
     """Call a factory with what the user gave, which it must take, and with what it likes to know."""
     if not callable(factory):
         raise UserError(f"encoder '{name}' is no PatchEncoder class, nor a function that returns an encoder")
-    takes = inspect.signature(factory).parameters
-    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    try:
+        takes = dict(inspect.signature(factory).parameters)
+    except ValueError:  # some classes written in C
+        takes = {}
     arguments = {key: value for key, value in given.items() if value is not None}
     for key in arguments:
-        if key not in takes and not every:
+        if key not in takes:
             what = f"`{key}`" if key != "model" else f"':{given['model']}' behind its name"
             raise UserError(f"encoder '{name}' takes no {what}: leave it out")
     if given["model"] is None and "model" in takes and takes["model"].default is takes["model"].empty:

@@ -3,7 +3,7 @@
 The network is an ordinary ViT with strong two-dimensional sine-cosine positions (small learned ones are
 drowned by unit-size patch embeddings, and tokens stay local). Its tokens are joined with what their
 surroundings look like, past the transformer: exact where minutes of training leave it coarse. How it was
-trained stands in `sparsewm/training/pretrain.py`; the model card beside the weights has the figures.
+trained stands in `scripts/lab/pretrain.py`; the model card beside the weights has the figures.
 """
 
 from __future__ import annotations

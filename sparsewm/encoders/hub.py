@@ -14,7 +14,6 @@ import contextlib
 import errno
 import http.client
 import importlib.util
-import pickle
 import sys
 import urllib.error
 import warnings
@@ -26,12 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
 from sparsewm.encoders.dino import TimmDino, dino_hash
+from sparsewm.encoders.weights import difference, read_weights
 from sparsewm.errors import UserError, suggest
 
 WEIGHTS_SERVER = "https://dl.fbaipublicfiles.com"
@@ -240,7 +238,7 @@ def _load_weights(name: str, spec: HubSpec, network: nn.Module, path: Path) -> d
         state = read_weights(path)
     except UserError:
         raise UserError(f"{path} is not a readable weights file: {again}") from None
-    wrong = _difference(state, network.official if isinstance(network, TimmDino) else network.state_dict())
+    wrong = difference(state, network.official if isinstance(network, TimmDino) else network.state_dict())
     if wrong:
         raise UserError(f"{path} holds no weights of {name} ({wrong}): {again}")
     if isinstance(network, TimmDino):
@@ -248,35 +246,6 @@ def _load_weights(name: str, spec: HubSpec, network: nn.Module, path: Path) -> d
     else:
         network.load_state_dict(state)
     return state
-
-
-def read_weights(path: Path) -> Any:
-    """What a .safetensors or .pth file holds, on the CPU and without unpickling objects.
-
-    Raises:
-        UserError: unreadable.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
-        raise UserError(f"{path} is not a readable weights file: fetch or copy it again") from None
-
-
-def _difference(state: Any, wanted: dict[str, Tensor]) -> str:
-    """What is wrong with a loaded state, in a few words; empty when nothing is."""
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        return "it is no dictionary of tensors"
-    for key, tensor in wanted.items():
-        if key not in state:
-            return f"{key} is missing"
-        if state[key].shape != tensor.shape:
-            return f"{key} is {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
-        if not state[key].isfinite().all():
-            return f"{key} has NaN or infinite values"
-    unknown = sorted(state.keys() - wanted.keys())
-    return f"{unknown[0]} is not part of it" if unknown else ""
 
 
 def _clone(spec: HubSpec) -> str:

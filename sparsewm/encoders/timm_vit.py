@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
 from sparsewm.encoders.dino import dino_hash, from_timm
+from sparsewm.encoders.weights import read_weights
 from sparsewm.errors import UserError, needs_extra, suggest
+
+_LEFT_OUT = ("head", "head_dist", "fc_norm", "attn_pool", "mask_token")
+"""Parts of networks in files of weights that patch tokens do not depend on."""
 
 SIDE = 224
 """Side of the picture in pixels, unless another is asked for or the network was trained on smaller ones."""
@@ -79,26 +84,41 @@ def _create(model: str, weights: str | Path | None) -> Any:
     path = None if weights is None else Path(weights).expanduser()
     if path is not None and not path.is_file():
         raise UserError(f"no encoder weights at {path}: give `weights` a .safetensors or .pth file")
-    overlay = {} if path is None else {"pretrained_cfg_overlay": {"file": str(path)}}
     if not model.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(model.split(".")[0]):
         raise UserError(
             f"timm knows no model '{model}'.{suggest(model, timm.list_models())} See timm.list_models()"
         )
     try:
-        network = timm.create_model(model, pretrained=True, num_classes=0, dynamic_img_size=True, **overlay)
+        network = timm.create_model(model, pretrained=path is None, num_classes=0, dynamic_img_size=True)
     except TypeError as error:
         raise UserError(
             f"timm's {model} takes no pictures of other sizes ({error}): give a vision transformer"
         ) from None
     except Exception as error:  # timm, its hub and its readers raise many kinds
-        if path is not None:
-            raise UserError(f"{path} holds no weights of {model} ({str(error)[:200]})") from None
         raise UserError(
             f"cannot get the weights of timm's {model} ({str(error)[:200]}): connect this machine to the "
             "network, give `weights` a local file, or set HF_HOME to a folder where another machine has "
             "downloaded them"
         ) from None
+    if path is not None:
+        _fill(network, model, path)
     return network
+
+
+def _fill(network: Any, model: str, path: Path) -> None:
+    """Load a file into a network, by the conversions that timm has for it, if all of it is there."""
+    state = read_weights(path)
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", lambda found, _: found)
+    try:
+        missing, unknown = network.load_state_dict(convert(state, network), strict=False)
+    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} holds no weights of {model} ({' '.join(str(error).split())[:200]})"
+        ) from None
+    unknown = [name for name in unknown if name.split(".")[0] not in _LEFT_OUT]
+    for names, said in ((missing, "is missing"), (unknown, "is not part of it")):
+        if names:
+            raise UserError(f"{path} holds no weights of {model} ({names[0]} {said}): give another file")
 
 
 def _network_hash(network: nn.Module) -> str:

@@ -1,8 +1,7 @@
-"""The simulator as a planning problem: the oracle of every success table and the gate of every encoder.
+"""The simulator as a planning problem: the oracle of every success table.
 
-Both plan with the true dynamics. The *oracle* scores states by their true distance to the goal: what it
-misses, the planner misses. The *encoder oracle* scores the picture of the last state by token distance, on
-a random subset of tokens: what it misses beyond the oracle, no world model on that encoder can reach.
+It plans with the true dynamics and scores states by their true distance to the goal, or by another cost: what
+it misses, the planner misses.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import GoalEnv
-from sparsewm.model.drop import kept_patches
-from sparsewm.model.latent import Standardizer, gather_patches, random_patches
 
 
 class StateCost(Protocol):
@@ -40,59 +36,6 @@ class TrueDistance:
     def __call__(self, states: np.ndarray) -> Tensor:
         costs = [self.env.shortfall(rows, goal) for rows, goal in zip(states, self.goals, strict=True)]
         return torch.as_tensor(np.stack(costs), dtype=torch.float32)
-
-
-class TokenDistance:
-    """Mean squared error of rendered states to the goal: of tokens, plus alpha times that of proprioception.
-
-    Args:
-        env: renders states. encoder: frozen. standardizer: as in a world model.
-        goals: goal states. drop: fraction of patches dropped, redrawn at every `resample`.
-        alpha: weight of proprioception. generator: source of the masks.
-    """
-
-    def __init__(
-        self,
-        env: GoalEnv,
-        encoder: PatchEncoder,
-        standardizer: Standardizer,
-        goals: Sequence[np.ndarray],
-        drop: float,
-        alpha: float,
-        generator: torch.Generator,
-    ) -> None:
-        self.env, self.encoder, self.standardizer = env, encoder, standardizer
-        self.drop, self.alpha, self.generator = drop, alpha, generator
-        self.goal_tokens, self.goal_proprio = self._observe(np.stack(list(goals)))
-        self.resample()
-
-    def resample(self) -> None:
-        kept = kept_patches(self.encoder.tokens, self.drop)
-        self.patches = random_patches(len(self.goal_tokens), self.encoder.tokens, kept, self.generator)
-
-    @torch.inference_mode()
-    def _observe(self, states: np.ndarray) -> tuple[Tensor, Tensor]:
-        pixels = self.env.render_states(states)
-        dtype = next(self.encoder.parameters()).dtype
-        parts = [
-            self.encoder.encode(part).patches.to(dtype)
-            for part in np.array_split(pixels, -(-len(pixels) // 128))
-        ]
-        proprio = np.stack([self.env.proprio_of(state) for state in states])
-        return self.standardizer.tokens(torch.cat(parts)), self.standardizer.proprio(torch.as_tensor(proprio))
-
-    @torch.inference_mode()
-    def __call__(self, states: np.ndarray) -> Tensor:
-        b, s = states.shape[:2]
-        tokens, proprio = self._observe(states.reshape(b * s, -1))
-        kept = gather_patches(tokens.unflatten(0, (b, s)), self.patches)
-        goal = gather_patches(self.goal_tokens, self.patches)[:, None]
-        cost = self.standardizer.token_error(kept, goal)
-        if self.alpha:
-            cost = cost + self.alpha * (
-                proprio.unflatten(0, (b, s)) - self.goal_proprio[:, None]
-            ).square().mean(-1)
-        return cost.clone()
 
 
 class SimulatorProblem:

@@ -16,17 +16,18 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sparsewm.encoders import PatchEncoder, load_encoder
+from sparsewm.encoders import PatchEncoder, load_encoder, names_code
 from sparsewm.errors import UserError, suggest
 from sparsewm.files import disk_errors, umask
 from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
+from sparsewm.model.hub import CHECKPOINT_FILES as FILES
+from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import planning_dtype
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
-FILES = ("model.safetensors", "config.yaml", "metadata.json")
 
 
 def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
@@ -35,7 +36,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
     Weights are stored in bfloat16, statistics in float32.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or the model holds NaN or infinity.
     """
     path = Path(path)
     with disk_errors(path):
@@ -51,6 +52,10 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
                 for key, value in network.state_dict().items()
             }
             tensors |= {f"standardizer.{k}": v.float() for k, v in model.standardizer.state_dict().items()}
+            if bad := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
+                raise UserError(
+                    f"{bad[0]} of this world model is not finite, nobody could load it: {path} is not written"
+                )
             save_file({k: v.cpu() for k, v in tensors.items()}, temporary / FILES[0])
             config = dataclasses.asdict(model.config) | {"grid": list(model.config.grid)}
             if model.distance is not None:
@@ -89,30 +94,32 @@ def load(
     encoder_name: str | None = None,
     encoder_weights: str | Path | None = None,
     hub_repo: str | Path | None = None,
+    token: str | None = None,
 ) -> WorldModel:
-    """Read a checkpoint folder.
+    """Read a checkpoint.
 
     Args:
-        path: folder written by `save`.
+        path: folder written by `save`, or that of a run; or ``user/name[@revision]`` on the Hugging Face hub.
         device, dtype: where and in what precision the predictor computes.
         environment: name the checkpoint must be for, if given.
         encoder: a loaded encoder to use instead of loading the recorded one.
         encoder_name: name the checkpoint's encoder must have, if given.
         encoder_weights, hub_repo: local files for the encoder (see `load_encoder`).
+        token: of the hub, for private repositories; None: the one this machine is logged in with.
 
     Raises:
-        UserError: not a checkpoint, damaged, or of another environment or encoder.
+        UserError: not a checkpoint, damaged, of another environment or encoder, or not to be had.
     """
-    path = Path(path)
-    missing = [name for name in FILES if not (path / name).is_file()]
+    folder, downloaded = checkpoint_folder(path, token)
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
             f"{path} is no checkpoint folder ({missing[0]} is missing): give the folder that `train` wrote"
         )
     try:
-        config = yaml.safe_load((path / FILES[1]).read_text())
-        metadata = json.loads((path / FILES[2]).read_text())
-        tensors = load_file(path / FILES[0])
+        config = yaml.safe_load((folder / FILES[1]).read_text())
+        metadata = json.loads((folder / FILES[2]).read_text())
+        tensors = load_file(folder / FILES[0])
         config["grid"] = tuple(config["grid"])
         distance, decoder = config.pop("distance", None), config.pop("decoder", None)
         distance_config = None if distance is None else DistanceConfig(**distance)
@@ -120,24 +127,35 @@ def load(
         predictor_config = PredictorConfig(**config)
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
-        resolution = None if seen["resolution"] is None else tuple(map(int, seen["resolution"]))
+        height, width = seen["resolution"] or (0, 0)
+        resolution = (int(height), int(width)) if height else None
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
     if environment is not None and name != environment:
         raise UserError(
-            f"checkpoint {path} was trained for {name}, not {environment}: give --env {name} or another one"
+            f"checkpoint {path} was trained for {name}, not {environment}: give `env` {name} or another one"
         )
     if encoder_name is not None and recorded["name"] != encoder_name:
         raise UserError(
             f"checkpoint {path} was trained on encoder {recorded['name']}, not {encoder_name}: leave "
-            f"--encoder out, or train with --encoder {encoder_name}"
+            f"`encoder` out, or train with {encoder_name}"
         )
     if encoder is None:
-        named = {"name": recorded["name"], "expected_hash": recorded["hash"]}
+        if downloaded and encoder_name is None and names_code(recorded["name"]):
+            raise UserError(
+                f"the encoder of {path} is {recorded['name']}, code that nothing from the hub may choose: "
+                "name the encoder yourself if you trust it"
+            )
         try:
-            sight = {"resolution": resolution, "letterbox": bool(seen["letterbox"])}
-            encoder = load_encoder(**named, weights=encoder_weights, hub_repo=hub_repo, **sight)
+            encoder = load_encoder(
+                recorded["name"],
+                encoder_weights,
+                hub_repo,
+                expected_hash=recorded["hash"],
+                resolution=resolution,
+                letterbox=bool(seen["letterbox"]),
+            )
         except UserError as error:
             raise UserError(str(error).replace("`weights`", "`encoder_weights`")) from None
     elif encoder.hash != recorded["hash"]:
@@ -192,7 +210,7 @@ def pretrained_path(environment: str) -> Path:
     if not path.is_dir():
         raise UserError(
             f"no world model is shipped for '{environment}'.{suggest(environment, shipped())} Train one: "
-            f"sparsewm train --env {environment}, then give its folder with --checkpoint"
+            f"sparsewm train --env {environment}, then give its folder"
         )
     return path
 

@@ -28,16 +28,13 @@ VLAS = PRETRAINED / "vla"
 NONE = "none"
 """The planner's own noise: no sampler."""
 
-GAUSSIAN = "gaussian"
-"""The same, as the command line has called it."""
-
 HUB_NAME = re.compile(r"(hf:)?[\w.-]+/[\w.-]+")
 """A policy on the hub; `hf:` says that no folder is meant."""
 
 
 def known_names() -> list[str]:
     """What proposals may be called, besides folders, hub names and `module:callable`."""
-    return [NONE, GAUSSIAN, *SAMPLERS.names()]
+    return [NONE, *SAMPLERS.names()]
 
 
 def shipped_vlas() -> list[str]:
@@ -87,7 +84,7 @@ def check_proposals(
     Raises:
         UserError: no such sampler.
     """
-    if name in (NONE, GAUSSIAN):
+    if name == NONE:
         return {"proposals": name}
     if _is_sampler(name):
         _factory(name)
@@ -118,7 +115,7 @@ def load_sampler(
     Raises:
         UserError: no such sampler, LeRobot is not installed, or the policy does not fit the interface.
     """
-    if name in (NONE, GAUSSIAN):
+    if name == NONE:
         raise UserError(f"'{name}' stands for the planner's own candidates, no sampler makes them")
     if _is_sampler(name):
         sampler = _factory(name)(interface)

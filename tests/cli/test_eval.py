@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from sparsewm.cli.evaluate import Eval
+from sparsewm.evaluation.cells import Cell
 from tests.cli.commands import PROGRAM, call, shell
 
-QUICK = "--episodes 2 --drops 0 0.5 --yardsticks none random_actions proprio --samples 8 --iterations 2"
-QUICK += " --budget 20"
+QUICK = "--episodes 2 --drops 0 0.5 --yardsticks nothing random_actions proprio --candidates 8 --iterations 2"
+QUICK += " --max-steps 20"
 ROW = {"environment", "selection", "drop", "planner", "proposals", "episodes", "success_rate", "success_ci95"}
 ROW |= {"seconds_per_iteration", "command", "seed"}
 
@@ -31,15 +32,15 @@ def wall(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(place: Path, folder: str = "ev") -> dict[str, dict[str, object]]:
     """Rows of eval.json by cell file name, without times."""
     content = json.loads((place / folder / "eval.json").read_text())
-    kept = ("success_rate", "drop", "selection", "alpha", "cost", "episodes", "seed")
+    kept = ("success_rate", "drop", "selection", "proprio_weight", "cost", "episodes", "seed")
     return {row["command"]: {key: row[key] for key in kept} for row in content["rows"]}
 
 
 def test_eval_writes_every_row_a_table_and_two_plots(wall: Path) -> None:
     content = json.loads((wall / "ev" / "eval.json").read_text())
     assert all(row.keys() >= ROW for row in content["rows"])
-    cells = [(row["selection"], row["drop"], row["alpha"], row["cost"]) for row in content["rows"]]
-    expected = [("none", 0.0, 1.0, "temporal"), ("random_actions", 0.0, 1.0, "temporal")]
+    cells = [(row["selection"], row["drop"], row["proprio_weight"], row["cost"]) for row in content["rows"]]
+    expected = [("nothing", 0.0, 1.0, "temporal"), ("random_actions", 0.0, 1.0, "temporal")]
     expected += [("proprio", 0.5, 1.0, "mse")]
     for alpha, cost in ((1.0, "temporal"), (0.0, "temporal"), (1.0, "mse")):
         expected += [("random", drop, alpha, cost) for drop in (0.0, 0.5)]
@@ -50,64 +51,80 @@ def test_eval_writes_every_row_a_table_and_two_plots(wall: Path) -> None:
         assert (wall / "ev" / plot).stat().st_size > 1000
 
 
+def cells_of(flags: str) -> list[Cell]:
+    """The cells of a command."""
+    return list(Eval.parse(flags.split()).cells())
+
+
 def test_proprioception_alone_is_a_cost_where_planning_leaves_it_out() -> None:
-    cells = {
-        name: cell
-        for name in ("rope", "pusht")
-        for cell in Eval(envs=(name,), yardsticks=("proprio",), drops=()).cells()
+    weights = {
+        cell.config.env: cell.config.cost.proprio_weight
+        for cell in cells_of("--envs rope pusht --yardsticks proprio --drops")
     }
-    assert cells["rope"].plan.alpha == 1.0  # Rope plans with alpha 0
-    assert cells["pusht"].plan.alpha is None  # as its settings have it
+    assert weights == {"rope": 1.0, "pusht": 0.1}  # Rope plans without it, PushT with some
 
 
 def test_variants_are_planned_at_few_of_the_ratios() -> None:
-    cells = [*Eval(envs=("wall",), yardsticks=(), drops=(0.0, 0.3, 0.5), variant_drops=(0.5, 0.7)).cells()]
-    found = [(cell.plan.alpha, cell.plan.cost, cell.plan.drop) for cell in cells]
-    assert found == [(None, None, drop) for drop in (0.0, 0.3, 0.5)] + [(0.0, None, 0.5), (None, "mse", 0.5)]
+    cells = cells_of("--envs wall --yardsticks --drops 0 0.3 0.5 --variant-drops 0.5 0.7")
+    found = [
+        (one.cost.proprio_weight, one.cost.objective, one.tokens.drop) for one in (c.config for c in cells)
+    ]
+    usual = [(1.0, "temporal", drop) for drop in (0.0, 0.3, 0.5)]
+    assert found == [*usual, (0.0, "temporal", 0.5), (1.0, "mse", 0.5)]
+
+
+def test_flags_of_plan_hold_for_every_cell() -> None:
+    cells = cells_of("--envs rope pusht --yardsticks oracle --drops 0.5 --iterations 2 --run.batch 3")
+    assert {(c.config.search.iterations, c.config.run.batch) for c in cells} == {(2, 3)}
+    assert [c.config.search.horizon for c in cells] == [1, 1, 5, 5]  # the environments' own stay
+    assert {c.config.run.episodes for c in cells} == {60}
 
 
 def test_the_image_token_is_asked_alone_too_where_proprioception_is_the_state(tmp_path: Path) -> None:
     found = {
         name: [
-            (cell.name, cell.plan.alpha)
-            for cell in Eval(
-                envs=(name,), yardsticks=("cls",), drops=(), cls_checkpoints=tmp_path, vision_only=vision
-            ).cells()
+            (cell.name, cell.config.cost.proprio_weight)
+            for cell in cells_of(
+                f"--envs {name} --yardsticks cls --drops --cls-checkpoints {tmp_path} {flag}"
+            )
         ]
-        for name, vision in (("wall", True), ("pointmaze", False), ("rope", True))
+        for name, flag in (("wall", ""), ("pointmaze", "--no-vision-only"), ("rope", ""))
     }
-    assert found["wall"] == [("wall-cls", None), ("wall-cls-alpha0", 0.0)]
-    assert found["pointmaze"] == [("pointmaze-cls", None)]
-    assert found["rope"] == [("rope-cls", None)]  # plans by vision alone anyway
+    assert found["wall"] == [("wall-cls", 1.0), ("wall-cls-proprio0", 0.0)]
+    assert found["pointmaze"] == [("pointmaze-cls", 1.0)]
+    assert found["rope"] == [("rope-cls", 0.0)]  # plans by vision alone anyway
 
 
 def test_the_command_of_a_row_gives_that_row(wall: Path) -> None:
     row = json.loads((wall / "ev" / "eval.json").read_text())["rows"][6]
-    assert row["alpha"] == 0.0
+    assert row["proprio_weight"] == 0.0
     done = shell(wall, row["command"].removeprefix("sparsewm "), "--output again")
     assert done.returncode == 0, done.stderr
     again = json.loads((wall / "again" / "results.json").read_text())
-    assert again["success_rate"] == row["success_rate"] and again["settings"]["alpha"] == 0.0
+    assert again["success_rate"] == row["success_rate"] and again["settings"]["cost"]["proprio_weight"] == 0.0
 
 
 def test_finished_cells_are_kept_and_changed_ones_run_again(wall: Path) -> None:
     cells = wall / "ev" / "cells"
     before = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
-    (cells / "wall-none.json").unlink()
+    (cells / "wall-nothing.json").unlink()
     edited = cells / "wall-random-drop0.5-mse.json"
     content = json.loads(edited.read_text())
-    content["request"]["samples"] = 3
+    content["request"]["search"]["candidates"] = 3
     edited.write_text(json.dumps(content))
-    older = cells / "wall-random-drop0.5.json"  # written before there was this setting: nothing has changed
+    older = cells / "wall-random-drop0.5.json"  # of another version of the code
     content = json.loads(older.read_text())
-    del content["request"]["scored"]
+    content["request"]["code"] = "0" * 12
     older.write_text(json.dumps(content))
-    before[older.name] = older.stat().st_mtime_ns
     known = rows(wall)
     done = shell(wall, "eval --envs wall", QUICK, "--output ev")
     assert done.returncode == 0, done.stderr
     after = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
-    assert {name for name in after if after[name] != before.get(name)} == {"wall-none.json", edited.name}
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "wall-nothing.json",
+        edited.name,
+        older.name,
+    }
     assert rows(wall) == known
 
 
@@ -126,7 +143,7 @@ def test_times_of_all_rows_are_taken_in_turns_whatever_the_cells_took(wall: Path
         found[timed] = next(row for row in report["rows"] if row["command"] == content["command"])
     cell.write_text(before)
     assert found[0]["seconds_per_plan"]["median"] > 1000
-    for name in ("iteration", "plan", "episode"):
+    for name in ("iteration", "plan"):
         assert 0 < found[2][f"seconds_per_{name}"]["median"] < 60, name
     assert found[2]["seconds_per_iteration"]["median"] < found[2]["seconds_per_plan"]["median"]
     assert report["timed"] == 2 and report["machine"]["threads"] >= 1
@@ -135,14 +152,14 @@ def test_times_of_all_rows_are_taken_in_turns_whatever_the_cells_took(wall: Path
 def test_a_table_of_what_is_finished_runs_nothing(wall: Path, tmp_path: Path) -> None:
     few = tmp_path / "ev" / "cells"
     few.mkdir(parents=True)
-    for name in ("wall-none", "wall-random-drop0.5"):
+    for name in ("wall-nothing", "wall-random-drop0.5"):
         (few / f"{name}.json").write_bytes((wall / "ev" / "cells" / f"{name}.json").read_bytes())
     done = shell(
         tmp_path, "eval --envs wall", QUICK, "--output ev --no-run-missing --timed 0 --device cpu,cpu"
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
-    assert [(row["selection"], row["drop"]) for row in found] == [("none", 0.0), ("random", 0.5)]
+    assert [(row["selection"], row["drop"]) for row in found] == [("nothing", 0.0), ("random", 0.5)]
     assert len(list(few.iterdir())) == 2
     done = shell(tmp_path, "eval --envs rope", QUICK, "--output ev --no-run-missing")
     assert done.returncode == 2 and "no finished cell" in done.stderr
@@ -180,18 +197,20 @@ def test_candidates_of_a_policy_have_rows_of_their_own(tmp_path: Path) -> None:
         "SAMPLERS.register('rest', Rest)\n"
         "if __name__ == '__main__': main()\n"
     )
-    flags = "eval --envs wall --episodes 1 --drops 0.5 --yardsticks none policy --samples 8 --iterations 2"
-    flags += " --budget 10 --no-mse --no-vision-only --proposals gaussian rest --proposal-modes replace seed"
-    flags += " --candidates 3 --goal-source trajectory --goal-offset 10 --output ev"
+    flags = (
+        "eval --envs wall --episodes 1 --drops 0.5 --yardsticks nothing policy --candidates 8 --iterations 2"
+    )
+    flags += " --max-steps 10 --no-mse --no-vision-only --policies rest --modes replace seed"
+    flags += " --proposals.samples 3 --goal.source trajectory --goal.offset 10 --output ev"
     command = [sys.executable, str(program), *flags.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
     names = [(row["selection"], row["proposals"], row["proposal_mode"]) for row in found]
     assert names == [
-        ("none", "gaussian", "replace"),
+        ("nothing", "none", "replace"),
         ("policy", "rest", "replace"),
-        ("random", "gaussian", "replace"),
+        ("random", "none", "replace"),
         ("random", "rest", "replace"),
         ("random", "rest", "seed"),
     ]
@@ -208,7 +227,7 @@ def test_candidates_of_a_policy_have_rows_of_their_own(tmp_path: Path) -> None:
 def test_workers_and_ray_find_the_same(tmp_path: Path, wall: Path, flags: str) -> None:
     if "ray" in flags:
         pytest.importorskip("ray")
-    few = "--yardsticks none proprio --drops 0.5 --no-mse --no-vision-only"
+    few = "--yardsticks nothing proprio --drops 0.5 --no-mse --no-vision-only"
     done = shell(tmp_path, "eval --envs wall", QUICK, few, flags, "--output ev")
     assert done.returncode == 0, done.stderr
     found, known = rows(tmp_path), rows(wall)
@@ -223,9 +242,8 @@ def test_the_image_token_alone_is_a_yardstick(tmp_path: Path) -> None:
         shell_dataset(tmp_path),
     )
     assert done.returncode == 0, done.stderr
-    flags = (
-        "--envs rope --episodes 1 --budget 2 --drops 0.5 --yardsticks cls --cls-checkpoints cls --output ev"
-    )
+    flags = "--envs rope --episodes 1 --max-steps 2 --drops 0.5 --yardsticks cls --cls-checkpoints cls"
+    flags += " --output ev"
     done = shell(tmp_path, "eval", flags)
     assert done.returncode == 0, done.stderr
     cls, sparse = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
@@ -245,7 +263,7 @@ def shell_dataset(place: Path) -> Path:
     [
         ("--envs wal", ["Did you mean 'wall'?"]),
         ("--envs wall --drops 1", ["--drop must be at least 0 and below 1"]),
-        ("--envs wall --yardsticks nothing", ["unknown yardsticks 'nothing'", "none"]),
+        ("--envs wall --yardsticks none", ["unknown --yardsticks 'none'", "nothing"]),
         ("--envs all --checkpoints nowhere", ["nowhere", "holds no run"]),
         ("--envs wall --checkpoints nowhere", ["nowhere", "is no checkpoint"]),
         ("--envs wall --episodes 0", ["--episodes must be at least 1"]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sparsewm
-from sparsewm import envs, planners
+from sparsewm import envs
 from sparsewm.evaluation.statistics import spearman
 from sparsewm.kernels import LAYOUTS, Kernels, kernels, layers_library
 from sparsewm.model.checkpoint import shipped
@@ -42,14 +42,14 @@ def test_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", shipped())
 def test_python_plans_with_the_shipped_model(name: str) -> None:
     env = envs.make(name)
-    model = sparsewm.load_pretrained(name)
-    assert (model.environment, model.frameskip) == (name, env.frameskip)
+    search = {"candidates": 16, "elites": 4, "iterations": 2}
+    agent = sparsewm.Agent.from_pretrained(name, drop=0.5, search=search)
+    assert (agent.model.environment, agent.model.frameskip) == (name, env.frameskip)
     observation, _ = env.reset(seed=0)
-    goal = env.render_state(env.sample_goal())
-    problem = model.planning_problem(observation, goal, drop=0.5)
-    plan = planners.CEM(candidates=16, elites=4, iterations=2).plan(problem)
-    assert plan.actions.shape == (1, 5, env.frameskip * env.action_dim)
-    assert bool(torch.isfinite(plan.cost).all())
+    agent.reset(env.goal_observation())
+    actions = agent.act(observation)
+    assert actions.shape[1] == env.action_space.shape[0] and len(actions) % env.frameskip == 0
+    assert env.action_space.contains(actions[0])
 
 
 @pytest.mark.parametrize("name", ["pusht", "wall"])
@@ -57,14 +57,16 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
 def test_the_fastest_precision_ranks_candidates_as_float32_does(name: str, drop: float) -> None:
     env, generator = envs.make(name), torch.Generator().manual_seed(0)
     costs = []
-    for dtype in (None, torch.float32):
-        model = sparsewm.load_pretrained(name, "cpu", dtype)
+    for dtype in ("auto", "float32"):
+        agent = sparsewm.Agent.from_pretrained(
+            name, device="cpu", dtype=dtype, drop=drop, objective="mse", frame="last", proprio_weight=1.0
+        )
         observation, _ = env.reset(seed=0)
-        problem = model.planning_problem(observation, env.render_state(env.goal), drop=drop)
-        shape = (1, 256, problem.horizon, model.action_dim)
+        agent.reset(env.goal_observation())
+        problem = agent.problem(observation)
+        shape = (1, 256, problem.horizon, problem.action_dim)
         if not costs:
             actions = torch.randn(*shape, generator=generator).clamp(-1, 1)
-        problem.resample(0)
         costs.append(problem.cost(actions)[0].numpy())
     assert spearman(*costs) > 0.995
 
@@ -77,15 +79,17 @@ def test_the_shipped_vla_proposes_and_the_world_model_chooses(
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 8e6
     assert "Made by" in (folder / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
-    code, _, err = call(f"plan --env {name} --proposals vla --candidates 4 --budget 60 --no-video")
+    code, _, err = call(
+        f"plan --env {name} --proposals vla --proposals.samples 4 --max-steps 60 --run.no-video"
+    )
     assert code == 0, err
     content = json.loads(Path("runs/plan/results.json").read_text())
-    assert (content["proposals"], content["settings"]["proposal_mode"]) == ("vla", "replace")
+    assert (content["proposals"], content["settings"]["proposals"]["mode"]) == ("vla", "replace")
 
 
 def test_wall_is_solved_at_half_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = call("plan --env wall --drop 0.5 --episodes 4 --batch 4 --no-video")
+    code, _, err = call("plan --env wall --drop 0.5 --episodes 4 --run.batch 4 --run.no-video")
     assert code == 0, err
     content = json.loads(Path("runs/plan/results.json").read_text())
     assert content["success_rate"] >= 0.75  # 90% and more over many episodes

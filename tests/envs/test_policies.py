@@ -19,14 +19,14 @@ def collect(
     actions = np.empty((episodes, steps, env.action_dim), np.float32)
     for episode in range(episodes):
         rng = np.random.default_rng([seed, episode])
-        env._np_random = rng
+        env.np_random = rng
         env.set_state(env.sample_state())
         policy = exploration_policy(env, rng)
         policy.reset(env.state)
         states[episode, 0] = env.state
         for t in range(steps):
             actions[episode, t] = policy.act(env.state)
-            env._advance(actions[episode, t].astype(np.float64))
+            env.step(actions[episode, t])
             states[episode, t + 1] = env.state
     return states, actions
 
@@ -105,7 +105,7 @@ def test_pusht_brings_the_t_back_from_a_wall() -> None:
         policy.reset(env.state)
         centre = []
         for _ in range(100):
-            env._advance(policy.act(env.state).astype(np.float64))
+            env.step(policy.act(env.state))
             centre.append(env.state[2:4] + rotated(np.array([CENTRE]), env.state[4])[0])
         away.append(np.hypot(*(np.array(centre) - 256).T).min())
     assert np.mean(np.array(away) < 110) > 0.7

@@ -1,0 +1,1 @@
+"""Bridges to other projects; none of them is imported before it is used."""
