@@ -71,7 +71,7 @@ def print_help() -> None:
     """What commands there are."""
     console = Console()
     console.print("usage: sparsewm COMMAND [--help]\n", highlight=False)
-    console.print("Plan from pixels in a sparse DINO world model.", highlight=False)
+    console.print("Plan from pixels in a sparse world model of patch tokens.", highlight=False)
     console.print("First: [bold]sparsewm plan --env pusht --drop 0.5[/]\n", highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, (_, summary) in COMMANDS.items():
