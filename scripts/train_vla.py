@@ -40,7 +40,6 @@ from scripts.lab.imitation import last_checkpoint, make_policy, train
 from scripts.lab.states import instruction, make_simulator
 from scripts.lab.vision import begin_anew, remember_vision, single, teach_vision, visible, with_goals
 from sparsewm.cli.common import progress_bar
-from sparsewm.config import at_least
 from sparsewm.data import open_dataset
 from sparsewm.data.cameras import BOTH, LUMINANCE
 from sparsewm.errors import UserError
@@ -48,6 +47,7 @@ from sparsewm.files import umask
 from sparsewm.precision import choose_dtype
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.names import check_weights
+from sparsewm.trees import at_least
 
 SIZES = BackboneSizes()
 CHUNK = 25  # actions

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +22,12 @@ from sparsewm.model.objectives import OBJECTIVES, Objective, TokenError
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import WorldModel
 from sparsewm.observations import Memory, Observation, Seen, checked, same_aspect, stacked, unbatched
-from sparsewm.planners import MPC, PLANNERS, Plan, PlanningError, PlanningProblem, ProposalSampler
+from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.planners.seeding import generator
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals import load_sampler
-
-SPARE = 0.02
-"""Share of a deadline that is kept for what cannot be foreseen."""
+from sparsewm.proposals.candidates import as_planned, propose
+from sparsewm.receding import Receding
 
 
 @dataclass
@@ -54,77 +52,6 @@ class Decision:
     imagined: np.ndarray | None
     seconds: float
     seconds_per_iteration: list[float]
-
-
-class ExecutableProblem(PlanningProblem, Protocol):
-    """A planning problem that knows what the environment executes for a planned action."""
-
-    def executed(self, actions: Tensor) -> Tensor:
-        """Planned actions (..., H, action_dim) as environment actions (..., H, frameskip * A)."""
-        ...
-
-    def steps(self, actions: Tensor) -> Tensor:
-        """How many of the planned model steps (B, H, action_dim) lead to the frame that was scored: (B,)."""
-        ...
-
-
-class Receding:
-    """Plans problems of many episodes and says what to execute of each plan, at most up to the scored frame.
-
-    Args:
-        config: planner, its settings and its deadline.
-    """
-
-    def __init__(self, config: PlanConfig) -> None:
-        search = config.search
-        kind = PLANNERS.get(search.planner)
-        options = {"candidates": search.candidates, "elites": search.elites, "iterations": search.iterations}
-        wanted = inspect.signature(kind).parameters
-        options = {name: value for name, value in options.items() if name in wanted}
-        self.mpc = MPC(kind(**options, seed=config.run.seed), search.execute)
-        self.mode = "seed" if config.proposals.source == NO_PROPOSALS else config.proposals.mode
-        self.deadline = None if search.deadline_ms is None else search.deadline_ms / 1000
-        self._afterwards = 0.0  # seconds a plan takes after the search; the slowest lately
-        self.cold = self.deadline is not None  # a deadline asks for a warm-up first
-
-    def reset(self, seeds: Sequence[int]) -> None:
-        """Begin episodes with these seeds of their candidates."""
-        self.mpc.reset(seeds)
-
-    def plan(
-        self,
-        problem: ExecutableProblem,
-        active: np.ndarray,
-        episodes: int,
-        proposals: Tensor | None,
-        started: float,
-    ) -> tuple[Plan, list[np.ndarray]]:
-        """A plan of the active episodes, and the environment actions (n, frameskip * A) to execute of each.
-
-        Args:
-            active: their numbers among the `episodes`. proposals: candidates (B, K, H, action_dim).
-            started: when the observation came, by `time.perf_counter`.
-        """
-        mask = torch.zeros(episodes, dtype=torch.bool)
-        mask[torch.as_tensor(active)] = True
-        left = None
-        if self.deadline is not None:
-            left = (1 - SPARE) * self.deadline - (time.perf_counter() - started) - self._afterwards
-        plan = self.mpc.plan(problem, mask, proposals, left, self.mode)
-        searched = time.perf_counter()
-        count = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
-        self._afterwards = max(time.perf_counter() - searched, 0.9 * self._afterwards)
-        actions = problem.executed(plan.actions).cpu().numpy()
-        return plan, [row[:n] for row, n in zip(actions, count, strict=True)]
-
-    def warm_up(self, problem: ExecutableProblem, proposals: Tensor | None) -> None:
-        """Find out how fast this machine is, on a problem whose random numbers nobody needs."""
-        self.cold = False
-        self.mpc.planner.warm_up(problem, proposals, self.mode)
-        assert problem.mean is not None
-        started = time.perf_counter()
-        problem.steps(problem.mean.expand(problem.batch, -1, -1))
-        self._afterwards = time.perf_counter() - started
 
 
 class Agent:
@@ -242,7 +169,8 @@ class Agent:
             environment actions float32 (n, A), to be executed one after the other; of a batch a list of them.
 
         Raises:
-            UserError: no episode was begun, an observation that the model does not take, or no plan can be made.
+            UserError: no episode was begun, the model does not take such an observation, or no plan can be
+                made.
         """
         started = time.perf_counter()
         rows = self._rows(observation, active)
@@ -324,7 +252,8 @@ class Agent:
                 height, width = one["pixels"].shape[:2]
                 raise UserError(
                     f"pictures of {height} x {width} (height x width) have another aspect ratio than the "
-                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or set `letterbox` to pad"
+                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or pad them by "
+                    "`letterbox`"
                 )
             aspect = picture[0] / picture[1]
         return checked(one, self.interface.proprio_dim, aspect)
@@ -456,52 +385,6 @@ class Agent:
         return as_planned(actions, problem)
 
 
-def propose(
-    sampler: ProposalSampler,
-    memories: Sequence[Memory],
-    instruction: str | None,
-    samples: int,
-    steps: int,
-    action_dim: int,
-) -> Tensor:
-    """Environment actions (B, samples, steps, A) that a sampler proposes for what is seen now.
-
-    A sampler with an attribute `frames` above 1 is shown that many environment steps up to now.
-
-    Raises:
-        PlanningError: the sampler returned another shape, or NaN.
-    """
-    frames: int = getattr(sampler, "frames", 1)
-    seen = [memory.last(frames) for memory in memories]
-    present: dict[str, np.ndarray] = {
-        "pixels": np.stack([[one.pixels for one in row] for row in seen]),
-        "proprio": np.stack([[one.proprio for one in row] for row in seen]),  # type: ignore[misc]
-    }
-    if frames == 1:
-        present = {name: value[:, 0] for name, value in present.items()}
-    goals = [memory.goal_seen for memory in memories]
-    goal = {
-        "pixels": np.stack([one.pixels for one in goals]),
-        "proprio": np.stack([one.proprio for one in goals if one.proprio is not None]),
-    }
-    actions = sampler.propose(present, goal, instruction, samples, steps)
-    shape = (len(memories), samples, steps, action_dim)
-    if tuple(actions.shape) != shape:
-        raise PlanningError(f"proposals must have shape {shape}, not {tuple(actions.shape)}")
-    if not bool(actions.isfinite().all()):
-        raise PlanningError("proposals contain NaN or infinite values")
-    return actions
-
-
-def as_planned(actions: Tensor, problem: PlanningProblem) -> Tensor:
-    """Environment actions (B, K, H * frameskip, A) as a problem plans them (B, K, H, action_dim).
-
-    Where it plans one action per model step and holds it, that is their mean over the step.
-    """
-    steps = actions.unflatten(2, (problem.horizon, -1))  # (B, K, H, frameskip, A)
-    return steps.mean(3) if problem.action_dim == actions.shape[-1] else steps.flatten(3)
-
-
 def interface_of(model: WorldModel) -> Interface:
     """What a model is shown and asked to do; of checkpoints older than that record from its environment.
 
@@ -511,13 +394,14 @@ def interface_of(model: WorldModel) -> Interface:
     found = model.interface
     if found is None:
         raise UserError(
-            f"the checkpoint of '{model.environment}' does not say what its actions are: train it again, or add "
-            "`interface` to its metadata.json (sparsewm.model.interface)"
+            f"the checkpoint of '{model.environment}' does not say what its actions are: train it again, or "
+            "add an interface to its metadata.json (sparsewm.model.interface)"
         )
     sizes = (found.action_dim * found.frameskip, max(1, found.proprio_dim))
     if sizes != (model.action_dim, model.config.proprio_dim) or found.frameskip != model.frameskip:
         raise UserError(
-            f"the interface of this checkpoint ({sizes[0]} action and {sizes[1]} proprioception numbers per model "
-            f"step) does not fit its predictor ({model.action_dim} and {model.config.proprio_dim}): train it again"
+            f"the interface of this checkpoint ({sizes[0]} action and {sizes[1]} proprioception numbers per "
+            f"model step) does not fit its predictor ({model.action_dim} and {model.config.proprio_dim}): "
+            "train it again"
         )
     return replace(found, name=model.environment)

@@ -8,20 +8,17 @@ this tree. A file or a flag names what differs from it: ``--search.iterations 8`
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from tyro.conf import arg
 
 from sparsewm import envs
 from sparsewm.errors import UserError, suggest
 from sparsewm.planners import PLANNERS, ProposalMode
-
-Tree = TypeVar("Tree")
+from sparsewm.trees import at_least, leaf_sections, merged, one_of, plain, read_yaml
 
 Frame = Literal["last", "min"]
 Resample = Literal["iteration", "plan", "episode"]
@@ -32,7 +29,7 @@ Actor = Literal["planner", "oracle", "nothing", "random", "policy"]
 NO_PROPOSALS = "none"
 
 EPISODES_PER_SEED = 100_000
-"""Episodes of two seeds have nothing in common: those of seed s are s * EPISODES_PER_SEED and the following."""
+"""Two seeds have no episode in common: those of seed s are s * EPISODES_PER_SEED and the following."""
 
 SEEDS = 9_000
 """Seeds of an evaluation are below; those of recorded data are not held out from it otherwise."""
@@ -110,8 +107,8 @@ class ProposalConfig:
     source: Annotated[str, usual("proposals")] = NO_PROPOSALS
     """none, vla (shipped), folder or hub name of a LeRobot policy, or module:name of your own."""
     mode: ProposalMode = "replace"
-    """replace: score the proposals, take the best. seed: mix them into the first iteration. prior: search from
-    a Gaussian fitted to them."""
+    """replace: score the proposals, take the best. seed: mix them into the first iteration. prior: search
+    from a Gaussian fitted to them."""
     samples: int = 16
     """Proposals per plan."""
     instruction: str | None = None
@@ -125,8 +122,8 @@ class RunConfig:
     """What is run, on what, and what is written."""
 
     actor: Actor = "planner"
-    """Who acts: planner; or a yardstick: oracle (plans in the true simulator), nothing, random, policy (executes
-    the first proposal)."""
+    """Who acts: planner; or a yardstick: oracle (plans in the true simulator), nothing, random, policy
+    (executes the first proposal)."""
     episodes: Annotated[int, usual("episodes")] = 1
     """Episodes."""
     batch: int = 1
@@ -219,7 +216,7 @@ class PlanConfig:
         """The tree, with what follows from other settings filled in.
 
         Where an environment's usual elites are more than the candidates, or more is usually executed than the
-        horizon, these are lowered. Nothing is searched where proposals replace candidates, so these are scored
+        horizon, these are lowered. Nothing is searched where proposals replace candidates: these are scored
         as they are, without action repeat.
 
         Raises:
@@ -271,7 +268,9 @@ class PlanConfig:
         if self.proposals.source != NO_PROPOSALS and run.actor in ("nothing", "random"):
             raise UserError(f"`actor` {run.actor} asks for no proposals: leave `proposals` out")
         if goal.source == "trajectory" and goal.offset > goal.max_steps:
-            raise UserError(f"`offset` {goal.offset} is more than `max_steps` {goal.max_steps}: lower it")
+            raise UserError(
+                f"`offset` {goal.offset} is more than the {goal.max_steps} steps of `max_steps`: lower it"
+            )
         repeat = search.action_repeat and (
             self.proposals.source == NO_PROPOSALS or self.proposals.mode != "replace"
         )
@@ -301,101 +300,3 @@ def config_folder() -> Path:
 def environment_file(name: str) -> Path:
     """The settings of an environment, where there are any."""
     return config_folder() / "environments" / f"{name}.yaml"
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        UserError: no such file, or no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not readable YAML ({error}): give another file") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold settings by name, not {type(content).__name__}")
-    return content
-
-
-def merged(tree: Tree, content: Mapping[str, Any], source: str) -> Tree:
-    """A tree of dataclasses with the values of nested mappings in place of its own.
-
-    Raises:
-        UserError: `source` names a setting that does not exist, or gives one a value of another kind.
-    """
-    changes: dict[str, Any] = {}
-    known = {part.name: getattr(tree, part.name) for part in fields(tree)}  # type: ignore[arg-type]
-    for name, value in content.items():
-        if name not in known:
-            raise UserError(f"{source}: there is no setting `{name}`.{suggest(str(name), known)}")
-        present = known[name]
-        if is_dataclass(present):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{source}: `{name}` holds settings by name, not {value!r}")
-            changes[name] = merged(present, value, source)
-        else:
-            changes[name] = _fitting(name, present, value, source)
-    return replace(tree, **changes)  # type: ignore[type-var]
-
-
-def _fitting(name: str, present: Any, value: Any, source: str) -> Any:
-    """A value of the kind that a setting has now."""
-    if present is None or value is None or isinstance(value, Path):
-        return value
-    if isinstance(present, Path):
-        return Path(value)
-    kind = type(present)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    good = (kind is float and (whole or isinstance(value, float))) or (kind is int and whole)
-    if kind is tuple and isinstance(value, list | tuple):
-        return tuple(value)
-    if good or (kind not in (int, float) and isinstance(value, kind)):
-        return kind(value)
-    raise UserError(f"{source}: `{name}` must be {kind.__name__}, not {value!r}")
-
-
-def leaf_sections(tree: Any) -> dict[str, str]:
-    """The section of every leaf of a two-level tree, by the leaf's name where that is unique."""
-    found: dict[str, list[str]] = {}
-    for section in fields(tree):
-        part = getattr(tree, section.name)
-        if is_dataclass(part):
-            for leaf in fields(part):
-                found.setdefault(leaf.name, []).append(section.name)
-    return {name: sections[0] for name, sections in found.items() if len(sections) == 1}
-
-
-def plain(value: Any) -> Any:
-    """Nested values as JSON takes them."""
-    if isinstance(value, Mapping):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(part) for part in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def differences(tree: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of what a tree has otherwise than another one."""
-    for part in fields(tree):
-        mine, theirs = getattr(tree, part.name), getattr(other, part.name)
-        if is_dataclass(mine):
-            yield from differences(mine, theirs, f"{prefix}{part.name}.")
-        elif mine != theirs:
-            yield f"{prefix}{part.name}", mine
-
-
-def one_of(argument: str, name: str, known: Iterable[str]) -> None:
-    """Raise a `UserError`, with the nearest known name, unless `name` is known."""
-    known = list(known)
-    if name not in known:
-        raise UserError(f"unknown `{argument}` '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
-
-
-def at_least(smallest: float, **arguments: float | None) -> None:
-    """Raise a `UserError` unless every argument is left out (None) or a finite number from `smallest` up."""
-    for name, value in arguments.items():
-        if value is not None and not smallest <= value < math.inf:
-            raise UserError(f"`{name}` must be at least {smallest:g}, got {value:g}")

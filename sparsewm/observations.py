@@ -118,8 +118,8 @@ class Memory:
         goal: the goal's frame. goal_seen: as it was shown, for proposals.
         depth: environment steps that are remembered.
         step: environment steps taken. pending: actions (n, A) handed out and not known to be taken.
-        taken: the last actions, at most `depth`. seen, latents: what was shown, and what of it was encoded, by
-            environment step.
+        taken: the last actions, at most `depth`. seen, latents: what was shown, and what of it was encoded,
+            by environment step.
     """
 
     goal: Latent

@@ -85,5 +85,6 @@ def _trajectory_task(env: SimulatedGoalEnv, seed: int, offset: int) -> Task:
             if not env.is_success(start, goal):
                 return Task(seed, start, goal)
     raise UserError(
-        f"{_ATTEMPTS} trajectories hold no goal {offset} steps ahead that is not reached already: raise `offset`"
+        f"{_ATTEMPTS} trajectories hold no goal {offset} steps ahead that is not reached already: raise "
+        "`offset`"
     )

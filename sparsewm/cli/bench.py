@@ -11,14 +11,15 @@ from rich.table import Table
 
 import sparsewm
 from sparsewm.cli.common import command_line, output_folder, progress_bar
-from sparsewm.config import at_least
 from sparsewm.evaluation.bench import bench_model, measure, measure_plans, paper_model
 from sparsewm.files import write_json
 from sparsewm.model import kept_patches
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_bench
-from sparsewm.settings import make_env, preset
+from sparsewm.settings import make_env
 from sparsewm.tasks import check_seed
+from sparsewm.training.config import preset
+from sparsewm.trees import at_least
 
 
 def profile_table(profile: dict[str, list[dict[str, Any]]]) -> Table:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from sparsewm import envs
 from sparsewm.cli.common import command_line, output_folder, progress_bar
-from sparsewm.config import at_least
 from sparsewm.data import collect, open_dataset
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
@@ -16,6 +15,7 @@ from sparsewm.files import slug, write_json
 from sparsewm.report.plots import plot_dataset
 from sparsewm.settings import environment_settings, make_env
 from sparsewm.tasks import check_seed
+from sparsewm.trees import at_least
 
 EPISODES, STEPS = 200, 100  # of a recording in an environment that is not ours
 

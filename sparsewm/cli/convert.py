@@ -13,10 +13,11 @@ from tyro.conf import Positional
 from sparsewm import envs
 from sparsewm.cli.common import progress_bar
 from sparsewm.cli.inspect import reading
-from sparsewm.config import PlanConfig, at_least
+from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, open_dataset
 from sparsewm.data.convert import Resize, chosen_episodes, resizer, write_hdf5
 from sparsewm.errors import UserError
+from sparsewm.trees import at_least
 
 
 @dataclass

@@ -13,7 +13,7 @@ import tyro
 import sparsewm
 from sparsewm import envs
 from sparsewm.cli.common import about, command_line, output_folder, parse_plan, progress_bar
-from sparsewm.config import NO_PROPOSALS, PlanConfig, at_least, one_of
+from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.errors import UserError
 from sparsewm.evaluation.cells import Cell, cell_path, read_cell, retime, run_cells, time_cells
 from sparsewm.evaluation.machine import machine
@@ -24,6 +24,7 @@ from sparsewm.planners import ProposalMode
 from sparsewm.precision import choose_device
 from sparsewm.report.plots import plot_success
 from sparsewm.settings import make_env
+from sparsewm.trees import at_least, one_of
 
 YARDSTICKS = ("nothing", "random_actions", "oracle", "cls", "proprio", "policy")
 PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large")
@@ -71,8 +72,8 @@ class Eval:
     """Folder of training runs on the image token (sparsewm train --encoder embedded:cls); without it the
     cls rows are left out."""
     timed: int = 5
-    """Decisions of every cell timed at the end, the cells of an environment in turns by this process alone, so
-    that times of rows compare; 0: the times of each cell's own run."""
+    """Decisions of every cell timed at the end, the cells of an environment in turns by this process alone,
+    so that times of rows compare; 0: the times of each cell's own run."""
     run_missing: bool = True
     """Run what is not finished; otherwise table and plots are of the finished cells alone."""
     workers: int = 1

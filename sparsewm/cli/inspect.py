@@ -15,13 +15,13 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from sparsewm.cli.common import output_folder, progress_bar
-from sparsewm.config import at_least
 from sparsewm.data import open_dataset
 from sparsewm.data.inspect import contact_sheet, describe
 from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.predictor import PredictorConfig
+from sparsewm.trees import at_least
 
 FRAMESKIP = 5
 SHOWN = 40  # numbers listed on the screen
@@ -59,7 +59,8 @@ class Inspect:
             )
         said = dataset.attributes.get("frameskip")
         frameskip = self.frameskip or (said if isinstance(said, int) and said > 0 else FRAMESKIP)
-        encoder = load_encoder(self.encoder)
+        height, width = dataset.pixels.shape[1:3]
+        encoder = load_encoder(self.encoder, picture=(int(height), int(width)))
         found = describe(dataset, self.history + self.horizon, frameskip, encoder.tokens, encoder.dim)
         found["encoder"] = encoder.name
         folder, name = output_folder(self.output), dataset.path.stem or "dataset"

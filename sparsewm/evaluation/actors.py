@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from sparsewm.agent import Agent, Decision, Receding, as_planned, propose
+from sparsewm.agent import Agent, Decision
 from sparsewm.config import PlanConfig
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.episodes import Episode
@@ -16,6 +16,8 @@ from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDista
 from sparsewm.model.interface import Interface
 from sparsewm.observations import Memory, Observation, checked, unbatched
 from sparsewm.planners import ProposalSampler
+from sparsewm.proposals.candidates import as_planned, propose
+from sparsewm.receding import Receding
 
 StateCostMaker = Callable[[Sequence[np.ndarray]], StateCost]
 """Makes the cost of simulator states from the goals (D,) of the episodes."""

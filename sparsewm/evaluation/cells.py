@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsewm.config import NO_PROPOSALS, PlanConfig, differences, plain
+from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.errors import UserError
 from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.machine import code_hash
@@ -26,6 +26,7 @@ from sparsewm.memory import PeakMemory
 from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals import check_proposals
+from sparsewm.trees import differences, plain
 
 WARM_UP = 2
 """Decisions of a cell that are not timed."""
@@ -36,7 +37,8 @@ class Cell:
     """One cell: what the table calls its row, and the configuration behind it.
 
     Attributes:
-        selection: "random" (a drop ratio), or a yardstick: nothing, random_actions, oracle, cls, proprio, policy.
+        selection: "random" (a drop ratio), or a yardstick: nothing, random_actions, oracle, cls, proprio,
+            policy.
     """
 
     selection: str
@@ -213,8 +215,8 @@ def run_cells(
                 yield jobs[job], job.result()
         except BrokenProcessPool:
             raise UserError(
-                "an evaluation process died, perhaps for lack of memory: the same command continues, with fewer "
-                "`workers` if need be"
+                "an evaluation process died, perhaps for lack of memory: the same command continues, with "
+                "fewer `workers` if need be"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)

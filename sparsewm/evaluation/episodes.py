@@ -117,8 +117,8 @@ def run_episodes(
 
     Args:
         envs: one for each episode of a batch. max_steps: environment steps an episode may take.
-        on_plan: called with (episode, re-plan, episode so far) after every decision; on_episode: with (episode,
-            what happened) at the end. frames: keep the pictures.
+        on_plan: called with (episode, re-plan, episode so far) after every decision; on_episode: with
+            (episode, what happened) at the end. frames: keep the pictures.
     """
     finished: list[Episode] = []
     for first in range(0, len(tasks), len(envs)):

@@ -57,7 +57,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def compiled_kernels(device: torch.device) -> list[str]:
-    """Kernels of this project that planning uses here; empty where torch's own operations take their place."""
+    """Kernels of this project that planning uses here; empty where torch's own operations are used."""
     if device.type == "cuda":
         return ["triton"] if not isinstance(gpu_kernels(), str) else []
     found = [] if isinstance(kernels(), str) else ["amx"]

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsewm.config import PlanConfig, environment_file, read_yaml
+from sparsewm.config import PlanConfig, environment_file
 from sparsewm.data.collect import Demonstrator, demonstrate, explore, follow_expert
 from sparsewm.envs import SimulatedGoalEnv, max_episode_steps
 from sparsewm.envs.experts import expert_policy
 from sparsewm.evaluation.actors import Oracle, StateCostMaker
 from sparsewm.evaluation.episodes import Episode, run_episodes
 from sparsewm.tasks import HELD_OUT, Task
+from sparsewm.trees import read_yaml
 
 _WAYS = HELD_OUT - 1_000_000  # seeds of trajectories whose ends are goals: neither data nor held out
 _ATTEMPTS = 4

@@ -36,7 +36,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
     Weights are stored in bfloat16, statistics in float32.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or the model holds NaN or infinity.
     """
     path = Path(path)
     with disk_errors(path):
@@ -52,6 +52,10 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
                 for key, value in network.state_dict().items()
             }
             tensors |= {f"standardizer.{k}": v.float() for k, v in model.standardizer.state_dict().items()}
+            if bad := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
+                raise UserError(
+                    f"{bad[0]} of this world model is not finite, nobody could load it: {path} is not written"
+                )
             save_file({k: v.cpu() for k, v in tensors.items()}, temporary / FILES[0])
             config = dataclasses.asdict(model.config) | {"grid": list(model.config.grid)}
             if model.distance is not None:
@@ -130,12 +134,12 @@ def load(
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
     if environment is not None and name != environment:
         raise UserError(
-            f"checkpoint {path} was trained for {name}, not {environment}: give --env {name} or another one"
+            f"checkpoint {path} was trained for {name}, not {environment}: give `env` {name} or another one"
         )
     if encoder_name is not None and recorded["name"] != encoder_name:
         raise UserError(
             f"checkpoint {path} was trained on encoder {recorded['name']}, not {encoder_name}: leave "
-            f"--encoder out, or train with --encoder {encoder_name}"
+            f"`encoder` out, or train with {encoder_name}"
         )
     if encoder is None:
         if downloaded and encoder_name is None and names_code(recorded["name"]):
@@ -206,7 +210,7 @@ def pretrained_path(environment: str) -> Path:
     if not path.is_dir():
         raise UserError(
             f"no world model is shipped for '{environment}'.{suggest(environment, shipped())} Train one: "
-            f"sparsewm train --env {environment}, then give its folder with --checkpoint"
+            f"sparsewm train --env {environment}, then give its folder"
         )
     return path
 

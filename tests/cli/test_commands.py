@@ -286,7 +286,8 @@ def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:
 
 def test_plan_writes_results_video_and_picture(trained: Path) -> None:
     place = trained.parent
-    arguments = "plan --env wall --checkpoint run/checkpoint --candidates 8 --iterations 2 --max-steps 20 --output planned"
+    arguments = "plan --env wall --checkpoint run/checkpoint --candidates 8 --iterations 2 --max-steps 20"
+    arguments += " --output planned"
     done = shell(place, arguments)
     assert done.returncode == 0, done.stderr
     assert "success" in done.stdout and "planned" in done.stdout

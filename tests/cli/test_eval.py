@@ -242,7 +242,8 @@ def test_the_image_token_alone_is_a_yardstick(tmp_path: Path) -> None:
         shell_dataset(tmp_path),
     )
     assert done.returncode == 0, done.stderr
-    flags = "--envs rope --episodes 1 --max-steps 2 --drops 0.5 --yardsticks cls --cls-checkpoints cls --output ev"
+    flags = "--envs rope --episodes 1 --max-steps 2 --drops 0.5 --yardsticks cls --cls-checkpoints cls"
+    flags += " --output ev"
     done = shell(tmp_path, "eval", flags)
     assert done.returncode == 0, done.stderr
     cls, sparse = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]

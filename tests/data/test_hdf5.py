@@ -91,7 +91,7 @@ def test_full_disk_reported_by_the_system(
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write .*: choose another --output"):
+    with pytest.raises(UserError, match=r"cannot write .*: choose another `output`"):
         write_dataset(tmp_path / "file" / "d.h5")
 
 

@@ -1,4 +1,4 @@
-"""Episodes: by `env.step`, budgets kept, successes counted when they happen, finished ones leave the batch."""
+"""Episodes: by `env.step`, budgets kept, successes counted when they happen, the finished leave the batch."""
 
 from __future__ import annotations
 

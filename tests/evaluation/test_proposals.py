@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sparsewm import envs
-from sparsewm.agent import as_planned
 from sparsewm.config import PlanConfig
 from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.actors import Oracle, PolicyActor, interface_of_env
 from sparsewm.evaluation.episodes import Episode, run_episodes
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.planners import PlanningError, ProposalMode
+from sparsewm.proposals.candidates import as_planned
 from sparsewm.tasks import Task
 
 

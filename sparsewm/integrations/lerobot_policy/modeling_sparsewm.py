@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sparsewm.agent import Agent
-from sparsewm.config import read_yaml
 from sparsewm.data.frames import resized
 from sparsewm.errors import UserError
 from sparsewm.integrations.lerobot_policy.configuration_sparsewm import SparseWMConfig
 from sparsewm.integrations.lerobot_policy.processor_sparsewm import make_sparsewm_pre_post_processors
 from sparsewm.proposals.version import lerobot_imports
+from sparsewm.trees import read_yaml
 
 with lerobot_imports("policies for LeRobot's loops"):
     from lerobot.policies.pretrained import PreTrainedPolicy
