@@ -150,7 +150,7 @@ class Agent:
         frames = self._encode(seen)
         frameskip = self.model.frameskip
         depth = max((self.model.history - 1) * frameskip, getattr(self.sampler, "frames", 1) - 1)
-        self._episodes = [Memory(frame, one, depth) for frame, one in zip(frames, seen, strict=True)]
+        self._episodes = [Memory(one, depth, frame) for frame, one in zip(frames, seen, strict=True)]
         self._masks = [generator(seed, "tokens") for seed in seeds]
         self._patches: list[Tensor | None] = [None] * len(seen)
         self.decisions = [None] * len(seen)
@@ -314,7 +314,7 @@ class Agent:
         return LatentProblem(
             model,
             present,
-            Latent.cat([memory.goal for memory in memories]),
+            Latent.cat([memory.goal for memory in memories if memory.goal is not None]),
             self._low,
             self._high,
             objective=self.objective,

@@ -173,7 +173,7 @@ class PlanConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     @classmethod
-    def of(cls, env: str, max_steps: int | None = None, **sections: Mapping[str, Any]) -> PlanConfig:
+    def of(cls, env: str, max_steps: int | None = None, **sections: Any) -> PlanConfig:
         """The tree's defaults under an environment's own (`configs/environments`), where there are any.
 
         Args:

@@ -145,7 +145,7 @@ def parse_plan(
     content = {} if file is None else read_yaml(file)
     given, arguments = taken(arguments, "--env")
     env = canonical(str(given or content.get("env") or PlanConfig.env))
-    config = merged(PlanConfig.of(env, **(usual or {})), content | {"env": env}, str(file))
+    config = merged(PlanConfig.of(env, None, **(usual or {})), content | {"env": env}, str(file))
     text = (about(PlanConfig) or "") + "\n\n--config FILE reads any of these from YAML; flags go first."
     return tyro.cli(
         PlanConfig,

@@ -93,12 +93,12 @@ def _next(config: TrainConfig, trained: Trained) -> str:
         purpose = "judge it"
     else:
         words, purpose = ["plan", "--env", config.env], "plan with it"
-    words += ["--checkpoint", trained.checkpoint]
+    words += ["--checkpoint", str(trained.checkpoint)]
     for flag, path in (
         ("--encoder-weights", config.encoder.weights),
         ("--hub-repo", config.encoder.hub_repo),
     ):
-        words += [flag, path] if path is not None else []
+        words += [flag, str(path)] if path is not None else []
     if config.env is not None and trained.model.distance is None:
         words += ["--cost.objective", "mse"]
     return f"{purpose}: sparsewm {shlex.join(map(str, words))}"

@@ -352,6 +352,12 @@ def test_encoder_weights_that_are_none(dataset: Path, tmp_path: Path) -> None:
     assert "not a readable safetensors file" in refused(*arguments, tmp_path / "text.safetensors")
 
 
+def test_every_command_takes_the_flags_its_errors_name(tmp_path: Path) -> None:
+    for command in ("bench --env wall", "plan --env wall"):
+        said = refused(command, "--encoder-weights", tmp_path / "nothing", "--output", tmp_path / "runs")
+        assert "no encoder weights at" in said and "give --encoder-weights" in said
+
+
 def test_paths_in_brackets_are_printed_as_they_are() -> None:
     assert "runs/[bold]x" in refused(PLAN, QUICK, "--checkpoint runs/[bold]x")
 
