@@ -235,9 +235,7 @@ def test_encoder_weights_are_checked_against_the_recorded_hash(folder: Path, tmp
 
 
 def test_no_world_model_is_shipped_for_an_unknown_environment() -> None:
-    with pytest.raises(
-        UserError, match=r"sparsewm train --env walls, then give its folder"
-    ):
+    with pytest.raises(UserError, match=r"sparsewm train --env walls, then give its folder"):
         load_pretrained("walls")
 
 
