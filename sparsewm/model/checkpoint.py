@@ -182,14 +182,15 @@ def load(
 
 
 def checkpoint_hash(path: str | Path) -> str:
-    """SHA-256 (hex) of what a checkpoint computes: its weights, sizes and encoder.
+    """SHA-256 (hex) of what a checkpoint, found as `load` finds it, computes: its weights, sizes and encoder.
 
     Raises:
-        UserError: not a checkpoint, or damaged.
+        UserError: not a checkpoint, damaged, or not to be had.
     """
+    folder, _ = checkpoint_folder(path)
     try:
-        encoder = json.loads((Path(path) / FILES[2]).read_text())["encoder"]["hash"]
-        content = b"".join((Path(path) / name).read_bytes() for name in FILES[:2])
+        encoder = json.loads((folder / FILES[2]).read_text())["encoder"]["hash"]
+        content = b"".join((folder / name).read_bytes() for name in FILES[:2])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no checkpoint ({error}): give the folder that `train` wrote") from None
     return hashlib.sha256(content + str(encoder).encode()).hexdigest()
