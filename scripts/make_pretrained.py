@@ -86,8 +86,8 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         lines += [
             "",
             f"Temporal distance (`--cost.objective temporal`): {distance['steps']} steps of "
-            f"{distance['batch']} windows, seed {distance['seed']}; `sparsewm train --env {name} --extend CHECKPOINT` "
-            "trains it alone.",
+            f"{distance['batch']} windows, seed {distance['seed']}; `sparsewm train --env {name} "
+            "--extend CHECKPOINT` trains it alone.",
         ]
     if decoder := metadata.get("decoder"):
         lines += [

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from scripts.common import launch
 from sparsewm.config import PlanConfig
+from sparsewm.files import write_text
 from sparsewm.training.config import TrainConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -81,10 +83,22 @@ def page(text: str) -> str:
         opening, closing = f"<!-- settings of {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(opening)
         _, _, after = rest.partition(closing)
-        assert rest and after, f"{PAGE} lacks the marks of {name}"
+        assert rest and after, f"the page lacks the marks of {name}"
         text = f"{before}{opening}\n{table(tree())}\n\n{closing}{after}"
     return text
 
 
+@dataclass
+class Arguments:
+    """Write the tables of settings."""
+
+    page: Path = PAGE
+    """Page with marks between which they stand."""
+
+
+def main(arguments: Arguments) -> None:
+    write_text(arguments.page, page(arguments.page.read_text(encoding="utf-8")))
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    launch(main, Arguments)
