@@ -37,6 +37,7 @@ RUN_BY = {
     "python.md": "tests/test_docs.py",
     "robot.md": "tests/integrations/test_pages.py",
     "stable_worldmodel.md": "tests/integrations/test_pages.py",
+    "train_own_data.md": "tests/training/test_page.py",
 }
 """Which test runs the programs of a page."""
 
@@ -149,7 +150,10 @@ def test_a_command_line_parses(words: list[str], tmp_path: Path, monkeypatch: py
     if words[1:] == []:  # a sentence names the command
         return
     monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text("search: {iterations: 8}")
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag == "--config":
+            Path(value).parent.mkdir(parents=True, exist_ok=True)
+            Path(value).touch()
     module, _, attribute = COMMANDS[words[0]][0].partition(":")
     monkeypatch.setattr(getattr(importlib.import_module(module), attribute), "run", lambda self: 0)
     status, out, err = call(shlex.join(words))
