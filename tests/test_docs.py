@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,7 @@ def test_a_command_line_parses(words: list[str], tmp_path: Path, monkeypatch: py
     if words[1:] == []:  # a sentence names the command
         return
     monkeypatch.chdir(tmp_path)
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in pairwise(words):
         if flag == "--config":
             Path(value).parent.mkdir(parents=True, exist_ok=True)
             Path(value).touch()
