@@ -227,7 +227,7 @@ class PixelGoals(GoalEnv):
         if "proprio" in goal:
             goal["proprio"] = np.asarray(goal["proprio"], np.float32)
             seen = np.array([*(seen["proprio"] for seen in way), goal["proprio"]], np.float64)
-            self._scale = np.where(np.ptp(seen, 0) > 1e-6, seen.std(0), 0.0)
+            self._scale = np.asarray(np.where(np.ptp(seen, 0) > 1e-6, seen.std(0), 0.0))
         if self._success is None and not self._own_goal and not ("proprio" in goal and self._scale.any()):
             raise UserError(
                 f"nothing says when a goal of {self.name} is reached: give it a method "

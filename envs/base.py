@@ -41,12 +41,15 @@ class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
 
         By default random actions, each held for one to four model steps.
         """
-        held, left = np.zeros(0), 0
+        space = self.action_space
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        held: np.ndarray = low
+        left = 0
 
         def act(observation: Observation) -> np.ndarray:
             nonlocal held, left
             if not left:
-                held = rng.uniform(self.action_space.low, self.action_space.high).astype(np.float32)
+                held = rng.uniform(low, high).astype(np.float32)
                 left = self.frameskip * int(rng.integers(1, _LONGEST + 1))
             left -= 1
             return held

@@ -75,9 +75,9 @@ class View:
     def see(self, seen: Any) -> Observation:
         """Our observation of the environment's own."""
         if callable(self._proprio):
-            proprio = np.ravel(self._proprio(seen))
+            proprio: np.ndarray = np.ravel(self._proprio(seen))
         else:
-            flat = [spaces.flatten(self._leaves[key], _at(seen, key)) for key in self._proprio]
+            flat = [np.asarray(spaces.flatten(self._leaves[key], _at(seen, key))) for key in self._proprio]
             proprio = np.concatenate(flat) if flat else np.zeros(1)
         picture = self._env.render() if self.pixels == "render" else _at(seen, self.pixels)
         return {"pixels": self.picture(picture), "proprio": np.asarray(proprio, np.float32)}

@@ -150,7 +150,7 @@ class Agent:
         frames = self._encode(seen)
         frameskip = self.model.frameskip
         depth = max((self.model.history - 1) * frameskip, getattr(self.sampler, "frames", 1) - 1)
-        self._episodes = [Memory(frame, one, depth) for frame, one in zip(frames, seen, strict=True)]
+        self._episodes = [Memory(one, depth, frame) for frame, one in zip(frames, seen, strict=True)]
         self._masks = [generator(seed, "tokens") for seed in seeds]
         self._patches: list[Tensor | None] = [None] * len(seen)
         self.decisions = [None] * len(seen)
@@ -252,7 +252,8 @@ class Agent:
                 height, width = one["pixels"].shape[:2]
                 raise UserError(
                     f"pictures of {height} x {width} (height x width) have another aspect ratio than the "
-                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or pad them by `letterbox`"
+                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or pad them by "
+                    "`letterbox`"
                 )
             aspect = picture[0] / picture[1]
         return checked(one, self.interface.proprio_dim, aspect)
@@ -313,7 +314,7 @@ class Agent:
         return LatentProblem(
             model,
             present,
-            Latent.cat([memory.goal for memory in memories]),
+            Latent.cat([memory.goal for memory in memories if memory.goal is not None]),
             self._low,
             self._high,
             objective=self.objective,

@@ -173,7 +173,7 @@ class PlanConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     @classmethod
-    def of(cls, env: str, max_steps: int | None = None, **sections: Mapping[str, Any]) -> PlanConfig:
+    def of(cls, env: str, max_steps: int | None = None, **sections: Any) -> PlanConfig:
         """The tree's defaults under an environment's own (`configs/environments`), where there are any.
 
         Args:
@@ -216,8 +216,8 @@ class PlanConfig:
         """The tree, with what follows from other settings filled in.
 
         Where an environment's usual elites are more than the candidates, or more is usually executed than the
-        horizon, these are lowered. Nothing is searched where proposals replace candidates: these are scored as
-        they are, without action repeat.
+        horizon, these are lowered. Nothing is searched where proposals replace candidates: these are scored
+        as they are, without action repeat.
 
         Raises:
             UserError: a value is out of range, or two of them contradict each other.
@@ -268,7 +268,9 @@ class PlanConfig:
         if self.proposals.source != NO_PROPOSALS and run.actor in ("nothing", "random"):
             raise UserError(f"`actor` {run.actor} asks for no proposals: leave `proposals` out")
         if goal.source == "trajectory" and goal.offset > goal.max_steps:
-            raise UserError(f"`offset` {goal.offset} is more than `max_steps` {goal.max_steps}: lower it")
+            raise UserError(
+                f"`offset` {goal.offset} is more than the {goal.max_steps} steps of `max_steps`: lower it"
+            )
         repeat = search.action_repeat and (
             self.proposals.source == NO_PROPOSALS or self.proposals.mode != "replace"
         )

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from sparsewm.errors import UserError
 
-REMEDY = "free some space or choose another --output"
+REMEDY = "free some space or choose another `output`"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -72,6 +72,48 @@ def atomic_path(path: str | Path, temporary: Path | None = None) -> Iterator[Pat
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def output_folder(path: str | Path) -> Path:
+    """Make the folder results go to and try to write there, before any work is done in vain.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"`output` {path} is a file or inside one: give a folder") from None
+        tempfile.TemporaryFile(dir=path).close()
+    return path
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes that ask for the same.
+
+    Raises:
+        UserError: another one holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is promised there
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"another process writes to {folder} right now: give another `output`") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

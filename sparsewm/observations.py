@@ -115,16 +115,16 @@ class Memory:
     """What an agent remembers of one episode.
 
     Attributes:
-        goal: the goal's frame. goal_seen: as it was shown, for proposals.
+        goal_seen: the goal as it was shown. goal: its frame, None where nothing is imagined.
         depth: environment steps that are remembered.
         step: environment steps taken. pending: actions (n, A) handed out and not known to be taken.
         taken: the last actions, at most `depth`. seen, latents: what was shown, and what of it was encoded,
             by environment step.
     """
 
-    goal: Latent
     goal_seen: Seen
     depth: int
+    goal: Latent | None = None
     step: int = 0
     pending: deque[np.ndarray] = field(default_factory=deque)
     watched: bool = False  # whether `observe` has reported any of the pending actions

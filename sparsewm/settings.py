@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsewm import envs
-from sparsewm.config import config_folder, environment_file
+from sparsewm.config import environment_file
 from sparsewm.errors import UserError
-from sparsewm.trees import one_of, read_yaml
+from sparsewm.trees import read_yaml
 
 
 @dataclass(frozen=True)
@@ -17,26 +17,11 @@ class EnvironmentSettings:
 
     Attributes:
         episodes, steps, held: of a dataset (`sparsewm.data.collect`).
-        train: settings of `sparsewm.training.TrainConfig` by name.
-        heads: steps of the temporal `distance` and of the `decoder`. reach: of the distance
-        (`sparsewm.training.distance`), None for the usual one.
     """
 
     episodes: int
     steps: int
     held: float
-    train: dict[str, Any]
-    heads: dict[str, int]
-    reach: float | None
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One file of `configs/presets`: the encoder and sizes of the predictor and of its training."""
-
-    encoder: str
-    model: dict[str, int]
-    train: dict[str, Any]
 
 
 def environment_settings(name: str) -> EnvironmentSettings:
@@ -44,31 +29,15 @@ def environment_settings(name: str) -> EnvironmentSettings:
     path = environment_file(name)
     content = read_yaml(path)
     try:
-        train = dict(content["train"])
         return EnvironmentSettings(
             content["collect"]["episodes"],
             content["collect"]["steps"],
             content["collect"].get("held", 0.0),
-            train,
-            {head: int(train.pop(f"{head}_steps")) for head in ("distance", "decoder")},
-            train.pop("distance_reach", None),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} lacks a setting or has one too many ({error}): get it from the repository again"
         ) from None
-
-
-def preset(name: str) -> Preset:
-    """A preset by name, `default` or `paper`.
-
-    Raises:
-        UserError: unknown name.
-    """
-    folder = config_folder() / "presets"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    one_of("preset", name, known)
-    return Preset(**read_yaml(folder / f"{name}.yaml"))
 
 
 def make_env(name: str, **options: Any) -> envs.GoalEnv:

@@ -28,7 +28,8 @@ from sparsewm.model.checkpoint import load, pretrained_path
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import fastest_dtype
 from sparsewm.settings import make_env
-from sparsewm.training.trainer import TrainConfig, Trainer
+from sparsewm.training.config import OptimConfig
+from sparsewm.training.trainer import Trainer
 
 NEVER = 10**9
 RECIPES: dict[str, dict[str, Any]] = {
@@ -69,22 +70,21 @@ def compare(arguments: Arguments) -> dict[str, Any]:
     frames = shipped.history + arguments.horizon
     train, held_out = (Windows(dataset, cache, frames, env.frameskip, part) for part in dataset.split())
 
-    def trainer(config: TrainConfig, folder: str) -> Trainer:
+    def trainer(config: OptimConfig, folder: str) -> Trainer:
         torch.manual_seed(arguments.seed)
         model = WorldModel(shipped.encoder, shipped.config, env.name, shipped.frameskip)
         model.standardizer.load_state_dict(shipped.standardizer.state_dict())
-        return Trainer(model, train, held_out, folder, config, dtype)
+        return Trainer(model, train, held_out, folder, config, dtype, arguments.seed)
 
     rows = {}
     for name, recipe in RECIPES.items():
-        config = TrainConfig(
+        config = OptimConfig(
             **recipe,
             horizon=arguments.horizon,
             ramp=0.0,
             ema=0.98,
             validate_every=NEVER,
             checkpoint_every=NEVER,
-            seed=arguments.seed,
         )
 
         with tempfile.TemporaryDirectory() as folder:

@@ -38,8 +38,8 @@ from sparsewm.files import read_json, write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model.latent import Standardizer
 from sparsewm.precision import choose_dtype
-from sparsewm.settings import preset
 from sparsewm.tasks import HELD_OUT, make_tasks
+from sparsewm.training.config import preset
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Arguments:
 
 
 FAST = choose_dtype("auto", torch.device("cpu"))
-WHITENING = preset("default").train["whitening"]
+WHITENING = preset("default").optim.whitening
 
 
 def explored(env: SimulatedGoalEnv, seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS, overlay
+from sparsewm.errors import UserError
 from sparsewm.positions import sincos_positions
 
 if TYPE_CHECKING:
@@ -192,6 +193,10 @@ def teach_vision(
         parameter.requires_grad_(True)
     matrices = [part for part in model.vision_model.encoder.parameters() if part.ndim == 2]
     others = [part for part in parameters if not any(part is matrix for matrix in matrices)]
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"vision is taught by torch.optim.Muon, which {torch.__version__} lacks: install torch 2.9"
+        )
     optimizers = (
         torch.optim.AdamW(others, lr=lr, weight_decay=DECAY),
         torch.optim.Muon(matrices, lr=3 * lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),

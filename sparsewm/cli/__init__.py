@@ -60,6 +60,8 @@ def _run(words: list[str]) -> int:
     name, rest = words[0].lower(), words[1:]
     if name not in COMMANDS:
         return said(UserError(f"unknown command '{words[0]}'.{suggest(name, COMMANDS)} See sparsewm --help"))
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # module:name of one's own, behind all that is installed
     if sys.platform == "linux":  # elsewhere MuJoCo draws without a screen by itself
         os.environ.setdefault("MUJOCO_GL", "egl")
     from sparsewm.memory import keep_freed_memory

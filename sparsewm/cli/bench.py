@@ -16,8 +16,9 @@ from sparsewm.files import write_json
 from sparsewm.model import kept_patches
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_bench
-from sparsewm.settings import make_env, preset
+from sparsewm.settings import make_env
 from sparsewm.tasks import check_seed
+from sparsewm.training.config import preset
 from sparsewm.trees import at_least
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from sparsewm import envs
 from sparsewm.cli.common import command_line, output_folder, progress_bar
 from sparsewm.data import collect, open_dataset
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.files import slug, write_json
@@ -53,16 +54,16 @@ class Collect:
         at_least(1, workers=self.workers)
         check_seed(self.seed)
         env = make_env(self.env, **({} if self.resolution is None else {"resolution": self.resolution}))
-        ours, expert = env.name in envs.names(), self.policy == "expert"
-        if ours:
+        if env.name in envs.names():
             usual = environment_settings(env.name)
-            episodes, steps, held = usual.episodes, usual.steps, 0.0 if expert else usual.held
+            episodes, steps, held = usual.episodes, usual.steps, usual.held
         else:
             episodes, steps, held = EPISODES, min(STEPS, envs.max_episode_steps(env.name)), 0.0
-        if expert and not ours:
-            raise UserError(f"there is no expert for {env.name}: leave --policy out")
-        if expert and not self.steps:
-            steps = demonstration_steps(env)
+        expert = None
+        if self.policy == "expert":
+            if not isinstance(env, SimulatedGoalEnv) or env.name not in envs.names():
+                raise UserError(f"there is no expert for {env.name}: leave `policy` out")
+            expert, held, steps = demonstrator(env), 0.0, demonstration_steps(env)
         path = output_folder(self.output) / f"{slug(env.name)}{'-expert' if expert else ''}.h5"
         with progress_bar(f"recording {env.name}") as progress:
             collect(
@@ -75,7 +76,7 @@ class Collect:
                 self.resolution,
                 progress,
                 held if self.held is None else self.held,
-                demonstrator(env) if expert else None,
+                expert,
             )
         dataset = open_dataset(path, env.name)
         write_json(

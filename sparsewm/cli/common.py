@@ -7,11 +7,9 @@ import inspect
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
 import tyro
@@ -29,7 +27,7 @@ from rich.progress import (
 from sparsewm.config import PlanConfig
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
-from sparsewm.files import disk_errors
+from sparsewm.files import output_folder as output_folder
 from sparsewm.trees import merged, read_yaml
 
 _here: tuple[str, list[str]] | None = None  # the command that runs, and its arguments
@@ -80,7 +78,12 @@ def said(error: UserError, command: type | None = None) -> int:
     """Print an error in the words of the command line, where arguments are flags; 2."""
     known = {} if command is None else flags_of(command)
     text = " ".join(str(error).split())  # what libraries say may run over several lines
-    sentence = re.sub(r"`([a-z][a-z_]*)`", lambda found: known.get(found[1], flag(found[1])), text)
+
+    def spelt(found: re.Match[str]) -> str:
+        name = found[1] if found[1] in known else f"{found[1]}s"  # of several, each is refused by itself
+        return known.get(name, found[0])
+
+    sentence = re.sub(r"`([a-z][a-z_]*)`", spelt, text)
     Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
     return 2
 
@@ -109,7 +112,7 @@ def flags_of(command: type, prefix: str = "") -> dict[str, str]:
 def about(command: type) -> str | None:
     """Its docstring; from its source where Python throws docstrings away (-OO)."""
     if sys.flags.optimize < 2:
-        return command.__doc__
+        return inspect.getdoc(command)
     tree = ast.parse(inspect.getsource(command)).body[0]
     return ast.get_docstring(tree) if isinstance(tree, ast.ClassDef) else None
 
@@ -142,7 +145,7 @@ def parse_plan(
     content = {} if file is None else read_yaml(file)
     given, arguments = taken(arguments, "--env")
     env = canonical(str(given or content.get("env") or PlanConfig.env))
-    config = merged(PlanConfig.of(env, **(usual or {})), content | {"env": env}, str(file))
+    config = merged(PlanConfig.of(env, None, **(usual or {})), content | {"env": env}, str(file))
     text = (about(PlanConfig) or "") + "\n\n--config FILE reads any of these from YAML; flags go first."
     return tyro.cli(
         PlanConfig,
@@ -174,17 +177,6 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=done, total=total, text=text)
 
         yield update
-
-
-def output_folder(path: Path) -> Path:
-    """Make the folder results go to and try to write there, before any work is done in vain."""
-    with disk_errors(path):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"`output` {path} is a file or inside one: give a folder") from None
-        tempfile.TemporaryFile(dir=path).close()
-    return path
 
 
 def command_line(name: str | None = None) -> str:

@@ -221,7 +221,7 @@ def collect(
         "frameskip": spec.frameskip,
         "seed": seed,
         "steps": steps,
-        "resolution": min(spec.observation_space["pixels"].shape[:2]),
+        "resolution": min(spec.observation_space["pixels"].shape[:2]),  # type: ignore[index]
         "policy": policy,
         "version": 1,
         "action_low": spec.action_space.low,

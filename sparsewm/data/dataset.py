@@ -257,7 +257,8 @@ def open_dataset(
     dataset = reader(rest, cameras=tuple(cameras), **chosen)  # type: ignore[call-arg]
     if relative is not None:
         make_relative(dataset, relative, position.split(",") if isinstance(position, str) else position)
-    if check:
+    if check and dataset.obstacles:
+        dataset.close()
         dataset.check()
     found = dataset.attributes.get("environment")
     if environment is not None and found is not None and found != environment_name(environment):

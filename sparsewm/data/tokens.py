@@ -228,7 +228,7 @@ def encode_half(encoder: PatchEncoder, pixels: np.ndarray) -> np.ndarray:
     half: np.ndarray = encoder.encode(pixels).patches.to("cpu", torch.float16).numpy()
     if not np.isfinite(half).all():
         raise UserError(
-            f"encoder '{encoder.name}' makes NaN, infinite or huge tokens: check its weights and --dtype"
+            f"encoder '{encoder.name}' makes NaN, infinite or huge tokens: check its weights and precision"
         )
     return half
 

@@ -94,7 +94,7 @@ def load_encoder(
             )
         encoder.hash = expected_hash
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
-    if picture is not None and not letterbox and not isinstance(resolution, tuple):
+    if picture is not None and not letterbox and (size is None or isinstance(resolution, int)):
         size = fitted_resolution(picture, encoder.patch, size or encoder.resolution)
     if size is not None:
         encoder.resize((int(size[0]), int(size[1])))

@@ -14,7 +14,7 @@ from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
 from sparsewm.model.interface import Interface
-from sparsewm.observations import Memory, Observation, checked, unbatched
+from sparsewm.observations import Memory, Observation, Seen, checked, unbatched
 from sparsewm.planners import ProposalSampler
 from sparsewm.proposals.candidates import as_planned, propose
 from sparsewm.receding import Receding
@@ -101,11 +101,11 @@ class PolicyActor:
         self._memories = []
         for episode in episodes:
             goal, now = (self._seen(one) for one in (episode.goal, episode.observation))
-            memory = Memory(None, goal, depth)
+            memory = Memory(goal, depth)
             memory.show(now)
             self._memories.append(memory)
 
-    def _seen(self, observation: Observation):  # type: ignore[no-untyped-def]
+    def _seen(self, observation: Observation) -> Seen:
         (one,), _ = unbatched(observation)
         return checked(one, self.interface.proprio_dim, None)
 

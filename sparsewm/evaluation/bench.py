@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from sparsewm.memory import PeakMemory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.precision import fast_bfloat16
-from sparsewm.settings import preset
 from sparsewm.tasks import make_tasks
+from sparsewm.training.config import preset
 
 
 def bench_model(
@@ -46,7 +46,7 @@ def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: in
     encoder.freeze()
     interface = interface_of_env(env)
     sizes = interface.proprio_dim, interface.action_dim * env.frameskip
-    config = PredictorConfig(encoder.dim, encoder.grid, *sizes, **preset("paper").model)
+    config = PredictorConfig(encoder.dim, encoder.grid, *sizes, **asdict(preset("paper").model))
     model = WorldModel(encoder, config, env.name, env.frameskip, {"interface": interface.to_dict()})
     model.eval().requires_grad_(False)
     return model.place(device, dtype)

@@ -126,17 +126,18 @@ def load_model(config: PlanConfig, env: GoalEnv, device: torch.device, dtype: to
         encoder_weights=run.encoder_weights,
         hub_repo=run.hub_repo,
     )
+    if isinstance(env, SimulatedGoalEnv) and model.environment != env.name and _is_ours(model.environment):
+        raise UserError(
+            f"the checkpoint was trained for {model.environment}, not {env.name}: give `env` "
+            f"{model.environment} or another `checkpoint`"
+        )
     wanted, found = interface_of_env(env), interface_of(model)
     sizes = [(one.action_dim, max(1, one.proprio_dim)) for one in (wanted, found)]
     if sizes[0] != sizes[1]:
         raise UserError(
             f"the checkpoint of {model.environment} has {sizes[1][0]} action and {sizes[1][1]} "
-            f"proprioception numbers, {env.name} has {sizes[0][0]} and {sizes[0][1]}: give another `env` or `checkpoint`"
-        )
-    if isinstance(env, SimulatedGoalEnv) and model.environment != env.name and _is_ours(model.environment):
-        raise UserError(
-            f"the checkpoint was trained for {model.environment}, not {env.name}: give `env` "
-            f"{model.environment} or another `checkpoint`"
+            f"proprioception numbers, {env.name} has {sizes[0][0]} and {sizes[0][1]}: give another `env` or "
+            "`checkpoint`"
         )
     return model
 

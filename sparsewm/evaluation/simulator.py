@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.envs import GoalEnv
+from sparsewm.envs import SimulatedGoalEnv
 
 
 class StateCost(Protocol):
@@ -27,7 +27,7 @@ class StateCost(Protocol):
 class TrueDistance:
     """The environment's own distance to each episode's goal."""
 
-    def __init__(self, env: GoalEnv, goals: Sequence[np.ndarray]) -> None:
+    def __init__(self, env: SimulatedGoalEnv, goals: Sequence[np.ndarray]) -> None:
         self.env, self.goals = env, list(goals)
 
     def resample(self) -> None:
@@ -54,7 +54,7 @@ class SimulatorProblem:
 
     def __init__(
         self,
-        env: GoalEnv,
+        env: SimulatedGoalEnv,
         states: Sequence[np.ndarray],
         cost: StateCost,
         horizon: int = 5,

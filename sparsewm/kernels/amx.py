@@ -89,7 +89,7 @@ class Kernels:
                 torch.get_num_threads(),
             )
         if failed:
-            raise MemoryError("no memory for attention: lower --samples, or give --chunk")
+            raise MemoryError("no memory for attention: fewer candidates, or a limit by `memory_gb`")
         return out
 
     def modulate(

@@ -301,7 +301,7 @@ class CompiledLayers:
                 torch.get_num_threads(),
             )
         if failed:
-            raise MemoryError("no memory for a rollout: lower --samples, or give --chunk")
+            raise MemoryError("no memory for a rollout: fewer candidates, or a limit by `memory_gb`")
         return out, frame
 
 

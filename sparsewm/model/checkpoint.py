@@ -16,7 +16,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sparsewm.encoders import PatchEncoder, load_encoder
+from sparsewm.encoders import PatchEncoder, load_encoder, names_code
 from sparsewm.errors import UserError, suggest
 from sparsewm.files import disk_errors, umask
 from sparsewm.model.decoder import DecoderConfig
@@ -36,7 +36,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
     Weights are stored in bfloat16, statistics in float32.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or the model holds NaN or infinity.
     """
     path = Path(path)
     with disk_errors(path):
@@ -52,6 +52,10 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
                 for key, value in network.state_dict().items()
             }
             tensors |= {f"standardizer.{k}": v.float() for k, v in model.standardizer.state_dict().items()}
+            if bad := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
+                raise UserError(
+                    f"{bad[0]} of this world model is not finite, nobody could load it: {path} is not written"
+                )
             save_file({k: v.cpu() for k, v in tensors.items()}, temporary / FILES[0])
             config = dataclasses.asdict(model.config) | {"grid": list(model.config.grid)}
             if model.distance is not None:
@@ -106,16 +110,16 @@ def load(
     Raises:
         UserError: not a checkpoint, damaged, of another environment or encoder, or not to be had.
     """
-    path, downloaded = checkpoint_folder(path, token)
-    missing = [name for name in FILES if not (path / name).is_file()]
+    folder, downloaded = checkpoint_folder(path, token)
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
             f"{path} is no checkpoint folder ({missing[0]} is missing): give the folder that `train` wrote"
         )
     try:
-        config = yaml.safe_load((path / FILES[1]).read_text())
-        metadata = json.loads((path / FILES[2]).read_text())
-        tensors = load_file(path / FILES[0])
+        config = yaml.safe_load((folder / FILES[1]).read_text())
+        metadata = json.loads((folder / FILES[2]).read_text())
+        tensors = load_file(folder / FILES[0])
         config["grid"] = tuple(config["grid"])
         distance, decoder = config.pop("distance", None), config.pop("decoder", None)
         distance_config = None if distance is None else DistanceConfig(**distance)
@@ -130,15 +134,15 @@ def load(
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
     if environment is not None and name != environment:
         raise UserError(
-            f"checkpoint {path} was trained for {name}, not {environment}: give --env {name} or another one"
+            f"checkpoint {path} was trained for {name}, not {environment}: give `env` {name} or another one"
         )
     if encoder_name is not None and recorded["name"] != encoder_name:
         raise UserError(
             f"checkpoint {path} was trained on encoder {recorded['name']}, not {encoder_name}: leave "
-            f"--encoder out, or train with --encoder {encoder_name}"
+            f"`encoder` out, or train with {encoder_name}"
         )
     if encoder is None:
-        if downloaded and encoder_name is None and _is_code(recorded["name"]):
+        if downloaded and encoder_name is None and names_code(recorded["name"]):
             raise UserError(
                 f"the encoder of {path} is {recorded['name']}, code that nothing from the hub may choose: "
                 "name the encoder yourself if you trust it"
@@ -177,20 +181,16 @@ def load(
     return model.place(device, dtype)
 
 
-def _is_code(encoder: str) -> bool:
-    """Whether an encoder's name is a place `module:attribute` to import."""
-    return ":" in encoder and not encoder.endswith(":cls") and encoder.split(":")[0] not in ("timm", "hf")
-
-
 def checkpoint_hash(path: str | Path) -> str:
-    """SHA-256 (hex) of what a checkpoint computes: its weights, sizes and encoder.
+    """SHA-256 (hex) of what a checkpoint, found as `load` finds it, computes: its weights, sizes and encoder.
 
     Raises:
-        UserError: not a checkpoint, or damaged.
+        UserError: not a checkpoint, damaged, or not to be had.
     """
+    folder, _ = checkpoint_folder(path)
     try:
-        encoder = json.loads((Path(path) / FILES[2]).read_text())["encoder"]["hash"]
-        content = b"".join((Path(path) / name).read_bytes() for name in FILES[:2])
+        encoder = json.loads((folder / FILES[2]).read_text())["encoder"]["hash"]
+        content = b"".join((folder / name).read_bytes() for name in FILES[:2])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no checkpoint ({error}): give the folder that `train` wrote") from None
     return hashlib.sha256(content + str(encoder).encode()).hexdigest()
@@ -211,7 +211,7 @@ def pretrained_path(environment: str) -> Path:
     if not path.is_dir():
         raise UserError(
             f"no world model is shipped for '{environment}'.{suggest(environment, shipped())} Train one: "
-            f"sparsewm train --env {environment}, then give its folder with --checkpoint"
+            f"sparsewm train --env {environment}, then give its folder"
         )
     return path
 

@@ -54,7 +54,8 @@ class Interface:
         Raises:
             UserError: something is missing, or there is something else.
         """
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         try:
-            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+            return cls(**values)
         except TypeError as error:
             raise UserError(f"the checkpoint's interface is damaged ({error}): train anew") from None

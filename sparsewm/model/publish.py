@@ -50,6 +50,8 @@ def push_to_hub(
         folder = Path(temporary) / "checkpoint"
         if isinstance(model, str | Path):
             source = of_run(Path(model).expanduser())
+            if not source.is_dir():
+                raise UserError(f"there is no folder {model}: give the one that `train` wrote")
             checkpoint_hash(source)  # refuses what is no checkpoint
             folder.mkdir()
             for file in (*CHECKPOINT_FILES, CARD):

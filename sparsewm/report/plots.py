@@ -70,9 +70,10 @@ def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
     axes[0].imshow(np.concatenate(strips))
     axes[0].set_axis_off()
     step = max(1, dataset.rows // 5000)
-    state = dataset.state is not None and isinstance(env, SimulatedGoalEnv)
-    places = (dataset.state if state else dataset.proprio)[::step]
-    names = (env.state_names if state else env.proprio_names) or ("", "")
+    places: np.ndarray
+    places, names, state = dataset.proprio[::step], tuple(env.proprio_names) or ("", ""), False
+    if dataset.state is not None and isinstance(env, SimulatedGoalEnv):
+        places, names, state = dataset.state[::step], env.state_names, True
     axes[1].plot(places[:, 0], places[:, min(1, places.shape[1] - 1)], ".", markersize=1, color="#2b6cb0")
     axes[1].set(xlabel=names[0], ylabel=names[min(1, len(names) - 1)], aspect="equal" if state else "auto")
     axes[1].invert_yaxis()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,33 +17,9 @@ from sparsewm.model.decoder import Decoder
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.latent import gather_patches, random_patches
 from sparsewm.model.world_model import WorldModel
+from sparsewm.training.config import DecoderTrainConfig
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.trainer import standardized
-
-
-@dataclass(frozen=True)
-class DecoderTrainConfig:
-    """How a decoder is trained.
-
-    Attributes:
-        steps: optimiser steps. batch: frames a step. lr, warmup, weight_decay: AdamW with a cosine.
-        frames: drawn from the data and kept in memory.
-        ground: weight of pixels that look as always; those that differ from the mean picture weigh up to 1.
-        smallest: fewest patches of a random subset. full_every: every so many steps all are seen.
-        noise: deviation added to the tokens, in theirs: imagined tokens are not exact.
-    """
-
-    steps: int = 600
-    batch: int = 32
-    lr: float = 2e-3
-    warmup: int = 50
-    weight_decay: float = 0.01
-    frames: int = 4096
-    ground: float = 0.05
-    smallest: int = 8
-    full_every: int = 4
-    noise: float = 0.1
-    seed: int = 0
 
 
 def decoder_loss(drawn: Tensor, truth: Tensor, mean: Tensor, ground: float) -> Tensor:
@@ -63,12 +38,13 @@ def train_decoder(
     config: DecoderTrainConfig,
     dtype: torch.dtype = torch.bfloat16,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Train a decoder, in place; deterministic in `config.seed`. The world model is not touched.
+    """Train a decoder, in place; deterministic in `seed`. The world model is not touched.
 
     Args:
         model: with statistics filled in. decoder: on its device. episodes: whose frames are used.
-        on_step: called with (steps done, values).
+        on_step: called with (steps done, values). seed: of all random choices.
 
     Returns:
         the settings and the last loss, for the checkpoint's metadata.
@@ -77,7 +53,7 @@ def train_decoder(
         UserError: training diverges.
     """
     device, side = model.device, decoder.config.side
-    rng = np.random.default_rng([config.seed, 2])
+    rng = np.random.default_rng([seed, 2])
     rows = dataset.rows_of(episodes)
     rows = np.sort(rng.choice(rows, min(config.frames, len(rows)), replace=False))
     parts = [torch.from_numpy(dataset.pixels[part]) for part in np.array_split(rows, -(-len(rows) // 256))]
@@ -88,7 +64,7 @@ def train_decoder(
     optimizer = MasterAdamW(decoder, config.lr, config.steps, config.warmup, config.weight_decay)
     value = 0.0
     for step in range(config.steps):
-        rng = np.random.default_rng([config.seed, 2, step])
+        rng = np.random.default_rng([seed, 2, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         picked = np.sort(rng.integers(len(rows), size=config.batch))
         tokens = model.standardizer.tokens(cache.rows(rows[picked]).to(device))
@@ -103,14 +79,14 @@ def train_decoder(
         loss = decoder_loss(decoder(seen, patches).float(), truth, mean, config.ground)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step(step)
+        norm = optimizer.step(step)
         value = float(loss.detach())
-        if not math.isfinite(value):
+        if not math.isfinite(value) or not math.isfinite(norm):
             raise UserError(f"training of the decoder diverged at step {step}: train anew")
         if on_step is not None:
             on_step(step + 1, {"loss": value})
     decoder.eval().requires_grad_(False)
-    return {"steps": config.steps, "batch": config.batch, "seed": config.seed, "loss": value}
+    return {"steps": config.steps, "batch": config.batch, "seed": seed, "loss": value}
 
 
 @torch.inference_mode()
@@ -132,9 +108,9 @@ def imagine_windows(model: WorldModel, batch: dict[str, Tensor], drop: float, se
 
 
 def shrink(pixels: Tensor, side: int) -> Tensor:
-    """Pictures uint8 (K, R, R, 3) as uint8 (K, 3, side, side)."""
+    """Pictures uint8 (K, H, W, 3) as uint8 (K, 3, side, side)."""
     pictures = pixels.permute(0, 3, 1, 2)
-    if pictures.shape[-1] == side:
+    if pictures.shape[-2:] == (side, side):
         return pictures.contiguous()
     smaller = F.interpolate(
         pictures.float(), (side, side), mode="bilinear", antialias=True, align_corners=False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,40 +16,12 @@ from sparsewm.errors import UserError
 from sparsewm.model.distance import TemporalDistance
 from sparsewm.model.latent import gather_patches, random_patches
 from sparsewm.model.world_model import WorldModel
+from sparsewm.training.config import DistanceTrainConfig
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.trainer import standardized
 
 DISTANCE_FRAMES = 4
 """Successive frames of a training window."""
-
-
-@dataclass(frozen=True)
-class DistanceTrainConfig:
-    """How a temporal distance is trained.
-
-    Attributes:
-        steps: optimiser steps. batch: windows a step. lr, warmup, weight_decay: AdamW with a cosine.
-        reach: distance, in model steps, beyond which random pairs are hardly pushed apart any more: about the
-            longest way between two frames.
-        penalty: weight of successive frames being more than one step apart.
-        smallest: fewest patches of a random subset.
-        blind: every so many steps proprioception is left out, as for planning by vision alone.
-        full_every: every so many steps all patches are seen.
-        ema: decay of the averaged weights that are kept.
-    """
-
-    steps: int = 400
-    batch: int = 96
-    lr: float = 1e-3
-    warmup: int = 100
-    weight_decay: float = 0.01
-    reach: float = 30.0
-    penalty: float = 5.0
-    smallest: int = 8
-    blind: int = 4
-    full_every: int = 8
-    ema: float = 0.99
-    seed: int = 0
 
 
 def distance_loss(
@@ -88,13 +59,14 @@ def train_distance(
     config: DistanceTrainConfig,
     dtype: torch.dtype = torch.bfloat16,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Train a temporal distance, in place; deterministic in `config.seed`.
+    """Train a temporal distance, in place; deterministic in `seed`.
 
     Args:
         model: with statistics filled in; nothing else of it is used. distance: on its device.
         windows: of two frames or more.
-        on_step: called with (steps done, values).
+        on_step: called with (steps done, values). seed: of all random choices.
 
     Returns:
         the settings and the last values, for the checkpoint's metadata.
@@ -107,7 +79,7 @@ def train_distance(
     optimizer = MasterAdamW(distance, config.lr, config.steps, config.warmup, config.weight_decay)
     values: dict[str, float] = {}
     for step in range(config.steps):
-        rng = np.random.default_rng([config.seed, 1, step])
+        rng = np.random.default_rng([seed, 1, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         batch = standardized(model, windows.sample(rng, config.batch))
         smallest = min(config.smallest, model.patches)
@@ -127,15 +99,15 @@ def train_distance(
         )
         optimizer.zero_grad()
         losses["loss"].backward()
-        optimizer.step(step)
+        norm = optimizer.step(step)
         optimizer.ema_update(average, min(config.ema, (1 + step) / (10 + step)))
         values = {name: float(value.detach()) for name, value in losses.items()}
-        if not math.isfinite(values["loss"]):
+        if not math.isfinite(values["loss"]) or not math.isfinite(norm):
             raise UserError(f"training of the temporal distance diverged at step {step}: train anew")
         if on_step is not None:
             on_step(step + 1, values)
     with torch.no_grad():
         torch._foreach_copy_(list(distance.parameters()), average)
     distance.eval().requires_grad_(False)
-    settings = {name: getattr(config, name) for name in ("steps", "batch", "reach", "seed")}
+    settings = {name: getattr(config, name) for name in ("steps", "batch", "reach")} | {"seed": seed}
     return settings | values

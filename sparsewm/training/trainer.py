@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,72 +25,22 @@ from sparsewm.files import atomic_path, write_json
 from sparsewm.model.checkpoint import save
 from sparsewm.model.latent import gather_patches, random_groups, random_patches
 from sparsewm.model.world_model import WorldModel
+from sparsewm.training.config import OptimConfig
 from sparsewm.training.optim import MasterMuon
 
 STATE_FILE = "training_state.safetensors"
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a world model is trained.
-
-    Attributes:
-        steps: optimiser steps. batch: windows a step. lr, warmup, weight_decay, clip: AdamW with a cosine.
-        muon: learning rate of the blocks' matrices, which Muon moves, in units of `lr`
-            (0: AdamW moves them too).
-        horizon: imagined frames of a training rollout. ramp: fraction of training over which it grows from 1.
-        groups: random groups the patches are split into (1: none, the ablation). smallest_group: patches.
-        trained_groups: how many of the groups, drawn at random, are computed (0: all). Leaving some out
-            saves their time.
-        full_every: every so many steps the patches stay together, as when nothing is dropped (0: never),
-            in a batch smaller by the number of groups, if these are not all trained.
-        whitening: of the tokens, in whose squared error training and planning measure (see
-            `sparsewm.data.token_statistics`).
-        ema: decay of the averaged weights that are saved and validated.
-        validate_every, checkpoint_every: steps.
-    """
-
-    steps: int = 8000
-    batch: int = 64
-    lr: float = 2e-3
-    muon: float = 5.0
-    warmup: int = 200
-    weight_decay: float = 0.02
-    clip: float = 1.0
-    horizon: int = 5
-    ramp: float = 0.3
-    groups: int = 2
-    smallest_group: int = 8
-    trained_groups: int = 1
-    full_every: int = 8
-    whitening: float = 0.0
-    ema: float = 0.999
-    validate_every: int = 500
-    checkpoint_every: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "horizon", "groups", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training setting {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.whitening <= 1:
-            raise UserError(f"training setting whitening must be between 0 and 1, got {self.whitening:g}")
-        if not 0 <= self.muon < math.inf:
-            raise UserError(f"training setting muon must be a number of at least 0, got {self.muon}")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"training setting lr must be a number above 0, got {self.lr}")
-
-
-def check_groups(config: TrainConfig, patches: int) -> None:
+def check_groups(config: OptimConfig, patches: int) -> None:
     """Raise a `UserError` where the groups do not fit into the patches."""
     if config.groups > 1 and config.groups * config.smallest_group > patches:
         raise UserError(
             f"{config.groups} groups of at least {config.smallest_group} patches do not fit into "
-            f"{patches} patches: lower --groups"
+            f"{patches} patches: lower `groups`"
         )
 
 
-def rollout_length(config: TrainConfig, step: int) -> int:
+def rollout_length(config: OptimConfig, step: int) -> int:
     """Imagined frames at a step: grows linearly from 1 to `horizon` over the first `ramp` of training."""
     if config.ramp <= 0:
         return config.horizon
@@ -133,10 +83,10 @@ def validate(
                     (truth_proprio[:, 0] - truth_proprio[:, t + 1]).square().mean().cpu()
                 )
         means = {name: (value / len(batches)).tolist() for name, value in sums.items()}
-        means["tokens_ratio"] = [a / b for a, b in zip(means["tokens"], means["tokens_copy"], strict=True)]
-        means["proprio_ratio"] = [
-            a / max(b, 1e-9) for a, b in zip(means["proprio"], means["proprio_copy"], strict=True)
-        ]
+        for name in ("tokens", "proprio"):  # nothing may have moved
+            means[f"{name}_ratio"] = [
+                a / max(b, 1e-9) for a, b in zip(means[name], means[f"{name}_copy"], strict=True)
+            ]
         total[f"drop_{drop:g}"] = means | {"ratio": float(np.mean(means["tokens_ratio"]))}
     return total
 
@@ -168,6 +118,7 @@ class Trainer:
         train, validation: windows of `history + horizon` frames.
         folder: checkpoint folder `folder/checkpoint`, run state and `metrics.json` go here.
         dtype: precision of the live weights; masters and the average are float32.
+        seed: of windows, groups and numbers of recorded frames.
     """
 
     def __init__(
@@ -176,11 +127,12 @@ class Trainer:
         train: Windows,
         validation: Windows,
         folder: str | Path,
-        config: TrainConfig,
+        config: OptimConfig,
         dtype: torch.dtype = torch.bfloat16,
+        seed: int = 0,
     ) -> None:
         self.model, self.train, self.validation = model, train, validation
-        self.folder, self.config, self.dtype = Path(folder), config, dtype
+        self.folder, self.config, self.dtype, self.seed = Path(folder), config, dtype, seed
         check_groups(config, model.patches)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.average = [p.detach().float().clone() for p in model.predictor.parameters()]
@@ -201,7 +153,7 @@ class Trainer:
     def losses(self, step: int) -> dict[str, Tensor]:
         """Loss of a step, every random choice taken from (seed, step)."""
         config, model = self.config, self.model
-        rng = np.random.default_rng([config.seed, step])
+        rng = np.random.default_rng([self.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         whole = config.full_every > 0 and step % config.full_every == 0
         trained = min(config.trained_groups, config.groups) or config.groups
@@ -236,10 +188,10 @@ class Trainer:
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             self.optimizer.ema_update(self.average, decay)
             values = {name: float(value.detach()) for name, value in losses.items()}
-            if not math.isfinite(values["loss"]):
+            if not math.isfinite(values["loss"]) or not math.isfinite(norm):
                 raise UserError(
-                    f"training diverged at step {self.step} (loss {values['loss']}): train anew with a lower "
-                    "--lr and another --output"
+                    f"training diverged at step {self.step} (loss {values['loss']:g}, gradient {norm:g}): "
+                    "train anew with a lower `lr` and another `output`"
                 )
             self.step += 1
             self.seconds += time.perf_counter() - started
@@ -275,6 +227,24 @@ class Trainer:
         )
         return result
 
+    def settings(self) -> dict[str, Any]:
+        """The run's settings and seed."""
+        return asdict(self.config) | {"seed": self.seed}
+
+    def identity(self) -> dict[str, Any]:
+        """What else a run depends on, and what it must find again to be resumed."""
+        model, encoder = self.model, self.model.encoder
+        parts = {
+            "dataset": self.train.dataset.hash,
+            "encoder": f"{encoder.name} {encoder.key}",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "frameskip": model.frameskip,
+            "model": asdict(model.config),
+            "start": model.metadata.get("start"),
+        }
+        found: dict[str, Any] = json.loads(json.dumps(parts))
+        return found
+
     def save(self) -> None:
         """Checkpoint of the averaged weights, and the state to resume from; both atomic."""
         masters, adam = self.optimizer.masters, self.optimizer.adamw.state_dict()["state"]
@@ -283,10 +253,12 @@ class Trainer:
         tensors |= {f"momentum.{i}": m for i, m in enumerate(self.optimizer.momenta)}
         for i, entry in adam.items():
             tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+        tensors |= {f"standardizer.{k}": v for k, v in self.model.standardizer.state_dict().items()}
         information = {
             "step": self.step,
             "seconds": self.seconds,
-            "config": asdict(self.config),
+            "config": self.settings(),
+            "identity": self.identity(),
             "metrics": self.metrics,
         }
         with atomic_path(self.folder / STATE_FILE, self.folder / f".{STATE_FILE}") as temporary:
@@ -299,7 +271,7 @@ class Trainer:
             "seconds": round(self.seconds, 1),
             "device": device_name(self.model.device),
         }
-        training = {"training": asdict(self.config) | done}
+        training = {"training": self.settings() | done}
         self.with_average(
             lambda: save(self.model, self.folder / "checkpoint", training | {"validation": validation})
         )
@@ -322,12 +294,7 @@ class Trainer:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): delete it to start this run anew") from None
-        if information["config"] != asdict(self.config):
-            changed = [k for k, v in asdict(self.config).items() if information["config"].get(k) != v]
-            raise UserError(
-                f"{self.folder} holds a run with other settings ({', '.join(changed)}): give the same flags "
-                "to --resume it, or another --output"
-            )
+        self._check_same(information)
         count = len(self.average)
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -346,6 +313,8 @@ class Trainer:
             with torch.no_grad():
                 for i, average in enumerate(self.average):
                     average.copy_(tensors[f"average.{i}"])
+                for name, buffer in self.model.standardizer.state_dict().items():
+                    buffer.copy_(tensors[f"standardizer.{name}"])
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"{path} does not fit this model ({error}): delete it to start this run anew"
@@ -353,3 +322,26 @@ class Trainer:
         self.step, self.seconds = information["step"], information["seconds"]
         self.metrics = information["metrics"]
         return True
+
+    def _check_same(self, information: dict[str, Any]) -> None:
+        """Raise a `UserError` that names what this run has otherwise than a saved one."""
+        before, now = information.get("identity", {}), self.identity()
+        changed = [k for k, v in self.settings().items() if information.get("config", {}).get(k) != v]
+        other = []
+        for name, value in now.items():
+            if before.get(name) != value:
+                short = isinstance(value, str | int) and name in before
+                other.append(f"{name} {_short(before[name])}, not {_short(value)}" if short else name)
+        if not changed and not other:
+            return
+        what = [f"settings ({', '.join(changed)})"] if changed else []
+        what += other
+        raise UserError(
+            f"{self.folder} holds a run with other {'; '.join(what)}: give the same to resume it, or another "
+            "`output`"
+        )
+
+
+def _short(value: Any) -> str:
+    """A value; a hash by its first digits."""
+    return str(value)[:12] if len(str(value)) == 64 else str(value)

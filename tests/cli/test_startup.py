@@ -41,7 +41,7 @@ def test_environments_that_draw_by_themselves_need_no_opengl(environment: str) -
 
 
 def test_planning_needs_no_opengl_but_where_it_draws(tmp_path: Path) -> None:
-    plan = ("-m", "sparsewm", "plan", "--selection", "none", "--episodes", "1", "--no-video", "--output", "o")
+    plan = ("-m", "sparsewm", "plan", "--run.actor", "nothing", "--run.no-video", "--output", "o")
     assert python(*plan, "--env", "wall", place=tmp_path, **NO_GL).returncode == 0
     done = python(*plan, "--env", "pointmaze", place=tmp_path, **NO_GL)
     assert done.returncode == 2
@@ -57,10 +57,11 @@ def test_doctor_does_not_blame_packages_for_a_missing_opengl() -> None:
 
 def test_a_way_to_draw_is_chosen_on_linux_alone() -> None:
     lines = (
-        "import importlib, os, sys, sparsewm.cli",
+        "import contextlib, os, sys, sparsewm.cli, sparsewm.cli.plan",
         "for sys.platform in ('darwin', 'linux'):",
         "    os.environ.pop('MUJOCO_GL', None)",
-        "    importlib.reload(sparsewm.cli)",
+        "    with contextlib.suppress(SystemExit):",
+        "        sparsewm.cli.main(['plan', '--env', 'nowhere'])",
         "    print(os.environ.get('MUJOCO_GL'))",
     )
     assert program(*lines).split() == ["None", "egl"]

@@ -98,6 +98,8 @@ def test_encoding_does_not_start_where_there_is_no_room(
     usage = collecting.shutil.disk_usage(tmp_path)
     monkeypatch.setattr("sparsewm.files.shutil.disk_usage", lambda _: usage._replace(free=100))
     encoder = Stub(2)
-    with pytest.raises(UserError, match=r"the disk is too full for .* GB are free; free some space"):
+    with pytest.raises(
+        UserError, match=r"the disk is too full for .* are free; free some space or give `directory`"
+    ):
         cache(dataset, encoder, tmp_path / "tokens")
     assert encoder.frames == 0

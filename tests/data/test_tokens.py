@@ -310,11 +310,12 @@ def test_no_episode_is_long_enough(dataset: Dataset) -> None:
     cache = TokenCache(dataset, Counting())
     assert len(Windows(dataset, cache, frames=12, frameskip=1, episodes=np.arange(3))) == 1
     message = (
-        "no episode of .*: 8 frames 2 steps apart need 15 rows, the longest has 12; collect longer episodes"
+        "no episode of .*: 8 frames 2 steps apart need 15 rows, the longest of these 3 has 12; "
+        "collect longer episodes"
     )
     with pytest.raises(UserError, match=message):
         Windows(dataset, cache, frames=8, frameskip=2, episodes=np.arange(3))
-    with pytest.raises(UserError, match=r"the longest has 5"):
+    with pytest.raises(UserError, match=r"the longest of these 1 has 5"):
         Windows(dataset, cache, frames=4, frameskip=2, episodes=np.array([1]))
 
 

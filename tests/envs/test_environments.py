@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 from sparsewm import envs
 from sparsewm.envs.policies import exploration_policy
+from sparsewm.errors import UserError
 
 IDS = {
     "pusht": "sparsewm/PushT-v0",
@@ -64,7 +65,7 @@ def test_gymnasium_stops_an_episode_at_the_budget_and_make_does_not(name: str) -
 
 def test_unknown_name_says_which_there_are() -> None:
     with pytest.raises(
-        ValueError, match=r"Did you mean 'pointmaze'\?.*pusht, wall, pointmaze, .*rope, .*sparsewm/PushT-v0"
+        UserError, match=r"Did you mean 'pointmaze'\?.*pusht, wall, pointmaze, .*rope, .*sparsewm/PushT-v0"
     ):
         envs.make("point-maze")
 

@@ -79,7 +79,8 @@ def test_an_environment_of_ones_own_is_recorded(place: Path) -> None:
 def test_it_is_trained_and_planned_in(place: Path) -> None:
     command = (sys.executable, "-c", "import sys; from sparsewm.cli import main; sys.exit(main())")
     lines = re.findall(r"^    sparsewm (.*)$", PAGE.read_text(), re.MULTILINE)
-    small = {"collect": "--steps 30", "train": "--steps 20", "plan": "--episodes 1 --goal.max-steps 10"}
+    plan = "--run.episodes 1 --goal.max-steps 30 --run.no-video"
+    small = {"collect": "--steps 30", "train": "--steps 20", "plan": plan}
     for line in lines:
         extra = small[line.split()[0]].split()
         words = line.replace("--episodes 300", "--episodes 12").split()

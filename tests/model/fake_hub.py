@@ -6,9 +6,16 @@ import base64
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+import huggingface_hub.file_download
+import huggingface_hub.utils._http
+import pytest
+from huggingface_hub import constants
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -119,3 +126,32 @@ class _Routes(BaseHTTPRequestHandler):
             self.answer(200, json.dumps({"commitUrl": url, "commitOid": revision}).encode())
         else:
             self.answer(404)
+
+
+@pytest.fixture(name="hub")
+def hub_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """The hub, on this machine and empty, with an empty cache; somebody is logged in."""
+    server = FakeHub()
+    template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (constants, huggingface_hub.file_download):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_TOKEN", "hf_somebody")
+    monkeypatch.chdir(tmp_path)
+    reset()
+    yield server
+    server.shutdown()
+    server.server_close()
+    reset()
+
+
+def reset() -> None:
+    """Sessions remember whether the machine was offline."""
+    for name in ("reset_sessions", "close_session"):
+        found = getattr(huggingface_hub.utils._http, name, None)
+        if found is not None:
+            found()

@@ -289,5 +289,5 @@ def test_failure_while_renaming_leaves_the_old_checkpoint(
 
 def test_checkpoint_cannot_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write .*: choose another --output"):
+    with pytest.raises(UserError, match=r"cannot write .*: choose another `output`"):
         save(tiny_model(), tmp_path / "file" / "checkpoint")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.file_download
-import huggingface_hub.utils._http
 import pytest
 import torch
 import yaml
@@ -21,39 +18,10 @@ from sparsewm.model import WorldModel, save
 from sparsewm.model.checkpoint import checkpoint_hash
 from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.publish import model_card
-from tests.model.fake_hub import FakeHub
+from tests.model.fake_hub import FakeHub, hub_server, reset  # noqa: F401
 from tests.model.tiny import tiny_encoder, tiny_model
 
 FILES = ["README.md", "config.yaml", "metadata.json", "model.safetensors"]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """The hub, on this machine and empty, with an empty cache; somebody is logged in."""
-    server = FakeHub()
-    template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (constants, huggingface_hub.file_download):
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_somebody")
-    monkeypatch.chdir(tmp_path)
-    reset()
-    yield server
-    server.shutdown()
-    server.server_close()
-    reset()
-
-
-def reset() -> None:
-    """Sessions remember whether the machine was offline."""
-    for name in ("reset_sessions", "close_session"):
-        found = getattr(huggingface_hub.utils._http, name, None)
-        if found is not None:
-            found()
 
 
 def load(path: Any, **options: Any) -> WorldModel:
@@ -93,7 +61,7 @@ def test_a_folder_goes_to_the_hub_without_what_is_not_the_model(hub: FakeHub, tm
         assert sorted(files) == FILES and files["README.md"] == b"my own words"
         assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert hub.private == {"somebody/wall": True}
-    assert checkpoint_hash(checkpoint_folder("somebody/wall")[0]) == checkpoint_hash(folder)
+    assert checkpoint_hash("somebody/wall") == checkpoint_hash(run) == checkpoint_hash(folder)
 
 
 def test_a_card_says_what_the_model_is_and_changes_no_hash(hub: FakeHub, tmp_path: Path) -> None:
@@ -114,9 +82,7 @@ def test_a_card_says_what_the_model_is_and_changes_no_hash(hub: FakeHub, tmp_pat
 def test_a_revision_is_that_revision(hub: FakeHub, tmp_path: Path) -> None:
     first = hub.add("a/b", read(save(tiny_model(seed=1), tmp_path / "one")))
     hub.add("a/b", read(save(tiny_model(seed=2), tmp_path / "two")))
-    hashes = {
-        place: checkpoint_hash(checkpoint_folder(place)[0]) for place in (f"a/b@{first}", "a/b", "hub:a/b")
-    }
+    hashes = {place: checkpoint_hash(place) for place in (f"a/b@{first}", "a/b", "hub:a/b")}
     assert hashes[f"a/b@{first}"] == checkpoint_hash(tmp_path / "one")
     assert hashes["a/b"] == hashes["hub:a/b"] == checkpoint_hash(tmp_path / "two")
     with pytest.raises(UserError) as error:
@@ -220,3 +186,25 @@ def test_publishing_needs_a_login_and_a_checkpoint(
     with pytest.raises(UserError, match="log in with `hf auth login`"):
         sparsewm.push_to_hub(folder, "a/b")
     assert list(hub.commits) == ["somebody/wall"]
+
+
+def test_plan_takes_a_world_model_of_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    """As any other command: what a checkpoint is called goes through `load`."""
+    sparsewm.push_to_hub(sparsewm.load_pretrained("wall"), "somebody/wall")
+    small = ["--candidates", "4", "--iterations", "1", "--max-steps", "5", "--run.no-video"]
+    with pytest.raises(SystemExit) as code:
+        main(
+            [
+                "plan",
+                "--env",
+                "wall",
+                "--checkpoint",
+                "somebody/wall",
+                *small,
+                "--output",
+                str(tmp_path / "plan"),
+            ]
+        )
+    assert code.value.code == 0
+    results = json.loads((tmp_path / "plan" / "results.json").read_text())
+    assert "somebody/wall" in json.dumps(results)

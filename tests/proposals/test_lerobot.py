@@ -268,7 +268,7 @@ def test_without_lerobot_the_extra_is_named(folders: dict[str, Path]) -> None:
     code = (
         "import sys; sys.modules['lerobot'] = None\n"
         "from sparsewm.cli import main\n"
-        f"main(['plan', '--env', 'wall', '--selection', 'policy', '--proposals', {str(folders['act'])!r}])"
+        f"main(['plan', '--env', 'wall', '--run.actor', 'policy', '--proposals', {str(folders['act'])!r}])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=folders["act"].parent
@@ -282,20 +282,22 @@ def test_a_saved_policy_plans_on_the_command_line(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = "plan --env wall --budget 20 --no-video --samples 6 --iterations 2 --candidates 4 --output"
+    flags = "plan --env wall --max-steps 20 --run.no-video --candidates 6 --iterations 2"
+    flags += " --proposals.samples 4 --output"
     found = {}
     for kind, more in (
-        ("smolvla", "--proposal-mode replace --instruction 'go there'"),
-        ("act", "--proposal-mode seed"),
-        ("diffusion", "--selection policy"),
-        ("smolvla", "--proposal-mode prior --planner mppi --episodes 2 --batch 2"),
+        ("smolvla", "--proposals.mode replace --proposals.instruction 'go there'"),
+        ("act", "--proposals.mode seed"),
+        ("diffusion", "--run.actor policy"),
+        ("smolvla", "--proposals.mode prior --planner mppi --episodes 2 --run.batch 2"),
     ):
         code, out, err = call(f"{flags} {kind} {more} --proposals", folders[kind])
         assert code == 0, err
-        assert f"candidates from {folders[kind]}" in out
+        assert str(folders[kind]) in out.replace("\n", "")
         found[kind, more] = json.loads((tmp_path / kind / "results.json").read_text())
     replaced, seeded, alone, prior = found.values()
-    assert replaced["proposals"] == str(folders["smolvla"]) and replaced["instruction"] == "go there"
-    assert replaced["settings"]["hold"] is False and seeded["settings"]["hold"] is True
+    assert replaced["proposals"] == str(folders["smolvla"])
+    assert replaced["settings"]["proposals"]["instruction"] == "go there"
+    assert [one["settings"]["search"]["action_repeat"] for one in (replaced, seeded)] == [False, True]
     assert alone["checkpoint"] is None and alone["seconds_per_plan"]["median"] > 0
-    assert prior["settings"]["proposal_mode"] == "prior" and prior["episodes"] == 2
+    assert prior["settings"]["proposals"]["mode"] == "prior" and prior["episodes"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from importlib.metadata import EntryPoint
@@ -16,6 +17,7 @@ from sparsewm.errors import UserError
 from sparsewm.planners import ProposalSampler
 from sparsewm.proposals import NONE, SAMPLERS, check_proposals, known_names, load_sampler, version
 from sparsewm.proposals.version import BEFORE, FIRST, lerobot_imports
+from tests.cli.commands import call
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -63,6 +65,18 @@ def test_the_page_of_samplers(module: str) -> None:
     assert name.startswith(f"{module}:")
     assert check_proposals(name, "wall") == {"proposals": name}
     assert walk(load_sampler(name, envs.make("wall", resolution=32), CPU))
+
+
+def test_the_page_on_the_command_line(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command on the page, shortened."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "howto" / "proposals.md").read_text()
+    (words,) = re.findall(r"PYTHONPATH=\. sparsewm (.*)", text)
+    code, _, err = call(f"{words} --max-steps 10 --run.no-video --run.no-imagine --output out")
+    assert code == 0, err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["proposals"] == f"{module}:Straight"
+    assert results["settings"]["search"]["action_repeat"] is False
 
 
 def test_a_plugin_is_known_by_name(module: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,8 @@ def trained(steps: int, seed: int = 0, reach: float = 30.0) -> TemporalDistance:
     )
     torch.manual_seed(seed)
     distance = TemporalDistance(8, (4, 4), 2, DistanceConfig(width=32, heads=2, features=16))
-    config = DistanceTrainConfig(steps=steps, batch=32, warmup=10, seed=seed, smallest=4, reach=reach)
-    train_distance(model, distance, Walks(), config, torch.float32)  # type: ignore[arg-type]
+    config = DistanceTrainConfig(steps=steps, batch=32, warmup=10, smallest=4, reach=reach)
+    train_distance(model, distance, Walks(), config, torch.float32, seed=seed)  # type: ignore[arg-type]
     return distance
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sparsewm.errors import UserError
 from sparsewm.model import load
+from sparsewm.training.config import OptimConfig
 from sparsewm.training.optim import MasterAdamW, MasterMuon, orthogonalized
-from sparsewm.training.trainer import STATE_FILE, TrainConfig, Trainer, rollout_length, validate
+from sparsewm.training.trainer import STATE_FILE, Trainer, rollout_length, validate
 from tests.data.tiny import write_dataset
 from tests.model.tiny import tiny_encoder
 from tests.training.tiny import make_trainer
@@ -52,27 +53,27 @@ def test_loss_falls_and_beats_copying_the_last_frame(data: Path, tmp_path: Path,
         torch.float32,
         groups=groups,
         trained_groups=groups,
-        steps=120,
+        steps=150,
         batch=16,
         lr=3e-3,
         warmup=10,
         horizon=1,
         full_every=0,
         ema=0.9,
-        validate_every=120,
-        checkpoint_every=120,
+        validate_every=150,
+        checkpoint_every=150,
     )
     losses: list[float] = []
     trainer.run(lambda _, values: losses.append(values["loss"]))
-    assert len(losses) == 120
+    assert len(losses) == 150
     assert np.mean(losses[-15:]) < 0.6 * np.mean(losses[:5])
     (entry,) = trainer.metrics
-    assert entry["step"] == 120
+    assert entry["step"] == 150
     for drop in ("drop_0", "drop_0.5"):
         assert entry["validation"][drop]["ratio"] < 0.8
         assert entry["validation"][drop]["proprio_ratio"][0] < 0.5
     model = load(tmp_path / "checkpoint", encoder=tiny_encoder())
-    assert model.metadata["training"]["step"] == 120
+    assert model.metadata["training"]["step"] == 150
     assert model.metadata["validation"] == entry["validation"]
 
 
@@ -166,14 +167,16 @@ def test_nothing_to_resume(data: Path, tmp_path: Path) -> None:
 def test_resume_with_other_settings(data: Path, tmp_path: Path) -> None:
     make_trainer(data, tmp_path, steps=4).run()
     with pytest.raises(
-        UserError, match=r"other settings \(batch, lr\): give the same flags to --resume it, or another"
+        UserError, match=r"other settings \(batch, lr\): give the same to resume it, or another"
     ):
         make_trainer(data, tmp_path, steps=4, batch=5, lr=1e-4).resume()
 
 
 def test_resume_with_another_model(data: Path, tmp_path: Path) -> None:
     make_trainer(data, tmp_path, steps=4).run()
-    with pytest.raises(UserError, match=r"does not fit this model .*: delete it to start this run anew"):
+    with pytest.raises(
+        UserError, match=r"a run with other model: give the same to resume it, or another `output`"
+    ):
         make_trainer(data, tmp_path, steps=4, history=3).resume()
 
 
@@ -194,7 +197,7 @@ def test_diverged_training_says_so_and_keeps_the_last_checkpoint(data: Path, tmp
         trainer.optimizer.masters[0].fill_(1e38)
         trainer.model.predictor.embed_tokens.weight.fill_(1e38)
     with pytest.raises(
-        UserError, match=r"training diverged at step 4 \(loss (nan|inf)\): train anew with a lower --lr"
+        UserError, match=r"training diverged at step 4 \(loss (nan|inf), .*\): train anew with a lower `lr`"
     ):
         trainer.run()
     assert (tmp_path / STATE_FILE).read_bytes() == before
@@ -258,11 +261,11 @@ def test_metrics_file(data: Path, tmp_path: Path) -> None:
 
 
 def test_rollouts_grow_during_training() -> None:
-    config = TrainConfig(steps=100, horizon=5, ramp=0.5)
+    config = OptimConfig(steps=100, horizon=5, ramp=0.5)
     lengths = [rollout_length(config, step) for step in range(100)]
     assert lengths[0] == 1 and lengths[50:] == [5] * 50 and lengths == sorted(lengths)
     assert [lengths.index(length) for length in range(1, 6)] == [0, 10, 20, 30, 40]
-    assert rollout_length(TrainConfig(steps=100, horizon=5, ramp=0), 0) == 5
+    assert rollout_length(OptimConfig(steps=100, horizon=5, ramp=0), 0) == 5
 
 
 @pytest.mark.parametrize(
@@ -278,13 +281,13 @@ def test_rollouts_grow_during_training() -> None:
     ],
 )
 def test_impossible_settings(setting: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"{setting} must be .*, got {value}"):
-        TrainConfig(**{setting: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"{setting}` must be .*, got {value:g}"):
+        OptimConfig(**{setting: value})  # type: ignore[arg-type]
 
 
 def test_more_groups_than_patches(data: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"6 groups of at least 3 patches do not fit into 16 patches: lower --groups"
+        UserError, match=r"6 groups of at least 3 patches do not fit into 16 patches: lower `groups`"
     ):
         make_trainer(data, tmp_path, groups=6)
 

@@ -12,7 +12,8 @@ import torch
 
 from sparsewm.data import Dataset, TokenCache, Windows, open_dataset
 from sparsewm.model import PredictorConfig, WorldModel
-from sparsewm.training.trainer import TrainConfig, Trainer
+from sparsewm.training.config import OptimConfig
+from sparsewm.training.trainer import Trainer
 from tests.model.tiny import tiny_encoder
 
 CONFIG = {
@@ -20,6 +21,8 @@ CONFIG = {
     "batch": 4,
     "warmup": 2,
     "horizon": 2,
+    "groups": 2,
+    "whitening": 0.0,
     "smallest_group": 3,
     "full_every": 3,
     "validate_every": 5,
@@ -48,10 +51,15 @@ def make_model(dataset: Dataset, tokens: TokenCache, history: int = 2) -> WorldM
 
 
 def make_trainer(
-    data: Path, folder: Path, dtype: torch.dtype = torch.bfloat16, history: int = 2, **changes: Any
+    data: Path,
+    folder: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    history: int = 2,
+    seed: int = 0,
+    **changes: Any,
 ) -> Trainer:
     """The last tenth of the episodes validates."""
-    config = TrainConfig(**(CONFIG | changes))
+    config = OptimConfig(**(CONFIG | changes))
     dataset = open_dataset(data)
     tokens = TokenCache(dataset, tiny_encoder())
     train, held_out = dataset.split(0.1)
@@ -59,7 +67,7 @@ def make_trainer(
     windows = [
         Windows(dataset, tokens, history + config.horizon, 2, episodes) for episodes in (train, held_out)
     ]
-    return Trainer(model, windows[0], windows[1], folder, config, dtype)
+    return Trainer(model, windows[0], windows[1], folder, config, dtype, seed)
 
 
 if __name__ == "__main__":

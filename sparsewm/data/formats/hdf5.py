@@ -34,7 +34,7 @@ import hdf5plugin  # noqa: F401  (reads compressed columns)
 import numpy as np
 
 from sparsewm.data.dataset import Dataset
-from sparsewm.data.frames import Frames, ReadFrames, SideBySide
+from sparsewm.data.frames import Frames, ReadFrames, choose_cameras, side_by_side
 from sparsewm.errors import UserError
 
 
@@ -42,8 +42,8 @@ class HDF5Dataset(Dataset):
     """A dataset file in the layout above, ours or stable-worldmodel's.
 
     Args:
-        path: the file. cameras: names of those to show: "pixels", or NAME for a column `pixels.NAME`; all
-            when empty.
+        path: the file. cameras: names of those to show: "pixels", or NAME for a column `pixels.NAME`;
+            needed where there are several.
 
     Raises:
         UserError: no HDF5 file, truncated, open elsewhere, or a camera that is not there.
@@ -69,22 +69,13 @@ class HDF5Dataset(Dataset):
             proprio = self._numbers("observation")
         state = self._numbers("state")
         available = self._cameras()
-        shown = list(cameras) or list(available)[:1]
-        if len(available) > 1 and not cameras:
-            self._faults.append(
-                f"it has several cameras, name those to show with `cameras`: {', '.join(available)}"
-            )
-        for name in shown:
-            if name not in available:
-                self._file.close()
-                raise UserError(f"{path} has no camera '{name}': it has {', '.join(available) or 'none'}")
         rows = int(np.maximum(lengths, 0).sum())
+        shown: list[str] = []
+        if available:
+            shown, several = choose_cameras(path, list(available), cameras)
+            self._faults += several
         parts = [self._frames(available[name]) for name in shown]
-        pixels: Frames
-        if parts:
-            pixels = parts[0] if len(parts) == 1 else SideBySide(parts)
-        else:
-            pixels = ReadFrames((rows, 0, 0, 3), path, lambda rows: np.zeros((len(rows), 0, 0, 3), np.uint8))
+        none = ReadFrames((rows, 0, 0, 3), path, lambda rows: np.zeros((len(rows), 0, 0, 3), np.uint8))
         if len({len(part) for part in parts}) > 1:
             self._faults.append(f"its cameras have {', '.join(str(len(part)) for part in parts)} rows")
         said = {key: value for key, value in self._file.attrs.items() if not isinstance(value, h5py.Empty)}
@@ -93,7 +84,7 @@ class HDF5Dataset(Dataset):
             path,
             lengths=lengths,
             action=np.zeros((rows, 1), np.float32) if action is None else action,
-            pixels=pixels,
+            pixels=side_by_side(parts) if parts else none,
             proprio=proprio,
             state=state,
             attributes=said,
@@ -210,6 +201,9 @@ class HDF5Dataset(Dataset):
                     f"column '{name}' must be uint8 (rows, height, width, 3), is {column.dtype} "
                     f"{column.shape}"
                 )
+                continue
+            if 0 in column.shape:
+                self._faults.append(f"pictures of column '{name}' have the shape {column.shape}")
                 continue
             found[name.removeprefix("pixels.")] = column
         return found

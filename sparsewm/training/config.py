@@ -1,0 +1,290 @@
+"""How a world model is trained: one tree of settings, the only source of every default.
+
+The command line, the presets in `configs/presets`, the section `train` of `configs/environments` and a file
+of one's own name what differs from it: ``--optim.warmup 100``, or in YAML
+
+    optim: {warmup: 100}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from sparsewm.config import config_folder, environment_file, usual
+from sparsewm.envs import canonical
+from sparsewm.errors import UserError
+from sparsewm.model.predictor import PredictorConfig
+from sparsewm.trees import at_least, merged, one_of, read_yaml
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The frozen network that makes tokens of pictures."""
+
+    name: Annotated[str | None, usual("encoder")] = None
+    """embedded (usual), dinov2_vits14, timm:NAME, hf:NAME, module:Class, ...; a checkpoint brings its own."""
+    weights: Annotated[Path | None, usual("encoder-weights")] = None
+    """Local weights file."""
+    hub_repo: Annotated[Path | None, usual("hub-repo")] = None
+    """Local clone of its torch.hub repository."""
+    resolution: Annotated[tuple[int, ...], usual("resolution")] = ()
+    """Height and width it sees in pixels, or one number; its own in the data's aspect ratio if left out."""
+    letterbox: Annotated[bool, usual("letterbox")] = False
+    """Pad pictures of another aspect ratio instead of fitting the resolution to them."""
+
+    def __post_init__(self) -> None:
+        if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
+            raise UserError(
+                f"`resolution` is a height and a width in pixels, or one number, not {self.resolution}"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the predictor."""
+
+    width: int = PredictorConfig.width
+    """Features of a token inside; a multiple of 4 and of the heads."""
+    depth: int = PredictorConfig.depth
+    """Layers."""
+    heads: int = PredictorConfig.heads
+    """Attention heads."""
+    mlp: int = PredictorConfig.mlp
+    """Features between the two matrices of a layer."""
+    history: int = PredictorConfig.history
+    """Frames of the attention window, the present one included."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the predictor is trained."""
+
+    steps: Annotated[int, usual("steps")] = 8000
+    """Optimiser steps."""
+    batch: Annotated[int, usual("batch")] = 128
+    """Windows a step."""
+    lr: Annotated[float, usual("lr")] = 2e-3
+    """Peak learning rate; unless given, a quarter of it when starting from a checkpoint."""
+    muon: float = 5.0
+    """Learning rate of the blocks' matrices, which Muon moves, in units of lr (0: AdamW moves them too)."""
+    warmup: int = 200
+    """Steps of linear warm-up; a cosine follows."""
+    weight_decay: float = 0.02
+    """Decoupled decay of matrices."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    horizon: Annotated[int, usual("horizon")] = 5
+    """Imagined frames of a training rollout."""
+    ramp: float = 0.3
+    """Fraction of training over which rollouts grow from 1 to the horizon."""
+    groups: Annotated[int, usual("groups")] = 4
+    """Random groups the patches are split into; 1 trains without grouping (the ablation)."""
+    smallest_group: int = 8
+    """Patches of a group at least."""
+    trained_groups: int = 1
+    """How many of the groups, drawn at random, are computed (0: all). Leaving some out saves their time."""
+    full_every: int = 8
+    """Every so many steps the patches stay together, as when nothing is dropped (0: never), in a batch
+    smaller by the number of groups, if these are not all trained."""
+    whitening: Annotated[float, usual("whitening")] = 0.5
+    """How much fine detail counts in the error of tokens: 0 as it comes, 1 as much as coarse places do."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are saved and validated."""
+    validate_every: Annotated[int, usual("validate-every")] = 500
+    """Steps between validations."""
+    checkpoint_every: Annotated[int, usual("checkpoint-every")] = 500
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "horizon", "groups", "validate_every", "checkpoint_every"):
+            at_least(1, **{name: getattr(self, name)})
+        for name in ("warmup", "trained_groups", "full_every", "weight_decay", "muon"):
+            at_least(0, **{name: getattr(self, name)})
+        at_least(1, smallest_group=self.smallest_group)
+        for name in ("ramp", "whitening", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"`{name}` must be between 0 and 1, got {getattr(self, name):g}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"`{name}` must be a number above 0, got {getattr(self, name):g}")
+
+
+@dataclass(frozen=True)
+class DistanceTrainConfig:
+    """How the temporal distance, a cost for planning, is trained."""
+
+    steps: Annotated[int, usual("distance-steps")] = 400
+    """Optimiser steps; 0: none is trained."""
+    batch: int = 96
+    """Windows a step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled decay of matrices."""
+    reach: Annotated[float, usual("distance-reach")] = 30.0
+    """Model steps beyond which random pairs are hardly pushed apart: about the longest way there is."""
+    penalty: float = 5.0
+    """Weight of successive frames being more than one step apart."""
+    smallest: int = 8
+    """Fewest patches of a random subset."""
+    blind: int = 4
+    """Every so many steps proprioception is left out, as for planning by vision alone."""
+    full_every: int = 8
+    """Every so many steps all patches are seen."""
+    ema: float = 0.99
+    """Decay of the averaged weights that are kept."""
+
+    def __post_init__(self) -> None:
+        at_least(0, distance_steps=self.steps, blind=self.blind)
+        at_least(1, distance_reach=self.reach, batch=self.batch, full_every=self.full_every)
+
+
+@dataclass(frozen=True)
+class DecoderTrainConfig:
+    """How the decoder that draws imagined frames is trained."""
+
+    steps: Annotated[int, usual("decoder-steps")] = 600
+    """Optimiser steps; 0: none is trained."""
+    batch: int = 32
+    """Frames a step."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled decay of matrices."""
+    frames: int = 4096
+    """Drawn from the data and kept in memory."""
+    ground: float = 0.05
+    """Weight of pixels that look as always; those that differ from the mean picture weigh up to 1."""
+    smallest: int = 8
+    """Fewest patches of a random subset."""
+    full_every: int = 4
+    """Every so many steps all patches are seen."""
+    noise: float = 0.1
+    """Deviation added to the tokens, in theirs: imagined tokens are not exact."""
+
+    def __post_init__(self) -> None:
+        at_least(0, decoder_steps=self.steps)
+        at_least(1, batch=self.batch, frames=self.frames, full_every=self.full_every)
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """What is trained last, beside the predictor."""
+
+    distance: DistanceTrainConfig = field(default_factory=DistanceTrainConfig)
+    decoder: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
+
+
+@dataclass(frozen=True)
+class TrainRunConfig:
+    """Where training starts, on what it runs, and what is written."""
+
+    start: Annotated[Path | None, usual("start")] = None
+    """Checkpoint to go on from, on a new schedule. On another encoder or whitening it is translated."""
+    extend: Annotated[Path | None, usual("extend")] = None
+    """Checkpoint whose predictor is kept: only temporal distance and decoder are trained for it."""
+    resume: Annotated[bool, usual("resume")] = False
+    """Continue the run in the output folder bit for bit from its last checkpoint."""
+    device: Annotated[str, usual("device")] = "auto"
+    """auto, cpu, cuda, ..."""
+    dtype: Annotated[str, usual("dtype")] = "auto"
+    """Precision of weights and activations: auto, bfloat16 or float32."""
+    seed: Annotated[int, usual("seed")] = 0
+    """Seed of weights, windows and groups."""
+    output: Annotated[Path | None, usual("output")] = None
+    """Folder of checkpoint/, metrics.json, training.png and the TensorBoard log; runs/NAME when left out."""
+
+    def __post_init__(self) -> None:
+        at_least(0, seed=self.seed)
+        if self.start is not None and self.extend is not None:
+            raise UserError("`start` and `extend` exclude each other: `extend` keeps the predictor as it is")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a world model on recorded episodes: encode them once, train, validate."""
+
+    dataset: str | None = None
+    """Recorded episodes: a file or folder, lerobot:user/name, minari:NAME; data/ENV.h5 when left out."""
+    env: str | None = None
+    """Environment whose settings are used and that is to be planned in; not needed with a dataset."""
+    format: str | None = None
+    """Format of the dataset, or module:Class of your own reader; found out when left out."""
+    cameras: tuple[str, ...] = ()
+    """Cameras of the dataset, shown side by side; all of them when left out."""
+    frameskip: int | None = None
+    """Environment steps per model step; the dataset's own when left out, or the environment's, or 5."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    run: TrainRunConfig = field(default_factory=TrainRunConfig)
+
+    def __post_init__(self) -> None:
+        at_least(1, frameskip=self.frameskip)
+
+    @classmethod
+    def of(
+        cls,
+        env: str | None = None,
+        preset: str = "default",
+        start: Path | None = None,
+        extend: Path | None = None,
+        content: Mapping[str, Any] | None = None,
+        source: str = "the given settings",
+    ) -> TrainConfig:
+        """The tree's defaults under an environment's, under a preset's, under given ones.
+
+        Args:
+            env, start, extend: as in the tree, in place of what `content` says of them.
+            preset: a name of `presets`.
+            content: settings by section, as in YAML. source: where they come from, for messages.
+
+        Raises:
+            UserError: unknown preset or setting, or a value that is impossible.
+        """
+        content = dict(content or {})
+        given = {"start": start, "extend": extend}
+        run = dict(content.get("run") or {}) | {
+            name: path for name, path in given.items() if path is not None
+        }
+        content |= {"run": run}
+        if env := env or content.get("env"):
+            content["env"] = env
+        tree = cls()
+        path = environment_file(canonical(env)) if env else None
+        if path is not None and path.is_file():
+            tree = merged(tree, read_yaml(path).get("train", {}), str(path))
+        tree = merged(tree, _preset_content(preset, not run.get("start") and not run.get("extend")), preset)
+        if run.get("start"):  # it imagines well already, and the full rate would undo that
+            tree = merged(tree, {"optim": {"ramp": 0.0, "lr": tree.optim.lr / 4}}, source)
+        return merged(tree, content, source)
+
+
+def presets() -> list[str]:
+    """Names of presets: `default`, which is the tree as it stands, and the files of `configs/presets`."""
+    return sorted(["default", *(path.stem for path in (config_folder() / "presets").glob("*.yaml"))])
+
+
+def preset(name: str) -> TrainConfig:
+    """The tree's defaults under those of a preset.
+
+    Raises:
+        UserError: unknown name.
+    """
+    return merged(TrainConfig(), _preset_content(name), name)
+
+
+def _preset_content(name: str, encoder: bool = True) -> dict[str, Any]:
+    """What a preset says; without its encoder where a checkpoint brings one."""
+    one_of("preset", name, presets())
+    content = {} if name == "default" else read_yaml(config_folder() / "presets" / f"{name}.yaml")
+    return content if encoder else {part: value for part, value in content.items() if part != "encoder"}

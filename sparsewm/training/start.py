@@ -1,0 +1,166 @@
+"""Where a training starts: a new world model with the statistics of its data, or one that goes on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsewm.data import Dataset, TokenCache
+from sparsewm.encoders import PatchEncoder
+from sparsewm.errors import UserError
+from sparsewm.model.interface import Interface
+from sparsewm.model.predictor import PredictorConfig
+from sparsewm.model.world_model import WorldModel
+from sparsewm.training.config import ModelConfig
+
+OUTLIER = 100.0
+"""How many ranges of 98% of the rows away from their middle a number is worth a warning."""
+
+
+def interface(dataset: Dataset, name: str, frameskip: int, space: Any = None) -> Interface:
+    """What a world model trained on a dataset is shown and asked to do.
+
+    Args:
+        space: bounds (low, high) of actions, each (A,), where the dataset declares none; None: their range.
+    """
+    low, high = dataset.action_low, dataset.action_high
+    if space is not None and not dataset.declared_bounds:
+        low, high = space
+    height, width = dataset.pixels.shape[1:3]
+    return Interface(
+        name=name,
+        picture=(int(height), int(width)),
+        action_low=tuple(float(x) for x in low),
+        action_high=tuple(float(x) for x in high),
+        action_names=dataset.action_names,
+        proprio_names=dataset.proprio_names,
+        frameskip=frameskip,
+        fps=dataset.fps,
+        cameras=dataset.cameras,
+    )
+
+
+def new_model(
+    encoder: PatchEncoder,
+    dataset: Dataset,
+    tokens: TokenCache,
+    episodes: np.ndarray,
+    sizes: ModelConfig,
+    shown: Interface,
+    whitening: float,
+    seed: int,
+) -> WorldModel:
+    """An untrained world model with the statistics of episodes.
+
+    Raises:
+        UserError: sizes that are impossible, or data whose statistics are not finite.
+    """
+    torch.manual_seed(seed)
+    actions = dataset.action.shape[1] * shown.frameskip
+    try:
+        config = PredictorConfig(
+            encoder.dim, encoder.grid, dataset.proprio.shape[1], actions, **asdict(sizes)
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    model = WorldModel(encoder, config, shown.name, shown.frameskip)
+    rows = dataset.rows_of(episodes)
+    statistics = tokens.statistics(rows, whitening) | dataset.statistics(rows)
+    model.standardizer.fit(statistics)
+    for name, value in model.standardizer.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"{name.split('_')[0]} of {dataset.path} has statistics that are not finite: its numbers are "
+                "too large, remove those episodes"
+            )
+    return model
+
+
+def measures_otherwise(first: WorldModel, encoder: PatchEncoder, whitening: float) -> bool:
+    """Whether the tokens of a checkpoint to go on from differ from those of this run."""
+    before = first.metadata.get("training", {}).get("whitening", 0.0)
+    return bool(first.encoder.key != encoder.key or before != whitening)
+
+
+def translated(
+    first: WorldModel,
+    encoder: PatchEncoder,
+    dataset: Dataset,
+    tokens: TokenCache,
+    episodes: np.ndarray,
+    whitening: float,
+    seed: int,
+) -> WorldModel:
+    """A model on another encoder, or of other whitening, that goes on from the predictor of `first`.
+
+    Raises:
+        UserError: the encoders see different grids of patches.
+    """
+    config = first.config
+    if encoder.grid != config.grid:
+        raise UserError(
+            f"the checkpoint to start from was trained on {first.patches} patches, {encoder.name} has "
+            f"{encoder.tokens}: train without it"
+        )
+    sizes = ModelConfig(config.width, config.depth, config.heads, config.mlp, config.history)
+    shown = interface(dataset, first.environment, first.frameskip)
+    model = new_model(encoder, dataset, tokens, episodes, sizes, shown, whitening, seed).place(first.device)
+    rows = dataset.rows_of(episodes)
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, 1024).astype(int))]
+    with torch.inference_mode():
+        theirs = [first.encoder.encode(dataset.pixels[part]).patches for part in np.array_split(rows, 8)]
+    ours = model.standardizer.tokens(tokens.rows(rows).to(first.device))
+    model.take_over(first, ours, first.standardizer.tokens(torch.cat(theirs)))
+    return model
+
+
+def check_fits(model: WorldModel, dataset: Dataset) -> None:
+    """Raise a `UserError` where a checkpoint knows other numbers of actions or proprioception."""
+    sizes = {"action": model.action_dim // model.frameskip, "proprio": model.config.proprio_dim}
+    for name, size in sizes.items():
+        found = getattr(dataset, name).shape[1]
+        if found != size:
+            raise UserError(
+                f"column '{name}' of {dataset.path} has {found} numbers a row, the checkpoint was trained on "
+                f"{size}: give another dataset or checkpoint"
+            )
+
+
+def warnings(dataset: Dataset, pictures: np.ndarray, space: Any = None) -> list[str]:
+    """What is odd about data that can be trained on, a sentence each.
+
+    Args:
+        pictures: some of the data (K, H, W, 3).
+        space: bounds (low, high) of an environment's actions, each (A,); None: what the dataset declares.
+    """
+    found = []
+    if (pictures == pictures[0]).all():
+        found.append(f"the pictures of {dataset.path} never change: nothing can be learned from them")
+    for name in ("action", "proprio") if dataset.has_proprio else ("action",):
+        values, names = getattr(dataset, name).astype(np.float64), getattr(dataset, f"{name}_names")
+        still = [names[i] for i in np.flatnonzero(values.max(0) == values.min(0))]
+        if still:
+            found.append(f"{name} {', '.join(still)} never changes")
+        order, aside = np.sort(values, 0), -(-len(values) // 100)
+        low, middle, high = order[aside], order[len(order) // 2], order[-1 - aside]
+        far = np.abs(values - middle).max(0)
+        for i in np.flatnonzero((high > low) & (far > OUTLIER * (high - low))):
+            worst = int(np.argmax(np.abs(values[:, i] - middle[i])))
+            found.append(
+                f"{name} {names[i]} is {values[worst, i]:g} in row {worst}, though 98% of the rows are "
+                f"within {low[i]:g} and {high[i]:g}: if that is an error, remove its episode"
+            )
+    bounds = (dataset.action_low, dataset.action_high) if space is None and dataset.declared_bounds else space
+    if bounds is not None:
+        low, high = (np.asarray(bound, np.float64) for bound in bounds)
+        margin = 1e-3 * (high - low) + 1e-6
+        outside = np.flatnonzero(((dataset.action < low - margin) | (dataset.action > high + margin)).any(1))
+        if len(outside):
+            found.append(
+                f"actions of {len(outside)} rows are outside the action space, first in row {outside[0]} "
+                f"({', '.join(f'{x:g}' for x in dataset.action[outside[0]])})"
+            )
+    return found
