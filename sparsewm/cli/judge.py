@@ -17,7 +17,7 @@ from sparsewm.cli.common import command_line, output_folder, progress_bar
 from sparsewm.cli.inspect import reading
 from sparsewm.config import Frame, PlanConfig, TokenSelection
 from sparsewm.data import Dataset, open_dataset
-from sparsewm.evaluation.hindsight import Cases, draw_cases, held_out
+from sparsewm.evaluation.hindsight import Cases
 from sparsewm.evaluation.machine import machine
 from sparsewm.evaluation.offline import OfflineJudge, Scores, report
 from sparsewm.evaluation.ranking import rank_scores
@@ -92,23 +92,12 @@ class Evaluate:
         model = load(name, device, dtype, encoder_weights=self.encoder_weights, hub_repo=self.hub_repo)
         with closing(self.open(model)) as dataset:
             config = self.config(model)
-            judge = OfflineJudge(model, dataset, config, self.horizon, self.ranked)
-            episodes = held_out(model, dataset)
-            if self.episodes == "all":
-                episodes = np.arange(dataset.episodes)
-            cases = draw_cases(
-                dataset,
-                episodes,
-                model,
-                horizon=judge.horizon,
-                ranked=judge.ranked,
-                windows=self.windows,
-                candidates=self.candidates,
-                seed=self.seed,
-            )
+            judge = OfflineJudge(model, dataset, config, self.drops, self.horizon, self.ranked)
+            episodes = np.arange(dataset.episodes) if self.episodes == "all" else None
+            cases = judge.cases(episodes, self.windows, self.candidates, self.seed)
             folder = output_folder(self.output)
             with progress_bar("imagining") as progress:
-                scores = judge.score(cases, self.drops, self.seed, progress)
+                scores = judge.score(cases, self.seed, progress)
             found = report(cases, scores, model, self.seed)
             trained_on = model.metadata.get("dataset", {}).get("hash")
             about = {
@@ -187,7 +176,9 @@ def panels(judge: OfflineJudge, cases: Cases, scores: Scores, seed: int) -> list
         pictures += [(pixels[other], "the others' start"), (pixels[other + ahead], "the others' end")]
         episode = int(cases.episodes[i])
         step = row - int(judge.dataset.offsets[episode])
-        name = f"rank {rank[i]:g} of {count}; episode {episode}, step {step}"
+        name = (
+            f"{'best' if i in best else 'worst'}: rank {rank[i]:g} of {count}; episode {episode}, step {step}"
+        )
         shown.append((name, pictures))
     return shown
 

@@ -19,7 +19,7 @@ from sparsewm.agent import Agent
 from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset
 from sparsewm.errors import UserError
-from sparsewm.evaluation.hindsight import Cases, check_fits
+from sparsewm.evaluation.hindsight import Cases, check_fits, draw_cases, held_out
 from sparsewm.evaluation.ranking import chance, summary
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.latent import History, Latent, gather_patches
@@ -64,6 +64,7 @@ class OfflineJudge:
     Args:
         model: the world model. dataset: recorded episodes, of any format.
         config: its `cost` and `tokens.selection` are used.
+        drops: fractions of the tokens dropped; a larger one keeps a part of what a smaller one keeps.
         horizon: model steps up to which frames are imagined.
         ranked: model steps to the frame that action sequences are ranked by; `horizon` when left out.
 
@@ -77,6 +78,7 @@ class OfflineJudge:
         model: WorldModel,
         dataset: Dataset,
         config: PlanConfig,
+        drops: Sequence[float] = (0.0, 0.5),
         horizon: int = 5,
         ranked: int | None = None,
     ) -> None:
@@ -84,6 +86,11 @@ class OfflineJudge:
         self.horizon, self.ranked = horizon, horizon if ranked is None else ranked
         if self.ranked > horizon:
             raise UserError(f"`ranked` {ranked} is more than `horizon` {horizon}: lower it")
+        self.drops = tuple(dict.fromkeys(float(drop) for drop in drops))
+        if not self.drops or not all(0 <= drop < 1 for drop in self.drops):
+            raise UserError(
+                f"`drops` must be numbers from 0 on and below 1, got {list(drops)}: 0.5 drops half"
+            )
         agent = Agent(model, config)
         self.model, self.dataset, self.config = model, dataset, agent.config
         self.objective, self.interface = agent.objective, agent.interface
@@ -93,22 +100,33 @@ class OfflineJudge:
             for bound in (agent.interface.action_low, agent.interface.action_high)
         )
 
+    def cases(
+        self, episodes: np.ndarray | None = None, windows: int = 256, candidates: int = 32, seed: int = 0
+    ) -> Cases:
+        """Draw what is to be scored, see `draw_cases`; of the held-out episodes when none are given."""
+        return draw_cases(
+            self.dataset,
+            held_out(self.model, self.dataset) if episodes is None else episodes,
+            self.model,
+            horizon=self.horizon,
+            ranked=self.ranked,
+            windows=windows,
+            candidates=candidates,
+            seed=seed,
+        )
+
     def score(
         self,
         cases: Cases,
-        drops: Sequence[float],
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Scores:
-        """Imagine all cases at several drop ratios.
+        """Imagine all cases at all drop ratios.
 
         Args:
-            drops: fractions of the tokens dropped; a larger one keeps a part of what a smaller one keeps.
             seed: of the dropped tokens. progress: called with the windows done and all.
         """
-        for drop in drops:
-            kept_patches(self.model.patches, drop)  # refuses what is out of range
-        shape = len(drops), len(cases.rows)
+        shape = len(self.drops), len(cases.rows)
         errors = {name: np.zeros((*shape, self.horizon)) for name in ERRORS}
         costs, change = np.zeros((*shape, cases.others.shape[1] + 1)), np.zeros(shape[1])
         done = 0
@@ -119,7 +137,7 @@ class OfflineJudge:
                 goal = future[self.ranked - 1]
                 change[part] = _numpy(self.model.standardizer.token_error(start.tokens, goal.tokens))
                 sequences = self.sequences(cases, part)
-                for i, drop in enumerate(drops):
+                for i, drop in enumerate(self.drops):
                     problem = self._problem(start, goal, history, drop, part, seed)
                     costs[i, part] = _numpy(problem.cost(sequences))
                     for name, error in self._errors(problem, cases.rows[part], future).items():
@@ -127,7 +145,7 @@ class OfflineJudge:
                 done += len(part)
                 if progress is not None:
                     progress(done, shape[1])
-        return Scores(tuple(drops), errors, costs, change)
+        return Scores(self.drops, errors, costs, change)
 
     def imagined(self, cases: Cases, number: int, drop: float, candidate: int, seed: int = 0) -> np.ndarray:
         """Picture uint8 (R, R, 3) of the frame that a case's action sequence leads to.

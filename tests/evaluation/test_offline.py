@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,10 @@ from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, DatasetWriter, open_dataset
 from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
-from sparsewm.evaluation.hindsight import Cases, draw_cases, held_out
+from sparsewm.evaluation.hindsight import Cases, held_out
 from sparsewm.evaluation.offline import OfflineJudge, Scores, report
 from sparsewm.evaluation.ranking import chance, mean_with_interval, rank_scores
-from sparsewm.model import Latent, WorldModel, save
+from sparsewm.model import WorldModel, save
 from sparsewm.model.interface import Interface
 from sparsewm.model.latent import gather_patches
 from sparsewm.model.predictor import PredictorConfig
@@ -89,18 +92,9 @@ def judged(
     **cost: Any,
 ) -> tuple[Cases, Scores, dict[str, Any]]:
     config = PlanConfig.of("square", cost=cost)
-    judge = OfflineJudge(model, dataset, config, horizon, ranked)
-    cases = draw_cases(
-        dataset,
-        np.arange(dataset.episodes),
-        model,
-        horizon=horizon,
-        ranked=ranked,
-        windows=windows,
-        candidates=candidates,
-        seed=0,
-    )
-    scores = judge.score(cases, drops)
+    judge = OfflineJudge(model, dataset, config, drops, horizon, ranked)
+    cases = judge.cases(np.arange(dataset.episodes), windows, candidates)
+    scores = judge.score(cases)
     return cases, scores, report(cases, scores, model)
 
 
@@ -165,7 +159,7 @@ def test_it_scores_as_planning_does(dataset: Dataset) -> None:
     agent.problem({name: value[None] for name, value in seen(first).items()})
     for at in range(first, row):
         agent.observe(seen(at + 1), dataset.action[at])
-    judge = OfflineJudge(model, dataset, config, 3, 2)
+    judge = OfflineJudge(model, dataset, config, (0.0,), 3, 2)
     sequences = judge.sequences(cases, np.array([i]))
     assert agent.problem().cost(sequences)[0].tolist() == pytest.approx(scores.costs[0, i].tolist(), rel=1e-4)
 
@@ -186,8 +180,8 @@ def test_actions_stay_within_bounds(dataset: Dataset) -> None:
     low, high = (-0.5, -0.25), (0.5, 0.25)
     content = dict(model.metadata["interface"]) | {"action_low": low, "action_high": high}
     model.metadata["interface"] = content
-    judge = OfflineJudge(model, dataset, PlanConfig.of("square"), 2)
-    cases = draw_cases(dataset, np.arange(30), model, horizon=2, ranked=2, windows=8, candidates=4, seed=0)
+    judge = OfflineJudge(model, dataset, PlanConfig.of("square"), horizon=2)
+    cases = judge.cases(np.arange(30), windows=8, candidates=4)
     sequences = judge.sequences(cases, np.arange(8)).unflatten(-1, (2, 2))
     assert sequences[..., 0].abs().max() == 0.5 and sequences[..., 1].abs().max() == 0.25
 
@@ -236,8 +230,8 @@ def test_what_does_not_fit_is_refused(dataset: Dataset, tmp_path: Path) -> None:
         ({"picture": (28, 40)}, "28 x 40 .* another aspect ratio than the 56 x 56"),
     ):
         with pytest.raises(UserError, match=words):
-            judged(model, with_shape(tmp_path / f"{list(shapes)[0]}.h5", **shapes))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="unknown objective 'tempral'. Did you mean 'temporal'"):
+            judged(model, with_shape(tmp_path / f"{next(iter(shapes))}.h5", **shapes))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"unknown objective 'tempral'. Did you mean 'temporal'"):
         judged(model, dataset, objective="tempral")
     with pytest.raises(UserError, match="`horizon` 6 needs 13 rows, the longest of these 30 has 12"):
         judged(model, dataset, horizon=6)
@@ -247,10 +241,10 @@ def test_what_does_not_fit_is_refused(dataset: Dataset, tmp_path: Path) -> None:
         judged(model, dataset, candidates=300)
     with pytest.raises(UserError, match="`candidates` must be at least 2"):
         judged(model, dataset, candidates=1)
-    with pytest.raises(UserError, match="`drop` must be at least 0 and below 1"):
+    with pytest.raises(UserError, match="`drops` must be numbers from 0 on and below 1"):
         judged(model, dataset, drops=(0.5, 1.0))
     model.metadata["interface"] = dict(model.metadata["interface"]) | {"cameras": ["front", "wrist"]}
-    with pytest.raises(UserError, match="shows .*, the checkpoint was trained on front, wrist"):
+    with pytest.raises(UserError, match=r"shows .*, the checkpoint was trained on front, wrist"):
         judged(model, dataset)
 
 
@@ -294,7 +288,8 @@ def test_the_command_line(checkpoint: Path, dataset: Dataset, tmp_path: Path) ->
         ("--horizon 8", "--horizon 8 needs 17 rows"),
         ("--cost.objective temporal", "trained without a temporal distance"),
         ("--objective squared", "unknown objective 'squared'"),
-        ("--drops 1", "must be at least 0 and below 1"),
+        ("--drops 1", "--drops must be numbers from 0 on and below 1"),
+        ("--drops", "--drops must be numbers"),
         ("--selection none --proprio-weight 0", "raise --cost.proprio-weight"),
         ("--windows 0", "--windows must be at least 1"),
     ],
@@ -317,3 +312,18 @@ def test_a_source_with_options(checkpoint: Path, dataset: Dataset, tmp_path: Pat
         tmp_path / "out",
     )
     assert code == 0, err
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "judge_offline.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    Path("judge.py").write_text(program)
+    done = subprocess.run([sys.executable, "judge.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ratios, ranking = done.stdout.splitlines()[-2:]
+    assert len(json.loads(ratios)) == 3 and "mean_reciprocal_rank" in ranking
+    command = next(line for line in page.splitlines() if "--dataset square.h5" in line)
+    code, out, err = call(command.strip().removeprefix("sparsewm "))
+    assert code == 0, err
+    assert "results in runs/evaluate" in out and Path("runs/evaluate/cases.png").is_file()
