@@ -126,7 +126,7 @@ def row(arguments: Arguments, name: str) -> dict[str, Any]:
     )
     config = config.updated(checkpoint=source, video=False, imagine=False)
     weights = checkpoint_hash(checkpoint_folder(source)[0])
-    asked = {
+    asked: dict[str, Any] = {
         "settings": config.settings(),
         "weights": weights,
         "code": code_hash(),
@@ -138,7 +138,7 @@ def row(arguments: Arguments, name: str) -> dict[str, Any]:
     kept = folder / "row.json"
     if kept.is_file() and (found := read_json(kept))["asked"] == asked:
         return dict(found["row"])
-    measured = {"checkpoint": name, "weights": weights}
+    measured: dict[str, Any] = {"checkpoint": name, "weights": weights}
     measured |= {"offline": judge(arguments, config, name, folder), "closed_loop": closed_loop(config)}
     write_json(kept, {"asked": asked, "row": measured})
     return measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from sparsewm.cli.common import command_line, output_folder, progress_bar
 from sparsewm.cli.inspect import reading
 from sparsewm.config import Frame, PlanConfig, TokenSelection
 from sparsewm.data import Dataset, open_dataset
-from sparsewm.evaluation.hindsight import Cases
+from sparsewm.evaluation.hindsight import Cases, warnings
 from sparsewm.evaluation.machine import machine
 from sparsewm.evaluation.offline import OfflineJudge, Scores, report
 from sparsewm.evaluation.ranking import rank_scores
@@ -95,6 +96,9 @@ class Evaluate:
             judge = OfflineJudge(model, dataset, config, self.drops, self.horizon, self.ranked)
             episodes = np.arange(dataset.episodes) if self.episodes == "all" else None
             cases = judge.cases(episodes, self.windows, self.candidates, self.seed)
+            odd = warnings(dataset, judge.interface)
+            for sentence in odd:
+                print(f"warning: {sentence}", file=sys.stderr)
             folder = output_folder(self.output)
             with progress_bar("imagining") as progress:
                 scores = judge.score(cases, self.seed, progress)
@@ -114,6 +118,7 @@ class Evaluate:
                 "selection": config.tokens.selection,
                 "dtype": str(dtype).removeprefix("torch."),
                 "seed": self.seed,
+                "warnings": odd,
             }
             found = about | found | {"cases": case_rows(cases, scores)}
             found |= {"command": command_line("evaluate"), "version": sparsewm.__version__}

@@ -8,6 +8,7 @@ import numpy as np
 
 from sparsewm.data import Dataset
 from sparsewm.errors import UserError
+from sparsewm.model.interface import Interface
 from sparsewm.model.world_model import WorldModel
 from sparsewm.observations import same_aspect
 from sparsewm.trees import at_least
@@ -110,6 +111,25 @@ def check_fits(
             f"than the {picture[0]} x {picture[1]} the checkpoint was trained on: give another dataset or "
             "checkpoint"
         )
+
+
+def warnings(dataset: Dataset, shown: Interface) -> list[str]:
+    """What is odd about a dataset, seen by a model that was shown other data; a sentence each."""
+    found = []
+    if dataset.fps and shown.fps and abs(dataset.fps / shown.fps - 1) > 0.02:
+        found.append(
+            f"{dataset.path} has {dataset.fps:g} rows a second, what the checkpoint was trained on "
+            f"{shown.fps:g}: a model step spans another time"
+        )
+    low, high = np.asarray(shown.action_low), np.asarray(shown.action_high)
+    margin = 1e-3 * (high - low) + 1e-6
+    outside = ((dataset.action < low - margin) | (dataset.action > high + margin)).any(1).mean()
+    if outside > 0.01:
+        found.append(
+            f"{100 * outside:.0f}% of the actions of {dataset.path} are outside the bounds the checkpoint "
+            "knows, and are ranked at these: are they in other units?"
+        )
+    return found
 
 
 def held_out(model: WorldModel, dataset: Dataset) -> np.ndarray:

@@ -125,6 +125,9 @@ class OfflineJudge:
 
         Args:
             seed: of the dropped tokens. progress: called with the windows done and all.
+
+        Raises:
+            UserError: an imagined frame is not finite.
         """
         shape = len(self.drops), len(cases.rows)
         errors = {name: np.zeros((*shape, self.horizon)) for name in ERRORS}
@@ -145,6 +148,8 @@ class OfflineJudge:
                 done += len(part)
                 if progress is not None:
                     progress(done, shape[1])
+        if not all(np.isfinite(values).all() for values in errors.values()):
+            raise UserError("the frames this checkpoint imagines are not finite: train it again")
         return Scores(self.drops, errors, costs, change)
 
     def imagined(self, cases: Cases, number: int, drop: float, candidate: int, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, DatasetWriter, open_dataset
 from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
-from sparsewm.evaluation.hindsight import Cases, held_out
+from sparsewm.evaluation.hindsight import Cases, held_out, warnings
 from sparsewm.evaluation.offline import OfflineJudge, Scores, report
 from sparsewm.evaluation.ranking import chance, mean_with_interval, rank_scores
 from sparsewm.model import WorldModel, save
@@ -184,6 +185,26 @@ def test_actions_stay_within_bounds(dataset: Dataset) -> None:
     cases = judge.cases(np.arange(30), windows=8, candidates=4)
     sequences = judge.sequences(cases, np.arange(8)).unflatten(-1, (2, 2))
     assert sequences[..., 0].abs().max() == 0.5 and sequences[..., 1].abs().max() == 0.25
+
+
+def test_data_of_another_kind_is_warned_of(dataset: Dataset) -> None:
+    shown = Interface("square", (28, 28), (-1, -1), (1, 1), ("x", "y"), ("x", "y"), 2, fps=10)
+    assert warnings(dataset, shown) == []
+    tight = replace(shown, action_low=(-0.5, -0.5), action_high=(0.5, 0.5))
+    assert "outside the bounds" in warnings(dataset, tight)[0]
+    dataset.fps = 30.0
+    try:
+        (said,) = warnings(dataset, shown)
+    finally:
+        dataset.fps = None
+    assert "30 rows a second" in said and "10: a model step spans another time" in said
+
+
+def test_frames_that_are_not_finite_are_refused(dataset: Dataset) -> None:
+    model = tiny_model()
+    model.predictor.token_change.bias += torch.inf
+    with pytest.raises(UserError, match="are not finite: train it again"):
+        judged(model, dataset, windows=2)
 
 
 def test_ranks_with_ties_and_with_costs_that_are_no_numbers() -> None:
