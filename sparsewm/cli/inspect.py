@@ -60,7 +60,8 @@ class Inspect:
         said = dataset.attributes.get("frameskip")
         frameskip = self.frameskip or (said if isinstance(said, int) and said > 0 else FRAMESKIP)
         height, width = dataset.pixels.shape[1:3]
-        encoder = load_encoder(self.encoder, picture=(int(height), int(width)))
+        picture = (int(height), int(width)) if height and width else None
+        encoder = load_encoder(self.encoder, picture=picture)
         found = describe(dataset, self.history + self.horizon, frameskip, encoder.tokens, encoder.dim)
         found["encoder"] = encoder.name
         folder, name = output_folder(self.output), dataset.path.stem or "dataset"

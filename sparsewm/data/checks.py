@@ -19,21 +19,15 @@ OUTLIER = 100.0
 """Distance from the median, in units of the range of 98% of the rows, from which a number is an outlier."""
 
 
-def warnings(
-    dataset: Dataset,
-    episodes: np.ndarray | None = None,
-    pictures: np.ndarray | None = None,
-    space: Any = None,
-) -> list[str]:
+def warnings(dataset: Dataset, pictures: np.ndarray | None = None, space: Any = None) -> list[str]:
     """What is odd about a dataset, a sentence each.
 
     Args:
-        episodes: those that are looked at; all when None.
         pictures: some of the data, uint8 (K, H, W, 3); a few are read when None.
         space: bounds (low, high) of an environment's actions, each (A,); what the dataset declares when None.
     """
     found: list[str] = []
-    rows = dataset.rows_of(np.arange(dataset.episodes) if episodes is None else episodes)
+    rows = np.arange(dataset.rows)
     if len(rows) == 0:
         return found
     if pictures is None:
@@ -65,7 +59,8 @@ def _odd_numbers(name: str, values: np.ndarray, names: tuple[str, ...], rows: np
     still = [names[i] for i in np.flatnonzero(values.max(0) == values.min(0))]
     if still:
         found.append(f"{name} {', '.join(still)} never changes")
-    low, middle, high = np.quantile(values, (0.01, 0.5, 0.99), axis=0)
+    order, aside = np.sort(values, 0), min(-(-len(values) // 100), (len(values) - 1) // 2)
+    low, middle, high = order[aside], order[len(order) // 2], order[-1 - aside]
     far = np.abs(values - middle).max(0)
     for i in np.flatnonzero((high > low) & (far > OUTLIER * (high - low))):
         worst = int(np.argmax(np.abs(values[:, i] - middle[i])))

@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from sparsewm.data import Dataset, TokenCache, Windows, count_windows, fast_copy
+from sparsewm.data.checks import warnings
 from sparsewm.encoders import PatchEncoder, load_encoder, weights_hash
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
@@ -40,7 +41,6 @@ from sparsewm.training.start import (
     measures_otherwise,
     new_model,
     translated,
-    warnings,
 )
 from sparsewm.training.trainer import STATE_FILE, Trainer, check_groups
 

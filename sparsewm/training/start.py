@@ -16,9 +16,6 @@ from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import ModelConfig
 
-OUTLIER = 100.0
-"""How many ranges of 98% of the rows away from their middle a number is worth a warning."""
-
 
 def interface(dataset: Dataset, name: str, frameskip: int, space: Any = None) -> Interface:
     """What a world model trained on a dataset is shown and asked to do.
@@ -127,40 +124,3 @@ def check_fits(model: WorldModel, dataset: Dataset) -> None:
                 f"column '{name}' of {dataset.path} has {found} numbers a row, the checkpoint was trained on "
                 f"{size}: give another dataset or checkpoint"
             )
-
-
-def warnings(dataset: Dataset, pictures: np.ndarray, space: Any = None) -> list[str]:
-    """What is odd about data that can be trained on, a sentence each.
-
-    Args:
-        pictures: some of the data (K, H, W, 3).
-        space: bounds (low, high) of an environment's actions, each (A,); None: what the dataset declares.
-    """
-    found = []
-    if (pictures == pictures[0]).all():
-        found.append(f"the pictures of {dataset.path} never change: nothing can be learned from them")
-    for name in ("action", "proprio") if dataset.has_proprio else ("action",):
-        values, names = getattr(dataset, name).astype(np.float64), getattr(dataset, f"{name}_names")
-        still = [names[i] for i in np.flatnonzero(values.max(0) == values.min(0))]
-        if still:
-            found.append(f"{name} {', '.join(still)} never changes")
-        order, aside = np.sort(values, 0), -(-len(values) // 100)
-        low, middle, high = order[aside], order[len(order) // 2], order[-1 - aside]
-        far = np.abs(values - middle).max(0)
-        for i in np.flatnonzero((high > low) & (far > OUTLIER * (high - low))):
-            worst = int(np.argmax(np.abs(values[:, i] - middle[i])))
-            found.append(
-                f"{name} {names[i]} is {values[worst, i]:g} in row {worst}, though 98% of the rows are "
-                f"within {low[i]:g} and {high[i]:g}: if that is an error, remove its episode"
-            )
-    bounds = (dataset.action_low, dataset.action_high) if space is None and dataset.declared_bounds else space
-    if bounds is not None:
-        low, high = (np.asarray(bound, np.float64) for bound in bounds)
-        margin = 1e-3 * (high - low) + 1e-6
-        outside = np.flatnonzero(((dataset.action < low - margin) | (dataset.action > high + margin)).any(1))
-        if len(outside):
-            found.append(
-                f"actions of {len(outside)} rows are outside the action space, first in row {outside[0]} "
-                f"({', '.join(f'{x:g}' for x in dataset.action[outside[0]])})"
-            )
-    return found

@@ -194,14 +194,14 @@ def test_no_checkpoint_there(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_environment(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"trained for wall, not pusht: give --env wall"):
+    with pytest.raises(UserError, match=r"trained for wall, not pusht: give `env` wall"):
         reload(folder, environment="pusht")
     assert reload(folder, environment="wall").environment == "wall"
 
 
 def test_checkpoint_of_another_encoder(folder: Path) -> None:
     with pytest.raises(
-        UserError, match=r"trained on encoder embedded, not dinov2_vits14: leave --encoder out"
+        UserError, match=r"trained on encoder embedded, not dinov2_vits14: leave `encoder` out"
     ):
         reload(folder, encoder_name="dinov2_vits14")
     with pytest.raises(UserError, match=r"trained on other weights .*: give the original file as `weights`"):
@@ -235,9 +235,7 @@ def test_encoder_weights_are_checked_against_the_recorded_hash(folder: Path, tmp
 
 
 def test_no_world_model_is_shipped_for_an_unknown_environment() -> None:
-    with pytest.raises(
-        UserError, match=r"sparsewm train --env walls, then give its folder with --checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"sparsewm train --env walls, then give its folder"):
         load_pretrained("walls")
 
 
