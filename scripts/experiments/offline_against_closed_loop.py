@@ -7,7 +7,7 @@ Example, on checkpoints of one environment after trainings of different length:
 
 Each is judged by `sparsewm evaluate` on recorded episodes and planned with by `sparsewm plan`, both by one
 cost and at one drop ratio. Reported are the correlations over checkpoints of what both say. Finished ones
-are kept in the output folder, and the same command continues.
+are kept in --work, and the same command continues.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ class Arguments:
     """Cost of both."""
     seed: int = 0
     """Seed of both."""
+    work: Path = Path("runs/offline")
+    """Folder of what is measured of each checkpoint."""
     output: Path = Path("results/offline")
-    """Folder of ENV.json and ENV.png, and of work/."""
+    """Folder of ENV.json and ENV.png."""
 
 
 def judge(arguments: Arguments, config: PlanConfig, name: str, folder: Path) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def row(arguments: Arguments, name: str) -> dict[str, Any]:
     }
     asked |= {"windows": arguments.windows, "candidates": arguments.candidates}
     asked["settings"]["run"].pop("checkpoint")
-    folder = arguments.output / "work" / f"{arguments.env}-{weights[:12]}"
+    folder = arguments.work / f"{arguments.env}-{weights[:12]}"
     kept = folder / "row.json"
     if kept.is_file() and (found := read_json(kept))["asked"] == asked:
         return dict(found["row"])

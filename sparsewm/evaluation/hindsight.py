@@ -99,7 +99,7 @@ def check_fits(
             )
     shown = dataset.cameras
     renamed = len(shown) == len(cameras) == 1 and cameras[0] not in dataset.available_cameras
-    if cameras and shown != cameras and not renamed and (len(shown), len(cameras)) != (1, 0):
+    if cameras and shown != cameras and not renamed:
         raise UserError(
             f"{dataset.path} shows {', '.join(shown)}, the checkpoint was trained on {', '.join(cameras)}: "
             "name its `cameras` in that order"

@@ -18,7 +18,9 @@ from tests.model.tiny import tiny_model
 @pytest.fixture
 def arguments(tmp_path: Path) -> study.Arguments:
     names = [str(save(tiny_model(seed=seed), tmp_path / f"model-{seed}")) for seed in range(4)]
-    return study.Arguments("wall", "wall.h5", tuple(names), episodes=2, output=tmp_path / "out")
+    return study.Arguments(
+        "wall", "wall.h5", tuple(names), episodes=2, work=tmp_path / "work", output=tmp_path / "out"
+    )
 
 
 def test_correlations_over_checkpoints(arguments: study.Arguments, monkeypatch: pytest.MonkeyPatch) -> None:
