@@ -50,6 +50,8 @@ def exit_code(command: type, name: str, arguments: list[str]) -> int:
     _here = name, arguments
     try:
         parse = getattr(command, "parse", None)
+        if parse is None:  # these have one help, the long one
+            arguments = ["--help" if word in ("-H", "--help-verbose") else word for word in arguments]
         made: Command = (
             tyro.cli(command, prog=f"sparsewm {name}", args=arguments, description=about(command))
             if parse is None
@@ -57,7 +59,7 @@ def exit_code(command: type, name: str, arguments: list[str]) -> int:
         )
         return made.run() or 0
     except UserError as error:
-        return said(error, getattr(command, "tree", command))
+        return said(error, command)
     except KeyboardInterrupt:
         sentence = getattr(command, "interrupted", "interrupted; nothing is kept of what was not finished")
         Console(stderr=True).print(sentence)
@@ -76,7 +78,10 @@ def script_exit_code(run: Callable[[], int | None]) -> int:
 
 def said(error: UserError, command: type | None = None) -> int:
     """Print an error in the words of the command line, where arguments are flags; 2."""
-    known = {} if command is None else flags_of(command)
+    known: dict[str, str] = {}
+    if command is not None:
+        own = {name: flag(name) for name in getattr(command, "own_flags", ())}
+        known = own | flags_of(getattr(command, "tree", command))
     text = " ".join(str(error).split())  # what libraries say may run over several lines
 
     def spelt(found: re.Match[str]) -> str:

@@ -25,7 +25,7 @@ class Train:
     Example: sparsewm train --dataset my_robot.h5 --steps 2000 --output runs/robot
     """
 
-    tree = TrainConfig
+    tree, own_flags = TrainConfig, ("preset", "config")
     interrupted = "interrupted: the same command with --resume goes on from the last checkpoint"
 
     @classmethod
