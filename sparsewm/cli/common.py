@@ -59,7 +59,7 @@ def exit_code(command: type, name: str, arguments: list[str]) -> int:
         )
         return made.run() or 0
     except UserError as error:
-        return said(error, command)
+        return said(error, getattr(command, "tree", command))
     except KeyboardInterrupt:
         sentence = getattr(command, "interrupted", "interrupted; nothing is kept of what was not finished")
         Console(stderr=True).print(sentence)
@@ -78,10 +78,7 @@ def script_exit_code(run: Callable[[], int | None]) -> int:
 
 def said(error: UserError, command: type | None = None) -> int:
     """Print an error in the words of the command line, where arguments are flags; 2."""
-    known: dict[str, str] = {}
-    if command is not None:
-        own = {name: flag(name) for name in getattr(command, "own_flags", ())}
-        known = own | flags_of(getattr(command, "tree", command))
+    known = {} if command is None else flags_of(command)
     text = " ".join(str(error).split())  # what libraries say may run over several lines
 
     def spelt(found: re.Match[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
@@ -17,6 +17,16 @@ from sparsewm.training.run import Trained, train
 from sparsewm.trees import plain, read_yaml
 
 
+@dataclass(frozen=True)
+class _Words(TrainConfig):
+    """What messages of the library may name, beside the tree's own settings."""
+
+    preset: str = ""
+    distance_steps: int = 0
+    distance_reach: float = 0
+    decoder_steps: int = 0
+
+
 class Train:
     """Train a world model on recorded episodes: encode them once, train, validate.
 
@@ -25,7 +35,7 @@ class Train:
     Example: sparsewm train --dataset my_robot.h5 --steps 2000 --output runs/robot
     """
 
-    tree, own_flags = TrainConfig, ("preset", "config")
+    tree = _Words
     interrupted = "interrupted: the same command with --resume goes on from the last checkpoint"
 
     @classmethod

@@ -337,6 +337,7 @@ class GoalInInfo(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**options)
+        self._goal = self.env.unwrapped.goal_observation()  # type: ignore[attr-defined]
         return self._shown(observation, info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -345,10 +346,9 @@ class GoalInInfo(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, bool(terminated or info["is_success"]), truncated, info
 
     def _shown(self, observation: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        goal = self.env.unwrapped.goal_observation()  # type: ignore[attr-defined]
-        told = {"goal": goal["pixels"], "is_success": bool(info["is_success"])}
-        if goal.get("proprio") is not None:
-            told["goal_proprio"] = goal["proprio"]
+        told = {"goal": self._goal["pixels"], "is_success": bool(info["is_success"])}
+        if self._goal.get("proprio") is not None:
+            told["goal_proprio"] = self._goal["proprio"]
         return {"proprio": observation["proprio"]}, told
 
 

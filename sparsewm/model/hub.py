@@ -101,7 +101,6 @@ def hub_errors(name: str, revision: str | None = None, reading: bool = True) -> 
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -123,19 +122,26 @@ def hub_errors(name: str, revision: str | None = None, reading: bool = True) -> 
         ) from None
     except HFValidationError as error:
         raise UserError(f"'{name}' is no name on the Hugging Face hub ({error}): give user/name") from None
-    except HfHubHTTPError as error:
-        answered = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-        if not isinstance(answered, HfHubHTTPError):
+    except Exception as error:
+        library = type(error).__module__.split(".")[0]  # requests or httpx, by the hub's version
+        if not isinstance(error, OSError | HfHubHTTPError) and not library.startswith(("requests", "httpx")):
+            raise
+        status = _status(error)
+        if status is None:
             raise UserError(_unreachable(name, absent, error)) from None
-        status = getattr(answered.response, "status_code", None)
         if status in (401, 403):
             raise UserError(f"this machine's token does not allow that on {where}: {login}") from None
         raise UserError(f"the Hugging Face hub answered {status} about {name}: try again later") from None
-    except Exception as error:
-        library = type(error).__module__.split(".")[0]  # requests or httpx, by the hub's version
-        if not isinstance(error, OSError) and library not in ("requests", "httpx"):
-            raise
-        raise UserError(_unreachable(name, absent, error)) from None
+
+
+def _status(error: BaseException | None) -> int | None:
+    """What the hub answered where that is at the bottom of an error; None: it did not answer."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return int(status)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _unreachable(name: str, absent: str, error: Exception) -> str:

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shlex
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +16,12 @@ import imageio.v2 as imageio
 import pytest
 import torch
 import tyro
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sparsewm.cli import COMMANDS
-from sparsewm.cli.train import Train
 from sparsewm.data import open_dataset
 from sparsewm.precision import fast_bfloat16
-from sparsewm.settings import make_env, preset
-from tests.cli.commands import PROGRAM, call, shell, words
+from tests.cli.commands import call, shell
 
 COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data"
 TRAIN = (
@@ -139,63 +132,6 @@ def test_collect_keeps_a_finished_recording(place: Path, monkeypatch: pytest.Mon
     assert code == 2 and "delete it or give another --output" in err
 
 
-def test_training_writes_checkpoint_log_and_metrics(trained: Path) -> None:
-    metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
-    assert metrics[-1]["step"] == 8
-    for drop in ("drop_0", "drop_0.5"):
-        assert len(metrics[-1]["validation"][drop]["tokens_ratio"]) == 2
-    metadata = json.loads((trained / "checkpoint" / "metadata.json").read_text())
-    assert metadata["environment"] == "wall" and metadata["encoder"]["name"] == "random"
-    assert metadata["dataset"]["episodes"] == 30
-    assert list((trained / "tensorboard").glob("events.*"))
-    assert cv2.imread(str(trained / "training.png")) is not None
-
-
-def test_killed_training_resumes_to_the_same_weights(trained: Path) -> None:
-    place, run = trained.parent, trained.parent / "killed"
-    tokens = {path: path.stat().st_mtime_ns for path in place.glob("data/*.tokens-*")}
-    assert tokens
-    with subprocess.Popen(
-        [PROGRAM, *words((TRAIN, "--output killed"))],
-        cwd=place,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        state = run / "training_state.safetensors"
-        while process.poll() is None and not state.is_file():
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    with safe_open(state, "pt") as file:
-        assert 0 < json.loads(file.metadata()["run"])["step"] < 8
-    done = shell(place, TRAIN, "--output killed --resume")
-    assert done.returncode == 0, done.stderr
-    assert "continuing at step" in done.stdout
-    for name in ("checkpoint/model.safetensors", "training_state.safetensors"):
-        expected, found = load_file(trained / name), load_file(run / name)
-        assert expected.keys() == found.keys()
-        assert all(expected[key].equal(found[key]) for key in expected), name
-    before, after = (
-        json.loads((folder / "metrics.json").read_text())["metrics"][-1] for folder in (trained, run)
-    )
-    assert before["validation"] == after["validation"]
-    assert {path: path.stat().st_mtime_ns for path in place.glob("data/*.tokens-*")} == tokens  # reused
-
-
-def test_resume_refuses_other_settings(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(trained.parent)
-    code, _, err = call(TRAIN, "--batch 5 --output run --resume")
-    assert code == 2 and "batch" in err and "another --output" in err
-
-
-def test_a_finished_run_is_not_trained_over(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(trained.parent)
-    before = (trained / "checkpoint" / "model.safetensors").read_bytes()
-    code, _, err = call(TRAIN, "--output run")
-    assert code == 2 and "--resume" in err and "another --output" in err
-    assert (trained / "checkpoint" / "model.safetensors").read_bytes() == before
-
-
 def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(trained: Path) -> None:
     place = trained.parent
     without = shell(place, TRAIN, "--distance-steps 0 --output plain")
@@ -228,46 +164,6 @@ def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(trained: Pa
         json.loads((place / "planned-so/results.json").read_text())["settings"]["cost"]["objective"]
         == "temporal"
     )
-
-
-def test_training_goes_on_from_a_checkpoint(trained: Path) -> None:
-    """Its statistics stay, its weights are where the new run starts, and the card's source says so."""
-    place = trained.parent
-    more = TRAIN.replace("--steps 8", "--steps 1 --lr 1e-9").replace("--encoder random ", "")
-    done = shell(place, more, "--start run/checkpoint --output more")
-    assert done.returncode == 0, done.stderr
-    before, after = (load_file(place / run / "checkpoint/model.safetensors") for run in ("run", "more"))
-    kept = [key for key in before if key.startswith(("predictor", "standardizer"))]
-    assert kept and all(torch.allclose(before[key], after[key], atol=1e-6) for key in kept)
-    metadata = json.loads((place / "more/checkpoint/metadata.json").read_text())
-    assert metadata["start"]["training"]["step"] == 8 and metadata["training"]["step"] == 1
-    refused = shell(place, more, "--start run/checkpoint --extend run/checkpoint --output no")
-    assert refused.returncode == 2 and "exclude each other" in refused.stderr and not (place / "no").exists()
-
-
-def test_going_on_takes_a_lower_rate_unless_one_is_given() -> None:
-    env, usual = make_env("wall"), preset("default")
-    start = Path("run/checkpoint")
-    assert Train("wall", start=start).config(env, usual).lr == Train("wall").config(env, usual).lr / 4
-    assert Train("wall", start=start, lr=3e-3).config(env, usual).lr == 3e-3
-
-
-@pytest.mark.parametrize(
-    ("flag", "encoder"), [("--encoder embedded", "embedded"), ("--whitening 0", "random")]
-)
-def test_training_goes_on_in_other_tokens(flag: str, encoder: str, trained: Path) -> None:
-    """On another encoder, or measured otherwise: the predictor is translated, the rest of it stays."""
-    place, folder = trained.parent, "translated-to-" + flag.split()[-1]
-    more = TRAIN.replace("--steps 8", "--steps 1 --lr 1e-9").replace("--encoder random ", "")
-    done = shell(place, more, "--start run/checkpoint", flag, "--output", folder)
-    assert done.returncode == 0, done.stderr
-    before, after = (load_file(place / run / "checkpoint/model.safetensors") for run in ("run", folder))
-    assert not torch.equal(before["standardizer.token_map"], after["standardizer.token_map"])
-    tokens = ("predictor.embed_tokens.weight", "predictor.token_change.weight", "predictor.token_change.bias")
-    for key in [key for key in before if key.startswith("predictor")]:
-        assert torch.allclose(before[key], after[key], atol=1e-6) == (key not in tokens), key
-    metadata = json.loads((place / folder / "checkpoint/metadata.json").read_text())
-    assert metadata["encoder"]["name"] == encoder and metadata["start"]["encoder"]["name"] == "random"
 
 
 def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,7 +68,7 @@ class _Routes(BaseHTTPRequestHandler):
             self.answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
             return None
         for files in commits[::-1]:
-            if revision in ("", "main", revision_of(files)):
+            if revision in ("main", revision_of(files)):
                 return files
         self.answer(404, X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id")
         return None
@@ -76,9 +77,15 @@ class _Routes(BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         self.server.asked.append(path)
         if path.startswith("/api/models/"):
-            name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-            files = self.found(name, revision)
-            if files is not None:
+            name, kind, revision = re.split(r"/(revision|tree)/|$", path.removeprefix("/api/models/"))[:3]
+            files = self.found(name, revision or "main")
+            if files is not None and kind == "tree":
+                entries = [
+                    {"type": "file", "path": file, "size": len(content), "oid": file}
+                    for file, content in files.items()
+                ]
+                self.answer(200, json.dumps(entries).encode())
+            elif files is not None:
                 information = {"id": name, "sha": revision_of(files), "tags": [], "private": False}
                 siblings = [{"rfilename": file} for file in files]
                 self.answer(200, json.dumps(information | {"siblings": siblings}).encode())
@@ -103,7 +110,7 @@ class _Routes(BaseHTTPRequestHandler):
             status = 409 if name in self.server.commits else 200
             if status == 200:
                 self.server.commits[name] = [{".gitattributes": b""}]  # as a new repository has it
-                self.server.private[name] = asked["private"]
+                self.server.private[name] = asked.get("private", asked.get("visibility") == "private")
             self.answer(status, json.dumps({"url": f"{self.server.address}/{name}"}).encode())
         elif self.path == "/api/validate-yaml":
             self.answer(200, b'{"errors": [], "warnings": []}')
@@ -134,7 +141,7 @@ def hub_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake
     server = FakeHub()
     template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
     for module in (constants, huggingface_hub.file_download):
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", server.address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))

@@ -44,7 +44,7 @@ def tiny_model(
         torch.manual_seed(seed)
         heads = DistanceConfig(16, 2, 6), DecoderConfig(width=16, layers=1, channels=4, side=28)
         interface = Interface(
-            environment, (encoder.resolution,) * 2, (-1, -1), (1, 1), ("ax", "ay"), ("x", "y"), frameskip
+            environment, encoder.resolution, (-1, -1), (1, 1), ("ax", "ay"), ("x", "y"), frameskip
         )
         metadata = {"note": "tiny", "interface": interface.to_dict()}
         model = WorldModel(encoder, config, environment, frameskip, metadata, *heads)

@@ -38,6 +38,7 @@ class LeRobotView(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**options)
+        self._goal = self.env.unwrapped.goal_observation()  # type: ignore[attr-defined]
         return self._shown(observation), {"is_success": bool(info["is_success"])}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -46,12 +47,11 @@ class LeRobotView(gym.Wrapper[Any, Any, Any, Any]):
         return self._shown(observation), reward, terminated or success, truncated, {"is_success": success}
 
     def _shown(self, observation: Any) -> dict[str, Any]:
-        goal = self.env.unwrapped.goal_observation()  # type: ignore[attr-defined]
         proprio = observation["proprio"]
         return {
-            "pixels": {"camera": observation["pixels"], "goal": goal["pixels"]},
+            "pixels": {"camera": observation["pixels"], "goal": self._goal["pixels"]},
             "agent_pos": proprio,
-            "environment_state": np.asarray(goal.get("proprio", np.nan * proprio), proprio.dtype),
+            "environment_state": np.asarray(self._goal.get("proprio", np.nan * proprio), proprio.dtype),
         }
 
 
