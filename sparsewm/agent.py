@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,27 @@ import torch
 from torch import Tensor
 
 from sparsewm.config import EPISODES_PER_SEED, NO_PROPOSALS, PlanConfig
+from sparsewm.envs import canonical
 from sparsewm.errors import UserError
+from sparsewm.interfaces import interface_of as interface_of
 from sparsewm.model.checkpoint import load, pretrained_path, shipped
 from sparsewm.model.drop import kept_patches
-from sparsewm.model.interface import Interface
 from sparsewm.model.latent import Latent, random_patches
 from sparsewm.model.objectives import OBJECTIVES, Objective, TokenError
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import WorldModel
-from sparsewm.observations import Memory, Observation, Seen, checked, same_aspect, stacked, unbatched
+from sparsewm.observations import (
+    Memory,
+    Observation,
+    Seen,
+    active_episodes,
+    checked,
+    checked_action,
+    checked_seeds,
+    same_aspect,
+    stacked,
+    unbatched,
+)
 from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.planners.seeding import generator
 from sparsewm.precision import choose_device, choose_dtype
@@ -82,7 +94,10 @@ class Agent:
     def __init__(
         self, model: WorldModel, config: PlanConfig | None = None, *, sampler: ProposalSampler | None = None
     ) -> None:
-        config = (PlanConfig.of(model.environment) if config is None else config).checked()
+        config = PlanConfig.of(model.environment) if config is None else config
+        if not isinstance(config, PlanConfig):
+            raise UserError("`config` must be a PlanConfig: PlanConfig.of(environment).updated(drop=0.5)")
+        config = config.checked()
         self.model, self.config = model, config
         self.interface = interface_of(model)
         self.objective = self._objective(config.cost.proprio_weight)
@@ -114,7 +129,8 @@ class Agent:
             UserError: no such model, or setting.
         """
         place = choose_device(device)
-        path = pretrained_path(name) if name in shipped() else name
+        own = canonical(str(name))
+        path = pretrained_path(own) if own in shipped() else name
         model = load(path, place, choose_dtype(dtype, place, planning=True))
         config = PlanConfig.of(model.environment).updated(**settings)
         return cls(model, config)
@@ -143,8 +159,7 @@ class Agent:
             self.objective = self._objective(self.config.cost.proprio_weight)
         if seeds is None:
             seeds = [self.config.run.seed * EPISODES_PER_SEED + i for i in range(len(seen))]
-        if len(seeds) != len(seen):
-            raise UserError(f"{len(seen)} goals need as many seeds, got {len(seeds)}")
+        seeds = checked_seeds(seeds, len(seen))
         blank = np.zeros(max(1, self.interface.proprio_dim), np.float32)
         seen = [one if one.proprio is not None else Seen(one.pixels, blank) for one in seen]
         frames = self._encode(seen)
@@ -178,7 +193,7 @@ class Agent:
             memory.finish_pending()
         for memory, seen in rows:
             memory.show(seen)
-        numbers = np.arange(len(self._episodes)) if active is None else np.asarray(active)
+        numbers = self._numbers(active)
         try:
             actions = self._decide(numbers, [memory for memory, _ in rows], started)
         except PlanningError as error:
@@ -193,18 +208,23 @@ class Agent:
             episode: its number in the batch.
 
         Raises:
-            UserError: no action is left that could have been executed.
+            UserError: no action is left that could have been executed, or the model does not take such an
+                observation or action.
         """
-        memory = self._episode(episode)
+        memory = self._episodes[self._numbers([episode])[0]]
         if action is None and not memory.pending:
             raise UserError(
                 "no action of the last plan is left: call `act`, or say which `action` was executed"
             )
+        taken = None if action is None else checked_action(action, self.interface.action_dim)
+        parts, _ = unbatched(observation)
+        if len(parts) != 1:
+            raise UserError(f"what one episode shows is one observation, got {len(parts)}")
+        seen = self._known(parts[0])
         following = memory.pending.popleft() if memory.pending else None
-        memory.take(np.asarray(following if action is None else action, np.float32))
+        memory.take(following if taken is None else taken)
         memory.watched = True
-        (one,), _ = unbatched(observation)
-        memory.show(self._known(one))
+        memory.show(seen)
 
     def forget_pending(self) -> None:
         """What was handed out last is not executed: the next `act` decides for the same moment again."""
@@ -219,10 +239,12 @@ class Agent:
         Args:
             observation: what is seen now, as for `act`; what was seen last when left out.
         """
-        numbers = np.arange(len(self._episodes)) if active is None else np.asarray(active)
+        numbers = self._numbers(active)
         if observation is not None:
             for memory, seen in self._rows(observation, active):
                 memory.show(seen)
+        elif not all(self._episodes[i].seen for i in numbers):
+            raise UserError("nothing was seen yet: give the `observation`")
         return self._problem(numbers, [self._episodes[i] for i in numbers], [self._masks[i] for i in numbers])
 
     # How it is done ---------------------------------------------------------------------------------------
@@ -265,19 +287,18 @@ class Agent:
             raise UserError(f"an observation holds 'proprio' ({names}) beside its picture")
         return seen
 
-    def _episode(self, number: int) -> Memory:
+    def _numbers(self, active: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        """Numbers of the active episodes; all of them where none are given."""
         if not self._episodes:
             raise UserError("no episode has begun: call `reset` with a goal first")
-        return self._episodes[number]
+        return active_episodes(active, len(self._episodes))
 
     def _rows(self, observation: Observation, active: Any) -> list[tuple[Memory, Seen]]:
-        self._episode(0)
+        numbers = self._numbers(active)
         parts, _ = unbatched(observation)
-        count = len(self._episodes) if active is None else len(active)
-        if len(parts) != count:
-            raise UserError(f"{count} episodes need as many observations, got {len(parts)}")
-        memories = self._episodes if active is None else [self._episodes[i] for i in active]
-        return [(memory, self._known(one)) for memory, one in zip(memories, parts, strict=True)]
+        if len(parts) != len(numbers):
+            raise UserError(f"{len(numbers)} episodes need as many observations, got {len(parts)}")
+        return [(self._episodes[i], self._known(one)) for i, one in zip(numbers, parts, strict=True)]
 
     def _encode(self, seen: Sequence[Seen]) -> list[Latent]:
         """Frames of observations, in one batch where they are of one size."""
@@ -383,25 +404,3 @@ class Agent:
             self.interface.action_dim,
         )
         return as_planned(actions, problem)
-
-
-def interface_of(model: WorldModel) -> Interface:
-    """What a model is shown and asked to do; of checkpoints older than that record from its environment.
-
-    Raises:
-        UserError: neither says it.
-    """
-    found = model.interface
-    if found is None:
-        raise UserError(
-            f"the checkpoint of '{model.environment}' does not say what its actions are: train it again, or "
-            "add an interface to its metadata.json (sparsewm.model.interface)"
-        )
-    sizes = (found.action_dim * found.frameskip, max(1, found.proprio_dim))
-    if sizes != (model.action_dim, model.config.proprio_dim) or found.frameskip != model.frameskip:
-        raise UserError(
-            f"the interface of this checkpoint ({sizes[0]} action and {sizes[1]} proprioception numbers per "
-            f"model step) does not fit its predictor ({model.action_dim} and {model.config.proprio_dim}): "
-            "train it again"
-        )
-    return replace(found, name=model.environment)

@@ -28,6 +28,8 @@ Actor = Literal["planner", "oracle", "nothing", "random", "policy"]
 
 NO_PROPOSALS = "none"
 
+_GIVEN = "the given settings"
+
 EPISODES_PER_SEED = 100_000
 """Two seeds have no episode in common: those of seed s are s * EPISODES_PER_SEED and the following."""
 
@@ -127,7 +129,8 @@ class RunConfig:
     episodes: Annotated[int, usual("episodes")] = 1
     """Episodes."""
     batch: int = 1
-    """Episodes planned at once."""
+    """Episodes planned at once. Each draws its own random numbers; the others change nothing of it but the
+    last bits of float32."""
     seed: Annotated[int, usual("seed")] = 0
     """Seed of tasks, candidates and dropped tokens."""
     checkpoint: Annotated[str | None, usual("checkpoint")] = None
@@ -177,9 +180,10 @@ class PlanConfig:
         """The tree's defaults under an environment's own (`configs/environments`), where there are any.
 
         Args:
-            env: canonical name. max_steps: of an episode; the environment's own when left out.
+            env: its name. max_steps: of an episode; the environment's own when left out.
             sections: what goes on top, as in YAML.
         """
+        env = envs.canonical(env)
         config = cls(env)
         if max_steps is None and env in envs.names():
             max_steps = envs.max_episode_steps(env)
@@ -187,7 +191,7 @@ class PlanConfig:
             config = replace(config, goal=replace(config.goal, max_steps=max_steps))
         path = environment_file(env)
         usual = read_yaml(path).get("plan", {}) if path.is_file() else {}
-        return merged(merged(config, usual, str(path)), sections, "the given settings")
+        return merged(merged(config, usual, str(path)), sections, _GIVEN)
 
     def updated(self, **settings: Any) -> PlanConfig:
         """The tree with other values, given by the name of a leaf, or by section as a mapping.
@@ -198,19 +202,22 @@ class PlanConfig:
         Raises:
             UserError: no setting is called so.
         """
-        sections: dict[str, dict[str, Any]] = {}
-        leaves = leaf_sections(self)
+        changes: dict[str, Any] = {}
+        leaves, parts = leaf_sections(self), [part.name for part in fields(self)]
         for name, value in settings.items():
-            if isinstance(value, Mapping):
-                sections.setdefault(name, {}).update(value)
-            elif name in leaves:
-                sections.setdefault(leaves[name], {})[name] = value
-            elif name == "proposals":
-                sections.setdefault("proposals", {})["source"] = value
+            if name == "proposals" and not isinstance(value, Mapping):
+                value = {"source": value}
+            if name in parts:
+                changes[name] = changes.get(name, {}) | value if isinstance(value, Mapping) else value
+            elif len(sections := leaves.get(name, [])) == 1:
+                changes[sections[0]] = {**changes.get(sections[0], {}), name: value}
+            elif sections:
+                shown = " or ".join(f'{section}={{"{name}": ...}}' for section in sections)
+                raise UserError(f"`{name}` is a setting of {' and '.join(sections)}: give {shown}")
             else:
-                known = [*leaves, *(part.name for part in fields(self))]
-                raise UserError(f"there is no setting `{name}`.{suggest(name, known)} See sparsewm.config")
-        return merged(self, sections, "the given settings")
+                near = suggest(name, [*leaves, *parts])
+                raise UserError(f"there is no setting `{name}`.{near} See sparsewm.config")
+        return merged(self, changes, _GIVEN)
 
     def checked(self) -> PlanConfig:
         """The tree, with what follows from other settings filled in.
@@ -222,6 +229,7 @@ class PlanConfig:
         Raises:
             UserError: a value is out of range, or two of them contradict each other.
         """
+        self = merged(self, asdict(self), _GIVEN)  # of the declared kinds, whoever made it
         goal, search, cost, tokens, run = self.goal, self.search, self.cost, self.tokens, self.run
         for section, name, kinds in (
             (goal, "source", GoalSource),

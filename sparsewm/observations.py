@@ -38,7 +38,7 @@ def unbatched(observation: Observation | Any) -> tuple[list[dict[str, Any]], boo
         UserError: no picture of that shape, or parts of different batches.
     """
     parts = observation if isinstance(observation, Mapping) else {"pixels": observation}
-    if "pixels" not in parts:
+    if parts.get("pixels") is None:
         raise UserError(f"an observation holds 'pixels', this one {', '.join(map(repr, parts)) or 'nothing'}")
     parts = {name: parts[name] for name in ("pixels", "proprio") if parts.get(name) is not None}
     arrays = {name: _array(value, name) for name, value in parts.items()}
@@ -84,12 +84,56 @@ def checked(observation: Mapping[str, np.ndarray], proprio_dim: int, letterbox: 
     proprio = observation.get("proprio")
     if proprio is None:
         return Seen(pixels, None)
-    proprio = np.array(proprio, dtype=np.float32)
-    if proprio.shape != (proprio_dim,):
-        raise UserError(f"'proprio' must have shape ({proprio_dim},), got {proprio.shape}")
-    if not np.isfinite(proprio).all():
-        raise UserError(f"'proprio' must be finite, got {proprio.tolist()}")
-    return Seen(pixels, proprio)
+    return Seen(pixels, _numbers(proprio, proprio_dim, "'proprio'"))
+
+
+def checked_action(action: Any, action_dim: int) -> np.ndarray:
+    """An executed action (A,) in float32.
+
+    Raises:
+        UserError: of another size, or not finite.
+    """
+    return _numbers(action, action_dim, "`action`")
+
+
+def _numbers(value: Any, size: int, name: str) -> np.ndarray:
+    try:
+        found = np.array(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be numbers ({error})") from None
+    if found.shape != (size,):
+        raise UserError(f"{name} must have shape ({size},), got {found.shape}")
+    if not np.isfinite(found).all():
+        raise UserError(f"{name} must be finite, got {found.tolist()}")
+    return found
+
+
+def active_episodes(active: Sequence[int] | np.ndarray | None, episodes: int) -> np.ndarray:
+    """Numbers of active episodes (n,), all of them where none are given.
+
+    Raises:
+        UserError: not different numbers from 0 to `episodes` - 1.
+    """
+    if active is None:
+        return np.arange(episodes)
+    found = np.asarray(active)
+    if found.ndim != 1 or not found.size or found.dtype.kind not in "iu" or len(set(found)) < len(found):
+        raise UserError(f"the numbers of episodes must be different whole numbers, got {active}")
+    if found.min() < 0 or found.max() >= episodes:
+        raise UserError(f"there are {episodes} episodes, numbered from 0: got {found.tolist()}")
+    return found
+
+
+def checked_seeds(seeds: Any, episodes: int) -> list[int]:
+    """A seed for every episode.
+
+    Raises:
+        UserError: not as many whole numbers.
+    """
+    found = np.asarray(seeds)
+    if found.shape != (episodes,) or found.dtype.kind not in "iu":
+        raise UserError(f"`seeds` must be a whole number for each of {episodes} episodes, got {seeds}")
+    return [int(seed) for seed in found]
 
 
 def same_aspect(pixels: np.ndarray, picture: Sequence[int]) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -39,6 +41,7 @@ def merged(tree: Tree, content: Mapping[str, Any], source: str) -> Tree:
         UserError: `source` names a setting that does not exist, or gives one a value of another kind.
     """
     changes: dict[str, Any] = {}
+    kinds = get_type_hints(type(tree))
     known = {part.name: getattr(tree, part.name) for part in fields(tree)}  # type: ignore[arg-type]
     for name, value in content.items():
         if name not in known:
@@ -49,35 +52,38 @@ def merged(tree: Tree, content: Mapping[str, Any], source: str) -> Tree:
                 raise UserError(f"{source}: `{name}` holds settings by name, not {value!r}")
             changes[name] = merged(present, value, source)
         else:
-            changes[name] = _fitting(name, present, value, source)
+            changes[name] = _fitting(name, kinds[name], value, source)
     return replace(tree, **changes)  # type: ignore[type-var]
 
 
-def _fitting(name: str, present: Any, value: Any, source: str) -> Any:
-    """A value of the kind that a setting has now."""
-    if present is None or value is None or isinstance(value, Path):
-        return value
-    if isinstance(present, Path):
-        return Path(value)
-    kind = type(present)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    good = (kind is float and (whole or isinstance(value, float))) or (kind is int and whole)
-    if kind is tuple and isinstance(value, list | tuple):
-        return tuple(value)
-    if good or (kind not in (int, float) and isinstance(value, kind)):
-        return kind(value)
-    raise UserError(f"{source}: `{name}` must be {kind.__name__}, not {value!r}")
+def _fitting(name: str, kind: Any, value: Any, source: str) -> Any:
+    """A value of the kind that a setting is declared with."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    bare = [type(get_args(one)[0]) if get_origin(one) is Literal else get_origin(one) or one for one in kinds]
+    for one in bare:
+        if one is bool or one is type(None):
+            fits = isinstance(value, one)
+        elif one in (int, float):
+            fits = isinstance(value, Integral if one is int else Real) and not isinstance(value, bool)
+        elif one in (str, Path):
+            fits = isinstance(value, str | Path)
+        else:
+            fits = one is tuple and isinstance(value, list | tuple)
+        if fits:
+            return None if value is None else one(value)
+    wanted = " or ".join("None" if one is type(None) else one.__name__ for one in bare)
+    raise UserError(f"{source}: `{name}` must be {wanted}, not {value!r}")
 
 
-def leaf_sections(tree: Any) -> dict[str, str]:
-    """The section of every leaf of a two-level tree, by the leaf's name where that is unique."""
+def leaf_sections(tree: Any) -> dict[str, list[str]]:
+    """The sections that have a leaf of each name, of a two-level tree."""
     found: dict[str, list[str]] = {}
     for section in fields(tree):
         part = getattr(tree, section.name)
         if is_dataclass(part):
             for leaf in fields(part):
                 found.setdefault(leaf.name, []).append(section.name)
-    return {name: sections[0] for name, sections in found.items() if len(sections) == 1}
+    return found
 
 
 def plain(value: Any) -> Any:

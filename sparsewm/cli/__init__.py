@@ -42,11 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `sparsewm plan --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a shell says that a program ended by SIGPIPE
+    except KeyboardInterrupt:  # while a command is imported
+        sys.exit(130)
     sys.exit(code)
 
 
 def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "-H", "help"):
         print_help()
         return 0 if words else 2
     if words[0] == "--version":

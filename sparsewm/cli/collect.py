@@ -49,6 +49,8 @@ class Collect:
     output: Path = Path("data")
     """Folder for E.h5, E.json and E.png."""
 
+    interrupted = "interrupted; finished parts are kept: the same command continues"
+
     def run(self) -> int:
         at_least(0, episodes=self.episodes, steps=self.steps)
         at_least(1, workers=self.workers)

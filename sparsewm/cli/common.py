@@ -50,6 +50,8 @@ def exit_code(command: type, name: str, arguments: list[str]) -> int:
     _here = name, arguments
     try:
         parse = getattr(command, "parse", None)
+        if parse is None:  # these have one help, the long one
+            arguments = ["--help" if word in ("-H", "--help-verbose") else word for word in arguments]
         made: Command = (
             tyro.cli(command, prog=f"sparsewm {name}", args=arguments, description=about(command))
             if parse is None

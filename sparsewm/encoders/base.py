@@ -116,6 +116,8 @@ class PatchEncoder(nn.Module, ABC):
             ValueError: when `pixels` is not uint8 of shape (B, H, W, 3).
             UserError: when their aspect ratio is not that of `resolution` and they are not letterboxed.
         """
+        if isinstance(pixels, np.ndarray):  # torch takes no negative strides, and warns of read-only arrays
+            pixels = np.require(pixels, requirements=["C", "W"])
         pixels = torch.as_tensor(pixels)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise ValueError(

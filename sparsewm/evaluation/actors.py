@@ -10,9 +10,9 @@ import numpy as np
 
 from sparsewm.agent import Agent, Decision
 from sparsewm.config import PlanConfig
-from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
+from sparsewm.interfaces import interface_of_env as interface_of_env
 from sparsewm.model.interface import Interface
 from sparsewm.observations import Memory, Observation, Seen, checked, unbatched
 from sparsewm.planners import ProposalSampler
@@ -198,19 +198,3 @@ class Oracle:
                 Decision(episode.steps, steps_taken, cost, None, planned, None, seconds, spent)
             )
         return actions
-
-
-def interface_of_env(env: GoalEnv) -> Interface:
-    """What an environment's world model is shown and asked to do."""
-    space = env.observation_space["pixels"], env.observation_space["proprio"]  # type: ignore[index]
-    size, low = space[1].shape[0], env.action_space.low
-    return Interface(
-        name=env.name,
-        picture=tuple(space[0].shape[:2]),
-        action_low=tuple(float(x) for x in low),
-        action_high=tuple(float(x) for x in env.action_space.high),
-        action_names=tuple(f"action_{i}" for i in range(len(low))),
-        proprio_names=tuple(getattr(env, "proprio_names", [f"proprio_{i}" for i in range(size)])),
-        frameskip=env.frameskip,
-        fps=env.metadata.get("render_fps"),
-    )

@@ -102,6 +102,8 @@ def prepare(config: PlanConfig) -> Prepared:
     dtype = choose_dtype(run.dtype, device, planning=True)
     model = load_model(config, env, device, dtype) if run.actor == "planner" else None
     tasks = make_tasks(env, run.episodes, run.seed, config.goal)
+    if not isinstance(env, SimulatedGoalEnv):
+        _check_goal(env, tasks[0], config)
     sampler = None
     if config.proposals.source != NO_PROPOSALS:
         interface = interface_of_env(env) if model is None else interface_of(model)
@@ -113,6 +115,20 @@ def prepare(config: PlanConfig) -> Prepared:
     prepared = Prepared(config, envs, device, dtype, model, sampler, tasks)
     prepared.actor()  # an objective that the model lacks is refused here
     return prepared
+
+
+def _check_goal(env: GoalEnv, task: Task, config: PlanConfig) -> None:
+    """Refuse an environment of somebody else's that shows no goal where it is to draw it itself."""
+    env.reset(seed=task.seed, options=task.options)
+    try:
+        env.goal_observation()
+    except UserError as error:
+        if config.goal.source != "random":
+            raise
+        raise UserError(
+            f"{env.name} shows no goal of its own: give `source` trajectory, and what is seen `offset` "
+            "steps ahead is the goal"
+        ) from error
 
 
 def load_model(config: PlanConfig, env: GoalEnv, device: torch.device, dtype: torch.dtype) -> WorldModel:

@@ -184,12 +184,16 @@ class WorldModel(nn.Module):
         Raises:
             ValueError: when shapes do not fit the model.
         """
+        if isinstance(proprio, np.ndarray):
+            proprio = np.require(proprio, requirements=["C", "W"])  # as torch takes it
         proprio = torch.as_tensor(proprio, dtype=torch.float32, device=self.device)
         if proprio.ndim != 2 or proprio.shape[1] != self.config.proprio_dim:
             raise ValueError(
                 f"proprio must have shape (B, {self.config.proprio_dim}), got {tuple(proprio.shape)}: "
                 f"this model was trained for {self.environment}"
             )
+        if len(pixels) != len(proprio):
+            raise ValueError(f"{len(pixels)} pictures came with {len(proprio)} rows of proprioception")
         features = self.encoder.encode(pixels, attention=attention)
         return Latent(
             self.standardizer.tokens(features.patches),
