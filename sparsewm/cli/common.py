@@ -96,7 +96,10 @@ def flag(name: str) -> str:
 
 
 def flags_of(command: type, prefix: str = "") -> dict[str, str]:
-    """The flag of every field of a dataclass, and of those below it: the short one where there is one."""
+    """The flag of every field of a dataclass, and of those below it: the short one where there is one.
+
+    Short ones are known by their own names, too.
+    """
     found: dict[str, str] = {}
     if not is_dataclass(command):
         return found
@@ -108,6 +111,7 @@ def flags_of(command: type, prefix: str = "") -> dict[str, str]:
         else:
             short = [alias for note in notes for alias in getattr(note, "aliases", None) or ()]
             found[name] = short[0] if short else flag(f"{prefix}{name}")
+            found |= {alias.lstrip("-").replace("-", "_"): alias for alias in short}
     return found
 
 
