@@ -335,6 +335,7 @@ def test_results_of_an_earlier_run_do_not_stay(trained: Path, here: Path) -> Non
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_shows_an_example_that_is_a_command(command: str) -> None:
+    assert call(command, "-H")[0] == 0
     code, out, _ = call(command, "--help")
     assert code == 0
     lines = [line.strip(" │") for line in out.splitlines()]
