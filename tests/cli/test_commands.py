@@ -340,7 +340,7 @@ def test_help_shows_an_example_that_is_a_command(command: str) -> None:
     assert code == 0
     lines = [line.strip(" │") for line in out.splitlines()]
     first = next(i for i, line in enumerate(lines) if line.startswith(f"Example: sparsewm {command}"))
-    example = " ".join(lines[first : lines.index("", first)]).removeprefix(f"Example: sparsewm {command} ")
+    example = " ".join(lines[first : lines.index("", first)]).removeprefix(f"Example: sparsewm {command}")
     place, _, name = COMMANDS[command][0].partition(":")
     made = getattr(importlib.import_module(place), name)
     if hasattr(made, "parse"):
