@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +41,34 @@ def test_another_frameskip_than_the_environments_is_the_models() -> None:
     model = tiny_model(frameskip=2)
     del model.metadata["interface"]
     assert interface_of(model).frameskip == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("x", "interface is damaged"),
+        ([1], "interface is damaged"),
+        ({"colour": 1}, "unexpected keyword argument 'colour'"),
+        ({"picture": None}, "interface is damaged"),
+        ({"picture": [0, 0]}, "picture and frameskip must be positive"),
+        ({"action_low": ["a", "b"]}, "interface is damaged"),
+        ({"action_low": [-1, -1, -1]}, "interface is damaged"),
+        ({"action_low": [2, 2]}, "action_low must be finite and not above action_high"),
+        ({"action_low": [float("nan"), -1]}, "action_low must be finite and not above action_high"),
+        ({"frameskip": "2"}, "interface is damaged"),
+        ({"frameskip": 3}, "does not fit its predictor"),
+    ],
+)
+def test_a_damaged_interface_is_one_sentence(change: Any, message: str) -> None:
+    model = tiny_model()
+    found = model.metadata["interface"]
+    model.metadata["interface"] = found | change if isinstance(change, dict) else change
+    with pytest.raises(UserError, match=message):
+        interface_of(model)
+
+
+@pytest.mark.parametrize("change", [{"frameskip": 0}, {"environment": 5}, {"frameskip": "two"}])
+def test_a_checkpoint_of_nothing_is_damaged(change: dict[str, Any], tmp_path: Path) -> None:
+    place = save(tiny_model(), tmp_path / "checkpoint", change)
+    with pytest.raises(UserError, match="is damaged"):
+        load(place, encoder=tiny_encoder())
