@@ -85,9 +85,9 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
     if distance := metadata.get("distance"):
         lines += [
             "",
-            f"Temporal distance (`--cost temporal`): {distance['steps']} steps of {distance['batch']} "
-            f"windows, seed {distance['seed']}; `sparsewm train --env {name} --extend CHECKPOINT` "
-            "trains it alone.",
+            f"Temporal distance (`--cost.objective temporal`): {distance['steps']} steps of "
+            f"{distance['batch']} windows, seed {distance['seed']}; `sparsewm train --env {name} "
+            "--extend CHECKPOINT` trains it alone.",
         ]
     if decoder := metadata.get("decoder"):
         lines += [

@@ -1,4 +1,4 @@
-"""sparsewm: model-predictive control from pixels in a sparse DINO world model.
+"""sparsewm: model-predictive control from pixels in a sparse world model of patch tokens.
 
 >>> import sparsewm
 >>> from sparsewm import envs

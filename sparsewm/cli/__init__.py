@@ -15,6 +15,10 @@ COMMANDS = {
     "train": ("sparsewm.cli.train:Train", "train a world model on an offline dataset"),
     "collect": ("sparsewm.cli.collect:Collect", "record exploratory data in an environment"),
     "eval": ("sparsewm.cli.evaluate:Eval", "success tables over environments, drop ratios and yardsticks"),
+    "evaluate": (
+        "sparsewm.cli.judge:Evaluate",
+        "judge a world model by recorded data, without an environment",
+    ),
     "bench": ("sparsewm.cli.bench:Bench", "time a planner iteration at several drop ratios"),
     "inspect": ("sparsewm.cli.inspect:Inspect", "what a dataset holds and what training would do with it"),
     "convert": ("sparsewm.cli.convert:Convert", "a dataset in another format"),
@@ -73,7 +77,7 @@ def print_help() -> None:
     """What commands there are."""
     console = Console()
     console.print("usage: sparsewm COMMAND [--help]\n", highlight=False)
-    console.print("Plan from pixels in a sparse DINO world model.", highlight=False)
+    console.print("Plan from pixels in a sparse world model of patch tokens.", highlight=False)
     console.print("First: [bold]sparsewm plan --env pusht --drop 0.5[/]\n", highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, (_, summary) in COMMANDS.items():

@@ -1,8 +1,9 @@
 """Offline data: recording, files, encoded tokens, training windows."""
 
 from sparsewm.data.collect import collect
-from sparsewm.data.dataset import Dataset, open_dataset
+from sparsewm.data.dataset import Dataset
 from sparsewm.data.formats import FORMATS
+from sparsewm.data.opening import open_dataset
 from sparsewm.data.statistics import token_statistics
 from sparsewm.data.tokens import TokenCache, fast_copy, token_bytes
 from sparsewm.data.windows import Windows, count_windows

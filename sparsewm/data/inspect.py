@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsewm.data.checks import warnings
 from sparsewm.data.dataset import Dataset
 from sparsewm.data.frames import resized
+from sparsewm.data.oddities import warnings
 from sparsewm.data.windows import count_windows
 from sparsewm.errors import UserError
 

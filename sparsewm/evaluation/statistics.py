@@ -28,12 +28,19 @@ def quartiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two samples (K,) without ties."""
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+    """Rank correlation of two samples (K,); NaN where all values of one are equal."""
+    return pearson(ranks(a), ranks(b))
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of two samples (K,); NaN where all values of one are equal."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each value (K,), 0 for the smallest."""
-    order = np.empty(len(values))
-    order[values.argsort()] = np.arange(len(values))
-    return order
+    """Rank of each value (K,), 0 for the smallest; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    shared: np.ndarray = np.cumsum(counts) - (counts + 1) / 2
+    return shared[place]

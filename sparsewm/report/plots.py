@@ -205,3 +205,36 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     _save(figure, path)
+
+
+def plot_errors(path: str | Path, errors: dict[str, Any], title: str) -> None:
+    """Errors of imagined frames over the horizon, per drop ratio, beside those of copying the present one."""
+    names = [("tokens", "tokens"), ("proprio", "proprioception")]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for axis, (name, label) in zip(axes, names, strict=True):
+        for i, (drop, part) in enumerate(errors.items()):
+            steps = range(1, len(part[name]) + 1)
+            words, colour = drop.replace("_", " "), f"C{i}"
+            axis.plot(steps, part[name], "o-", color=colour, markersize=4, label=f"imagined, {words}")
+            axis.plot(steps, part[f"{name}_copy"], "--", color=colour, label=f"copied, {words}")
+        axis.set(xlabel="model steps ahead", ylabel=f"squared error of {label}, standardised")
+        axis.set_xticks(list(steps))
+        axis.set_ylim(bottom=0)
+    axes[0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def plot_cases(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]]) -> None:
+    """Cases as rows of pictures: their name, then pictures uint8 (H, W, 3) and what each shows."""
+    columns = max(len(panels) for _, panels in rows)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(2.5 * columns, 2.75 * len(rows)), squeeze=False)
+    for line, (name, panels) in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, (picture, label) in zip(line, panels, strict=False):
+            axis.imshow(picture)
+            axis.set_title(label, fontsize=8)
+        line[0].text(0, -0.08, name, transform=line[0].transAxes, fontsize=8, va="top")
+    figure.tight_layout()
+    _save(figure, path)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from sparsewm.data import Dataset, TokenCache, Windows, count_windows, fast_copy
-from sparsewm.data.checks import warnings
+from sparsewm.data.oddities import warnings
 from sparsewm.encoders import PatchEncoder, load_encoder, weights_hash
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError

@@ -17,7 +17,8 @@ def python(
     *arguments: str, place: Path | None = None, options: tuple[str, ...] = (), **variables: str
 ) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, *options, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | variables
+    own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # set by sparsewm
+    environment = own | {"PYTHONPATH": str(REPOSITORY)} | variables
     return subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True)
 
 

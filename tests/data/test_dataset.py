@@ -12,9 +12,9 @@ import pytest
 
 from sparsewm import registry
 from sparsewm.data import FORMATS, Dataset, open_dataset
-from sparsewm.data.checks import warnings
 from sparsewm.data.dataset import environment_name
 from sparsewm.data.frames import Frames, ReadFrames, SideBySide
+from sparsewm.data.oddities import warnings
 from sparsewm.errors import UserError
 from tests.data.tiny import write_dataset
 

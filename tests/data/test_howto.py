@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sparsewm.data import open_dataset
-from sparsewm.data.checks import warnings
+from sparsewm.data.oddities import warnings
 from tests.cli.commands import call
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "data.md"

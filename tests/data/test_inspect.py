@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from sparsewm.data import Windows, open_dataset
-from sparsewm.data.checks import warnings
 from sparsewm.data.inspect import contact_sheet, describe
+from sparsewm.data.oddities import warnings
 from tests.cli.commands import call
 from tests.data.tiny import write_dataset
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from sparsewm.evaluation.statistics import quartiles, spearman, wilson
+from sparsewm.evaluation.statistics import pearson, quartiles, ranks, spearman, wilson
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,6 @@ def test_rank_correlation() -> None:
     assert spearman(a, np.exp(a)) == pytest.approx(1) and spearman(a, -(a**3)) == pytest.approx(-1)
     # 1 - 6 * sum d^2 / (n (n^2 - 1)) with rank differences 1, 1, 0, 0
     assert spearman(np.array([1.0, 2, 3, 4]), np.array([2.0, 1, 3, 4])) == pytest.approx(1 - 6 * 2 / 60)
+    assert ranks(np.array([3.0, 1, 3, 7])).tolist() == [1.5, 0, 1.5, 3]
+    assert spearman(np.array([0.0, 0, 1]), np.array([1.0, 2, 3])) == pytest.approx(math.sqrt(3) / 2)
+    assert math.isnan(pearson(np.ones(3), a[:3])) and pearson(a, 2 * a + 1) == pytest.approx(1)
