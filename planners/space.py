@@ -39,14 +39,15 @@ class Space:
                 raise PlanningError(f"the problem's {name} must be at least 1, not {value}")
         low = tensor("low", problem.low, (size,), problem.device)
         high = tensor("high", problem.high, (size,), problem.device)
-        if not bool((low < high).all()):
+        if not bool((low <= high).all()):
             raise PlanningError(
-                f"the problem's low must lie below high everywhere, not {low.tolist()} and {high.tolist()}"
+                f"the problem's low must nowhere lie above high, not {low.tolist()} and {high.tolist()}"
             )
         mean = torch.zeros(horizon, size, device=low.device) + (low + high) / 2
         if problem.mean is not None:
             mean = tensor("mean", problem.mean, (horizon, size), problem.device)
-        std = torch.zeros(horizon, size, device=low.device) + (high - low) / 4
+        quarter = torch.where(low < high, (high - low) / 4, 1.0)  # a number without freedom stays as it is
+        std = torch.zeros(horizon, size, device=low.device) + quarter
         if problem.std is not None:
             std = tensor("std", problem.std, (horizon, size), problem.device)
         if not bool((std > 0).all()):

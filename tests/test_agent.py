@@ -97,6 +97,8 @@ def test_pictures_of_any_size_but_not_of_any_shape() -> None:
     ("observation", "message"),
     [
         ({}, "an observation holds 'pixels'"),
+        (None, "an observation holds 'pixels'"),
+        (seen(0) | {"proprio": ["a", "b"]}, "'proprio' must be numbers"),
         ({"pixels": np.zeros((56, 56), np.uint8)}, r"'pixels' must be uint8 \(H, W, 3\)"),
         ({"pixels": np.zeros((56, 56, 3), np.float32)}, "'pixels' must be uint8 from 0 to 255, got float32"),
         ({"pixels": np.zeros((0, 56, 3), np.uint8)}, "'pixels' must be"),
@@ -120,6 +122,68 @@ def test_an_episode_is_begun_first() -> None:
     agent.reset(seen(1))
     with pytest.raises(UserError, match="no action of the last plan is left"):
         agent.observe(seen(0))
+    with pytest.raises(UserError, match="nothing was seen yet: give the `observation`"):
+        agent.problem()
+
+
+@pytest.mark.parametrize("active", [[2], [-1, 0], [0, 0], [True, False], [0.5, 1], [[0, 1]], []])
+def test_numbers_of_episodes_that_are_none(active: Any) -> None:
+    agent = make_agent()
+    agent.reset(seen(1, 2))
+    with pytest.raises(UserError, match="episodes"):
+        agent.act(seen(0, max(1, len(active))), active)
+    assert len(agent.act(seen(0, 2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("observation", "options", "message"),
+    [
+        (seen(0), {"action": [1, 2, 3]}, r"`action` must have shape \(2,\)"),
+        (seen(0), {"action": [np.nan, 0]}, "`action` must be finite"),
+        (seen(0), {"action": "left"}, "`action` must be numbers"),
+        (seen(0), {"episode": 1}, "there are 1 episodes, numbered from 0"),
+        (seen(0, 2), {}, "one observation, got 2"),
+        ({"pixels": seen(0)["pixels"]}, {}, "an observation holds 'proprio'"),
+    ],
+)
+def test_a_report_that_is_refused_changes_nothing(
+    observation: Any, options: dict[str, Any], message: str
+) -> None:
+    agent, other = make_agent(), make_agent()
+    for one in (agent, other):
+        acted(one, seen(0), seen(1))
+    with pytest.raises(UserError, match=message):
+        agent.observe(observation, **options)
+    for one in (agent, other):
+        one.observe(seen(2))
+    assert np.array_equal(agent.act(seen(3)), other.act(seen(3)))
+
+
+@pytest.mark.parametrize("seeds", [3, [0, 1], [0.5], ["a"]])
+def test_a_seed_for_every_episode(seeds: Any) -> None:
+    with pytest.raises(UserError, match="`seeds` must be a whole number for each of 1 episodes"):
+        make_agent().reset(seen(1), seeds)
+
+
+def test_a_configuration_is_a_plan_config() -> None:
+    with pytest.raises(UserError, match="`config` must be a PlanConfig"):
+        Agent(tiny_model(), {"drop": 0.5})  # type: ignore[arg-type]
+
+
+def test_pictures_that_torch_would_not_take() -> None:
+    """Channels in reverse order, and arrays that cannot be written to, are pictures like others."""
+    model, observation = tiny_model(frameskip=5), seen(0)
+    reverse = {**observation, "pixels": observation["pixels"][..., ::-1]}
+    fixed = {name: value.copy() for name, value in reverse.items()}
+    for value in fixed.values():
+        value.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        actions = [acted(make_agent(model), one, seen(1)) for one in (reverse, fixed)]
+        tokens = [model.encode(one["pixels"][None], one["proprio"][None]).tokens for one in (reverse, fixed)]
+    assert np.array_equal(*actions) and tokens[0].equal(tokens[1])
+    with pytest.raises(ValueError, match="2 pictures came with 1 rows of proprioception"):
+        model.encode(seen(0, 2)["pixels"], observation["proprio"][None])
 
 
 @pytest.mark.parametrize("objective", ["mse", "temporal"])

@@ -41,7 +41,8 @@ class Bench:
 
     Beside our rollout stands DINO-WM's: a three-frame window computed anew at every step, masked attention
     with its score matrix in memory; in float32 as published and, where the device is fast in it, in bfloat16.
-    That it also encodes the start image once per candidate is timed apart.
+    That it also encodes the start image once per candidate is timed apart. Both imagine from the first frame
+    of an episode, without past ones; --plans times whole re-plans, with the frames seen before.
 
     Example: sparsewm bench --env pusht --drops 0 0.3 0.5 0.8
     """
@@ -100,6 +101,8 @@ class Bench:
             files = {"encoder_weights": self.encoder_weights, "hub_repo": self.hub_repo}
             model = bench_model(env, self.checkpoint, device, dtype, **files)
         folder = output_folder(self.output)
+        for old in folder.glob("trace_drop*.json"):  # of an earlier run
+            old.unlink()
         with progress_bar("timing") as progress:
             report = measure(
                 model,

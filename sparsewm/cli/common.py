@@ -59,7 +59,7 @@ def exit_code(command: type, name: str, arguments: list[str]) -> int:
         )
         return made.run() or 0
     except UserError as error:
-        return said(error, getattr(command, "tree", command))
+        return said(error, getattr(command, "tree", command), getattr(command, "passed_on", None))
     except KeyboardInterrupt:
         sentence = getattr(command, "interrupted", "interrupted; nothing is kept of what was not finished")
         Console(stderr=True).print(sentence)
@@ -76,14 +76,18 @@ def script_exit_code(run: Callable[[], int | None]) -> int:
         return 130
 
 
-def said(error: UserError, command: type | None = None) -> int:
-    """Print an error in the words of the command line, where arguments are flags; 2."""
-    known = {} if command is None else flags_of(command)
+def said(error: UserError, command: type | None = None, passed_on: type | None = None) -> int:
+    """Print an error in the words of the command line, where arguments are flags; 2.
+
+    Args:
+        command: dataclass of the flags. passed_on: of those that it takes for another one.
+    """
+    known, others = (flags_of(tree) if tree is not None else {} for tree in (command, passed_on))
     text = " ".join(str(error).split())  # what libraries say may run over several lines
 
     def spelt(found: re.Match[str]) -> str:
         name = found[1] if found[1] in known else f"{found[1]}s"  # of several, each is refused by itself
-        return known.get(name, found[0])
+        return known.get(name) or others.get(found[1], found[0])
 
     sentence = re.sub(r"`([a-z][a-z_]*)`", spelt, text)
     Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
@@ -96,7 +100,10 @@ def flag(name: str) -> str:
 
 
 def flags_of(command: type, prefix: str = "") -> dict[str, str]:
-    """The flag of every field of a dataclass, and of those below it: the short one where there is one."""
+    """The flag of every field of a dataclass, and of those below it: the short one where there is one.
+
+    Short ones are known by their own names, too.
+    """
     found: dict[str, str] = {}
     if not is_dataclass(command):
         return found
@@ -108,6 +115,7 @@ def flags_of(command: type, prefix: str = "") -> dict[str, str]:
         else:
             short = [alias for note in notes for alias in getattr(note, "aliases", None) or ()]
             found[name] = short[0] if short else flag(f"{prefix}{name}")
+            found |= {alias.lstrip("-").replace("-", "_"): alias for alias in short}
     return found
 
 

@@ -83,6 +83,7 @@ class Eval:
     output: Path = Path("runs/eval")
     """Folder of the results; the same one continues."""
 
+    passed_on = PlanConfig
     interrupted = "interrupted; finished cells are kept: the same command continues"
 
     @classmethod
@@ -160,6 +161,7 @@ class Eval:
             plan = parse_plan(["--env", name, *self.rest], "sparsewm eval", usual=USUAL)
             checkpoint = self.checkpoint(self.checkpoints, name)
             if checkpoint is not None:
+                _check_folder(checkpoint)
                 plan = plan.updated(checkpoint=str(checkpoint))
             blind = self.vision_only and name in PROPRIO_IS_STATE
             policies = [plan.updated(proposals=source) for source in self.policies]
@@ -189,6 +191,7 @@ class Eval:
         elif selection == "cls":
             checkpoint = self.checkpoint(self.cls_checkpoints, plan.env)
             if checkpoint is not None and (self.run_missing or checkpoint.is_dir()):
+                _check_folder(checkpoint)
                 row = plan.updated(drop=0.0, checkpoint=str(checkpoint))
                 yield Cell(selection, row)
                 if blind:
@@ -221,3 +224,11 @@ class Eval:
             return None
         path = folder / name / "checkpoint"
         return path if path.is_dir() else folder / name
+
+
+def _check_folder(checkpoint: Path) -> None:
+    """Refuse what does not exist here: it is a place in a folder, no name to be looked up on the hub."""
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint} is no checkpoint folder: train one with sparsewm train, or correct the path"
+        )

@@ -102,6 +102,8 @@ def summary_line(config: PlanConfig, found: dict[str, Any]) -> str:
             f"; {tokens['kept']} of {tokens['total']} tokens, {seconds(found['seconds_per_iteration'])} an "
             f"iteration, {seconds(found['seconds_per_plan'])} a plan"
         )
+        if config.run.batch > 1:
+            line += f" (its share of {config.run.batch} episodes planned at once)"
     if config.proposals.source != NO_PROPOSALS:
         mode = "the first" if config.run.actor == "policy" else config.proposals.mode
         line += f"; candidates from {config.proposals.source} ({mode})"

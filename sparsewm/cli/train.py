@@ -32,6 +32,7 @@ class Train:
 
     Usual: --dataset FILE --output FOLDER --steps N. --env NAME takes its settings and records its
     usual dataset where none is given. --resume continues after any interruption. -H describes every flag.
+
     Example: sparsewm train --dataset my_robot.h5 --steps 2000 --output runs/robot
     """
 

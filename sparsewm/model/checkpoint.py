@@ -130,6 +130,8 @@ def load(
         height, width = seen["resolution"] or (0, 0)
         resolution = (int(height), int(width)) if height else None
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
+        if not isinstance(name, str) or frameskip < 1:
+            raise ValueError(f"environment {name!r}, frameskip {frameskip}")
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
     if environment is not None and name != environment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,10 +53,23 @@ class Interface:
         """As it was kept.
 
         Raises:
-            UserError: something is missing, or there is something else.
+            UserError: something is missing, of another kind or impossible, or there is something else.
         """
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         try:
-            return cls(**values)
-        except TypeError as error:
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            made = cls(**values)
+            made._check()
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the checkpoint's interface is damaged ({error}): train anew") from None
+        return made
+
+    def _check(self) -> None:
+        """Raise ValueError or TypeError where these cannot be anybody's."""
+        height, width = self.picture
+        if not (height >= 1 and width >= 1 and self.frameskip >= 1):
+            raise ValueError("picture and frameskip must be positive")
+        bounds = list(zip(self.action_low, self.action_high, strict=True))
+        if not bounds or not all(-math.inf < low <= high < math.inf for low, high in bounds):
+            raise ValueError("action_low must be finite and not above action_high")
+        if len(self.action_names) != len(bounds):
+            raise ValueError(f"{len(bounds)} action bounds have {len(self.action_names)} names")

@@ -335,11 +335,12 @@ def test_results_of_an_earlier_run_do_not_stay(trained: Path, here: Path) -> Non
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_shows_an_example_that_is_a_command(command: str) -> None:
+    assert call(command, "-H")[0] == 0
     code, out, _ = call(command, "--help")
     assert code == 0
     lines = [line.strip(" │") for line in out.splitlines()]
     first = next(i for i, line in enumerate(lines) if line.startswith(f"Example: sparsewm {command}"))
-    example = " ".join(lines[first : lines.index("", first)]).removeprefix(f"Example: sparsewm {command} ")
+    example = " ".join(lines[first : lines.index("", first)]).removeprefix(f"Example: sparsewm {command}")
     place, _, name = COMMANDS[command][0].partition(":")
     made = getattr(importlib.import_module(place), name)
     if hasattr(made, "parse"):

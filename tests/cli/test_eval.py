@@ -262,10 +262,12 @@ def shell_dataset(place: Path) -> Path:
     ("flags", "parts"),
     [
         ("--envs wal", ["Did you mean 'wall'?"]),
-        ("--envs wall --drops 1", ["--drop must be at least 0 and below 1"]),
+        ("--envs wall --drops 1", ["--drops must be at least 0 and below 1"]),
         ("--envs wall --yardsticks none", ["unknown --yardsticks 'none'", "nothing"]),
         ("--envs all --checkpoints nowhere", ["nowhere", "holds no run"]),
         ("--envs wall --checkpoints nowhere", ["nowhere", "is no checkpoint"]),
+        ("--envs wall --cls-checkpoints nowhere", ["nowhere/wall", "is no checkpoint folder"]),
+        ("--envs wall --search.elites 99", ["--search.elites 99 is more than --candidates 64"]),
         ("--envs wall --episodes 0", ["--episodes must be at least 1"]),
         ("--envs wall --workers 0", ["--workers must be at least 1"]),
     ],

@@ -546,7 +546,7 @@ def test_a_wrong_problem_or_warm_start_is_refused_by_name() -> None:
     for made, arguments, message in (
         (problem(batch=0), {}, "batch.*0"),
         (problem(low=torch.zeros(3)), {}, r"low.*\(2,\).*\(3,\)"),
-        (problem(high=torch.full((2,), -1.0)), {}, "low must lie below high"),
+        (problem(high=torch.full((2,), -1.5)), {}, "low must nowhere lie above high"),
         (problem(high=torch.full((2,), torch.inf)), {}, "high contains"),
         (problem(mean=torch.zeros(2)), {}, r"mean.*\(4, 2\)"),
         (problem(std=torch.zeros(4, 2)), {}, "std must be positive, not 0"),
@@ -559,3 +559,13 @@ def test_a_wrong_problem_or_warm_start_is_refused_by_name() -> None:
     ):
         with pytest.raises(PlanningError, match=message):
             CEM().plan(made, **arguments)
+
+
+@pytest.mark.parametrize("planner", [CEM, ICEM, MPPI, GradientDescent])
+def test_an_action_without_freedom_stays_as_it_is(planner: type) -> None:
+    """Bounds of recorded data may leave none: one motor of a robot that was never moved."""
+    for mode in ("seed", "prior"):
+        made = Quadratic(targets())
+        made.low, made.high = torch.tensor([-1.0, 0.25]), torch.tensor([1.0, 0.25])
+        plan = planner(iterations=4).plan(made, proposals=torch.zeros(6, 3, 4, 2), proposal_mode=mode)
+        assert (plan.actions[..., 1] == 0.25).all() and (plan.actions[..., 0].abs() > 0.01).any()
