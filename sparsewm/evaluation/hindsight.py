@@ -123,7 +123,8 @@ def warnings(dataset: Dataset, shown: Interface) -> list[str]:
         )
     low, high = np.asarray(shown.action_low), np.asarray(shown.action_high)
     margin = 1e-3 * (high - low) + 1e-6
-    outside = ((dataset.action < low - margin) | (dataset.action > high + margin)).any(1).mean()
+    action = dataset.action[dataset.acting]
+    outside = ((action < low - margin) | (action > high + margin)).any(1).mean()
     if outside > 0.01:
         found.append(
             f"{100 * outside:.0f}% of the actions of {dataset.path} are outside the bounds the checkpoint "

@@ -200,6 +200,16 @@ def test_data_of_another_kind_is_warned_of(dataset: Dataset) -> None:
     assert "30 rows a second" in said and "10: a model step spans another time" in said
 
 
+def test_rows_without_an_action_are_outside_no_bounds(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last row of an episode is zero, which bounds need not hold."""
+    action = np.where(dataset.acting[:, None], 0.25, 0.0) * np.ones((1, 2))
+    monkeypatch.setattr(dataset, "action", action.astype(np.float32))
+    shown = Interface("square", (28, 28), (0.25, 0.2), (0.25, 0.3), ("x", "y"), ("x", "y"), 2)
+    assert warnings(dataset, shown) == []
+
+
 def test_frames_that_are_not_finite_are_refused(dataset: Dataset) -> None:
     model = tiny_model()
     model.predictor.token_change.bias += torch.inf
