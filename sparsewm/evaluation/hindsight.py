@@ -11,6 +11,7 @@ from sparsewm.errors import UserError
 from sparsewm.model.interface import Interface
 from sparsewm.model.world_model import WorldModel
 from sparsewm.observations import same_aspect
+from sparsewm.training.start import check_sizes
 from sparsewm.trees import at_least
 
 
@@ -82,7 +83,7 @@ def draw_cases(
     return Cases(rows, of, depth, others)
 
 
-def check_fits(
+def check_looks(
     model: WorldModel, dataset: Dataset, picture: tuple[int, int], cameras: tuple[str, ...]
 ) -> None:
     """Raise a `UserError` where a dataset has other numbers, pictures or cameras than a model was trained on.
@@ -90,13 +91,7 @@ def check_fits(
     Args:
         picture: (height, width) it was trained on. cameras: likewise, empty if that is not known.
     """
-    sizes = {"action": model.action_dim // model.frameskip, "proprio": model.config.proprio_dim}
-    for name, size in sizes.items():
-        if (found := getattr(dataset, name).shape[1]) != size:
-            raise UserError(
-                f"column '{name}' of {dataset.path} has {found} numbers a row, the checkpoint was trained on "
-                f"{size}: give another dataset or checkpoint"
-            )
+    check_sizes(model, dataset)
     shown = dataset.cameras
     renamed = len(shown) == len(cameras) == 1 and cameras[0] not in dataset.available_cameras
     if cameras and shown != cameras and not renamed:

@@ -19,7 +19,7 @@ from sparsewm.agent import Agent
 from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset
 from sparsewm.errors import UserError
-from sparsewm.evaluation.hindsight import Cases, check_fits, draw_cases, held_out
+from sparsewm.evaluation.hindsight import Cases, check_looks, draw_cases, held_out
 from sparsewm.evaluation.ranking import chance, summary
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.latent import History, Latent, gather_patches
@@ -94,7 +94,7 @@ class OfflineJudge:
         agent = Agent(model, config)
         self.model, self.dataset, self.config = model, dataset, agent.config
         self.objective, self.interface = agent.objective, agent.interface
-        check_fits(model, dataset, agent.interface.picture, agent.interface.cameras)
+        check_looks(model, dataset, agent.interface.picture, agent.interface.cameras)
         self.low, self.high = (
             torch.tensor(bound, dtype=torch.float32)
             for bound in (agent.interface.action_low, agent.interface.action_high)

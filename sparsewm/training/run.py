@@ -36,7 +36,7 @@ from sparsewm.training.inputs import (
 )
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.start import (
-    check_fits,
+    check_sizes,
     interface,
     measures_otherwise,
     new_model,
@@ -105,7 +105,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
     check_groups(config.optim, encoder.tokens)
     with closing(recorded_dataset(env, progress) if dataset is None else dataset) as data:
         if given is not None:
-            check_fits(given, data)
+            check_sizes(given, data)
         frameskip = frameskip_of(config, given, data, env)
         name = given.environment if given is not None else name_of(data, env)
         history = config.model.history if given is None else given.history

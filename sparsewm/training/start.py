@@ -114,7 +114,7 @@ def translated(
     return model
 
 
-def check_fits(model: WorldModel, dataset: Dataset) -> None:
+def check_sizes(model: WorldModel, dataset: Dataset) -> None:
     """Raise a `UserError` where a checkpoint knows other numbers of actions or proprioception."""
     sizes = {"action": model.action_dim // model.frameskip, "proprio": model.config.proprio_dim}
     for name, size in sizes.items():
