@@ -32,6 +32,7 @@ RUN_BY = {
     "environment.md": "tests/envs/test_howto.py",
     "formats.md": "tests/data/test_formats_page.py",
     "hub.md": "tests/integrations/test_pages.py",
+    "judge_offline.md": "tests/evaluation/test_offline.py",
     "lerobot_policy.md": "tests/integrations/test_pages.py",
     "planner.md": "tests/planners/test_howto.py",
     "proposals.md": "tests/proposals/test_samplers.py",
