@@ -82,16 +82,21 @@ def said(error: UserError, command: type | None = None, passed_on: type | None =
     Args:
         command: dataclass of the flags. passed_on: of those that it takes for another one.
     """
+    sentence = escape(spelt(error, command, passed_on))
+    Console(stderr=True).print(f"[bold red]error:[/] {sentence}", soft_wrap=True, highlight=False)
+    return 2
+
+
+def spelt(error: UserError, command: type | None = None, passed_on: type | None = None) -> str:
+    """What an error says, in one line; its arguments as flags of a command."""
     known, others = (flags_of(tree) if tree is not None else {} for tree in (command, passed_on))
     text = " ".join(str(error).split())  # what libraries say may run over several lines
 
-    def spelt(found: re.Match[str]) -> str:
+    def as_flag(found: re.Match[str]) -> str:
         name = found[1] if found[1] in known else f"{found[1]}s"  # of several, each is refused by itself
         return known.get(name) or others.get(found[1], found[0])
 
-    sentence = re.sub(r"`([a-z][a-z_]*)`", spelt, text)
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
-    return 2
+    return re.sub(r"`([a-z][a-z_]*)`", as_flag, text)
 
 
 def flag(name: str) -> str:

@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsewm import envs
+from sparsewm.cli.common import spelt
 from sparsewm.envs import physics
 from sparsewm.errors import UserError
 from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
@@ -116,7 +117,7 @@ def _try(name: str, needed: bool, remedy: str, check: Callable[[], str]) -> Chec
     except Trouble as trouble:
         return Check(name, False, needed, trouble.finding, trouble.remedy)
     except UserError as error:
-        return Check(name, False, needed, str(error), remedy)
+        return Check(name, False, needed, spelt(error, Doctor), remedy)
     except Exception as error:  # a doctor has to survive whatever the patient does
         first_line = str(error).strip().split("\n")[0]
         return Check(name, False, needed, f"{type(error).__name__}: {first_line}", remedy)

@@ -241,7 +241,7 @@ def collect(
         if _same_recording(path, attributes, episodes):
             return path
         raise UserError(
-            f"{path} exists and was recorded with other settings: delete it or write to another place"
+            f"{path} exists and was recorded with other settings: delete it or give another `output`"
         )
     parts = path.with_name(path.name + ".parts")
     jobs, waiting = [], []

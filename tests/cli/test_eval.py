@@ -81,6 +81,8 @@ def test_flags_of_plan_hold_for_every_cell() -> None:
 
 
 def test_the_image_token_is_asked_alone_too_where_proprioception_is_the_state(tmp_path: Path) -> None:
+    for name in ("wall", "pointmaze", "rope"):
+        (tmp_path / name).mkdir()
     found = {
         name: [
             (cell.name, cell.config.cost.proprio_weight)

@@ -35,7 +35,9 @@ def test_what_lerobot_recorded_and_what_we_wrote_train_alike(
         )
         found.append(train(config).model)
     interface, other = (model.interface for model in found)
-    assert interface is not None and interface.picture == (48, 112) and interface.cameras == ("front", "wrist")
+    assert (
+        interface is not None and interface.picture == (48, 112) and interface.cameras == ("front", "wrist")
+    )
     assert other is not None and other.proprio_names == interface.proprio_names
     for name, weights in found[0].state_dict().items():
         torch.testing.assert_close(weights, found[1].state_dict()[name], rtol=0, atol=0)
