@@ -73,7 +73,7 @@ def test_any_number_of_workers_records_the_same_file(recorded: Path, tmp_path: P
     assert path.stat().st_mtime_ns == finished
     for change in ({"episodes": 4}, {"seed": 4}, {"steps": 5}, {"resolution": 32}, {"held": 0.5}):
         with pytest.raises(
-            UserError, match=r"was recorded with other settings: delete it or write to another place"
+            UserError, match=r"was recorded with other settings: delete it or give another `output`"
         ):
             collect("wall", path=path, **(SETTINGS | change))
     assert same(path, recorded)
