@@ -282,7 +282,7 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, p
 
 
 def test_a_damaged_cell_is_named(wall: Path) -> None:
-    cell = wall / "ev" / "cells" / "wall-proprio-drop0.5.json"
+    cell = wall / "ev" / "cells" / "wall-proprio-drop0.5-mse.json"
     content = cell.read_text()
     cell.write_text(content[:50])
     done = shell(wall, "eval --envs wall", QUICK, "--output ev")
