@@ -53,27 +53,27 @@ def test_loss_falls_and_beats_copying_the_last_frame(data: Path, tmp_path: Path,
         torch.float32,
         groups=groups,
         trained_groups=groups,
-        steps=150,
+        steps=120,
         batch=16,
         lr=3e-3,
         warmup=10,
         horizon=1,
         full_every=0,
         ema=0.9,
-        validate_every=150,
-        checkpoint_every=150,
+        validate_every=120,
+        checkpoint_every=120,
     )
     losses: list[float] = []
     trainer.run(lambda _, values: losses.append(values["loss"]))
-    assert len(losses) == 150
+    assert len(losses) == 120
     assert np.mean(losses[-15:]) < 0.6 * np.mean(losses[:5])
     (entry,) = trainer.metrics
-    assert entry["step"] == 150
+    assert entry["step"] == 120
     for drop in ("drop_0", "drop_0.5"):
-        assert entry["validation"][drop]["ratio"] < 0.8
+        assert entry["validation"][drop]["ratio"] < 0.85
         assert entry["validation"][drop]["proprio_ratio"][0] < 0.5
     model = load(tmp_path / "checkpoint", encoder=tiny_encoder())
-    assert model.metadata["training"]["step"] == 150
+    assert model.metadata["training"]["step"] == 120
     assert model.metadata["validation"] == entry["validation"]
 
 
