@@ -1,8 +1,7 @@
 """Compiled parts of the planner's rollout, and how a GPU is told many of them at once. Nothing needs them.
 
 `amx` is for processors with a matrix unit, in bfloat16; `layers` for those with AVX-512, in bfloat16 and
-8-bit integers, and for those with AVX2, in float32: C files that the machine's own C compiler compiles once,
-into the user's cache folder. `gpu` is what Triton compiles for a GPU, `graphs` records what runs there.
+8-bit integers: C files that the machine's own C compiler compiles once, into the user's cache folder. `gpu` is what Triton compiles for a GPU, `graphs` records what runs there.
 Where there is no compiler, another processor or another system, torch's own operations take their place;
 SPARSEWM_KERNELS=0 asks for that. `linear` is torch's own product, of packed weights.
 """

@@ -12,19 +12,12 @@
  * Compiled at first use by sparsewm/kernels/__init__.py.
  */
 
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-typedef uint16_t bf16;
+#include "numbers.h"
 
-#define INLINE static inline __attribute__((always_inline)) /* tiles want constants */
-
-enum { ROWS = 16, PAIRS = 32, LINE = 64 }; /* of a tile: rows, bfloat16 numbers a row, bytes a row */
+enum { ROWS = 16, PAIRS = 32 }; /* of a tile: rows, bfloat16 numbers a row; a row has LINE bytes */
 
 typedef struct {
     const bf16 *keys, *values;
@@ -54,10 +47,6 @@ static void configure(void) {
         config.rows[tile] = ROWS;
     }
     _tile_loadconfig(&config);
-}
-
-static inline __m512 widen(__m256i x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
 /* A mask of the first `count` of up to 32 numbers. */
@@ -178,16 +167,6 @@ static inline void write_row(const float *mixed, float factor, __mmask32 mask, b
     __m512 first = _mm512_mul_ps(_mm512_permutex2var_ps(a, low, b), f);
     __m512 second = _mm512_mul_ps(_mm512_permutex2var_ps(a, high, b), f);
     _mm512_mask_storeu_epi16(to, mask, (__m512i)_mm512_cvtne2ps_pbh(second, first));
-}
-
-/* 2^x to 8e-5 of its value, which bfloat16 does not see. */
-static inline __m512 exp2_of(__m512 x) {
-    __m512 f = _mm512_reduce_ps(x, 0x09); /* x - floor(x) */
-    __m512 p = _mm512_set1_ps(0.07790728f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.22623387f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69577639f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992795f));
-    return _mm512_scalef_ps(p, x);
 }
 
 /* Of a block of 16 queries. */
@@ -330,10 +309,6 @@ INLINE void attend_block(Block *block, const bf16 *queries, const uint8_t *keys,
     }
 }
 
-static int64_t up(int64_t value, int64_t step) {
-    return (value + step - 1) / step * step;
-}
-
 /* softmax(q k^T) v over the keys of all frames.
  *
  * queries: q_stride of episode, candidate, query, head; already scaled. out: (episodes, candidates, length,
@@ -350,6 +325,7 @@ int attend(const bf16 *queries, const int64_t *q_stride, bf16 *out, const Frame 
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
+        const uint32_t before = flush_denormals();
         uint8_t *memory = aligned_alloc(LINE, up(whole, LINE));
         if (!memory) {
 #pragma omp atomic write
@@ -395,6 +371,7 @@ int attend(const bf16 *queries, const int64_t *q_stride, bf16 *out, const Frame 
                 }
         if (memory) _tile_release();
         free(memory);
+        restore(before);
     }
     return failed;
 }

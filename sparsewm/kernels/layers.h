@@ -1,8 +1,6 @@
-/* What a frame of a planner's rollout is made of; see layers.c and layers_avx512.c. */
+/* What a frame of a planner's rollout is made of; see layers_avx512.c. */
 
-#include <stdint.h>
-
-#define INLINE static inline __attribute__((always_inline)) /* row counts want to be constants */
+#include "numbers.h"
 
 typedef struct {
     const void *weights;    /* (panels, inputs / together, PANEL, together) */
@@ -29,10 +27,6 @@ typedef struct {
     int64_t from_candidates; /* of the input: 1 where they share it */
     float epsilon;
 } Sizes;
-
-static inline int64_t up(int64_t value, int64_t step) {
-    return (value + step - 1) / step * step;
-}
 
 /* Rows that go through a layer together: about `most` of them, in blocks of one size, a multiple of `tile`. */
 static inline int64_t block_of(int64_t rows, int64_t most, int64_t tile) {

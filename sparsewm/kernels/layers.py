@@ -1,5 +1,5 @@
-"""All layers of the predictor in one call per imagined frame: in float32 on processors with AVX2, in bfloat16
-on those with AVX512-BF16, with 8-bit integers in linear layers on those with AVX512-VNNI besides."""
+"""All layers of the predictor in one call per imagined frame: in bfloat16 on processors with AVX512-BF16, with
+8-bit integers in linear layers on those with AVX512-VNNI besides."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Layout:
 
     @property
     def sources(self) -> list[Path]:
-        """The C file and its header."""
-        return [Path(__file__).with_name(name) for name in (self.source, "layers.h")]
+        """The C file and its headers."""
+        return [Path(__file__).with_name(name) for name in (self.source, "layers.h", "numbers.h")]
 
     def fit(self, width: int, heads: int, mlp: int, history: int) -> bool:
         """Whether a predictor of these sizes can be computed."""
@@ -60,12 +60,18 @@ def side_by_side(rows: Tensor, count: int, together: int, dtype: torch.dtype) ->
     return blocks.transpose(-3, -2).to(dtype).contiguous()
 
 
-COMMON = ("-O3", "-fPIC", "-fopenmp", "-mfma")
-WIDE = (*COMMON, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16")
-AVX512 = ("avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
-FLOAT32 = Layout(
-    "layers", "layers.c", ("avx2", "fma"), (*COMMON, "-mavx2"), torch.float32, torch.float32, 16, 8, 1, 1
+WIDE = (
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-mfma",
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mavx512bf16",
 )
+AVX512 = ("avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
 BFLOAT16 = Layout(
     "layers_bf16", "layers_avx512.c", AVX512, WIDE, torch.bfloat16, torch.bfloat16, 32, 16, 2, 16
 )
@@ -76,7 +82,7 @@ INT8 = replace(
     flags=(*WIDE, "-mavx512vnni", "-DINTEGERS=1"),
     weights=torch.int8,
 )
-LAYOUTS = {layout.weights: layout for layout in (FLOAT32, BFLOAT16, INT8)}
+LAYOUTS = {layout.weights: layout for layout in (BFLOAT16, INT8)}
 """By the precision a planner asks for."""
 
 

@@ -11,14 +11,7 @@
  * Compiled at first use by sparsewm/kernels/layers.py.
  */
 
-#include <immintrin.h>
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "layers.h"
-
-typedef uint16_t bf16;
 
 #ifndef INTEGERS
 #define INTEGERS 0
@@ -31,46 +24,9 @@ typedef bf16 factor;
 enum { TOGETHER = 2 };
 #endif
 
-enum { TILE = 12, LANES = 16, PANEL = 2 * LANES, BLOCK = 128, GROUP = 256, LINE = 64 };
+enum { TILE = 12, PANEL = 2 * LANES, BLOCK = 128, GROUP = 256 };
 
 #define LEAST -3.0e38f /* the score of a key that is not there */
-
-static inline __m512 widen(__m256i x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-}
-
-static inline __m512 load(const bf16 *from) {
-    return widen(_mm256_loadu_si256((const __m256i *)from));
-}
-
-static inline __m256i narrow(__m512 x) {
-    return (__m256i)_mm512_cvtneps_pbh(x);
-}
-
-/* Neighbours in a row, 32 bits of them, in all lanes. */
-static inline __m512i all_lanes(const void *from) {
-    int32_t bits;
-    memcpy(&bits, from, sizeof bits);
-    return _mm512_set1_epi32(bits);
-}
-
-static inline __m512bh both(const bf16 *pair) {
-    return (__m512bh)all_lanes(pair);
-}
-
-static inline __m512bh pairs(const bf16 *from) {
-    return (__m512bh)_mm512_loadu_si512(from);
-}
-
-/* 2^x for x <= 0, to 8e-5 of its value, which bfloat16 does not see. */
-static inline __m512 exp2_of(__m512 x) {
-    const __m512 f = _mm512_reduce_ps(x, 0x09); /* x - floor(x) */
-    __m512 p = _mm512_set1_ps(0.07790728f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.22623387f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69577639f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992795f));
-    return _mm512_scalef_ps(p, x);
-}
 
 /* Calls `call` with the number of rows to compute, a constant, of those that are left: up to three more are computed
  * and left out. */
@@ -386,6 +342,7 @@ int advance(const bf16 *from, const bf16 *modulation, const bf16 *norm, const La
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
+        const uint32_t before = flush_denormals();
         uint8_t *memory = aligned_alloc(LINE, whole);
         if (!memory) {
 #pragma omp atomic write
@@ -466,6 +423,7 @@ int advance(const bf16 *from, const bf16 *modulation, const bf16 *norm, const La
                           out + (first * length + r) * width);
         }
         free(memory);
+        restore(before);
     }
     return failed;
 }

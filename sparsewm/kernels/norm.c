@@ -4,21 +4,9 @@
  * Compiled at first use by sparsewm/kernels/__init__.py.
  */
 
-#include <immintrin.h>
-#include <stdint.h>
+#include "numbers.h"
 
-typedef uint16_t bf16;
-
-enum { LANES = 16, WIDEST = 4096 };
-
-static inline __m512 load(const bf16 *from) {
-    __m256i x = _mm256_loadu_si256((const __m256i *)from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-}
-
-static inline void store(bf16 *to, __m512 x) {
-    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
-}
+enum { WIDEST = 4096 };
 
 /* x += gate * added, where there is something to add; y = shift + scale * (x - mean) / deviation.
  *
@@ -29,35 +17,40 @@ static inline void store(bf16 *to, __m512 x) {
 void modulate(const bf16 *from, int64_t from_groups, bf16 *x, const bf16 *added, const bf16 *gate, int64_t stride,
               const bf16 *shift, const bf16 *scale, int64_t norm_stride, bf16 *y, int64_t groups, int64_t length,
               int64_t width, float epsilon, int threads) {
-#pragma omp parallel for schedule(static) collapse(2) num_threads(threads)
-    for (int64_t group = 0; group < groups; group++)
-        for (int64_t row = 0; row < length; row++) {
-            float values[WIDEST] __attribute__((aligned(64)));
-            const int64_t at = (group * length + row) * width;
-            const bf16 *source = from + (group / (groups / from_groups) * length + row) * width;
-            __m512 sum = _mm512_setzero_ps(), squares = sum;
-            for (int64_t i = 0; i < width; i += LANES) {
-                __m512 value = load(source + i);
-                if (added) {
-                    value = _mm512_fmadd_ps(load(gate + group * stride + i), load(added + at + i), value);
-                    store(x + at + i, value);
+#pragma omp parallel num_threads(threads)
+    {
+        const uint32_t csr = flush_denormals();
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t group = 0; group < groups; group++)
+            for (int64_t row = 0; row < length; row++) {
+                float values[WIDEST] __attribute__((aligned(64)));
+                const int64_t at = (group * length + row) * width;
+                const bf16 *source = from + (group / (groups / from_groups) * length + row) * width;
+                __m512 sum = _mm512_setzero_ps(), squares = sum;
+                for (int64_t i = 0; i < width; i += LANES) {
+                    __m512 value = load(source + i);
+                    if (added) {
+                        value = _mm512_fmadd_ps(load(gate + group * stride + i), load(added + at + i), value);
+                        store(x + at + i, value);
+                    }
+                    sum = _mm512_add_ps(sum, value);
+                    _mm512_store_ps(values + i, value);
                 }
-                sum = _mm512_add_ps(sum, value);
-                _mm512_store_ps(values + i, value);
+                const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+                for (int64_t i = 0; i < width; i += LANES) {
+                    __m512 value = _mm512_sub_ps(_mm512_load_ps(values + i), mean);
+                    squares = _mm512_fmadd_ps(value, value, squares);
+                }
+                const float variance = _mm512_reduce_add_ps(squares) / (float)width + epsilon;
+                const __m512 factor = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(_mm512_set1_ps(variance)));
+                for (int64_t i = 0; i < width; i += LANES) {
+                    __m512 value = _mm512_sub_ps(_mm512_load_ps(values + i), mean);
+                    value = _mm512_mul_ps(value, factor);
+                    value = _mm512_fmadd_ps(value, load(scale + group * norm_stride + i),
+                                            load(shift + group * norm_stride + i));
+                    store(y + at + i, value);
+                }
             }
-            const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
-            for (int64_t i = 0; i < width; i += LANES) {
-                __m512 value = _mm512_sub_ps(_mm512_load_ps(values + i), mean);
-                squares = _mm512_fmadd_ps(value, value, squares);
-            }
-            const float variance = _mm512_reduce_add_ps(squares) / (float)width + epsilon;
-            const __m512 factor = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(_mm512_set1_ps(variance)));
-            for (int64_t i = 0; i < width; i += LANES) {
-                __m512 value = _mm512_sub_ps(_mm512_load_ps(values + i), mean);
-                value = _mm512_mul_ps(value, factor);
-                value = _mm512_fmadd_ps(value, load(scale + group * norm_stride + i),
-                                        load(shift + group * norm_stride + i));
-                store(y + at + i, value);
-            }
-        }
+        restore(csr);
+    }
 }

@@ -8,8 +8,8 @@ Against calling the predictor frame by frame:
 * Where the processor has a matrix unit, and on a GPU, what is not a linear layer is compiled
   (`sparsewm.kernels`): attention, whose scores never leave the cache and whose keys and values are read
   where they were written; and residual, layer norm and modulation in one pass.
-* Where it has AVX512-BF16 (bfloat16) or AVX2 (float32) instead, all layers of a frame are one compiled call,
-  a few candidates at a time, whose activations stay in the cache. With AVX512-VNNI linear layers multiply
+* Where it has AVX512-BF16 instead, all layers of a frame are one compiled call, a few candidates at a time,
+  whose activations stay in the cache. With AVX512-VNNI linear layers multiply
   8-bit integers, at twice the rate, and candidates keep their order.
 * Elsewhere keys and values of imagined frames lie side by side in one buffer per layer, each frame in the
   place of the one that leaves the window: one product for all scores, one for all values, nothing to join.

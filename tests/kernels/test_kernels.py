@@ -236,7 +236,6 @@ def test_without_a_kernel_there_is_a_reason(
 def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "processor", lambda: {"avx2"})
     assert kernels() == "the processor has no amx_bf16"
-    assert layers_library(layers.FLOAT32) == "the processor has no fma"
     assert layers_library(layers.BFLOAT16) == "the processor has no avx512_bf16"
 
 

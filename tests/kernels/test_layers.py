@@ -17,8 +17,8 @@ from sparsewm.model.rollout import Rollout
 from sparsewm.model.world_model import WorldModel
 from tests.model.tiny import random_actions, random_latent, tiny_encoder, tiny_model
 
-FLOAT32, BFLOAT16, INT8 = (LAYOUTS[dtype] for dtype in (torch.float32, torch.bfloat16, torch.int8))
-FACTORS = {torch.float32: 3.0, torch.bfloat16: 1.5, torch.int8: 3.0}
+BFLOAT16, INT8 = (LAYOUTS[dtype] for dtype in (torch.bfloat16, torch.int8))
+FACTORS = {torch.bfloat16: 1.5, torch.int8: 3.0}
 """How many times the error of torch's operations is allowed; 8-bit integers are held against bfloat16."""
 SIZES = {"width": 64, "heads": 2, "mlp": 96}
 compiled = pytest.mark.parametrize(
@@ -147,17 +147,14 @@ def test_large_scores_do_not_overflow(dtype: torch.dtype) -> None:
     with torch.no_grad():
         for block in model.predictor.blocks:
             block.qkv.weight *= 30
-    expected, found, _ = imagined(dtype, model, 9, 4, steps=2)
-    for (one, _), (other, _) in zip(expected, found, strict=True):
-        assert other.isfinite().all()
-        if dtype == torch.float32:  # bfloat16 chooses other keys where two scores are large and alike
-            assert (other - one).square().mean() < 1e-4 * one.square().mean()
+    for frame, _ in imagined(dtype, model, 9, 4, steps=2)[1]:
+        assert frame.isfinite().all()
 
 
 def test_sizes_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not FLOAT32.fit(40, 2, 64, 3) and not BFLOAT16.fit(48, 2, 64, 3)  # width
-    assert not FLOAT32.fit(48, 4, 64, 3) and not BFLOAT16.fit(96, 32, 64, 3)  # heads of 12, of 3
-    assert not FLOAT32.fit(48, 2, 72, 3) and not BFLOAT16.fit(64, 2, 72, 3)  # mlp
+    assert not BFLOAT16.fit(48, 2, 64, 3)  # width
+    assert not BFLOAT16.fit(96, 32, 64, 3)  # heads of 3
+    assert not BFLOAT16.fit(64, 2, 72, 3)  # mlp
     assert not BFLOAT16.fit(64, 2, 64, 17) and not INT8.fit(64, 2, 64, 17)  # frames
     for layout in LAYOUTS.values():
         assert layout.fit(384, 16, 2048, 3) and layout.fit(192, 3, 768, 3)

@@ -1,0 +1,75 @@
+/* Numbers as the compiled functions share them: bfloat16 in and out, float32 between (AVX-512). */
+
+#ifndef SPARSEWM_NUMBERS_H
+#define SPARSEWM_NUMBERS_H
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+#define INLINE static inline __attribute__((always_inline)) /* row counts want to be constants */
+
+enum { LANES = 16, LINE = 64 }; /* float32 numbers of a register, bytes of a line of the cache */
+
+INLINE int64_t up(int64_t value, int64_t step) {
+    return (value + step - 1) / step * step;
+}
+
+INLINE __m512 widen(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+INLINE __m512 load(const bf16 *from) {
+    return widen(_mm256_loadu_si256((const __m256i *)from));
+}
+
+INLINE __m256i narrow(__m512 x) {
+    return (__m256i)_mm512_cvtneps_pbh(x);
+}
+
+INLINE void store(bf16 *to, __m512 x) {
+    _mm256_storeu_si256((__m256i *)to, narrow(x));
+}
+
+/* Neighbours in a row, 32 bits of them, in all lanes. */
+INLINE __m512i all_lanes(const void *from) {
+    int32_t bits;
+    memcpy(&bits, from, sizeof bits);
+    return _mm512_set1_epi32(bits);
+}
+
+INLINE __m512bh both(const bf16 *pair) {
+    return (__m512bh)all_lanes(pair);
+}
+
+INLINE __m512bh pairs(const bf16 *from) {
+    return (__m512bh)_mm512_loadu_si512(from);
+}
+
+/* 2^x to 8e-5 of its value, which bfloat16 does not see. */
+INLINE __m512 exp2_of(__m512 x) {
+    const __m512 f = _mm512_reduce_ps(x, 0x09); /* x - floor(x) */
+    __m512 p = _mm512_set1_ps(0.07790728f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.22623387f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69577639f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992795f));
+    return _mm512_scalef_ps(p, x);
+}
+
+/* Denormal numbers count as zero on this thread from here to `restore`: they take many times as long, and say
+ * nothing. */
+INLINE uint32_t flush_denormals(void) {
+    const uint32_t before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040); /* results (FTZ) and operands (DAZ) */
+    return before;
+}
+
+INLINE void restore(uint32_t before) {
+    _mm_setcsr(before);
+}
+
+#endif
