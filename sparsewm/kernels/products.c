@@ -1,0 +1,183 @@
+/* The products of a training step in bfloat16, on processors with AVX512-BF16 and no matrix unit: a linear layer, the
+ * gradient of what it read, and the gradient of its weights, which adds up in float32.
+ *
+ * Every number is summed in one order, however many threads there are.
+ *
+ * Compiled at first use by sparsewm/kernels/training.py.
+ */
+
+#include "panels.h"
+
+enum { BLOCK = 120, TOGETHER = 1024 }; /* rows of a block of a product, and rows that a gradient packs at once */
+
+/* A matrix (rows, columns) in panels of 32 rows, whose columns lie in pairs: for products with its rows. */
+void pack_rows(const bf16 *from, int64_t rows, int64_t columns, bf16 *to, int threads) {
+    const int64_t panels = up(rows, PANEL) / PANEL, steps = up(columns, 2) / 2;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t c = 0; c < columns; c += PANEL)
+            for (int half = 0; half < 2; half++) {
+                __m512i part[LANES];
+                bf16 some[LANES * PANEL];
+                bf16 *at = to + (p * steps + c / 2) * 2 * PANEL + half * PANEL;
+                for (int i = 0; i < LANES; i++) {
+                    const int64_t r = p * PANEL + half * LANES + i;
+                    part[i] = _mm512_maskz_loadu_epi16(r < rows ? first(columns - c) : 0, from + r * columns + c);
+                }
+                if (columns - c >= PANEL) {
+                    turn(part, at, 2 * PANEL);
+                    continue;
+                }
+                turn(part, some, PANEL);
+                for (int64_t k = 0; 2 * k < columns - c; k++)
+                    memcpy(at + k * 2 * PANEL, some + k * PANEL, PANEL * sizeof(bf16));
+            }
+}
+
+/* The rows from `begin` to `end` of 32 columns, in pairs of rows. */
+static void pack_panel(const bf16 *from, int64_t stride, int64_t begin, int64_t end, __mmask32 mask, bf16 *to) {
+    enum { AHEAD = 32 }; /* rows that come in meanwhile */
+    for (int64_t r = begin; r < end; r += 2, to += 2 * PANEL) {
+        _mm_prefetch((const char *)(from + (r + AHEAD) * stride), _MM_HINT_T0);
+        _mm_prefetch((const char *)(from + (r + AHEAD + 1) * stride), _MM_HINT_T0);
+        interleave(_mm512_maskz_loadu_epi16(mask, from + r * stride),
+                   _mm512_maskz_loadu_epi16(r + 1 < end ? mask : 0, from + (r + 1) * stride), to, PANEL);
+    }
+}
+
+/* A matrix (rows, columns) in panels of 32 columns, whose rows lie in pairs: for products with its columns. */
+void pack_columns(const bf16 *from, int64_t rows, int64_t columns, bf16 *to, int threads) {
+    const int64_t panels = up(columns, PANEL) / PANEL;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t p = 0; p < panels; p++)
+        pack_panel(from + p * PANEL, columns, 0, rows, first(columns - p * PANEL), to + p * up(rows, 2) * PANEL);
+}
+
+/* What becomes of a product. */
+typedef struct {
+    const float *bias; /* or NULL */
+    int relu;
+    const bf16 *mask; /* laid out as the rows: where it is 0 they become 0; or NULL */
+    bf16 *rows;
+    int64_t stride;
+} Result;
+
+INLINE void multiply_some(const bf16 *in, int64_t in_stride, const bf16 *panel, int64_t steps, int64_t column,
+                          __mmask32 mask, const Result *result, int64_t row, int count, int64_t real) {
+    __m512 sums[TILE][2];
+    for (int i = 0; i < 2; i++) {
+        const __mmask16 half = (__mmask16)(mask >> (i * LANES));
+        const __m512 bias = result->bias ? _mm512_maskz_loadu_ps(half, result->bias + column + i * LANES)
+                                         : _mm512_setzero_ps();
+        for (int r = 0; r < count; r++) sums[r][i] = bias;
+    }
+    for (int r = 0; r < count && r < real; r++) { /* lines that are written come in meanwhile */
+        __builtin_prefetch(result->rows + (row + r) * result->stride + column, 1);
+        if (result->mask) __builtin_prefetch(result->mask + (row + r) * result->stride + column);
+    }
+    add_products(sums, in + row * in_stride, in_stride, 2, panel, PANEL, 2 * PANEL, steps, count);
+    for (int r = 0; r < count && r < real; r++) {
+        const int64_t at = (row + r) * result->stride + column;
+        __m512i out = (__m512i)_mm512_cvtne2ps_pbh(sums[r][1], sums[r][0]);
+        if (result->relu) out = _mm512_maskz_mov_epi16(~_mm512_movepi16_mask(out) | _mm512_cmp_epu16_mask(out, _mm512_set1_epi16((short)0xff80), _MM_CMPINT_NLE), out);
+        __mmask32 kept = mask;
+        if (result->mask) {
+            kept = _mm512_test_epi16_mask(_mm512_maskz_loadu_epi16(mask, result->mask + at), _mm512_set1_epi16(-1));
+            out = _mm512_maskz_mov_epi16(kept, out);
+        }
+        _mm512_mask_storeu_epi16(result->rows + at, mask, out);
+    }
+}
+
+/* Rows times packed weights: (rows, inputs) -> (rows, outputs). Up to three rows more than there are may be read. */
+void multiply(const bf16 *in, int64_t in_stride, int64_t rows, int64_t inputs, const bf16 *panels, int64_t outputs,
+              const Result *result, int threads) {
+    const int64_t steps = up(inputs, 2) / 2, wide = up(outputs, PANEL) / PANEL;
+    const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+    int64_t parts = (4 * threads + blocks - 1) / blocks; /* of the panels, where there are few rows */
+    if (blocks >= 4 * threads || threads == 1) parts = 1;
+    if (parts > wide) parts = wide;
+#pragma omp parallel num_threads(threads)
+    {
+        const uint32_t before = flush_denormals();
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t b = 0; b < blocks; b++)
+            for (int64_t part = 0; part < parts; part++) {
+                const int64_t end = rows < (b + 1) * BLOCK ? rows : (b + 1) * BLOCK;
+                for (int64_t p = part * wide / parts; p < (part + 1) * wide / parts; p++)
+                    for (int64_t r = b * BLOCK; r < end; r += TILE) {
+#define SOME(n)                                                                                               \
+    multiply_some(in, in_stride, panels + p * steps * 2 * PANEL, steps, p *PANEL, first(outputs - p * PANEL), result, \
+                  r, n, end - r)
+                        CONSTANT(SOME, end - r)
+#undef SOME
+                    }
+            }
+        restore(before);
+    }
+}
+
+/* Twelve columns of some rows, in pairs of rows; their sums are added to `sums`. */
+static void pack_tile(const bf16 *from, int64_t stride, int64_t rows, int64_t columns, bf16 *to, float *sums) {
+    const __mmask16 mask = (__mmask16)first(columns < TILE ? columns : TILE), whole = (1u << TILE) - 1;
+    __m512 total = sums ? _mm512_maskz_loadu_ps(mask, sums) : _mm512_setzero_ps();
+    for (int64_t r = 0; r < rows; r += 2, to += 2 * TILE) {
+        _mm_prefetch((const char *)(from + r * stride + 4 * TILE), _MM_HINT_T0);
+        _mm_prefetch((const char *)(from + (r + 1) * stride + 4 * TILE), _MM_HINT_T0);
+        const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + r * stride));
+        const __mmask16 next = r + 1 < rows ? mask : 0;
+        const __m512i odd =
+            _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(next, from + (r + 1) * stride)), 16);
+        _mm512_mask_storeu_epi32(to, whole, _mm512_or_si512(even, odd));
+        total = _mm512_add_ps(total, _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(even, 16)),
+                                                   _mm512_castsi512_ps(odd)));
+    }
+    if (sums) _mm512_mask_storeu_ps(sums, mask, total);
+}
+
+/* Adds errors^T x in to float32 weights (outputs, inputs), and the sums of errors to a bias, or NULL.
+ *
+ * errors: (rows, outputs). in: (rows, inputs). room: of TOGETHER * (outputs + 12 + inputs + 32) numbers. */
+void weigh(const bf16 *errors, int64_t error_stride, int64_t outputs, const bf16 *in, int64_t in_stride,
+           int64_t inputs, int64_t rows, float *weights, float *bias, bf16 *room, int threads) {
+    enum { SOME = 128 }; /* rows whose lines stay in the cache while their columns are packed */
+    const int64_t tiles = (outputs + TILE - 1) / TILE, panels = up(inputs, PANEL) / PANEL;
+    const int64_t turns = (rows + TOGETHER - 1) / TOGETHER, most = up((rows + turns - 1) / turns, 2);
+    bf16 *const in_room = room + tiles * TOGETHER * TILE;
+#pragma omp parallel num_threads(threads)
+    {
+        const uint32_t before = flush_denormals();
+        for (int64_t at = 0; at < rows; at += most) {
+            const int64_t count = rows - at < most ? rows - at : most, steps = up(count, 2) / 2;
+#pragma omp for schedule(static) nowait
+            for (int64_t group = 0; group < (tiles + 7) / 8; group++)
+                for (int64_t r = 0; r < count; r += SOME)
+                    for (int64_t t = group * 8; t < group * 8 + 8 && t < tiles; t++)
+                        pack_tile(errors + (at + r) * error_stride + t * TILE, error_stride,
+                                  count - r < SOME ? count - r : SOME, outputs - t * TILE,
+                                  room + t * TOGETHER * TILE + r * TILE, bias ? bias + t * TILE : NULL);
+#pragma omp for schedule(static)
+            for (int64_t p = 0; p < panels; p++)
+                pack_panel(in + at * in_stride + p * PANEL, in_stride, 0, count, first(inputs - p * PANEL),
+                           in_room + p * TOGETHER * PANEL);
+#pragma omp for schedule(static)
+            for (int64_t unit = 0; unit < panels * tiles; unit++) {
+                const int64_t p = unit / tiles, t = unit % tiles;
+                const __mmask32 mask = first(inputs - p * PANEL);
+                const __mmask16 half[2] = {(__mmask16)mask, (__mmask16)(mask >> LANES)};
+                const int64_t real = outputs - t * TILE < TILE ? outputs - t * TILE : TILE;
+                float *to = weights + t * TILE * inputs + p * PANEL;
+                __m512 sums[TILE][2];
+                for (int r = 0; r < TILE; r++)
+                    for (int i = 0; i < 2; i++)
+                        sums[r][i] = _mm512_maskz_loadu_ps(r < real ? half[i] : 0, to + r * inputs + i * LANES);
+                add_products(sums, room + t * TOGETHER * TILE, 2, 2 * TILE, in_room + p * TOGETHER * PANEL, PANEL,
+                             2 * PANEL, steps, TILE);
+                for (int r = 0; r < TILE; r++)
+                    for (int i = 0; i < 2; i++)
+                        _mm512_mask_storeu_ps(to + r * inputs + i * LANES, r < real ? half[i] : 0, sums[r][i]);
+            }
+        }
+        restore(before);
+    }
+}

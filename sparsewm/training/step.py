@@ -1,0 +1,662 @@
+"""The loss of a rollout and its gradient, forward and backward written out, for a CPU in bfloat16.
+
+It is what `WorldModel.loss` differentiates through torch, without a tape: between products everything is one pass
+of a compiled function, recorded frames go through a layer together, weights are packed once a step, and their
+gradients add up in float32. Windows are computed some at a time, so that what is kept for the way back is bounded.
+
+Shapes: B windows, T = F + 1 frames, L = M + 1 rows of a sequence (a group's tokens, then proprioception), W width,
+D token features. Rows of all frames lie one after another: (F * B * L, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsewm.kernels.training import Modulation, Shape, TrainingKernels, training_kernels
+from sparsewm.model.latent import gather_patches
+
+if TYPE_CHECKING:
+    from sparsewm.model.predictor import Predictor
+
+ROOM = 256 * 2**20
+"""Bytes that are kept for the way back, about; more windows wait for their turn."""
+SLACK = 4  # rows behind a matrix that a product may read
+
+Losses = tuple[Tensor, Tensor]
+
+
+class Arena:
+    """Memory that steps share, for new pages cost more than what is written there."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.used = 0
+
+    def reset(self, size: int) -> None:
+        """Everything taken is free again; there are `size` bytes."""
+        self.used = 0
+        if len(self.memory) < size:
+            self.memory = torch.empty(0, dtype=torch.uint8)
+            self.memory = torch.empty(size, dtype=torch.uint8)
+
+    def take(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """A tensor of that shape, whatever is in it."""
+        size = math.prod(shape) * dtype.itemsize
+        start = self.used
+        self.used += -(-(size + SLACK * shape[-1] * dtype.itemsize) // 64) * 64
+        if self.used > len(self.memory):
+            return torch.empty(size + SLACK * shape[-1] * dtype.itemsize, dtype=torch.uint8)[:size].view(dtype).view(shape)
+        return self.memory[start : start + size].view(dtype).view(shape)
+
+
+class OwnLayer:
+    """A linear layer by the compiled products.
+
+    Args:
+        weight: (N, K). bias: (N,) or None. d_weight, d_bias: float32, their gradients, added to.
+    """
+
+    def __init__(
+        self,
+        kernels: TrainingKernels,
+        room: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        d_weight: Tensor,
+        d_bias: Tensor | None,
+    ) -> None:
+        self.kernels, self.room, self.d_weight, self.d_bias = kernels, room, d_weight, d_bias
+        self.rows, self.columns = kernels.pack(weight)
+        self.bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor, out: Tensor, relu: bool = False) -> None:
+        """(R, K) -> out (R, N)."""
+        self.kernels.multiply(x, self.rows, out, self.bias, relu)
+
+    def back(self, error: Tensor, out: Tensor, mask: Tensor | None = None) -> None:
+        """(R, N) -> out (R, K), 0 where `mask` (R, K) is."""
+        self.kernels.multiply(error, self.columns, out, mask=mask)
+
+    def learn(self, error: Tensor, x: Tensor) -> None:
+        """Add the gradient of weights and bias: of (R, N) and (R, K)."""
+        self.kernels.weigh(error, x, self.d_weight, self.d_bias, self.room)
+
+
+class TorchLayer:
+    """A linear layer by torch's products, as `OwnLayer`: for processors with a matrix unit."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, d_weight: Tensor, d_bias: Tensor | None
+    ) -> None:
+        self.weight, self.bias, self.d_weight, self.d_bias = weight, bias, d_weight, d_bias
+
+    def forward(self, x: Tensor, out: Tensor, relu: bool = False) -> None:
+        if self.bias is None:
+            torch.mm(x, self.weight.T, out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight.T, out=out)
+        if relu:
+            out.relu_()
+
+    def back(self, error: Tensor, out: Tensor, mask: Tensor | None = None) -> None:
+        torch.mm(error, self.weight, out=out)
+        if mask is not None:
+            torch.ops.aten.threshold_backward.grad_input(out, mask, 0.0, grad_input=out)
+
+    def learn(self, error: Tensor, x: Tensor) -> None:
+        self.d_weight += error.T @ x
+        if self.d_bias is not None:
+            self.d_bias += error.sum(0, dtype=torch.float32)
+
+
+Layer = OwnLayer | TorchLayer
+
+
+class Gradients:
+    """Float32 gradients of a predictor's parameters, in one piece."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        parameters = dict(predictor.named_parameters())
+        self.sizes = [p.numel() for p in parameters.values()]
+        self.flat = torch.zeros(sum(self.sizes))
+        parts = self.flat.split(self.sizes)
+        self.parts = {name: part.view(p.shape) for part, (name, p) in zip(parts, parameters.items(), strict=True)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parts[name]
+
+
+@dataclass
+class BlockWeights:
+    """A block's layers, and its ages in float32 (history, H, d)."""
+
+    qkv: Layer
+    out: Layer
+    up: Layer
+    down: Layer
+    ages: Tensor
+
+
+class Step:
+    """Losses of a predictor's rollouts and their gradients.
+
+    Args:
+        kernels: the compiled functions.
+        own: products are the compiled ones, too; else torch's.
+        room: bytes to keep for the way back, about.
+    """
+
+    def __init__(self, kernels: TrainingKernels, own: bool, room: int = ROOM) -> None:
+        self.kernels, self.own, self.room = kernels, own, room
+        self.arena = Arena()
+        self.weigh_room = torch.empty(0, dtype=torch.bfloat16)
+
+    @staticmethod
+    def fits(predictor: Predictor) -> bool:
+        """Whether a predictor of these sizes and this precision can be computed."""
+        config, weight = predictor.config, predictor.embed_tokens.weight
+        inner = predictor.blocks[0].out.weight.shape[1]
+        small = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and config.width <= 4096
+        return small and config.width % 32 == 0 and config.mlp % 2 == inner % 2 == config.token_dim % 2 == 0
+
+    def losses(
+        self,
+        predictor: Predictor,
+        truth: Tensor,
+        proprio: Tensor,
+        actions: Tensor,
+        real: int,
+        groups: Sequence[Tensor],
+        gradients: Gradients | None,
+    ) -> Losses:
+        """Mean squared errors of tokens and of proprioception.
+
+        Args:
+            truth: (B, T, N, D) standardised tokens. proprio: (B, T, P). actions: (B, F, C) standardised.
+            real: recorded frames. groups: disjoint patch subsets, each (B, M_g).
+            gradients: of the sum of both, added to; None: they are not asked for.
+        """
+        weights = Weights(self, predictor, gradients)
+        total = sum(group.shape[1] for group in groups)
+        token_error, proprio_error = truth.new_zeros(()), truth.new_zeros(())
+        frames = actions.shape[1]
+        for group in groups:
+            length = group.shape[1] + 1
+            share = group.shape[1] / total
+            each = weights.bytes_of(frames, length)
+            count = max(1, min(len(group), self.room // each))
+            count = -(-len(group) // -(-len(group) // count))  # parts of one size
+            self.arena.reset(each * count + weights.bytes_of(max(real, 1), length) * count)
+            for start in range(0, len(group), count):
+                some = slice(start, start + count)
+                self.arena.used = 0
+                rollout = _Rollout(
+                    self, weights, truth[some], proprio[some], actions[some], real, group[some], len(group)
+                )
+                errors = rollout.forward()
+                if gradients is not None:
+                    rollout.backward(share)
+                token_error += share * errors[0]
+                proprio_error += share * errors[1]
+        if gradients is not None:
+            weights.finish()
+        return token_error, proprio_error
+
+
+class Weights:
+    """A predictor's weights as a step reads them, and where their gradients go."""
+
+    def __init__(self, step: Step, predictor: Predictor, gradients: Gradients | None) -> None:
+        self.step, self.predictor, self.gradients = step, predictor, gradients
+        config = predictor.config
+        self.depth, self.width, self.mlp = len(predictor.blocks), config.width, config.mlp
+        self.history, self.heads, self.dim = config.history, config.heads, config.token_dim
+        self.inner = predictor.blocks[0].out.weight.shape[1]
+        self.d = self.inner // self.heads
+        state = {name: p.detach() for name, p in predictor.named_parameters()}
+        names = [f"blocks.{i}.modulation" for i in range(self.depth)]
+        modulation = torch.cat([state[f"{name}.weight"] for name in names])
+        self.d_modulation = torch.zeros(modulation.shape), torch.zeros(len(modulation))
+        largest = max(
+            TrainingKernels.weigh_room(*p.shape) for p in (*state.values(), modulation) if p.ndim == 2
+        )
+        if step.own and len(step.weigh_room) < largest:
+            step.weigh_room = torch.empty(largest, dtype=torch.bfloat16)
+        self.state = state
+        self.blocks = [
+            BlockWeights(
+                *(self._layer(f"blocks.{i}.{name}") for name in ("qkv", "out", "up", "down")),
+                state[f"blocks.{i}.age"][:, :, 0].float().contiguous(),
+            )
+            for i in range(self.depth)
+        ]
+        self.modulation = self._make(
+            modulation, torch.cat([state[f"{name}.bias"] for name in names]), *self.d_modulation
+        )
+        self.embed = self._layer("embed_tokens", bias=False)
+        self.change = self._layer("token_change")
+        self.second = self._layer("embed_condition.2")
+        self.norm = predictor.norm
+        positions = predictor.positions.to(torch.bfloat16)
+        embedded = F.linear(positions, state["embed_positions.weight"], state["embed_positions.bias"])
+        self.places = positions
+        self.positions = embedded.float() + state["embed_tokens.bias"].float()
+        self.d_positions = torch.zeros(embedded.shape)
+
+    def _layer(self, name: str, bias: bool = True) -> Layer:
+        d_weight = d_bias = torch.empty(0)
+        if self.gradients is not None:
+            d_weight, d_bias = self.gradients[f"{name}.weight"], self.gradients[f"{name}.bias"]
+        return self._make(
+            self.state[f"{name}.weight"],
+            self.state[f"{name}.bias"] if bias else None,
+            d_weight,
+            d_bias if bias else None,
+        )
+
+    def _make(self, weight: Tensor, bias: Tensor | None, d_weight: Tensor, d_bias: Tensor | None) -> Layer:
+        step = self.step
+        if step.own:
+            return OwnLayer(step.kernels, step.weigh_room, weight.contiguous(), bias, d_weight, d_bias)
+        return TorchLayer(weight, bias, d_weight, d_bias)
+
+    def bytes_of(self, frames: int, length: int) -> int:
+        """What a window's rollout keeps, about."""
+        row = self.depth * (2 * (4 * self.width + 4 * self.inner + self.mlp) + 4 * (2 + self.heads))
+        row += 2 * self.width + 6 * self.dim + 4 + 4 * self.inner * self.depth * self.history // frames
+        row += 4 * self.width + 2 * (4 * self.width + 4 * self.inner + self.mlp) // frames
+        return frames * (length * row + 12 * self.depth * self.width * 3)
+
+    def finish(self) -> None:
+        """Gradients of what rollouts share."""
+        assert self.gradients is not None
+        for i, (d_weight, d_bias) in enumerate(
+            zip(*(part.chunk(self.depth) for part in self.d_modulation), strict=True)
+        ):
+            self.gradients[f"blocks.{i}.modulation.weight"].copy_(d_weight)
+            self.gradients[f"blocks.{i}.modulation.bias"].copy_(d_bias)
+        self.gradients["embed_positions.weight"].add_(self.d_positions.T @ self.places.float())
+        for name in ("embed_positions", "embed_tokens"):
+            self.gradients[f"{name}.bias"].add_(self.d_positions.sum(0))
+
+
+class _Rollout:
+    """Some windows of one group."""
+
+    def __init__(
+        self,
+        step: Step,
+        weights: Weights,
+        truth: Tensor,
+        proprio: Tensor,
+        actions: Tensor,
+        real: int,
+        group: Tensor,
+        batch: int,
+    ) -> None:
+        self.kernels, self.weights, self.real, self.batch = step.kernels, weights, real, batch
+        self.take = take = step.arena.take
+        w, self.group = weights, group
+        b, f, self.length = len(group), actions.shape[1], group.shape[1] + 1
+        self.windows, self.frames = b, f
+        self.rows = rows = b * self.length  # of a frame
+        every = rows * f
+        self.truth = take(f + 1, b, self.length, w.dim, dtype=torch.float32)
+        self.truth[:, :, -1] = 0
+        self.truth[:, :, :-1] = gather_patches(truth, group).transpose(0, 1)
+        self.proprio_truth = proprio.transpose(0, 1)
+        self.actions = actions.transpose(0, 1)
+        self.tokens = take(f, b, self.length, w.dim)
+        self.tokens[:real] = self.truth[:real]
+        self.proprio = self.proprio_truth[:f].clone()
+        self.token_errors = take(f, b, self.length, w.dim, dtype=torch.float32)
+        self.proprio_errors = torch.empty_like(self.proprio)
+        depth, width = w.depth, w.width
+        self.hats = take(depth, 2, every, width)
+        self.factors = take(depth, 2, every, dtype=torch.float32)
+        self.qkv = take(depth, every, 3 * w.inner)
+        self.levels = take(depth, every, w.heads, dtype=torch.float32)
+        self.mixed = take(depth, every, w.inner)
+        self.added = take(depth, 2, every, width)
+        self.hidden = take(depth, every, w.mlp)
+        self.last_hat = take(every, width)
+        self.last_factors = take(every, dtype=torch.float32)
+        self.modulation = take(f * b, depth * 6 * width)
+        self.condition_in = torch.empty(f, b, actions.shape[-1] + proprio.shape[-1], dtype=torch.bfloat16)
+        self.condition = [take(f * b, width) for _ in range(4)]  # before and after each SiLU
+        most = max(min(real, f), 1) * rows
+        self.x = take(most, width, dtype=torch.float32)
+        self.y = take(most, width)
+        places = take(b, self.length, width, dtype=torch.float32)
+        places[:, :-1] = w.positions[group]
+        places[:, -1] = 0
+        self.places = places
+        self.ranges = [(0, min(real, f)), *((t, t + 1) for t in range(real, f))]
+
+    def _shape(self, begin: int, end: int) -> Shape:
+        w = self.weights
+        return Shape(self.windows, self.length, w.heads, w.d, self.frames, w.history, begin, end)
+
+    def _part(self, rows: Tensor, layer: int, which: int) -> Tensor:
+        start = (6 * layer + which) * self.weights.width
+        return rows[:, start : start + self.weights.width]
+
+    def forward(self) -> Losses:
+        """Mean squared errors of tokens and proprioception, as shares of the whole batch."""
+        tokens = torch.zeros((), dtype=torch.float64)
+        for begin, end in self.ranges:
+            tokens += self._advance(begin, end)
+        count = self.frames * self.batch
+        per_token = count * (self.length - 1) * self.weights.dim
+        squares = self.proprio_errors.square().sum() / (count * self.proprio.shape[-1])
+        return (tokens / per_token).float(), squares
+
+    def _condition(self, begin: int, end: int) -> None:
+        """Modulation of all layers in some frames."""
+        w, state = self.weights, self.weights.state
+        here = slice(begin * self.windows, end * self.windows)
+        inputs = self.condition_in[begin:end]
+        inputs.copy_(torch.cat([self.actions[begin:end], self.proprio[begin:end]], -1))
+        first, after, second, condition = (part[here] for part in self.condition)
+        torch.addmm(
+            state["embed_condition.0.bias"],
+            inputs.flatten(0, 1),
+            state["embed_condition.0.weight"].T,
+            out=first,
+        )
+        torch.ops.aten.silu.out(first, out=after)
+        w.second.forward(after, second)
+        torch.ops.aten.silu.out(second, out=condition)
+        w.modulation.forward(condition, self.modulation[here])
+
+    def _advance(self, begin: int, end: int) -> Tensor:
+        """Some frames through all layers; the sum of squared errors of tokens."""
+        w, state, kernels = self.weights, self.weights.state, self.kernels
+        here, sequences = slice(begin * self.rows, end * self.rows), slice(begin * self.windows, end * self.windows)
+        count = (end - begin) * self.rows
+        self._condition(begin, end)
+        modulation = self.modulation[sequences]
+        x, y = self.x[:count], self.y[:count]
+        frames = x.view(end - begin, self.windows, self.length, -1)
+        frames.copy_(self.places)
+        frames[:, :, -1] = F.linear(
+            self.proprio[begin:end].bfloat16(), state["embed_proprio.weight"], state["embed_proprio.bias"]
+        )
+        added = self.take(count, w.width)
+        w.embed.forward(self.tokens[begin:end].view(count, -1), added)
+        gate: Tensor | None = None
+        for layer, block in enumerate(w.blocks):
+            parts = [self._part(modulation, layer, i) for i in range(6)]
+            hats, factors = self.hats[layer], self.factors[layer]
+            kernels.enter(
+                x, added, Modulation(parts[0], parts[1], gate), self.length, 1e-5, hats[0, here], factors[0, here], y
+            )
+            block.qkv.forward(y, self.qkv[layer, here])
+            kernels.attend(
+                self.qkv[layer], block.ages, self._shape(begin, end), self.mixed[layer], self.levels[layer]
+            )
+            added = self.added[layer, 0, here]
+            block.out.forward(self.mixed[layer, here], added)
+            kernels.enter(
+                x,
+                added,
+                Modulation(parts[3], parts[4], parts[2]),
+                self.length,
+                1e-5,
+                hats[1, here],
+                factors[1, here],
+                y,
+            )
+            block.up.forward(y, self.hidden[layer, here], relu=True)
+            added, gate = self.added[layer, 1, here], parts[5]
+            block.down.forward(self.hidden[layer, here], added)
+        kernels.enter(
+            x,
+            added,
+            Modulation(w.norm.bias.detach(), w.norm.weight.detach(), gate, one=0.0),
+            self.length,
+            w.norm.eps,
+            self.last_hat[here],
+            self.last_factors[here],
+            y,
+        )
+        change = self.take(count, w.dim)
+        w.change.forward(y, change)
+        return self._compare(begin, end, change, y)
+
+    def _compare(self, begin: int, end: int, change: Tensor, y: Tensor) -> Tensor:
+        """The next frames, and their errors."""
+        state = self.weights.state
+        errors, before = self.token_errors[begin:end], self.truth[begin:end]
+        if begin >= self.real:
+            before = self.next_tokens
+        torch.add(before, change.view(errors.shape), out=errors)
+        if end < self.frames:
+            self.next_tokens = errors[-1:].clone()
+            self.tokens[end:end+1] = self.next_tokens
+            self.tokens[end, :, -1] = 0
+        errors -= self.truth[begin + 1 : end + 1]
+        errors[:, :, -1] = 0
+        ends = y.view(end - begin, self.windows, self.length, -1)[:, :, -1]
+        moved = F.linear(ends, state["proprio_change.weight"], state["proprio_change.bias"]).float()
+        following = self.proprio[begin:end] + moved
+        if end < self.frames:
+            self.proprio[end] = following[-1]
+        self.proprio_errors[begin:end] = following - self.proprio_truth[begin + 1 : end + 1]
+        return torch.linalg.vector_norm(errors, dtype=torch.float64).square()
+
+    def backward(self, share: float) -> None:
+        """Add the gradients of `share` times both errors."""
+        w = self.weights
+        assert w.gradients is not None
+        most = self.x.shape[0]
+        self.d_hidden, self.d_qkv = self.take(most, w.mlp), self.take(most, 3 * w.inner)
+        self.d_mixed = self.take(most, w.inner)
+        width, depth = w.width, w.depth
+        self.d_modulation = self.take(max(self.real, 1) * self.windows, depth * 6 * width, dtype=torch.float32)
+        self.d_modulations = self.take(self.frames * self.windows, depth * 6 * width)
+        self.d_norm = torch.empty(max(self.real, 1) * self.windows, 2 * width)
+        self.pending = self.take(depth, w.history * self.rows, 2 * w.inner)
+        self.d_ages = torch.zeros(depth, self.windows, w.history, w.heads, w.d)
+        self.d_places = torch.zeros(self.windows, self.length, width)
+        self.d_condition = [torch.empty_like(part) for part in self.condition[:2]]
+        count = self.frames * self.batch
+        self.token_factor = 2 * share / (count * (self.length - 1) * w.dim)
+        self.proprio_factor = 2 * share / (count * self.proprio.shape[-1])
+        self.d_next: tuple[Tensor, Tensor] | None = None
+        for begin, end in reversed(self.ranges):
+            self._return(begin, end)
+        gradients = w.gradients
+        for layer in range(depth):
+            gradients[f"blocks.{layer}.age"][:, :, 0] += self.d_ages[layer].sum(0)
+        w.d_positions.index_add_(0, self.group.flatten(), self.d_places[:, :-1].reshape(-1, width))
+        w.modulation.learn(self.d_modulations, self.condition[3])
+        w.second.learn(self.d_condition[1], self.condition[1])
+        d_first = self.d_condition[0].float()
+        gradients["embed_condition.0.weight"].addmm_(d_first.T, self.condition_in.flatten(0, 1).float())
+        gradients["embed_condition.0.bias"].add_(d_first.sum(0))
+
+    def _return(self, begin: int, end: int) -> None:
+        """The way back through some frames."""
+        w, state, kernels, gradients = self.weights, self.weights.state, self.kernels, self.weights.gradients
+        assert gradients is not None
+        here, sequences = slice(begin * self.rows, end * self.rows), slice(begin * self.windows, end * self.windows)
+        count, frames = (end - begin) * self.rows, end - begin
+        modulation, d_modulation = self.modulation[sequences], self.d_modulation[: frames * self.windows]
+        d_tokens = self.token_errors[begin:end].mul_(self.token_factor)
+        d_proprio = self.proprio_errors[begin:end] * self.proprio_factor
+        if self.d_next is not None:
+            d_tokens[-1] += self.d_next[0]
+            d_proprio[-1] += self.d_next[1]
+        d_change = self.take(count, w.dim)
+        d_change.view(d_tokens.shape).copy_(d_tokens)
+        dx, dy = self.x[:count], self.y[:count]
+        w.change.back(d_change, dy)
+        ends = dy.view(frames, self.windows, self.length, -1)[:, :, -1]
+        d_moved = d_proprio.flatten(0, 1)
+        ends += (d_moved @ state["proprio_change.weight"].float()).view(ends.shape)
+        d_norm = self.d_norm[: frames * self.windows]
+        last = w.depth - 1
+        kernels.leave(
+            dy,
+            self.last_hat[here],
+            self.last_factors[here],
+            dx,
+            True,
+            self.added[last, 1, here],
+            Modulation(
+                w.norm.bias.detach(),
+                w.norm.weight.detach(),
+                self._part(modulation, last, 5),
+                0.0,
+                d_norm[:, : w.width],
+                d_norm[:, w.width :],
+                self._part(d_modulation, last, 5),
+            ),
+            self.length,
+        )
+        d_bias, d_weight = d_norm.sum(0).chunk(2)
+        gradients["norm.bias"].add_(d_bias)
+        gradients["norm.weight"].add_(d_weight)
+        w.change.learn(d_change, dy)
+        gradients["proprio_change.weight"].addmm_(d_moved.T, ends.flatten(0, 1).float())
+        gradients["proprio_change.bias"].add_(d_moved.sum(0))
+        d_hidden, d_qkv, d_mixed = self.d_hidden[:count], self.d_qkv[:count], self.d_mixed[:count]
+        for layer in reversed(range(w.depth)):
+            block = w.blocks[layer]
+            parts = [self._part(modulation, layer, i) for i in range(6)]
+            d_parts = [self._part(d_modulation, layer, i) for i in range(6)]
+            hats, factors = self.hats[layer], self.factors[layer]
+            hidden, error = self.hidden[layer, here], self.added[layer, 1, here]
+            block.down.back(error, d_hidden, mask=hidden)
+            block.down.learn(error, hidden)
+            block.up.back(d_hidden, dy)
+            kernels.leave(
+                dy,
+                hats[1, here],
+                factors[1, here],
+                dx,
+                False,
+                self.added[layer, 0, here],
+                Modulation(parts[3], parts[4], parts[2], 1.0, d_parts[3], d_parts[4], d_parts[2]),
+                self.length,
+            )
+            block.up.learn(d_hidden, dy)
+            error = self.added[layer, 0, here]
+            block.out.back(error, d_mixed)
+            block.out.learn(error, self.mixed[layer, here])
+            kernels.attend_back(
+                self.qkv[layer],
+                block.ages,
+                self._shape(begin, end),
+                self.levels[layer],
+                d_mixed,
+                d_qkv,
+                self.pending[layer],
+                self.d_ages[layer],
+            )
+            block.qkv.back(d_qkv, dy)
+            below = layer - 1
+            kernels.leave(
+                dy,
+                hats[0, here],
+                factors[0, here],
+                dx,
+                False,
+                self.added[below, 1, here] if layer else None,
+                Modulation(
+                    parts[0],
+                    parts[1],
+                    self._part(modulation, below, 5) if layer else None,
+                    1.0,
+                    d_parts[0],
+                    d_parts[1],
+                    self._part(d_modulation, below, 5) if layer else None,
+                ),
+                self.length,
+            )
+            block.qkv.learn(d_qkv, dy)
+        every = dx.view(frames, self.windows, self.length, -1)
+        for frame in every:
+            self.d_places += frame
+        d_ends = every[:, :, -1].flatten(0, 1)
+        gradients["embed_proprio.weight"].addmm_(d_ends.T, self.proprio[begin:end].flatten(0, 1))
+        gradients["embed_proprio.bias"].add_(d_ends.sum(0))
+        d_embedded = dy
+        d_embedded.copy_(dx)
+        w.embed.learn(d_embedded, self.tokens[begin:end].view(count, -1))
+        self.d_modulations[sequences] = d_modulation
+        d_inputs = self._return_condition(sequences)
+        if begin < self.real:
+            return
+        d_from = self.take(count, w.dim)
+        w.embed.back(d_embedded, d_from)
+        d_tokens[0] += d_from.view(d_tokens.shape[1:])
+        d_tokens[0, :, -1] = 0
+        d_proprio[0] += d_ends @ state["embed_proprio.weight"].float() + d_inputs[:, self.actions.shape[-1] :]
+        self.d_next = d_tokens[0], d_proprio[0]
+
+    def _return_condition(self, sequences: slice) -> Tensor:
+        """The way back through what makes modulation; the gradient of actions and proprioception."""
+        w = self.weights
+        first, _, second, _ = (part[sequences] for part in self.condition)
+        d_first, d_second = (part[sequences] for part in self.d_condition)
+        error = torch.empty(len(first) + SLACK, w.width, dtype=first.dtype)[: len(first)]
+        w.modulation.back(self.d_modulations[sequences], error)
+        torch.ops.aten.silu_backward.grad_input(error, second, grad_input=d_second)
+        w.second.back(d_second, error)
+        torch.ops.aten.silu_backward.grad_input(error, first, grad_input=d_first)
+        return d_first.float() @ w.state["embed_condition.0.weight"].float()
+
+
+class _Loss(torch.autograd.Function):
+    """Hands the gradients out that were computed with the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Losses, gradients: Gradients, *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        ctx.shapes = [p.shape for p in parameters]
+        return losses[0] + losses[1]
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor) -> Any:
+        gradients: Gradients = ctx.gradients
+        flat = (gradients.flat * errors[0]).bfloat16()
+        parts = flat.split(gradients.sizes)
+        return None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
+
+
+def make_step(predictor: Predictor) -> Step | None:
+    """What computes the losses of this predictor; None where torch does."""
+    kernels = training_kernels()
+    if isinstance(kernels, str) or not Step.fits(predictor):
+        return None
+    return Step(kernels, own=True)
+
+
+def rollout_loss(
+    step: Step,
+    predictor: Predictor,
+    truth: Tensor,
+    proprio: Tensor,
+    actions: Tensor,
+    real: int,
+    groups: Sequence[Tensor],
+) -> dict[str, Tensor]:
+    """As `WorldModel.loss`, but that `loss` alone can be differentiated. Arguments as of `Step.losses`."""
+    parameters = list(predictor.parameters())
+    learns = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+    gradients = Gradients(predictor) if learns else None
+    with torch.no_grad():
+        tokens, proprio_error = step.losses(predictor, truth, proprio, actions, real, groups, gradients)
+    if gradients is None:
+        return {"loss": tokens + proprio_error, "tokens": tokens, "proprio": proprio_error}
+    loss = _Loss.apply((tokens, proprio_error), gradients, *parameters)
+    return {"loss": loss, "tokens": tokens, "proprio": proprio_error}
