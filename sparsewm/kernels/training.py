@@ -92,7 +92,19 @@ class TrainingKernels:
             "pack_rows": [pointer, number, number, pointer, threads],
             "pack_columns": [pointer, number, number, pointer, threads],
             "multiply": [pointer, number, number, number, pointer, number, pointer, threads],
-            "weigh": [pointer, number, number, pointer, number, number, number, pointer, pointer, pointer, threads],
+            "weigh": [
+                pointer,
+                number,
+                number,
+                pointer,
+                number,
+                number,
+                number,
+                pointer,
+                pointer,
+                pointer,
+                threads,
+            ],
         }
         for name, kinds in arguments.items():
             function = getattr(library, name)

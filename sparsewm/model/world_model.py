@@ -19,6 +19,7 @@ from sparsewm.model.interface import Interface
 from sparsewm.model.latent import History, Latent, Standardizer, gather_patches, linear_fit
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
 from sparsewm.model.rollout import Past, Rollout
+from sparsewm.model.step import Step, rollout_loss
 from sparsewm.precision import no_integers
 
 
@@ -62,6 +63,7 @@ class WorldModel(nn.Module):
         self._packed: Rollout | None = None
         self._packed_of: list[tuple[int, int]] = []  # see `_weights`
         self._integers = False
+        self._step: Step | None = None  # computes losses on a CPU in bfloat16
         object.__setattr__(self, "encoder", encoder)  # kept out of parameters and state dict
 
     encoder: PatchEncoder
@@ -122,8 +124,8 @@ class WorldModel(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies pack their own weights."""
-        return self.__dict__ | {"_packed": None}
+        """Copies pack their own weights, and have their own memory."""
+        return self.__dict__ | {"_packed": None, "_step": None}
 
     def packed(self) -> Rollout | None:
         """The predictor's present weights, packed for planning; None where that gains nothing.
@@ -308,9 +310,15 @@ class WorldModel(nn.Module):
             groups: disjoint patch subsets, each (B, M_g), the same in all frames.
 
         Returns:
-            `tokens`, `proprio`: mean squared errors over all predicted frames; `loss`: their sum.
+            `tokens`, `proprio`: mean squared errors over all predicted frames; `loss`: their sum, which alone
+            is sure to have a gradient.
         """
         actions = self.standardizer.actions(batch["action"])
+        self._step = self._step or Step.of(self.predictor)
+        if self._step is not None and self._step.fits(self.predictor):
+            return rollout_loss(
+                self._step, self.predictor, batch["tokens"], batch["proprio"], actions, real, groups
+            )
         frames = batch["action"].shape[1]
         token_error = batch["proprio"].new_zeros(())
         proprio_error = batch["proprio"].new_zeros(())

@@ -1,8 +1,4 @@
-"""The loss of a rollout and its gradient, forward and backward written out, for a CPU in bfloat16.
-
-It is what `WorldModel.loss` differentiates through torch, without a tape: between products everything is one pass
-of a compiled function, recorded frames go through a layer together, weights are packed once a step, and their
-gradients add up in float32. Windows are computed some at a time, so that what is kept for the way back is bounded.
+"""A rollout of some windows through the predictor and back, written out.
 
 Shapes: B windows, T = F + 1 frames, L = M + 1 rows of a sequence (a group's tokens, then proprioception), W width,
 D token features. Rows of all frames lie one after another: (F * B * L, ...).
@@ -10,289 +6,25 @@ D token features. Rows of all frames lie one after another: (F * B * L, ...).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.kernels.training import Modulation, Shape, TrainingKernels, training_kernels
+from sparsewm.kernels.products import SLACK, Arena
+from sparsewm.kernels.training import Modulation, Shape, TrainingKernels
 from sparsewm.model.latent import gather_patches
-
-if TYPE_CHECKING:
-    from sparsewm.model.predictor import Predictor
-
-ROOM = 256 * 2**20
-"""Bytes that are kept for the way back, about; more windows wait for their turn."""
-SLACK = 4  # rows behind a matrix that a product may read
+from sparsewm.model.step_weights import Weights
 
 Losses = tuple[Tensor, Tensor]
 
 
-class Arena:
-    """Memory that steps share, for new pages cost more than what is written there."""
-
-    def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
-        self.used = 0
-
-    def reset(self, size: int) -> None:
-        """Everything taken is free again; there are `size` bytes."""
-        self.used = 0
-        if len(self.memory) < size:
-            self.memory = torch.empty(0, dtype=torch.uint8)
-            self.memory = torch.empty(size, dtype=torch.uint8)
-
-    def take(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """A tensor of that shape, whatever is in it."""
-        size = math.prod(shape) * dtype.itemsize
-        start = self.used
-        self.used += -(-(size + SLACK * shape[-1] * dtype.itemsize) // 64) * 64
-        if self.used > len(self.memory):
-            return torch.empty(size + SLACK * shape[-1] * dtype.itemsize, dtype=torch.uint8)[:size].view(dtype).view(shape)
-        return self.memory[start : start + size].view(dtype).view(shape)
-
-
-class OwnLayer:
-    """A linear layer by the compiled products.
-
-    Args:
-        weight: (N, K). bias: (N,) or None. d_weight, d_bias: float32, their gradients, added to.
-    """
-
-    def __init__(
-        self,
-        kernels: TrainingKernels,
-        room: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        d_weight: Tensor,
-        d_bias: Tensor | None,
-    ) -> None:
-        self.kernels, self.room, self.d_weight, self.d_bias = kernels, room, d_weight, d_bias
-        self.rows, self.columns = kernels.pack(weight)
-        self.bias = None if bias is None else bias.float()
-
-    def forward(self, x: Tensor, out: Tensor, relu: bool = False) -> None:
-        """(R, K) -> out (R, N)."""
-        self.kernels.multiply(x, self.rows, out, self.bias, relu)
-
-    def back(self, error: Tensor, out: Tensor, mask: Tensor | None = None) -> None:
-        """(R, N) -> out (R, K), 0 where `mask` (R, K) is."""
-        self.kernels.multiply(error, self.columns, out, mask=mask)
-
-    def learn(self, error: Tensor, x: Tensor) -> None:
-        """Add the gradient of weights and bias: of (R, N) and (R, K)."""
-        self.kernels.weigh(error, x, self.d_weight, self.d_bias, self.room)
-
-
-class TorchLayer:
-    """A linear layer by torch's products, as `OwnLayer`: for processors with a matrix unit."""
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, d_weight: Tensor, d_bias: Tensor | None
-    ) -> None:
-        self.weight, self.bias, self.d_weight, self.d_bias = weight, bias, d_weight, d_bias
-
-    def forward(self, x: Tensor, out: Tensor, relu: bool = False) -> None:
-        if self.bias is None:
-            torch.mm(x, self.weight.T, out=out)
-        else:
-            torch.addmm(self.bias, x, self.weight.T, out=out)
-        if relu:
-            out.relu_()
-
-    def back(self, error: Tensor, out: Tensor, mask: Tensor | None = None) -> None:
-        torch.mm(error, self.weight, out=out)
-        if mask is not None:
-            torch.ops.aten.threshold_backward.grad_input(out, mask, 0.0, grad_input=out)
-
-    def learn(self, error: Tensor, x: Tensor) -> None:
-        self.d_weight += error.T @ x
-        if self.d_bias is not None:
-            self.d_bias += error.sum(0, dtype=torch.float32)
-
-
-Layer = OwnLayer | TorchLayer
-
-
-class Gradients:
-    """Float32 gradients of a predictor's parameters, in one piece."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        parameters = dict(predictor.named_parameters())
-        self.sizes = [p.numel() for p in parameters.values()]
-        self.flat = torch.zeros(sum(self.sizes))
-        parts = self.flat.split(self.sizes)
-        self.parts = {name: part.view(p.shape) for part, (name, p) in zip(parts, parameters.items(), strict=True)}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.parts[name]
-
-
-@dataclass
-class BlockWeights:
-    """A block's layers, and its ages in float32 (history, H, d)."""
-
-    qkv: Layer
-    out: Layer
-    up: Layer
-    down: Layer
-    ages: Tensor
-
-
-class Step:
-    """Losses of a predictor's rollouts and their gradients.
-
-    Args:
-        kernels: the compiled functions.
-        own: products are the compiled ones, too; else torch's.
-        room: bytes to keep for the way back, about.
-    """
-
-    def __init__(self, kernels: TrainingKernels, own: bool, room: int = ROOM) -> None:
-        self.kernels, self.own, self.room = kernels, own, room
-        self.arena = Arena()
-        self.weigh_room = torch.empty(0, dtype=torch.bfloat16)
-
-    @staticmethod
-    def fits(predictor: Predictor) -> bool:
-        """Whether a predictor of these sizes and this precision can be computed."""
-        config, weight = predictor.config, predictor.embed_tokens.weight
-        inner = predictor.blocks[0].out.weight.shape[1]
-        small = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and config.width <= 4096
-        return small and config.width % 32 == 0 and config.mlp % 2 == inner % 2 == config.token_dim % 2 == 0
-
-    def losses(
-        self,
-        predictor: Predictor,
-        truth: Tensor,
-        proprio: Tensor,
-        actions: Tensor,
-        real: int,
-        groups: Sequence[Tensor],
-        gradients: Gradients | None,
-    ) -> Losses:
-        """Mean squared errors of tokens and of proprioception.
-
-        Args:
-            truth: (B, T, N, D) standardised tokens. proprio: (B, T, P). actions: (B, F, C) standardised.
-            real: recorded frames. groups: disjoint patch subsets, each (B, M_g).
-            gradients: of the sum of both, added to; None: they are not asked for.
-        """
-        weights = Weights(self, predictor, gradients)
-        total = sum(group.shape[1] for group in groups)
-        token_error, proprio_error = truth.new_zeros(()), truth.new_zeros(())
-        frames = actions.shape[1]
-        for group in groups:
-            length = group.shape[1] + 1
-            share = group.shape[1] / total
-            each = weights.bytes_of(frames, length)
-            count = max(1, min(len(group), self.room // each))
-            count = -(-len(group) // -(-len(group) // count))  # parts of one size
-            self.arena.reset(each * count + weights.bytes_of(max(real, 1), length) * count)
-            for start in range(0, len(group), count):
-                some = slice(start, start + count)
-                self.arena.used = 0
-                rollout = _Rollout(
-                    self, weights, truth[some], proprio[some], actions[some], real, group[some], len(group)
-                )
-                errors = rollout.forward()
-                if gradients is not None:
-                    rollout.backward(share)
-                token_error += share * errors[0]
-                proprio_error += share * errors[1]
-        if gradients is not None:
-            weights.finish()
-        return token_error, proprio_error
-
-
-class Weights:
-    """A predictor's weights as a step reads them, and where their gradients go."""
-
-    def __init__(self, step: Step, predictor: Predictor, gradients: Gradients | None) -> None:
-        self.step, self.predictor, self.gradients = step, predictor, gradients
-        config = predictor.config
-        self.depth, self.width, self.mlp = len(predictor.blocks), config.width, config.mlp
-        self.history, self.heads, self.dim = config.history, config.heads, config.token_dim
-        self.inner = predictor.blocks[0].out.weight.shape[1]
-        self.d = self.inner // self.heads
-        state = {name: p.detach() for name, p in predictor.named_parameters()}
-        names = [f"blocks.{i}.modulation" for i in range(self.depth)]
-        modulation = torch.cat([state[f"{name}.weight"] for name in names])
-        self.d_modulation = torch.zeros(modulation.shape), torch.zeros(len(modulation))
-        largest = max(
-            TrainingKernels.weigh_room(*p.shape) for p in (*state.values(), modulation) if p.ndim == 2
-        )
-        if step.own and len(step.weigh_room) < largest:
-            step.weigh_room = torch.empty(largest, dtype=torch.bfloat16)
-        self.state = state
-        self.blocks = [
-            BlockWeights(
-                *(self._layer(f"blocks.{i}.{name}") for name in ("qkv", "out", "up", "down")),
-                state[f"blocks.{i}.age"][:, :, 0].float().contiguous(),
-            )
-            for i in range(self.depth)
-        ]
-        self.modulation = self._make(
-            modulation, torch.cat([state[f"{name}.bias"] for name in names]), *self.d_modulation
-        )
-        self.embed = self._layer("embed_tokens", bias=False)
-        self.change = self._layer("token_change")
-        self.second = self._layer("embed_condition.2")
-        self.norm = predictor.norm
-        positions = predictor.positions.to(torch.bfloat16)
-        embedded = F.linear(positions, state["embed_positions.weight"], state["embed_positions.bias"])
-        self.places = positions
-        self.positions = embedded.float() + state["embed_tokens.bias"].float()
-        self.d_positions = torch.zeros(embedded.shape)
-
-    def _layer(self, name: str, bias: bool = True) -> Layer:
-        d_weight = d_bias = torch.empty(0)
-        if self.gradients is not None:
-            d_weight, d_bias = self.gradients[f"{name}.weight"], self.gradients[f"{name}.bias"]
-        return self._make(
-            self.state[f"{name}.weight"],
-            self.state[f"{name}.bias"] if bias else None,
-            d_weight,
-            d_bias if bias else None,
-        )
-
-    def _make(self, weight: Tensor, bias: Tensor | None, d_weight: Tensor, d_bias: Tensor | None) -> Layer:
-        step = self.step
-        if step.own:
-            return OwnLayer(step.kernels, step.weigh_room, weight.contiguous(), bias, d_weight, d_bias)
-        return TorchLayer(weight, bias, d_weight, d_bias)
-
-    def bytes_of(self, frames: int, length: int) -> int:
-        """What a window's rollout keeps, about."""
-        row = self.depth * (2 * (4 * self.width + 4 * self.inner + self.mlp) + 4 * (2 + self.heads))
-        row += 2 * self.width + 6 * self.dim + 4 + 4 * self.inner * self.depth * self.history // frames
-        row += 4 * self.width + 2 * (4 * self.width + 4 * self.inner + self.mlp) // frames
-        return frames * (length * row + 12 * self.depth * self.width * 3)
-
-    def finish(self) -> None:
-        """Gradients of what rollouts share."""
-        assert self.gradients is not None
-        for i, (d_weight, d_bias) in enumerate(
-            zip(*(part.chunk(self.depth) for part in self.d_modulation), strict=True)
-        ):
-            self.gradients[f"blocks.{i}.modulation.weight"].copy_(d_weight)
-            self.gradients[f"blocks.{i}.modulation.bias"].copy_(d_bias)
-        self.gradients["embed_positions.weight"].add_(self.d_positions.T @ self.places.float())
-        for name in ("embed_positions", "embed_tokens"):
-            self.gradients[f"{name}.bias"].add_(self.d_positions.sum(0))
-
-
-class _Rollout:
+class StepRollout:
     """Some windows of one group."""
 
     def __init__(
         self,
-        step: Step,
+        kernels: TrainingKernels,
+        arena: Arena,
         weights: Weights,
         truth: Tensor,
         proprio: Tensor,
@@ -301,8 +33,8 @@ class _Rollout:
         group: Tensor,
         batch: int,
     ) -> None:
-        self.kernels, self.weights, self.real, self.batch = step.kernels, weights, real, batch
-        self.take = take = step.arena.take
+        self.kernels, self.weights, self.real, self.batch = kernels, weights, real, batch
+        self.take = take = arena.take
         w, self.group = weights, group
         b, f, self.length = len(group), actions.shape[1], group.shape[1] + 1
         self.windows, self.frames = b, f
@@ -379,7 +111,10 @@ class _Rollout:
     def _advance(self, begin: int, end: int) -> Tensor:
         """Some frames through all layers; the sum of squared errors of tokens."""
         w, state, kernels = self.weights, self.weights.state, self.kernels
-        here, sequences = slice(begin * self.rows, end * self.rows), slice(begin * self.windows, end * self.windows)
+        here, sequences = (
+            slice(begin * self.rows, end * self.rows),
+            slice(begin * self.windows, end * self.windows),
+        )
         count = (end - begin) * self.rows
         self._condition(begin, end)
         modulation = self.modulation[sequences]
@@ -396,7 +131,14 @@ class _Rollout:
             parts = [self._part(modulation, layer, i) for i in range(6)]
             hats, factors = self.hats[layer], self.factors[layer]
             kernels.enter(
-                x, added, Modulation(parts[0], parts[1], gate), self.length, 1e-5, hats[0, here], factors[0, here], y
+                x,
+                added,
+                Modulation(parts[0], parts[1], gate),
+                self.length,
+                1e-5,
+                hats[0, here],
+                factors[0, here],
+                y,
             )
             block.qkv.forward(y, self.qkv[layer, here])
             kernels.attend(
@@ -440,7 +182,7 @@ class _Rollout:
         torch.add(before, change.view(errors.shape), out=errors)
         if end < self.frames:
             self.next_tokens = errors[-1:].clone()
-            self.tokens[end:end+1] = self.next_tokens
+            self.tokens[end : end + 1] = self.next_tokens
             self.tokens[end, :, -1] = 0
         errors -= self.truth[begin + 1 : end + 1]
         errors[:, :, -1] = 0
@@ -460,7 +202,9 @@ class _Rollout:
         self.d_hidden, self.d_qkv = self.take(most, w.mlp), self.take(most, 3 * w.inner)
         self.d_mixed = self.take(most, w.inner)
         width, depth = w.width, w.depth
-        self.d_modulation = self.take(max(self.real, 1) * self.windows, depth * 6 * width, dtype=torch.float32)
+        self.d_modulation = self.take(
+            max(self.real, 1) * self.windows, depth * 6 * width, dtype=torch.float32
+        )
         self.d_modulations = self.take(self.frames * self.windows, depth * 6 * width)
         self.d_norm = torch.empty(max(self.real, 1) * self.windows, 2 * width)
         self.pending = self.take(depth, w.history * self.rows, 2 * w.inner)
@@ -487,7 +231,10 @@ class _Rollout:
         """The way back through some frames."""
         w, state, kernels, gradients = self.weights, self.weights.state, self.kernels, self.weights.gradients
         assert gradients is not None
-        here, sequences = slice(begin * self.rows, end * self.rows), slice(begin * self.windows, end * self.windows)
+        here, sequences = (
+            slice(begin * self.rows, end * self.rows),
+            slice(begin * self.windows, end * self.windows),
+        )
         count, frames = (end - begin) * self.rows, end - begin
         modulation, d_modulation = self.modulation[sequences], self.d_modulation[: frames * self.windows]
         d_tokens = self.token_errors[begin:end].mul_(self.token_factor)
@@ -614,49 +361,3 @@ class _Rollout:
         w.second.back(d_second, error)
         torch.ops.aten.silu_backward.grad_input(error, first, grad_input=d_first)
         return d_first.float() @ w.state["embed_condition.0.weight"].float()
-
-
-class _Loss(torch.autograd.Function):
-    """Hands the gradients out that were computed with the loss."""
-
-    @staticmethod
-    def forward(ctx: Any, losses: Losses, gradients: Gradients, *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        ctx.shapes = [p.shape for p in parameters]
-        return losses[0] + losses[1]
-
-    @staticmethod
-    def backward(ctx: Any, *errors: Tensor) -> Any:
-        gradients: Gradients = ctx.gradients
-        flat = (gradients.flat * errors[0]).bfloat16()
-        parts = flat.split(gradients.sizes)
-        return None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
-
-
-def make_step(predictor: Predictor) -> Step | None:
-    """What computes the losses of this predictor; None where torch does."""
-    kernels = training_kernels()
-    if isinstance(kernels, str) or not Step.fits(predictor):
-        return None
-    return Step(kernels, own=True)
-
-
-def rollout_loss(
-    step: Step,
-    predictor: Predictor,
-    truth: Tensor,
-    proprio: Tensor,
-    actions: Tensor,
-    real: int,
-    groups: Sequence[Tensor],
-) -> dict[str, Tensor]:
-    """As `WorldModel.loss`, but that `loss` alone can be differentiated. Arguments as of `Step.losses`."""
-    parameters = list(predictor.parameters())
-    learns = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-    gradients = Gradients(predictor) if learns else None
-    with torch.no_grad():
-        tokens, proprio_error = step.losses(predictor, truth, proprio, actions, real, groups, gradients)
-    if gradients is None:
-        return {"loss": tokens + proprio_error, "tokens": tokens, "proprio": proprio_error}
-    loss = _Loss.apply((tokens, proprio_error), gradients, *parameters)
-    return {"loss": loss, "tokens": tokens, "proprio": proprio_error}

@@ -1,0 +1,108 @@
+"""Linear layers of a training step, forward and backward, by compiled products or by torch's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparsewm.kernels.training import TrainingKernels
+
+SLACK = 4  # rows behind a matrix that a product may read
+
+
+class Arena:
+    """Memory that steps share, for new pages cost more than what is written there."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.used = 0
+        self._shared = torch.empty(0, dtype=torch.bfloat16)
+
+    def shared(self, count: int) -> Tensor:
+        """Room for `count` numbers of bfloat16 at least, the same every time."""
+        if len(self._shared) < count:
+            self._shared = torch.empty(count, dtype=torch.bfloat16)
+        return self._shared
+
+    def reset(self, size: int) -> None:
+        """Everything taken is free again; there are `size` bytes."""
+        self.used = 0
+        if len(self.memory) < size:
+            self.memory = torch.empty(0, dtype=torch.uint8)
+            self.memory = torch.empty(size, dtype=torch.uint8)
+
+    def take(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """A tensor of that shape, whatever is in it."""
+        size = math.prod(shape) * dtype.itemsize
+        start = self.used
+        self.used += -(-(size + SLACK * shape[-1] * dtype.itemsize) // 64) * 64
+        if self.used > len(self.memory):
+            return (
+                torch.empty(size + SLACK * shape[-1] * dtype.itemsize, dtype=torch.uint8)[:size]
+                .view(dtype)
+                .view(shape)
+            )
+        return self.memory[start : start + size].view(dtype).view(shape)
+
+
+class OwnLayer:
+    """A linear layer by the compiled products.
+
+    Args:
+        weight: (N, K). bias: (N,) or None. d_weight, d_bias: float32, their gradients, added to.
+    """
+
+    def __init__(
+        self,
+        kernels: TrainingKernels,
+        room: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        d_weight: Tensor,
+        d_bias: Tensor | None,
+    ) -> None:
+        self.kernels, self.room, self.d_weight, self.d_bias = kernels, room, d_weight, d_bias
+        self.rows, self.columns = kernels.pack(weight)
+        self.bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor, out: Tensor, relu: bool = False) -> None:
+        """(R, K) -> out (R, N)."""
+        self.kernels.multiply(x, self.rows, out, self.bias, relu)
+
+    def back(self, error: Tensor, out: Tensor, mask: Tensor | None = None) -> None:
+        """(R, N) -> out (R, K), 0 where `mask` (R, K) is."""
+        self.kernels.multiply(error, self.columns, out, mask=mask)
+
+    def learn(self, error: Tensor, x: Tensor) -> None:
+        """Add the gradient of weights and bias: of (R, N) and (R, K)."""
+        self.kernels.weigh(error, x, self.d_weight, self.d_bias, self.room)
+
+
+class TorchLayer:
+    """A linear layer by torch's products, as `OwnLayer`: for processors with a matrix unit."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, d_weight: Tensor, d_bias: Tensor | None) -> None:
+        self.weight, self.bias, self.d_weight, self.d_bias = weight, bias, d_weight, d_bias
+
+    def forward(self, x: Tensor, out: Tensor, relu: bool = False) -> None:
+        if self.bias is None:
+            torch.mm(x, self.weight.T, out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight.T, out=out)
+        if relu:
+            out.relu_()
+
+    def back(self, error: Tensor, out: Tensor, mask: Tensor | None = None) -> None:
+        torch.mm(error, self.weight, out=out)
+        if mask is not None:
+            torch.ops.aten.threshold_backward.grad_input(out, mask, 0.0, grad_input=out)
+
+    def learn(self, error: Tensor, x: Tensor) -> None:
+        self.d_weight += error.T @ x
+        if self.d_bias is not None:
+            self.d_bias += error.sum(0, dtype=torch.float32)
+
+
+Layer = OwnLayer | TorchLayer
