@@ -33,11 +33,12 @@ class StepRollout:
         group: Tensor,
         batch: int,
     ) -> None:
-        self.kernels, self.weights, self.real, self.batch = kernels, weights, real, batch
+        self.kernels, self.weights, self.batch = kernels, weights, batch
         self.take = take = arena.take
         w, self.group = weights, group
         b, f, self.length = len(group), actions.shape[1], group.shape[1] + 1
-        self.windows, self.frames = b, f
+        self.windows, self.frames, self.real = b, f, min(real, f)
+        real = self.real
         self.rows = rows = b * self.length  # of a frame
         every = rows * f
         self.truth = take(f + 1, b, self.length, w.dim, dtype=torch.float32)
@@ -63,14 +64,14 @@ class StepRollout:
         self.modulation = take(f * b, depth * 6 * width)
         self.condition_in = torch.empty(f, b, actions.shape[-1] + proprio.shape[-1], dtype=torch.bfloat16)
         self.condition = [take(f * b, width) for _ in range(4)]  # before and after each SiLU
-        most = max(min(real, f), 1) * rows
+        most = real * rows
         self.x = take(most, width, dtype=torch.float32)
         self.y = take(most, width)
         places = take(b, self.length, width, dtype=torch.float32)
         places[:, :-1] = w.positions[group]
         places[:, -1] = 0
         self.places = places
-        self.ranges = [(0, min(real, f)), *((t, t + 1) for t in range(real, f))]
+        self.ranges = [(0, real), *((t, t + 1) for t in range(real, f))]
 
     def _shape(self, begin: int, end: int) -> Shape:
         w = self.weights
@@ -203,10 +204,10 @@ class StepRollout:
         self.d_mixed = self.take(most, w.inner)
         width, depth = w.width, w.depth
         self.d_modulation = self.take(
-            max(self.real, 1) * self.windows, depth * 6 * width, dtype=torch.float32
+            self.real * self.windows, depth * 6 * width, dtype=torch.float32
         )
         self.d_modulations = self.take(self.frames * self.windows, depth * 6 * width)
-        self.d_norm = torch.empty(max(self.real, 1) * self.windows, 2 * width)
+        self.d_norm = torch.empty(self.real * self.windows, 2 * width)
         self.pending = self.take(depth, w.history * self.rows, 2 * w.inner)
         self.d_ages = torch.zeros(depth, self.windows, w.history, w.heads, w.d)
         self.d_places = torch.zeros(self.windows, self.length, width)
