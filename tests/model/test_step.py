@@ -146,7 +146,7 @@ def test_windows_that_wait_for_their_turn_change_little(own: bool) -> None:
     model._step = Step(KERNELS, own, room=1)
     others, other_gradients = differentiated(model, batch, 2, groups)
     assert torch.allclose(losses["loss"], others["loss"], rtol=3e-3)
-    assert error(other_gradients, gradients, list(gradients)) < 0.02
+    assert error(other_gradients, gradients, list(gradients)) < 0.05
 
 
 def test_the_same_bits_every_time_and_on_any_number_of_threads() -> None:
