@@ -36,7 +36,7 @@ void pack_rows(const bf16 *from, int64_t rows, int64_t columns, bf16 *to, int th
 
 /* The rows from `begin` to `end` of 32 columns, in pairs of rows. */
 static void pack_panel(const bf16 *from, int64_t stride, int64_t begin, int64_t end, __mmask32 mask, bf16 *to) {
-    enum { AHEAD = 32 }; /* rows that come in meanwhile */
+    enum { AHEAD = 128 }; /* rows that come in meanwhile */
     for (int64_t r = begin; r < end; r += 2, to += 2 * PANEL) {
         _mm_prefetch((const char *)(from + (r + AHEAD) * stride), _MM_HINT_T0);
         _mm_prefetch((const char *)(from + (r + AHEAD + 1) * stride), _MM_HINT_T0);
@@ -106,24 +106,26 @@ void multiply(const bf16 *in, int64_t in_stride, int64_t rows, int64_t inputs, c
                 const int64_t end = rows < (b + 1) * BLOCK ? rows : (b + 1) * BLOCK;
                 for (int64_t p = part * wide / parts; p < (part + 1) * wide / parts; p++)
                     for (int64_t r = b * BLOCK; r < end; r += TILE) {
-#define SOME(n)                                                                                               \
+#define FEW(n)                                                                                               \
     multiply_some(in, in_stride, panels + p * steps * 2 * PANEL, steps, p *PANEL, first(outputs - p * PANEL), result, \
                   r, n, end - r)
-                        CONSTANT(SOME, end - r)
-#undef SOME
+                        CONSTANT(FEW, end - r)
+#undef FEW
                     }
             }
         restore(before);
     }
 }
 
+enum { SOME = 128 }; /* rows whose lines stay in the cache while their columns are packed */
+
 /* Twelve columns of some rows, in pairs of rows; their sums are added to `sums`. */
 static void pack_tile(const bf16 *from, int64_t stride, int64_t rows, int64_t columns, bf16 *to, float *sums) {
     const __mmask16 mask = (__mmask16)first(columns < TILE ? columns : TILE), whole = (1u << TILE) - 1;
     __m512 total = sums ? _mm512_maskz_loadu_ps(mask, sums) : _mm512_setzero_ps();
     for (int64_t r = 0; r < rows; r += 2, to += 2 * TILE) {
-        _mm_prefetch((const char *)(from + r * stride + 4 * TILE), _MM_HINT_T0);
-        _mm_prefetch((const char *)(from + (r + 1) * stride + 4 * TILE), _MM_HINT_T0);
+        _mm_prefetch((const char *)(from + (r + SOME) * stride), _MM_HINT_T1);
+        _mm_prefetch((const char *)(from + (r + SOME + 1) * stride), _MM_HINT_T1);
         const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + r * stride));
         const __mmask16 next = r + 1 < rows ? mask : 0;
         const __m512i odd =
@@ -140,7 +142,6 @@ static void pack_tile(const bf16 *from, int64_t stride, int64_t rows, int64_t co
  * errors: (rows, outputs). in: (rows, inputs). room: of TOGETHER * (outputs + 12 + inputs + 32) numbers. */
 void weigh(const bf16 *errors, int64_t error_stride, int64_t outputs, const bf16 *in, int64_t in_stride,
            int64_t inputs, int64_t rows, float *weights, float *bias, bf16 *room, int threads) {
-    enum { SOME = 128 }; /* rows whose lines stay in the cache while their columns are packed */
     const int64_t tiles = (outputs + TILE - 1) / TILE, panels = up(inputs, PANEL) / PANEL;
     const int64_t turns = (rows + TOGETHER - 1) / TOGETHER, most = up((rows + turns - 1) / turns, 2);
     bf16 *const in_room = room + tiles * TOGETHER * TILE;
