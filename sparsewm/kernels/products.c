@@ -10,28 +10,31 @@
 
 enum { BLOCK = 120, TOGETHER = 1024 }; /* rows of a block of a product, and rows that a gradient packs at once */
 
+/* 32 rows (or fewer) of a matrix, whose columns lie in pairs. */
+static void pack_row_panel(const bf16 *from, int64_t rows, int64_t columns, bf16 *to) {
+    for (int64_t c = 0; c < columns; c += PANEL, to += PANEL * PANEL)
+        for (int half = 0; half < 2; half++) {
+            __m512i part[LANES];
+            bf16 some[LANES * PANEL];
+            for (int i = 0; i < LANES; i++) {
+                const int64_t r = half * LANES + i;
+                part[i] = _mm512_maskz_loadu_epi16(r < rows ? first(columns - c) : 0, from + r * columns + c);
+            }
+            if (columns - c >= PANEL) {
+                turn(part, to + half * PANEL, 2 * PANEL);
+                continue;
+            }
+            turn(part, some, PANEL);
+            for (int64_t k = 0; 2 * k < columns - c; k++)
+                memcpy(to + half * PANEL + k * 2 * PANEL, some + k * PANEL, PANEL * sizeof(bf16));
+        }
+}
+
 /* A matrix (rows, columns) in panels of 32 rows, whose columns lie in pairs: for products with its rows. */
 void pack_rows(const bf16 *from, int64_t rows, int64_t columns, bf16 *to, int threads) {
-    const int64_t panels = up(rows, PANEL) / PANEL, steps = up(columns, 2) / 2;
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t p = 0; p < panels; p++)
-        for (int64_t c = 0; c < columns; c += PANEL)
-            for (int half = 0; half < 2; half++) {
-                __m512i part[LANES];
-                bf16 some[LANES * PANEL];
-                bf16 *at = to + (p * steps + c / 2) * 2 * PANEL + half * PANEL;
-                for (int i = 0; i < LANES; i++) {
-                    const int64_t r = p * PANEL + half * LANES + i;
-                    part[i] = _mm512_maskz_loadu_epi16(r < rows ? first(columns - c) : 0, from + r * columns + c);
-                }
-                if (columns - c >= PANEL) {
-                    turn(part, at, 2 * PANEL);
-                    continue;
-                }
-                turn(part, some, PANEL);
-                for (int64_t k = 0; 2 * k < columns - c; k++)
-                    memcpy(at + k * 2 * PANEL, some + k * PANEL, PANEL * sizeof(bf16));
-            }
+    for (int64_t r = 0; r < rows; r += PANEL)
+        pack_row_panel(from + r * columns, rows - r, columns, to + r * up(columns, 2));
 }
 
 /* The rows from `begin` to `end` of 32 columns, in pairs of rows. */
@@ -181,4 +184,81 @@ void weigh(const bf16 *errors, int64_t error_stride, int64_t outputs, const bf16
         }
         restore(before);
     }
+}
+
+/* alpha * (rows times packed columns) + beta * other, (rows, columns) like out, bfloat16; `upper`: a symmetric matrix,
+ * of which numbers left of the diagonal's blocks are copied from the right. */
+static void combine(const bf16 *in, int64_t rows, int64_t inputs, const bf16 *panels, int64_t columns, float alpha,
+                    const bf16 *other, float beta, int upper, bf16 *out) {
+    const __m512 a = _mm512_set1_ps(alpha), b = _mm512_set1_ps(beta);
+    for (int64_t p = 0; p < columns; p += PANEL) {
+        const int64_t end = upper ? p + PANEL : rows;
+        for (int64_t r = 0; r < end; r += TILE) {
+            __m512 sums[TILE][2];
+            for (int i = 0; i < TILE; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+#define FEW(n)                                                                                                \
+    add_products(sums, in + r * inputs, inputs, 2, panels + p * inputs, PANEL, 2 * PANEL, inputs / 2, n);     \
+    for (int i = 0; i < (n) && r + i < end; i++) {                                                            \
+        const int64_t at = (r + i) * columns + p;                                                             \
+        __m512 low = sums[i][0], high = sums[i][1];                                                           \
+        if (other) {                                                                                          \
+            low = _mm512_fmadd_ps(a, low, _mm512_mul_ps(b, load(other + at)));                                \
+            high = _mm512_fmadd_ps(a, high, _mm512_mul_ps(b, load(other + at + LANES)));                      \
+        }                                                                                                     \
+        _mm512_storeu_si512(out + at, (__m512i)_mm512_cvtne2ps_pbh(high, low));                               \
+    }
+            CONSTANT(FEW, end - r)
+#undef FEW
+        }
+        for (int64_t r = 0; upper && r < p; r += LANES) { /* the block of these rows, turned */
+            __m512i part[LANES];
+            bf16 turned[LANES * PANEL];
+            for (int i = 0; i < LANES; i++) part[i] = _mm512_loadu_si512(out + (r + i) * columns + p);
+            turn(part, turned, PANEL);
+            for (int i = 0; i < LANES; i++) {
+                const __m512i pair = _mm512_loadu_si512(turned + i * PANEL);
+                bf16 *to = out + (p + 2 * i) * columns + r;
+                _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(pair));
+                _mm256_storeu_si256((__m256i *)(to + columns), _mm512_cvtepi32_epi16(_mm512_srli_epi32(pair, 16)));
+            }
+        }
+    }
+}
+
+/* Newton-Schulz iterations of `count` matrices (rows, columns) of norm 1, in place: x becomes f[0] x + (f[1] g +
+ * f[2] g g) x, where g is x x^T. Sizes are multiples of 32. Returns 0, or 1 when there is no memory. */
+int orthogonalize(bf16 *matrices, int64_t count, int64_t rows, int64_t columns, const float *factors, int64_t turns,
+                  int threads) {
+    const int64_t whole = rows * columns, square = rows * rows;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const uint32_t before = flush_denormals();
+        bf16 *panels = aligned_alloc(LINE, (2 * whole + 3 * square + 4 * columns) * sizeof(bf16));
+        bf16 *gram = panels + whole, *gram_panels = gram + square, *powers = gram_panels + square;
+        bf16 *copy = powers + square;
+        if (!panels) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t m = 0; m < count; m++) {
+            bf16 *x = matrices + m * whole;
+            for (int64_t turn = 0; panels && turn < turns; turn++) {
+                memcpy(copy, x, whole * sizeof(bf16)); /* more than the last row is read */
+                for (int64_t r = 0; r < rows; r += PANEL)
+                    pack_row_panel(copy + r * columns, PANEL, columns, panels + r * columns);
+                combine(copy, rows, columns, panels, rows, 1.0f, NULL, 0.0f, 1, gram);
+                for (int64_t p = 0; p < rows; p += PANEL)
+                    pack_panel(gram + p, rows, 0, rows, 0xffffffff, gram_panels + p * rows);
+                combine(gram, rows, rows, gram_panels, rows, factors[2], gram, factors[1], 1, powers);
+                for (int64_t p = 0; p < columns; p += PANEL)
+                    pack_panel(copy + p, columns, 0, rows, 0xffffffff, panels + p * rows);
+                combine(powers, rows, rows, panels, columns, 1.0f, copy, factors[0], 0, x);
+            }
+        }
+        free(panels);
+        restore(before);
+    }
+    return failed;
 }

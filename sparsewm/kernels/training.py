@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsewm.kernels.build import load_library, named
+from sparsewm.kernels.build import load_library, named, processor
 from sparsewm.kernels.layers import AVX512, WIDE
 
 SOURCES = [Path(__file__).with_name(name) for name in ("training.c", "products.c", "panels.h", "numbers.h")]
 TOGETHER, PANEL, TILE = 1024, 32, 12
 """Rows that a gradient of weights packs at once; columns and rows of a product that stay in registers."""
+
+CAN_FAIL = ("attend", "attend_back", "orthogonalize")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Modulation:
     """What modulates a norm, and the gate of what is added before it.
 
     Attributes:
-        shift, scale, gate: bfloat16 rows, one for every sequence or one for all; no gate: things are added as they are.
+        shift, scale, gate: bfloat16 rows, one for every sequence or one for all. Without a gate things are
+            added as they are.
         one: added to the scale.
         d_shift, d_scale, d_gate: float32, where their gradients go, a row for every sequence.
     """
@@ -106,10 +110,11 @@ class TrainingKernels:
                 threads,
             ],
         }
+        arguments["orthogonalize"] = [pointer, number, number, number, pointer, number, threads]
         for name, kinds in arguments.items():
             function = getattr(library, name)
             function.argtypes = kinds
-            function.restype = ctypes.c_int if name.startswith("attend") else None
+            function.restype = ctypes.c_int if name in CAN_FAIL else None
             setattr(self, f"_{name}", function)
 
     _enter: Any
@@ -120,6 +125,7 @@ class TrainingKernels:
     _pack_columns: Any
     _multiply: Any
     _weigh: Any
+    _orthogonalize: Any
 
     def enter(
         self,
@@ -307,10 +313,33 @@ class TrainingKernels:
                 torch.get_num_threads(),
             )
 
+    def orthogonalize(self, matrices: Tensor, factors: Sequence[float], steps: int) -> None:
+        """Newton-Schulz iterations in place: x becomes a x + (b g + c g g) x, where g is x x^T.
+
+        Args:
+            matrices: (K, R, C), multiples of 32, no row longer than 1. factors: a, b and c.
+
+        Raises:
+            MemoryError: there is none left.
+        """
+        numbers = (ctypes.c_float * 3)(*factors)
+        with named("sparsewm::orthogonalize"):
+            failed = self._orthogonalize(
+                matrices.data_ptr(), *matrices.shape, ctypes.byref(numbers), steps, torch.get_num_threads()
+            )
+        if failed:
+            raise MemoryError("no memory for the optimiser's step")
+
     @staticmethod
     def weigh_room(outputs: int, inputs: int) -> int:
         """Numbers of bfloat16 that `weigh` needs."""
         return TOGETHER * (outputs + TILE + inputs + PANEL)
+
+
+def own_products() -> TrainingKernels | None:
+    """The compiled functions where their products are at least as fast as torch's: without a matrix unit."""
+    kernels = training_kernels()
+    return None if isinstance(kernels, str) or "amx_bf16" in processor() else kernels
 
 
 @functools.cache

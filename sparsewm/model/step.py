@@ -1,8 +1,9 @@
 """The loss of a rollout and its gradient, forward and backward written out, for a CPU in bfloat16.
 
-It is what `WorldModel.loss` differentiates through torch, without a tape: between products everything is one pass
-of a compiled function, recorded frames go through a layer together, weights are packed once a step, and their
-gradients add up in float32. Windows are computed some at a time, so that what is kept for the way back is bounded.
+It is what `WorldModel.loss` differentiates through torch, without a tape: between products everything is one
+pass of a compiled function, recorded frames go through a layer together, weights are packed once a step, and
+their gradients add up in float32. Windows are computed some at a time, so that what is kept for the way back is
+bounded.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsewm.kernels.build import processor
 from sparsewm.kernels.products import Arena
-from sparsewm.kernels.training import TrainingKernels, training_kernels
+from sparsewm.kernels.training import TrainingKernels, own_products, training_kernels
 from sparsewm.model.predictor import Predictor
 from sparsewm.model.step_rollout import Losses, StepRollout
 from sparsewm.model.step_weights import Gradients, Weights
@@ -43,7 +43,7 @@ class Step:
         if not cls.fits(predictor):
             return None
         kernels = training_kernels()
-        return None if isinstance(kernels, str) else cls(kernels, own="amx_bf16" not in processor())
+        return None if isinstance(kernels, str) else cls(kernels, own=own_products() is not None)
 
     @staticmethod
     def fits(predictor: Predictor) -> bool:
@@ -117,7 +117,8 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> Any:
         gradients: Gradients = ctx.gradients
-        flat = (gradients.flat * errors[0]).bfloat16()
+        factor = float(errors[0])
+        flat = (gradients.flat if factor == 1 else gradients.flat * factor).bfloat16()
         parts = flat.split(gradients.sizes)
         return None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
 

@@ -1,7 +1,7 @@
 """A rollout of some windows through the predictor and back, written out.
 
-Shapes: B windows, T = F + 1 frames, L = M + 1 rows of a sequence (a group's tokens, then proprioception), W width,
-D token features. Rows of all frames lie one after another: (F * B * L, ...).
+Shapes: B windows, T = F + 1 frames, L = M + 1 rows of a sequence (a group's tokens, then proprioception),
+W width, D token features. Rows of all frames lie one after another: (F * B * L, ...).
 """
 
 from __future__ import annotations
@@ -203,9 +203,7 @@ class StepRollout:
         self.d_hidden, self.d_qkv = self.take(most, w.mlp), self.take(most, 3 * w.inner)
         self.d_mixed = self.take(most, w.inner)
         width, depth = w.width, w.depth
-        self.d_modulation = self.take(
-            self.real * self.windows, depth * 6 * width, dtype=torch.float32
-        )
+        self.d_modulation = self.take(self.real * self.windows, depth * 6 * width, dtype=torch.float32)
         self.d_modulations = self.take(self.frames * self.windows, depth * 6 * width)
         self.d_norm = torch.empty(self.real * self.windows, 2 * width)
         self.pending = self.take(depth, w.history * self.rows, 2 * w.inner)

@@ -16,10 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsewm.kernels.training import own_products
+
 # torch's optimisers import it when the first one is made. By then MuJoCo may have loaded Mesa with an LLVM of
 # its own, and the process can die; the other way round both live.
 with contextlib.suppress(ImportError):
     importlib.import_module("triton")
+
+FACTORS = 3.4445, -4.7750, 2.0315
+"""Of Newton-Schulz iterations (Jordan et al. 2024): they lift small singular values fast."""
 
 
 class MasterAdamW:
@@ -177,13 +182,19 @@ class MasterMuon(MasterAdamW):
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """Roughly the nearest orthogonal matrices to (K, R, C), in their precision, of which bfloat16 is enough.
 
-    Singular values end between 0.7 and 1.2, by a Newton-Schulz iteration whose coefficients (Jordan et al.
-    2024) lift small ones fast.
+    Singular values end between 0.7 and 1.2, by Newton-Schulz iterations.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    here = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    kernels = own_products() if here and all(size % 32 == 0 for size in x.shape[1:]) else None
+    if kernels is not None:
+        x = x.contiguous()
+        kernels.orthogonalize(x, FACTORS, steps)
+        return x.mT if tall else x
+    a, b, c = FACTORS
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
