@@ -16,9 +16,9 @@ class Arena:
     """Memory that steps share, for new pages cost more than what is written there."""
 
     def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
-        self.used = 0
+        self._memory = torch.empty(0, dtype=torch.uint8)
         self._shared = torch.empty(0, dtype=torch.bfloat16)
+        self._used = self.most = 0  # bytes, now and at any time
 
     def shared(self, count: int) -> Tensor:
         """Room for `count` numbers of bfloat16 at least, the same every time."""
@@ -26,25 +26,22 @@ class Arena:
             self._shared = torch.empty(count, dtype=torch.bfloat16)
         return self._shared
 
-    def reset(self, size: int) -> None:
-        """Everything taken is free again; there are `size` bytes."""
-        self.used = 0
-        if len(self.memory) < size:
-            self.memory = torch.empty(0, dtype=torch.uint8)
-            self.memory = torch.empty(size, dtype=torch.uint8)
+    def reset(self) -> None:
+        """Everything taken is free again."""
+        self._used = 0
+        if len(self._memory) < self.most:
+            self._memory = torch.empty(0, dtype=torch.uint8)  # gone before there is more
+            self._memory = torch.empty(self.most, dtype=torch.uint8)
 
     def take(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """A tensor of that shape, whatever is in it."""
         size = math.prod(shape) * dtype.itemsize
-        start = self.used
-        self.used += -(-(size + SLACK * shape[-1] * dtype.itemsize) // 64) * 64
-        if self.used > len(self.memory):
-            return (
-                torch.empty(size + SLACK * shape[-1] * dtype.itemsize, dtype=torch.uint8)[:size]
-                .view(dtype)
-                .view(shape)
-            )
-        return self.memory[start : start + size].view(dtype).view(shape)
+        start, whole = self._used, -(-(size + SLACK * shape[-1] * dtype.itemsize) // 64) * 64
+        self._used += whole
+        self.most = max(self.most, self._used)
+        fits = self._used <= len(self._memory)
+        memory = self._memory[start:] if fits else torch.empty(whole, dtype=torch.uint8)
+        return memory[:size].view(dtype).view(shape)
 
 
 class OwnLayer:

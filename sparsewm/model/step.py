@@ -2,8 +2,7 @@
 
 It is what `WorldModel.loss` differentiates through torch, without a tape: between products everything is one
 pass of a compiled function, recorded frames go through a layer together, weights are packed once a step, and
-their gradients add up in float32. Windows are computed some at a time, so that what is kept for the way back is
-bounded.
+their gradients add up in float32. Windows are computed some at a time, which bounds what is kept on the way.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from sparsewm.kernels.products import Arena
 from sparsewm.kernels.training import TrainingKernels, own_products, training_kernels
 from sparsewm.model.predictor import Predictor
 from sparsewm.model.step_rollout import Losses, StepRollout
-from sparsewm.model.step_weights import Gradients, Weights
+from sparsewm.model.step_weights import Gradients, Weights, head_size
 
 ROOM = 256 * 2**20
 """Bytes that are kept for the way back, about; more windows wait for their turn."""
@@ -49,9 +48,9 @@ class Step:
     def fits(predictor: Predictor) -> bool:
         """Whether a predictor of these sizes and this precision can be computed."""
         config, weight = predictor.config, predictor.embed_tokens.weight
-        inner = predictor.blocks[0].out.weight.shape[1]
-        small = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and config.width <= 4096
-        return small and config.width % 32 == 0 and config.mlp % 2 == inner % 2 == config.token_dim % 2 == 0
+        inner = config.heads * head_size(config)
+        here = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and config.width <= 4096
+        return here and config.width % 32 == 0 and config.mlp % 2 == inner % 2 == config.token_dim % 2 == 0
 
     def losses(
         self,
@@ -77,13 +76,11 @@ class Step:
         for group in groups:
             length = group.shape[1] + 1
             share = group.shape[1] / total
-            each = weights.bytes_of(frames, length)
-            count = max(1, min(len(group), self.room // each))
+            count = max(1, min(len(group), self.room // weights.bytes_of(frames, length)))
             count = -(-len(group) // -(-len(group) // count))  # parts of one size
-            self.arena.reset(each * count + weights.bytes_of(max(real, 1), length) * count)
             for start in range(0, len(group), count):
                 some = slice(start, start + count)
-                self.arena.used = 0
+                self.arena.reset()
                 rollout = StepRollout(
                     self.kernels,
                     self.arena,

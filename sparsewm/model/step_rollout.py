@@ -66,7 +66,8 @@ class StepRollout:
         self.condition = [take(f * b, width) for _ in range(4)]  # before and after each SiLU
         most = real * rows
         self.x = take(most, width, dtype=torch.float32)
-        self.y = take(most, width)
+        self.y, self.embedded, self.change = take(most, width), take(most, width), take(most, w.dim)
+        self.next_tokens = take(1, b, self.length, w.dim, dtype=torch.float32)
         places = take(b, self.length, width, dtype=torch.float32)
         places[:, :-1] = w.positions[group]
         places[:, -1] = 0
@@ -125,7 +126,7 @@ class StepRollout:
         frames[:, :, -1] = F.linear(
             self.proprio[begin:end].bfloat16(), state["embed_proprio.weight"], state["embed_proprio.bias"]
         )
-        added = self.take(count, w.width)
+        added: Tensor = self.embedded[:count]
         w.embed.forward(self.tokens[begin:end].view(count, -1), added)
         gate: Tensor | None = None
         for layer, block in enumerate(w.blocks):
@@ -170,7 +171,7 @@ class StepRollout:
             self.last_factors[here],
             y,
         )
-        change = self.take(count, w.dim)
+        change = self.change[:count]
         w.change.forward(y, change)
         return self._compare(begin, end, change, y)
 
@@ -182,7 +183,7 @@ class StepRollout:
             before = self.next_tokens
         torch.add(before, change.view(errors.shape), out=errors)
         if end < self.frames:
-            self.next_tokens = errors[-1:].clone()
+            self.next_tokens.copy_(errors[-1:])
             self.tokens[end : end + 1] = self.next_tokens
             self.tokens[end, :, -1] = 0
         errors -= self.truth[begin + 1 : end + 1]
@@ -241,7 +242,7 @@ class StepRollout:
         if self.d_next is not None:
             d_tokens[-1] += self.d_next[0]
             d_proprio[-1] += self.d_next[1]
-        d_change = self.take(count, w.dim)
+        d_change = self.change[:count]
         d_change.view(d_tokens.shape).copy_(d_tokens)
         dx, dy = self.x[:count], self.y[:count]
         w.change.back(d_change, dy)
@@ -342,7 +343,7 @@ class StepRollout:
         d_inputs = self._return_condition(sequences)
         if begin < self.real:
             return
-        d_from = self.take(count, w.dim)
+        d_from = self.change[:count]
         w.embed.back(d_embedded, d_from)
         d_tokens[0] += d_from.view(d_tokens.shape[1:])
         d_tokens[0, :, -1] = 0

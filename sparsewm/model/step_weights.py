@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sparsewm.kernels.products import Arena, Layer, OwnLayer, TorchLayer
 from sparsewm.kernels.training import TrainingKernels
-from sparsewm.model.predictor import Predictor
+from sparsewm.model.predictor import Predictor, PredictorConfig
 
 
 class Gradients:
@@ -33,11 +33,17 @@ class Gradients:
 class BlockWeights:
     """A block's layers, and its ages in float32 (history, H, d)."""
 
+    ages: Tensor
     qkv: Layer
     out: Layer
     up: Layer
     down: Layer
-    ages: Tensor
+
+
+def head_size(config: PredictorConfig) -> int:
+    """Numbers of a head."""
+    size: int | None = getattr(config, "head_dim", None)
+    return config.width // config.heads if size is None else size
 
 
 class Weights:
@@ -55,8 +61,8 @@ class Weights:
         config = predictor.config
         self.depth, self.width, self.mlp = len(predictor.blocks), config.width, config.mlp
         self.history, self.heads, self.dim = config.history, config.heads, config.token_dim
-        self.inner = predictor.blocks[0].out.weight.shape[1]
-        self.d = self.inner // self.heads
+        self.d = head_size(config)
+        self.inner = self.heads * self.d
         state = {name: p.detach() for name, p in predictor.named_parameters()}
         names = [f"blocks.{i}.modulation" for i in range(self.depth)]
         modulation = torch.cat([state[f"{name}.weight"] for name in names])
@@ -68,8 +74,8 @@ class Weights:
         self.state = state
         self.blocks = [
             BlockWeights(
-                *(self._layer(f"blocks.{i}.{name}") for name in ("qkv", "out", "up", "down")),
                 state[f"blocks.{i}.age"][:, :, 0].float().contiguous(),
+                *(self._layer(f"blocks.{i}.{name}") for name in ("qkv", "out", "up", "down")),
             )
             for i in range(self.depth)
         ]
@@ -80,6 +86,7 @@ class Weights:
         self.change = self._layer("token_change")
         self.second = self._layer("embed_condition.2")
         self.norm = predictor.norm
+        assert isinstance(predictor.positions, Tensor)
         positions = predictor.positions.to(torch.bfloat16)
         embedded = F.linear(positions, state["embed_positions.weight"], state["embed_positions.bias"])
         self.places = positions
@@ -105,9 +112,7 @@ class Weights:
     def bytes_of(self, frames: int, length: int) -> int:
         """What a window's rollout keeps, about."""
         row = self.depth * (2 * (4 * self.width + 4 * self.inner + self.mlp) + 4 * (2 + self.heads))
-        row += 2 * self.width + 6 * self.dim + 4 + 4 * self.inner * self.depth * self.history // frames
-        row += 4 * self.width + 2 * (4 * self.width + 4 * self.inner + self.mlp) // frames
-        return frames * (length * row + 12 * self.depth * self.width * 3)
+        return frames * (length * (row + 6 * self.width + 10 * self.dim) + 12 * self.depth * self.width)
 
     def finish(self) -> None:
         """Gradients of what rollouts share."""
