@@ -80,7 +80,15 @@ class OwnLayer:
 class TorchLayer:
     """A linear layer by torch's products, as `OwnLayer`: for processors with a matrix unit."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, d_weight: Tensor, d_bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        kernels: TrainingKernels,
+        weight: Tensor,
+        bias: Tensor | None,
+        d_weight: Tensor,
+        d_bias: Tensor | None,
+    ) -> None:
+        self.kernels = kernels
         self.weight, self.bias, self.d_weight, self.d_bias = weight, bias, d_weight, d_bias
 
     def forward(self, x: Tensor, out: Tensor, relu: bool = False) -> None:
@@ -99,7 +107,7 @@ class TorchLayer:
     def learn(self, error: Tensor, x: Tensor) -> None:
         self.d_weight += error.T @ x
         if self.d_bias is not None:
-            self.d_bias += error.sum(0, dtype=torch.float32)
+            self.kernels.add_columns(error, self.d_bias)
 
 
 Layer = OwnLayer | TorchLayer

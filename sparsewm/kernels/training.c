@@ -118,6 +118,23 @@ void leave(bf16 *d_out, const bf16 *hat, const float *factors, float *dx, int fr
     }
 }
 
+/* Adds the sums of columns (rows, columns) to float32 `to`. */
+void add_columns(const bf16 *from, int64_t rows, int64_t columns, float *to, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t c = 0; c < columns; c += PANEL) {
+        const __mmask32 mask = first(columns - c);
+        const __mmask16 half[2] = {(__mmask16)mask, (__mmask16)(mask >> LANES)};
+        __m512 low = _mm512_maskz_loadu_ps(half[0], to + c), high = _mm512_maskz_loadu_ps(half[1], to + c + LANES);
+        for (int64_t r = 0; r < rows; r++) {
+            const __m512i row = _mm512_maskz_loadu_epi16(mask, from + r * columns + c);
+            low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(row)));
+            high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(row, 1)));
+        }
+        _mm512_mask_storeu_ps(to + c, half[0], low);
+        _mm512_mask_storeu_ps(to + c + LANES, half[1], high);
+    }
+}
+
 /* Of a rollout's queries, keys and values (frames, windows, length, 3, heads, d) and what attention gives of them
  * (frames, windows, length, heads, d): a frame sees itself and up to `history` - 1 frames before it. */
 typedef struct {
@@ -127,6 +144,7 @@ typedef struct {
 /* One sequence and head. Matrices are filled up with zeros: heads to a multiple of 32, keys of it, queries of 12. */
 typedef struct {
     int64_t length, keys, room, deep, rows; /* keys in sight; filled up, like a head and the queries */
+    int64_t steps;                          /* pairs of numbers of a head */
     bf16 *query, *error, *key, *value;      /* (rows, deep), (room, deep) */
     bf16 *turned_keys, *turned_values;      /* (room / 16, deep / 2, 16, 2) */
     bf16 *paired_keys, *paired_values;      /* (room / 2, deep, 2) */
@@ -198,7 +216,7 @@ static void look(Head *head, const bf16 *qkv, const float *ages, const Shape *s,
 INLINE void score(const Head *head, const bf16 *rows, const bf16 *columns, int64_t block, __m512 (*sums)[2],
                   int count) {
     for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    add_products(sums, rows, head->deep, 2, columns + block * head->deep, LANES * head->deep, PANEL, head->deep / 2,
+    add_products(sums, rows, head->deep, 2, columns + block * head->deep, LANES * head->deep, PANEL, head->steps,
                  count);
 }
 
@@ -256,6 +274,7 @@ static void *room_of(Head *head, const Shape *s, int back) {
     head->length = s->length;
     head->rows = rows;
     head->deep = deep;
+    head->steps = up(s->d, 2) / 2;
 #define PART(name, size) head->name = (void *)at, at += (size)
     PART(query, small);
     PART(error, small);

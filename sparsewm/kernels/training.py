@@ -93,6 +93,7 @@ class TrainingKernels:
             "leave": [pointer] * 4 + [threads, pointer, pointer, number, number, number, threads],
             "attend": [pointer] * 5 + [threads],
             "attend_back": [pointer] * 8 + [threads],
+            "add_columns": [pointer, number, number, pointer, threads],
             "pack_rows": [pointer, number, number, pointer, threads],
             "pack_columns": [pointer, number, number, pointer, threads],
             "multiply": [pointer, number, number, number, pointer, number, pointer, threads],
@@ -121,6 +122,7 @@ class TrainingKernels:
     _leave: Any
     _attend: Any
     _attend_back: Any
+    _add_columns: Any
     _pack_rows: Any
     _pack_columns: Any
     _multiply: Any
@@ -249,6 +251,10 @@ class TrainingKernels:
             )
         if failed:
             raise MemoryError("no memory for attention")
+
+    def add_columns(self, rows: Tensor, to: Tensor) -> None:
+        """Add the sums of columns (R, N) to float32 (N,)."""
+        self._add_columns(rows.data_ptr(), *rows.shape, to.data_ptr(), torch.get_num_threads())
 
     def pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """A matrix (N, K) for products with its rows, and with its columns."""

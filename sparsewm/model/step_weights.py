@@ -107,7 +107,7 @@ class Weights:
     def _make(self, weight: Tensor, bias: Tensor | None, d_weight: Tensor, d_bias: Tensor | None) -> Layer:
         if self.own:
             return OwnLayer(self.kernels, self.room, weight.contiguous(), bias, d_weight, d_bias)
-        return TorchLayer(weight, bias, d_weight, d_bias)
+        return TorchLayer(self.kernels, weight, bias, d_weight, d_bias)
 
     def bytes_of(self, frames: int, length: int) -> int:
         """What a window's rollout keeps, about."""
