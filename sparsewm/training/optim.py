@@ -60,7 +60,7 @@ class MasterAdamW:
             [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=lr,
             betas=betas,
-            foreach=True,
+            fused=all(master.device.type in ("cpu", "cuda") for master in self.masters),
         )
 
     def _adaptive(self, module: nn.Module) -> list[Tensor]:

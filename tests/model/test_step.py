@@ -239,6 +239,17 @@ def test_copies_have_memory_of_their_own() -> None:
     assert pickle.loads(pickle.dumps(model))._step is None
 
 
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = made()
+    assert Step.of(model.predictor) is not None
+    monkeypatch.setenv("SPARSEWM_KERNELS", "0")
+    training_kernels.cache_clear()
+    try:
+        assert Step.of(model.predictor) is None
+    finally:
+        training_kernels.cache_clear()
+
+
 def test_other_precisions_are_torchs() -> None:
     model, batch = made()
     model._step = None
