@@ -61,7 +61,7 @@ class PackedBlock:
         scale[:width] = (width // block.heads) ** -0.5
         self.qkv = PackedLinear(_scaled(block.qkv.weight, scale), _scaled(block.qkv.bias, scale))
         self.out = PackedLinear(block.out.weight, block.out.bias)
-        self.up = PackedLinear(block.up.weight, block.up.bias, relu=True)
+        self.up = PackedLinear(block.up.weight, block.up.bias, "relu")
         self.down = PackedLinear(block.down.weight, block.down.bias)
         # A frame's keys start at age 0 and grow older by a difference a step. What all keys have in common
         # does not change attention, so age 0 is left out.

@@ -15,14 +15,14 @@ from sparsewm.kernels import FrozenLinear, PackedLinear, linear
 def test_packed_layer_falls_back_where_torch_has_no_such_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, bias, x = torch.randn(5, 3), torch.randn(5), torch.randn(2, 4, 3)
     expected = torch.relu(x @ weight.T + bias)
-    torch.testing.assert_close(PackedLinear(weight, bias, relu=True)(x), expected)
+    torch.testing.assert_close(PackedLinear(weight, bias, "relu")(x), expected)
 
     class Nothing:
         def __getattr__(self, name: str) -> None:
             raise AttributeError(name)
 
     monkeypatch.setattr(torch.ops, "mkldnn", Nothing())
-    layer = PackedLinear(weight, bias, relu=True)
+    layer = PackedLinear(weight, bias, "relu")
     assert layer.packed is None
     torch.testing.assert_close(layer(x), expected)
 
