@@ -60,6 +60,28 @@ INLINE __m512 exp2_of(__m512 x) {
     return _mm512_scalef_ps(p, x);
 }
 
+/* Of a row: its mean, and one by its deviation. */
+typedef struct {
+    __m512 mean, factor;
+} Moments;
+
+INLINE Moments moments(const float *row, int64_t width, float epsilon) {
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (int64_t i = 0; i < width; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
+        squares = _mm512_fmadd_ps(value, value, squares);
+    }
+    const float variance = _mm512_reduce_add_ps(squares) / (float)width + epsilon;
+    return (Moments){mean, _mm512_set1_ps(1.0f / sqrtf(variance))};
+}
+
+/* Sixteen numbers of a row, normalized. */
+INLINE __m512 normal(const float *numbers, Moments of) {
+    return _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(numbers), of.mean), of.factor);
+}
+
 /* Denormal numbers count as zero on this thread from here to `restore`: they take many times as long, and say
  * nothing. */
 INLINE uint32_t flush_denormals(void) {

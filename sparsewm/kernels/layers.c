@@ -1,9 +1,10 @@
-/* A frame of a planner's rollout through all layers of the predictor, in bfloat16, on processors with AVX512-BF16.
+/* A frame of a planner's rollout through all layers of the predictor, or pictures through those of an encoder, in
+ * bfloat16, on processors with AVX512-BF16.
  *
- * As in layers.c a thread takes a few candidates through all layers, whose activations stay in its cache. What a
- * product reads is bfloat16, two numbers of a row (or two keys) side by side, as the processor multiplies them; what
- * it adds up is float32, and so are the tokens between layers, norms and exponents. A product ends in what comes after
- * it: bias, ReLU, or the gated sum with the tokens.
+ * A thread takes a few candidates through all layers, whose activations stay in its cache. What a product reads is
+ * bfloat16, two numbers of a row (or two keys) side by side, as the processor multiplies them; what it adds up is
+ * float32, and so are the tokens between layers, norms and exponents. A product ends in what comes after it: bias,
+ * ReLU or GELU, or the gated sum with the tokens.
  *
  * Compiled with INTEGERS=1, linear layers multiply 8-bit integers instead (AVX512-VNNI), four at once: a row is
  * rounded to 255 steps of its largest number, a column of weights to 127 of its own. Attention stays as it is.
@@ -39,11 +40,13 @@ enum { TILE = 12, PANEL = 2 * LANES, BLOCK = 128, GROUP = 256 };
         call(4);                                                                                              \
     }
 
-/* What becomes of a product: rows of bfloat16 (through a ReLU), or a part of the tokens by their gates. */
+typedef enum { NOTHING, RELU, GELU } Activation;
+
+/* What becomes of a product: rows of bfloat16, or a part of the tokens by their gates. */
 typedef struct {
     bf16 *rows;
     int64_t stride;
-    int relu;
+    Activation activation;
     float *tokens; /* where rows is NULL */
     const bf16 *gates;
     int64_t length, gate_stride, first; /* rows of a candidate, numbers from gate to gate, row of the tokens */
@@ -79,6 +82,20 @@ static void quantize(const bf16 *row, int64_t width, int positive, const Rows *o
     out->units[at] = unit;
 }
 #endif
+
+/* x by the normal distribution's share below it, exact to 3e-4 of its value. The share is exp(-x^2 / 2) times a
+ * polynomial in 1 / (1 + 0.48 |x|), below zero; above it is what the other side leaves. */
+INLINE __m512 gelu(__m512 x) {
+    const __m512 size = _mm512_abs_ps(x);
+    const __m512 u = _mm512_rcp14_ps(_mm512_fmadd_ps(size, _mm512_set1_ps(0.48f), _mm512_set1_ps(1.0f)));
+    __m512 p = _mm512_set1_ps(-0.12085323f);
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.26534404f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.16142514f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.19413659f));
+    const __m512 bell = exp2_of(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.72134752f)));
+    const __m512 share = _mm512_mul_ps(_mm512_mul_ps(p, u), bell);
+    return _mm512_fnmadd_ps(size, share, _mm512_max_ps(x, _mm512_setzero_ps()));
+}
 
 /* Some rows against one panel of 32 columns; the first `real` of them are kept. A part of the next panel is fetched
  * meanwhile, `step` bytes for every 32 bits of a row from `ahead` on. */
@@ -120,7 +137,10 @@ INLINE void multiply(const Linear *layer, const Rows *in, int64_t row, int64_t c
     }
 #endif
     if (result->rows) {
-        const __m512 least = _mm512_set1_ps(result->relu ? 0.0f : -INFINITY);
+        if (result->activation == GELU)
+            for (int r = 0; r < count; r++)
+                for (int i = 0; i < 2; i++) sums[r][i] = gelu(sums[r][i]);
+        const __m512 least = _mm512_set1_ps(result->activation == RELU ? 0.0f : -INFINITY);
         for (int r = 0; r < count && r < real; r++) {
             const __m512 low = _mm512_max_ps(sums[r][0], least), high = _mm512_max_ps(sums[r][1], least);
             _mm512_storeu_si512(result->rows + (row + r) * result->stride + column,
@@ -153,20 +173,32 @@ static __attribute__((noinline)) void linear(const Linear *layer, const Rows *ro
         }
 }
 
+/* `count` numbers of the input, from `at` on, as float32. */
+static void enter(const void *from, int64_t at, int precise, float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES)
+        _mm512_storeu_ps(x + i, precise ? _mm512_loadu_ps((const float *)from + at + i)
+                                        : load((const bf16 *)from + at + i));
+}
+
 /* shift + scale * layer norm of a row. */
 static void normalize(const float *row, int64_t width, const bf16 *shift, const bf16 *scale, float epsilon,
                       bf16 *out) {
-    __m512 sum = _mm512_setzero_ps(), squares = sum;
-    for (int64_t i = 0; i < width; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
-    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+    const Moments of = moments(row, width, epsilon);
+    for (int64_t i = 0; i < width; i += LANES)
+        store(out + i, _mm512_fmadd_ps(normal(row + i, of), load(scale + i), load(shift + i)));
+}
+
+/* The same of the last norm, whose shift and scale are float32; out: the row `at`, float32 or bfloat16. */
+static void finish(const float *row, int64_t width, const float *norm, float epsilon, int precise, void *out,
+                   int64_t at) {
+    const Moments of = moments(row, width, epsilon);
     for (int64_t i = 0; i < width; i += LANES) {
-        const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
-        squares = _mm512_fmadd_ps(value, value, squares);
-    }
-    const __m512 factors = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + epsilon));
-    for (int64_t i = 0; i < width; i += LANES) {
-        const __m512 value = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), factors);
-        _mm256_storeu_si256((__m256i *)(out + i), narrow(_mm512_fmadd_ps(value, load(scale + i), load(shift + i))));
+        const __m512 value =
+            _mm512_fmadd_ps(normal(row + i, of), _mm512_loadu_ps(norm + width + i), _mm512_loadu_ps(norm + i));
+        if (precise)
+            _mm512_storeu_ps((float *)out + at * width + i, value);
+        else
+            store((bf16 *)out + at * width + i, value);
     }
 }
 
@@ -228,12 +260,18 @@ typedef struct {
     int64_t room;
 } Scratch;
 
+/* A head of a candidate in a layer. */
+typedef struct {
+    int64_t layer, b, s, h;
+    bf16 *keys, *values; /* of the present frame */
+    const bf16 *ages;
+} Head;
+
 /* Up to twelve queries of one head against the keys of all frames. */
-INLINE void attend_some(const bf16 *queries, const Frame *frames, const Sizes *sizes, int64_t layer, int64_t b,
-                        int64_t s, int64_t h, const bf16 *ages, const Scratch *scratch, bf16 *out, int count,
-                        int64_t real) {
+INLINE void attend_some(const bf16 *queries, const Frame *frames, const Sizes *sizes, const Head *head,
+                        const Scratch *scratch, bf16 *out, int count, int64_t real) {
     enum { FRAMES = LANES };
-    const int64_t width = sizes->width, d = width / sizes->heads, padded = up(d, LANES), room = scratch->room;
+    const int64_t d = sizes->head, inner = sizes->heads * d, padded = up(d, LANES), room = scratch->room;
     const bf16 *values[FRAMES];
     float clocks[TILE * LANES], clock[TILE], zero[TILE] = {0}, scale[TILE];
     __m512 most[TILE];
@@ -241,23 +279,23 @@ INLINE void attend_some(const bf16 *queries, const Frame *frames, const Sizes *s
     if (sizes->frames > 1) { /* every age is one number more for all keys of a frame */
         __m512 unused[TILE];
         for (int r = 0; r < count; r++) unused[r] = most[r];
-        score(queries, 3 * width, ages + h * d * LANES, d, zero, clocks, LANES, unused, 0xffff, count, 0);
+        score(queries, 3 * inner, head->ages + head->h * d * LANES, d, zero, clocks, LANES, unused, 0xffff, count,
+              0);
     }
     int64_t at = 0;
     for (int64_t f = 0; f < sizes->frames; f++) {
         const Frame *frame = frames + f;
         const int64_t blocks = up(frame->length, LANES) / LANES, rest = frame->length - (blocks - 1) * LANES;
-        const bf16 *keys = (const bf16 *)frame->keys + keys_at(frame, layer, b, s) + h * blocks * d * LANES;
-        values[f] = (const bf16 *)frame->values + values_at(frame, layer, b, s) +
-                    h * up(frame->length, 2) * padded;
+        const bf16 *keys = f ? keys_of(frame, sizes, head->layer, head->b, head->s, head->h) : head->keys;
+        values[f] = f ? values_of(frame, sizes, head->layer, head->b, head->s, head->h) : head->values;
         for (int r = 0; r < count; r++) clock[r] = frame->age ? clocks[r * LANES + frame->age] : 0.0f;
         const __mmask16 last = (__mmask16)((1u << rest) - 1);
         int64_t block = 0;
         for (; block + 2 <= blocks; block += 2, at += PANEL)
-            score(queries, 3 * width, keys + block * d * LANES, d, clock, scratch->scores + at, room, most,
+            score(queries, 3 * inner, keys + block * d * LANES, d, clock, scratch->scores + at, room, most,
                   block + 2 == blocks ? last : 0xffff, count, 1);
         if (block < blocks) {
-            score(queries, 3 * width, keys + block * d * LANES, d, clock, scratch->scores + at, room, most, last,
+            score(queries, 3 * inner, keys + block * d * LANES, d, clock, scratch->scores + at, room, most, last,
                   count, 0);
             at += LANES;
         }
@@ -269,73 +307,81 @@ INLINE void attend_some(const bf16 *queries, const Frame *frames, const Sizes *s
         for (int64_t n = 0; n < at; n += LANES) {
             const __m512 weight = exp2_of(_mm512_sub_ps(_mm512_loadu_ps(row + n), top));
             sum = _mm512_add_ps(sum, weight);
-            _mm256_storeu_si256((__m256i *)(scratch->weights + r * room + n), narrow(weight));
+            store(scratch->weights + r * room + n, weight);
         }
         scale[r] = 1.0f / _mm512_reduce_add_ps(sum);
     }
     int64_t k = 0;
     for (; k + PANEL <= padded; k += PANEL) {
-        mix(scratch->weights, room, values, frames, sizes->frames, padded, scale, d - k, out + k, width, count, 2,
+        mix(scratch->weights, room, values, frames, sizes->frames, padded, scale, d - k, out + k, inner, count, 2,
             real);
         for (int64_t f = 0; f < sizes->frames; f++) values[f] += 2 * PANEL;
     }
     if (k < padded)
-        mix(scratch->weights, room, values, frames, sizes->frames, padded, scale, d - k, out + k, width, count, 1,
+        mix(scratch->weights, room, values, frames, sizes->frames, padded, scale, d - k, out + k, inner, count, 1,
             real);
 }
 
-/* Keys and values of one candidate from rows of queries, keys and values: per head keys (blocks, d / 2, 16, 2) and
+/* A head's keys and values of one candidate from rows of queries, keys and values: keys (blocks, d / 2, 16, 2) and
  * values (pairs of keys, padded d, 2). */
-static void remember(const bf16 *qkv, const Sizes *sizes, bf16 *keys, bf16 *values) {
-    const int64_t width = sizes->width, d = width / sizes->heads, length = sizes->length, padded = up(d, LANES);
-    const int64_t blocks = up(length, LANES) / LANES;
-    for (int64_t h = 0; h < sizes->heads; h++, keys += blocks * d * LANES, values += up(length, 2) * padded) {
-        for (int64_t n = 0; n < blocks * LANES; n++) {
-            const bf16 *row = qkv + n * 3 * width + width + h * d;
-            bf16 *to = keys + (n / LANES * d / 2 * LANES + n % LANES) * 2;
-            for (int64_t k = 0; k < d; k += 2, to += 2 * LANES) {
-                uint32_t pair = 0;
-                if (n < length) memcpy(&pair, row + k, sizeof pair);
-                memcpy(to, &pair, sizeof pair);
-            }
+static void remember(const bf16 *qkv, const Sizes *sizes, const Head *head) {
+    const int64_t d = sizes->head, inner = sizes->heads * d, length = sizes->length, padded = up(d, LANES);
+    for (int64_t n = 0; n < up(length, LANES); n++) {
+        const bf16 *row = qkv + n * 3 * inner + inner + head->h * d;
+        bf16 *to = head->keys + (n / LANES * d / 2 * LANES + n % LANES) * 2;
+        for (int64_t k = 0; k < d; k += 2, to += 2 * LANES) {
+            uint32_t pair = 0;
+            if (n < length) memcpy(&pair, row + k, sizeof pair);
+            memcpy(to, &pair, sizeof pair);
         }
-        for (int64_t n = 0; n < length; n += 2) {
-            const bf16 *even = qkv + n * 3 * width + 2 * width + h * d, *odd = even + 3 * width;
-            for (int64_t k = 0; k < padded; k += LANES) {
-                const __mmask16 mask = d - k >= LANES ? 0xffff : (__mmask16)((1u << (d - k)) - 1);
-                const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + k));
-                __m512i pair = low;
-                if (n + 1 < length) {
-                    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd + k));
-                    pair = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-                }
-                _mm512_storeu_si512(values + (n / 2 * padded + k) * 2, pair);
+    }
+    for (int64_t n = 0; n < length; n += 2) {
+        const bf16 *even = qkv + (n * 3 + 2) * inner + head->h * d, *odd = even + 3 * inner;
+        for (int64_t k = 0; k < padded; k += LANES) {
+            const __mmask16 mask = d - k >= LANES ? 0xffff : (__mmask16)((1u << (d - k)) - 1);
+            const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + k));
+            __m512i pair = low;
+            if (n + 1 < length) {
+                const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd + k));
+                pair = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
             }
+            _mm512_storeu_si512(head->values + (n / 2 * padded + k) * 2, pair);
         }
     }
 }
 
-/* All layers of one imagined frame.
+/* All layers of one imagined frame, or of pictures.
  *
- * from: embedded tokens (episodes, from_candidates, length, width). modulation: (episodes * candidates, layers, 6,
+ * from: embedded tokens (episodes, from_candidates, length, width). modulation: (episodes * candidates or 1, layers, 6,
  * width): shift, scale and gate before attention, the same before the MLP, with the "1 +" of scales and gates. norm:
- * shift and scale (2, width) of the last layer norm. frames: at most 16, the present one first, which is written; then
- * what else is seen. out: normalized tokens (episodes, candidates, length, width). Widths are multiples of 32, a
- * head's size of 2. Returns 0, or 1 when there is no memory.
+ * shift and scale (2, width) of the last layer norm, float32. frames: at most 16, the present one first, which is
+ * written, or has no memory for keys and values; then what else is seen. out: normalized tokens (episodes, candidates,
+ * length, width). `from` and `out` are float32 where `precise`, else bfloat16. Widths (all heads together are one) are
+ * multiples of 32, a head's size of 2. Returns 0, or 1 when there is no memory.
  */
-int advance(const bf16 *from, const bf16 *modulation, const bf16 *norm, const Layer *layers, const Frame *frames,
-            const Sizes *sizes, bf16 *out, int threads) {
-    const int64_t width = sizes->width, length = sizes->length, mlp = sizes->mlp, d = width / sizes->heads;
-    const int64_t groups = sizes->episodes * sizes->candidates;
+int advance(const void *from, const bf16 *modulation, const float *norm, const Layer *layers, const Frame *frames,
+            const Sizes *sizes, void *out, int threads) {
+    const int64_t width = sizes->width, length = sizes->length, mlp = sizes->mlp, d = sizes->head;
+    const int64_t inner = sizes->heads * d, groups = sizes->episodes * sizes->candidates;
     const int64_t units = up(up(groups * length, GROUP) / GROUP, threads); /* as many for every thread */
     const int64_t together = (groups + units - 1) / units;
-    const int64_t most = together * length, deep = 2 * BLOCK, step = sizes->layers * 6 * width;
-    const int64_t room = room_of(frames, sizes->frames, LANES), wide = mlp > width ? mlp : width;
-    /* tokens; then queries, keys and values; mixed values; rows of bfloat16; scores; weights; and of integers a
-     * product's input with its units */
-    const int64_t bytes[] = {4 * most * width,  6 * (most + TILE) * width, 2 * (most + TILE) * width,
-                             2 * deep * width, 2 * deep * mlp,            4 * TILE * room,
-                             2 * TILE * room,  INTEGERS * deep * wide,     INTEGERS * deep * 4};
+    const int64_t most = together * length, deep = 2 * BLOCK, step = sizes->modulation;
+    const int64_t room = room_of(frames, sizes->frames, LANES), kept = frames->keys != NULL;
+    int64_t wide = mlp > width ? mlp : width;
+    if (inner > wide) wide = inner;
+    /* tokens; then queries, keys and values; mixed values; rows of bfloat16; scores; weights; of integers a product's
+     * input with its units; a head's keys and values that are not kept */
+    const int64_t bytes[] = {4 * most * width,
+                             6 * (most + TILE) * inner,
+                             2 * (most + TILE) * inner,
+                             2 * deep * width,
+                             2 * deep * mlp,
+                             4 * TILE * room,
+                             2 * TILE * room,
+                             INTEGERS * deep * wide,
+                             INTEGERS * deep * 4,
+                             kept ? 0 : 2 * head_keys(length, d),
+                             kept ? 0 : 2 * head_values(length, d)};
     enum { PARTS = sizeof bytes / sizeof *bytes };
     int64_t whole = 0;
     for (int i = 0; i < PARTS; i++) whole += up(bytes[i], LINE);
@@ -363,14 +409,12 @@ int advance(const bf16 *from, const bf16 *modulation, const bf16 *norm, const La
             if (!memory) continue;
             const int64_t count = groups - first < together ? groups - first : together, rows = count * length;
             const int64_t block = block_of(rows, BLOCK, TILE);
-            for (int64_t g = 0; g < count; g++) {
-                const bf16 *source = from + source_of(sizes, first + g) * width;
-                for (int64_t i = 0; i < length * width; i += LANES)
-                    _mm512_storeu_ps(x + g * length * width + i, load(source + i));
-            }
+            for (int64_t g = 0; g < count; g++)
+                enter(from, source_of(sizes, first + g) * width, sizes->precise, x + g * length * width,
+                      length * width);
             for (int64_t l = 0; l < sizes->layers; l++) {
                 const Layer *layer = layers + l;
-                const bf16 *parts = modulation + (first * sizes->layers + l) * 6 * width; /* of candidate `first` */
+                const bf16 *parts = modulation + first * step + l * 6 * width; /* of candidate `first` */
 #define PART(row, which) (parts + (row) / length * step + (which) * width)
 #if INTEGERS
 #define READ(from, size, positive)                                                                            \
@@ -384,43 +428,48 @@ int advance(const bf16 *from, const bf16 *modulation, const bf16 *norm, const La
                         normalize(x + (at + r) * width, width, PART(at + r, 0), PART(at + r, 1), sizes->epsilon,
                                   y + r * width);
                     READ(y, width, 0);
-                    linear(&layer->qkv, &input, some, &(Result){.rows = qkv + at * 3 * width, .stride = 3 * width});
+                    linear(&layer->qkv, &input, some, &(Result){.rows = qkv + at * 3 * inner, .stride = 3 * inner});
                 }
                 for (int64_t g = 0; g < count; g++) {
-                    const int64_t b = (first + g) / sizes->candidates, s = (first + g) % sizes->candidates;
-                    const bf16 *own = qkv + g * length * 3 * width;
-                    remember(own, sizes, (bf16 *)frames->keys + keys_at(frames, l, b, s),
-                             (bf16 *)frames->values + values_at(frames, l, b, s));
-                    for (int64_t h = 0; h < sizes->heads; h++)
+                    const bf16 *own = qkv + g * length * 3 * inner;
+                    Head head = {l, (first + g) / sizes->candidates, (first + g) % sizes->candidates, 0, part[9],
+                                 part[10], layer->ages};
+                    for (; head.h < sizes->heads; head.h++) {
+                        if (kept) {
+                            head.keys = keys_of(frames, sizes, l, head.b, head.s, head.h);
+                            head.values = values_of(frames, sizes, l, head.b, head.s, head.h);
+                        }
+                        remember(own, sizes, &head);
                         for (int64_t r = 0; r < length; r += TILE) {
 #define SOME(n)                                                                                               \
-    attend_some(own + r * 3 * width + h * d, frames, sizes, l, b, s, h, layer->ages, &scratch,                \
-                mixed + (g * length + r) * width + h * d, n, length - r)
+    attend_some(own + r * 3 * inner + head.h * d, frames, sizes, &head, &scratch,                             \
+                mixed + (g * length + r) * inner + head.h * d, n, length - r)
                             CONSTANT(SOME, length - r)
 #undef SOME
                         }
+                    }
                 }
                 for (int64_t at = 0; at < rows; at += block) {
                     const int64_t some = rows - at < block ? rows - at : block;
                     Result sum = {.tokens = x, .stride = width, .length = length, .gate_stride = step, .first = at};
                     sum.gates = parts + 2 * width;
-                    READ(mixed + at * width, width, 0);
+                    READ(mixed + at * inner, inner, 0);
                     linear(&layer->out, &input, some, &sum);
                     for (int64_t r = 0; r < some; r++)
                         normalize(x + (at + r) * width, width, PART(at + r, 3), PART(at + r, 4), sizes->epsilon,
                                   y + r * width);
                     READ(y, width, 0);
-                    linear(&layer->up, &input, some, &(Result){.rows = hidden, .stride = mlp, .relu = 1});
+                    linear(&layer->up, &input, some,
+                           &(Result){.rows = hidden, .stride = mlp, .activation = sizes->gelu ? GELU : RELU});
                     sum.gates = parts + 5 * width;
-                    READ(hidden, mlp, 1);
+                    READ(hidden, mlp, !sizes->gelu);
                     linear(&layer->down, &input, some, &sum);
                 }
 #undef READ
 #undef PART
             }
             for (int64_t r = 0; r < rows; r++)
-                normalize(x + r * width, width, norm, norm + width, sizes->epsilon,
-                          out + (first * length + r) * width);
+                finish(x + r * width, width, norm, sizes->epsilon, sizes->precise, out, first * length + r);
         }
         free(memory);
         restore(before);
