@@ -1,4 +1,4 @@
-"""All layers in one call, of the predictor for an imagined frame or of an encoder for pictures: in bfloat16 on
+"""All layers in one call, of a predictor for an imagined frame or of an encoder for pictures: in bfloat16 on
 processors with AVX512-BF16, with 8-bit integers in linear layers on those with AVX512-VNNI besides."""
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ BFLOAT16 = Layout("layers_bf16", torch.bfloat16, 2, AVX512, WIDE)
 INT8 = Layout("layers_int8", torch.int8, 4, (*AVX512, "avx512_vnni"), (*WIDE, "-mavx512vnni", "-DINTEGERS=1"))
 LAYOUTS = {layout.weights: layout for layout in (BFLOAT16, INT8)}
 """By the precision a planner asks for."""
-SOURCES = [Path(__file__).with_name(name) for name in ("layers.c", "layers.h", "numbers.h")]
+SOURCES = [
+    Path(__file__).with_name(name) for name in ("layers.c", "layers_attention.h", "layers.h", "numbers.h")
+]
 
 
 class _Linear(ctypes.Structure):

@@ -13,6 +13,8 @@ typedef uint16_t bf16;
 
 #define INLINE static inline __attribute__((always_inline)) /* row counts want to be constants */
 
+#define LEAST -3.0e38f /* the score of a key that is not there */
+
 enum { LANES = 16, LINE = 64 }; /* float32 numbers of a register, bytes of a line of the cache */
 
 INLINE int64_t up(int64_t value, int64_t step) {
@@ -48,6 +50,11 @@ INLINE __m512bh both(const bf16 *pair) {
 
 INLINE __m512bh pairs(const bf16 *from) {
     return (__m512bh)_mm512_loadu_si512(from);
+}
+
+/* A mask of the first `count` of up to 32 numbers. */
+INLINE __mmask32 first_of(int64_t count) {
+    return count >= 32 ? 0xffffffffu : count <= 0 ? 0 : (1u << count) - 1;
 }
 
 /* 2^x to 8e-5 of its value, which bfloat16 does not see. */

@@ -18,8 +18,8 @@ Against calling the predictor frame by frame:
 
 Recorded frames stay shared by all candidates of an episode: they are multiplied once and never copied.
 
-Shapes: B episodes, S candidates, M kept patches, L = M + 1, W width, H heads of size d, which may be wider together
-than the network.
+Shapes: B episodes, S candidates, M kept patches, L = M + 1, W width, H heads of size d, together as wide as
+the network or not.
 """
 
 from __future__ import annotations
