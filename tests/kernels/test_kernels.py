@@ -241,7 +241,7 @@ def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("sources", "flags"),
-    [(amx.SOURCES, amx.FLAGS), *((layout.sources, layout.flags) for layout in LAYOUTS.values())],
+    [(amx.SOURCES, amx.FLAGS), *((layers.SOURCES, layout.flags) for layout in LAYOUTS.values())],
     ids=["amx", *(layout.name for layout in LAYOUTS.values())],
 )
 def test_kernels_are_compiled_once(
