@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.kernels.vit import Affine, VitBlock
+from sparsewm.kernels import Affine, VitBlock
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def _official_block(block: Any) -> VitBlock:
             _norm(parts["norm1"]),
             (_linear(inner["qkv"]),),
             _linear(inner["proj"]),
-            _scale(parts.get("ls1")),
             _norm(parts["norm2"]),
             _linear(hidden["fc1"]),
             _linear(hidden["fc2"]),
+            _scale(parts.get("ls1")),
             _scale(parts.get("ls2")),
         )
     )
@@ -157,10 +157,10 @@ def _transformers_block(layer: Any) -> VitBlock:
             _norm(parts["norm1"]),
             tuple(_linear(inner[name]) for name in ("query", "key", "value")),
             _linear(out["dense"]),
-            scales[0].lambda1,
             _norm(parts["norm2"]),
             _linear(hidden["fc1"]),
             _linear(hidden["fc2"]),
+            scales[0].lambda1,
             scales[1].lambda1,
         )
     )
@@ -216,10 +216,14 @@ def _name(module: Any) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _plain(module: Any) -> None:
-    """Nothing is hung on a module, and it is not training."""
-    _need(not (module.training or module._forward_hooks or module._forward_pre_hooks))
-    _need("forward" not in module.__dict__)
+def plain(module: nn.Module) -> bool:
+    """Whether nothing is hung on a module, and it is not training."""
+    hung = module.training or module._forward_hooks or module._forward_pre_hooks
+    return not hung and "forward" not in module.__dict__
+
+
+def _plain(module: nn.Module) -> None:
+    _need(plain(module))
 
 
 def _children(module: nn.Module, needed: str, known: str) -> dict[str, nn.Module]:

@@ -11,11 +11,21 @@ from sparsewm.kernels.amx import Kernels, kernels
 from sparsewm.kernels.frame import Frame, RolloutKernels
 from sparsewm.kernels.gpu import GpuKernels, gpu_kernels
 from sparsewm.kernels.graphs import Graphs
-from sparsewm.kernels.layers import LAYOUTS, CompiledLayers, LayersFrame, Layout, VitBlock, layers_library
+from sparsewm.kernels.layers import (
+    LAYOUTS,
+    Affine,
+    CompiledLayers,
+    LayersFrame,
+    Layout,
+    VitBlock,
+    layers_library,
+)
 from sparsewm.kernels.linear import FrozenLinear, PackedLinear
+from sparsewm.kernels.vit import PackedVit, packed_vit
 
 __all__ = [
     "LAYOUTS",
+    "Affine",
     "CompiledLayers",
     "Frame",
     "FrozenLinear",
@@ -25,9 +35,11 @@ __all__ = [
     "LayersFrame",
     "Layout",
     "PackedLinear",
+    "PackedVit",
     "RolloutKernels",
     "VitBlock",
     "gpu_kernels",
     "kernels",
     "layers_library",
+    "packed_vit",
 ]

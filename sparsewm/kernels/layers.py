@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,24 +133,19 @@ class PanelLinear:
     @classmethod
     def of(
         cls,
-        layer: nn.Linear,
+        layer: Affine | nn.Linear,
         layout: Layout,
         output_scale: Tensor | None = None,
-        norm: nn.LayerNorm | None = None,
         positive: bool = False,
     ) -> PanelLinear:
         """From a layer with whole panels of outputs.
 
         Args:
             output_scale: (N,), what the outputs are multiplied by.
-            norm: before the layer, whose weight and bias are taken in.
             positive: its inputs are not negative.
         """
         weight = layer.weight.detach().double()
-        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
-        if norm is not None:
-            bias = bias + weight @ norm.bias.detach().double()
-            weight = weight * norm.weight.detach().double()
+        bias = bias_of(layer).double()
         if output_scale is not None:
             weight, bias = weight * output_scale[:, None], bias * output_scale
         bias = bias.float().contiguous()
@@ -170,23 +165,70 @@ class PanelLinear:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """A linear layer: weight (out, in) and bias (out,); or a layer norm's, both (W,)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float = 0.0
+
+
+@dataclass(frozen=True)
 class VitBlock:
     """A layer of an ordinary vision transformer: x + gate * attention(norm(x)), then x + gate * MLP(norm(x)).
 
     Attributes:
-        norm1, qkv, out, gate1: of attention: qkv (W -> 3 * heads * head_dim) has queries, keys and values,
-            each head after head; out (heads * head_dim -> W); gate1 (W,), or None where it is 1.
+        heads: of attention.
+        norm1, qkv, out, gate1: of attention: qkv, one layer or several (together W -> 3 * heads * head_dim),
+            has queries, keys and values, each head after head; out (heads * head_dim -> W); gate1 (W,), or
+            None where it is 1.
         norm2, up, down, gate2: of the MLP, with a GELU (of erf) between `up` and `down`.
     """
 
-    norm1: nn.LayerNorm
-    qkv: nn.Linear
-    out: nn.Linear
-    norm2: nn.LayerNorm
-    up: nn.Linear
-    down: nn.Linear
+    heads: int
+    norm1: Affine
+    qkv: tuple[Affine, ...]
+    out: Affine
+    norm2: Affine
+    up: Affine
+    down: Affine
     gate1: Tensor | None = None
     gate2: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return len(self.norm1.weight)
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a query."""
+        return self.out.weight.shape[1] // self.heads
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All parameters."""
+        for part in (self.norm1, *self.qkv, self.out, self.norm2, self.up, self.down):
+            yield part.weight
+            if part.bias is not None:
+                yield part.bias
+        yield from (gate for gate in (self.gate1, self.gate2) if gate is not None)
+
+    def joined(self) -> Affine:
+        """`qkv` as one layer."""
+        biases = [bias_of(layer) for layer in self.qkv]
+        return Affine(torch.cat([layer.weight for layer in self.qkv]), torch.cat(biases))
+
+    def modulation(self) -> Tensor:
+        """(6, W): shift, scale and gate before attention, the same before the MLP."""
+        ones = torch.ones_like(self.norm1.weight)
+        gates = [ones if gate is None else gate for gate in (self.gate1, self.gate2)]
+        pairs = zip((self.norm1, self.norm2), gates, strict=True)
+        return torch.stack([part for norm, gate in pairs for part in (bias_of(norm), norm.weight, gate)])
+
+
+def bias_of(layer: Affine | nn.Linear | nn.LayerNorm) -> Tensor:
+    """The bias, of zeros where there is none."""
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
 
 
 @dataclass(frozen=True)
@@ -213,22 +255,18 @@ class PanelBlock:
         return cls(PanelLinear.of(block.qkv, layout, scale), out, up, down, age)
 
     @classmethod
-    def of_vit(cls, block: VitBlock, heads: int, layout: Layout) -> PanelBlock:
-        """From a layer of a ViT; what norms and gates multiply by is in the matrices."""
-        gates = [None if gate is None else gate.detach().double() for gate in (block.gate1, block.gate2)]
-        return cls(
-            PanelLinear.of(block.qkv, layout, _query_scale(block.qkv, heads), block.norm1),
-            PanelLinear.of(block.out, layout, gates[0]),
-            PanelLinear.of(block.up, layout, norm=block.norm2),
-            PanelLinear.of(block.down, layout, gates[1]),
-        )
+    def of_vit(cls, block: VitBlock, layout: Layout) -> PanelBlock:
+        """From a layer of a ViT."""
+        qkv = block.joined()
+        packed = PanelLinear.of(qkv, layout, _query_scale(qkv, block.heads))
+        return cls(packed, *(PanelLinear.of(layer, layout) for layer in (block.out, block.up, block.down)))
 
     def structure(self) -> _Layer:
         parts = [part.structure() for part in (self.qkv, self.out, self.up, self.down)]
         return _Layer(*parts, None if self.ages is None else self.ages.data_ptr())
 
 
-def _query_scale(qkv: nn.Linear, heads: int) -> Tensor:
+def _query_scale(qkv: Affine | nn.Linear, heads: int) -> Tensor:
     """What queries, keys and values (3 * heads * head_dim,) are multiplied by: weights are powers of two."""
     inner = qkv.weight.shape[0] // 3
     scale = torch.ones(3 * inner, dtype=torch.float64)
@@ -280,7 +318,8 @@ class CompiledLayers:
     Args:
         library: of the layout. blocks: the layers, packed in that layout. norm: the layer norm after them;
             its epsilon is that of all norms.
-        heads, head_dim: of attention. gelu: what is between the MLP's two matrices: GELU, or else ReLU.
+        heads, head_dim: of attention.
+        modulation: of an encoder (N * 6 * W), bfloat16: shift, scale and gate, twice, of every layer.
     """
 
     def __init__(
@@ -288,15 +327,16 @@ class CompiledLayers:
         library: ctypes.CDLL,
         layout: Layout,
         blocks: Sequence[PanelBlock],
-        norm: nn.LayerNorm,
+        norm: Affine | nn.LayerNorm,
         heads: int,
         head_dim: int,
-        gelu: bool = False,
+        modulation: Tensor | None = None,
     ) -> None:
-        self.layout, self.blocks, self.heads, self.head_dim, self.gelu = layout, blocks, heads, head_dim, gelu
+        self.layout, self.blocks, self.heads, self.head_dim = layout, blocks, heads, head_dim
+        self.modulation = modulation
         self._advance = library.advance
         self._advance.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int]
-        self.norm = torch.stack([norm.bias, norm.weight]).detach().float().contiguous()
+        self.norm = torch.stack([bias_of(norm), norm.weight]).detach().float().contiguous()
         self.epsilon = norm.eps
         self.mlp = len(blocks[0].up.bias)
         self._layers = (_Layer * len(blocks))(*(block.structure() for block in blocks))
@@ -311,17 +351,20 @@ class CompiledLayers:
 
     @classmethod
     def of_vit(
-        cls,
-        library: ctypes.CDLL,
-        layout: Layout,
-        blocks: Sequence[VitBlock],
-        norm: nn.LayerNorm,
-        heads: int,
+        cls, library: ctypes.CDLL, layout: Layout, blocks: Sequence[VitBlock], norm: Affine
     ) -> CompiledLayers:
-        """From the layers of a vision transformer whose sizes `Layout.fit`, for `encode`."""
-        packed = [PanelBlock.of_vit(block, heads, layout) for block in blocks]
-        head_dim = blocks[0].qkv.weight.shape[0] // 3 // heads
-        return cls(library, layout, packed, norm, heads, head_dim, gelu=True)
+        """From the layers of a vision transformer, and the layer norm after them, for `encode`."""
+        packed = [PanelBlock.of_vit(block, layout) for block in blocks]
+        modulation = torch.cat([block.modulation().flatten() for block in blocks]).bfloat16().contiguous()
+        return cls(library, layout, packed, norm, blocks[0].heads, blocks[0].head_dim, modulation)
+
+    @staticmethod
+    def takes(blocks: Sequence[VitBlock], norm: Affine) -> bool:
+        """Whether `of_vit` can be given these: sizes that fit, and one epsilon for all norms."""
+        first = blocks[0]
+        sizes = {(block.heads, *block.out.weight.shape, len(block.up.weight)) for block in blocks}
+        alike = len(sizes) == len({part.eps for x in blocks for part in (x.norm1, x.norm2, norm)}) == 1
+        return alike and Layout.fit(first.width, first.heads, first.head_dim, len(first.up.weight), 1)
 
     def advance(
         self, x: Tensor, modulation: Tensor, past: Sequence[LayersFrame]
@@ -359,10 +402,10 @@ class CompiledLayers:
         Raises:
             MemoryError: there is none left.
         """
-        row = torch.tensor([0.0, 1, 1, 0, 1, 1], dtype=torch.bfloat16).repeat_interleave(x.shape[2])
+        assert self.modulation is not None
         seen = [_Frame(None, None, x.shape[1])]
         with named("sparsewm::encode"):
-            return self._run(x[:, None], row.repeat(len(self.blocks)), 1, 0, seen)[:, 0]
+            return self._run(x[:, None], self.modulation, 1, 0, seen)[:, 0]
 
     def _run(self, x: Tensor, modulation: Tensor, s: int, stride: int, seen: Sequence[_Frame]) -> Tensor:
         """(B, S or 1, L, W) through all layers -> (B, S, L, W).
@@ -384,7 +427,7 @@ class CompiledLayers:
             frames=len(seen),
             from_candidates=own,
             modulation=stride,
-            gelu=self.gelu,
+            gelu=self.modulation is not None,
             precise=x.dtype == torch.float32,
             epsilon=self.epsilon,
         )

@@ -1,12 +1,16 @@
-"""Frozen vision transformers through packed weights: standard blocks and the norm after them."""
+"""Frozen vision transformers through packed weights: standard blocks and the norm after them.
+
+Three ways: all layers in one compiled call (AVX512-BF16 without a matrix unit); products of oneDNN in bfloat16,
+with what is between them compiled (a matrix unit); and products of oneDNN in float32. Between layers tokens are
+float32 in all of them, whatever products read: tokens of some encoders differ little from picture to picture.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,73 +21,30 @@ from torch.nn import functional as F
 from sparsewm.kernels.amx import Kernels, kernels
 from sparsewm.kernels.build import load_library, named
 from sparsewm.kernels.frame import Frame
-from sparsewm.kernels.layers import AVX512, WIDE
+from sparsewm.kernels.layers import (
+    AVX512,
+    LAYOUTS,
+    WIDE,
+    Affine,
+    CompiledLayers,
+    VitBlock,
+    bias_of,
+    layers_library,
+)
 from sparsewm.kernels.linear import PackedLinear
 
-ROWS = 2048
-"""Tokens that go through a block together, about: weights are read once for them, and they stay in the cache."""
+ROWS = 4096
+"""Tokens that go through a block together, at most: weights are read once for them, and they stay in the cache."""
 
 SHORT = 512
 """Tokens of a picture up to which explicit products beat fused attention in bfloat16."""
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A linear layer: weight (out, in) and bias (out,); or a layer norm's, both (W,)."""
-
-    weight: Tensor
-    bias: Tensor | None
-    epsilon: float = 0.0
-
-
-@dataclass(frozen=True)
-class VitBlock:
-    """The parameters of a pre-norm block.
-
-    x + scale1 * out(attention(norm1 x)), and of that again x + scale2 * down(gelu(up(norm2 x))).
-
-    Attributes:
-        heads: of the attention, of W / heads numbers each.
-        qkv: layers that together give queries, keys and values (3 W), head after head.
-        scale1, scale2: (W,) of a layer scale, or None.
-    """
-
-    heads: int
-    norm1: Affine
-    qkv: tuple[Affine, ...]
-    out: Affine
-    scale1: Tensor | None
-    norm2: Affine
-    up: Affine
-    down: Affine
-    scale2: Tensor | None
-
-    def tensors(self) -> Iterator[Tensor]:
-        """All of them."""
-        for part in (self.norm1, *self.qkv, self.out, self.norm2, self.up, self.down):
-            yield part.weight
-            if part.bias is not None:
-                yield part.bias
-        for scale in (self.scale1, self.scale2):
-            if scale is not None:
-                yield scale
-
-    @property
-    def width(self) -> int:
-        """W."""
-        return len(self.norm1.weight)
-
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """Weight (3 W, W) and bias (3 W,) of queries, keys and values."""
-        biases = [_bias(part) for part in self.qkv]
-        return torch.cat([part.weight for part in self.qkv]), torch.cat(biases)
 
 
 class PackedVit(Protocol):
     """Blocks and the norm after them, packed."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Tokens (B, L, W) -> normalised tokens (B, L, W)."""
+        """Tokens (B, L, W), float32 or bfloat16 -> normalised tokens (B, L, W), float32."""
         ...
 
 
@@ -92,8 +53,24 @@ def packed_vit(blocks: Sequence[VitBlock], norm: Affine) -> PackedVit:
     first = blocks[0]
     if first.up.weight.dtype == torch.float32:
         return Float32Vit(blocks, norm)
-    matrix_unit = kernels() if Kernels.fit(torch.bfloat16, first.width, first.heads) else "other sizes"
-    return Bfloat16Vit(blocks, norm, None if isinstance(matrix_unit, str) else matrix_unit)
+    unit = kernels() if Kernels.fit(torch.bfloat16, first.width, first.head_dim) else "other sizes"
+    if not isinstance(unit, str):
+        return Bfloat16Vit(blocks, norm, unit)
+    layout = LAYOUTS[torch.bfloat16]
+    library = layers_library(layout) if CompiledLayers.takes(blocks, norm) else "other sizes"
+    if isinstance(library, str):
+        return Bfloat16Vit(blocks, norm, None)
+    return CompiledVit(CompiledLayers.of_vit(library, layout, blocks, norm))
+
+
+class CompiledVit:
+    """All layers in one call, a few pictures at a time."""
+
+    def __init__(self, layers: CompiledLayers) -> None:
+        self.layers = layers
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.layers.encode(x.float())
 
 
 class Float32Vit:
@@ -137,8 +114,8 @@ class Bfloat16Vit:
         for block in self.blocks:
             y = self.add(x, added, gate, block.norm1, torch.bfloat16)
             mixed = self._attend(block.qkv(y).unflatten(-1, (3, block.heads, -1)))
-            y = self.add(x, block.out(mixed), block.scale1, block.norm2, torch.bfloat16)
-            added, gate = block.down(block.up(y)), block.scale2
+            y = self.add(x, block.out(mixed), block.gate1, block.norm2, torch.bfloat16)
+            added, gate = block.down(block.up(y)), block.gate2
         return self.add(x, added, gate, self.norm, torch.float32)
 
     def _attend(self, qkv: Tensor) -> Tensor:
@@ -156,32 +133,27 @@ class _Packed:
     """A block's layers, packed.
 
     Args:
-        fold: the layer scales become part of the weights. Otherwise the queries' 1 / sqrt(d) does, and they
+        fold: the gates become part of the weights. Otherwise the queries' 1 / sqrt(d) does, and they
             are gates in float32, one where there is none.
     """
 
     def __init__(self, block: VitBlock, fold: bool) -> None:
-        self.heads, width = block.heads, block.width
-        weight, bias = block.joined()
+        self.heads = block.heads
+        joined, scale = block.joined(), None
         if not fold:
-            scale = torch.ones(len(weight), dtype=torch.float64)
-            scale[:width] = (width // block.heads) ** -0.5
-            weight, bias = _scaled(weight, scale), _scaled(bias, scale)
-        self.qkv = PackedLinear(weight, bias)
+            scale = torch.ones(len(joined.weight), dtype=torch.float64)
+            scale[: len(scale) // 3] = block.head_dim**-0.5
+        self.qkv = PackedLinear(_scaled(joined.weight, scale), _scaled(bias_of(joined), scale))
         self.up = PackedLinear(block.up.weight, block.up.bias, "gelu")
-        scales = (block.scale1, block.scale2) if fold else (None, None)
+        scales = (block.gate1, block.gate2) if fold else (None, None)
         self.out, self.down = (
-            PackedLinear(_scaled(layer.weight, scale), _scaled(_bias(layer), scale))
+            PackedLinear(_scaled(layer.weight, scale), _scaled(bias_of(layer), scale))
             for layer, scale in zip((block.out, block.down), scales, strict=True)
         )
         self.norm1, self.norm2 = _float32(block.norm1), _float32(block.norm2)
-        self.scale1, self.scale2 = (
-            torch.ones(width) if scale is None else scale.float() for scale in (block.scale1, block.scale2)
+        self.gate1, self.gate2 = (
+            torch.ones(block.width) if gate is None else gate.float() for gate in (block.gate1, block.gate2)
         )
-
-
-def _bias(layer: Affine) -> Tensor:
-    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:
@@ -192,11 +164,11 @@ def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _float32(norm: Affine) -> Affine:
-    return Affine(norm.weight.float().contiguous(), _bias(norm).float().contiguous(), norm.epsilon)
+    return Affine(norm.weight.float().contiguous(), bias_of(norm).float().contiguous(), norm.eps)
 
 
 def _normalized(x: Tensor, norm: Affine) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.epsilon)
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
 def _fused(qkv: Tensor, scale: float | None = None) -> Tensor:
@@ -207,8 +179,8 @@ def _fused(qkv: Tensor, scale: float | None = None) -> Tensor:
 
 def _together(x: Tensor) -> int:
     """Pictures that go through the blocks together."""
-    most = max(1, ROWS // x.shape[1])
-    return math.ceil(len(x) / math.ceil(max(1, len(x)) / most)) or 1
+    most = max(1, max(ROWS, ROWS // 16 * torch.get_num_threads()) // x.shape[1])
+    return max(1, math.ceil(len(x) / math.ceil(len(x) / most)))
 
 
 def _added_by_torch(
@@ -243,7 +215,7 @@ def _added(
             None if narrow else y.data_ptr(),
             x.numel() // x.shape[-1],
             x.shape[-1],
-            norm.epsilon,
+            norm.eps,
             torch.get_num_threads(),
         )
     return y
