@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,13 +28,13 @@ class Fast:
     def __init__(self, take: Callable[[Any], Standard | None] = standard) -> None:
         self.take = take
         self._vit: PackedVit | None = None
-        self._of: list[tuple[Tensor, int, int]] = []  # tensors, where they lay, how often they had changed
+        self._of: list[tuple[Tensor, int, int]] = []  # tensors, where they lay, their versions
 
     def __call__(self, network: nn.Module, images: Tensor) -> Tensor | None:
         """Normalised pictures (B, 3, H, W) -> normalised tokens (B, L, W), those before the patches included.
 
-        None where the network has to run as it is: it is no stack of standard blocks, its weights still learn
-        or do not tell that they changed (inference tensors), another device or precision.
+        None where the network has to run as it is: it is no stack of standard blocks, its weights still learn,
+        another device or precision.
         """
         if images.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return None
@@ -43,7 +44,7 @@ class Fast:
         tensors, dtype = found.tensors(), images.dtype
         if dtype not in TOLERANCES or any(_unfit(tensor, images) for tensor in tensors):
             return None
-        state = [(tensor, tensor.data_ptr(), tensor._version) for tensor in tensors]
+        state = [(tensor, tensor.data_ptr(), _version(tensor)) for tensor in tensors]
         if len(state) != len(self._of) or any(
             new[0] is not old[0] or new[1:] != old[1:] for new, old in zip(state, self._of, strict=True)
         ):
@@ -67,4 +68,11 @@ class Fast:
 
 def _unfit(tensor: Tensor, images: Tensor) -> bool:
     learns = tensor.requires_grad and torch.is_grad_enabled()
-    return learns or tensor.is_inference() or tensor.dtype != images.dtype or tensor.device != images.device
+    return learns or tensor.dtype != images.dtype or tensor.device != images.device
+
+
+def _version(tensor: Tensor) -> int:
+    """Another number when a tensor has changed: inference tensors do not count that, their bits are summed."""
+    if not tensor.is_inference():
+        return tensor._version
+    return int(tensor.contiguous().view(torch.int16).numpy().sum(dtype=np.int64))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.kernels import LAYOUTS, CompiledLayers, VitBlock, layers_library
+from sparsewm.kernels import LAYOUTS, Affine, CompiledLayers, VitBlock, layers_library
+from sparsewm.kernels.layers import bias_of
 
 compiled = pytest.mark.parametrize(
     ("dtype", "bound"),
@@ -32,32 +31,40 @@ def vit(width: int, heads: int, head_dim: int, mlp: int, depth: int, gates: bool
     generator, inner = torch.Generator().manual_seed(0), heads * head_dim
     blocks = []
     for _ in range(depth):
-        layers = [
-            nn.LayerNorm(width, eps=1e-6),
-            nn.Linear(width, 3 * inner),
-            nn.Linear(inner, width),
-            nn.LayerNorm(width, eps=1e-6),
-            nn.Linear(width, mlp),
-            nn.Linear(mlp, width),
-        ]
-        for parameter in itertools.chain(*(layer.parameters() for layer in layers)):
-            scale = parameter.shape[1] ** -0.5 if parameter.ndim == 2 else 0.3
-            noise = scale * torch.randn(parameter.shape, generator=generator)
-            parameter.data = noise if parameter.ndim == 2 else parameter.data.round() + noise
-        pair = [0.5 + 0.2 * torch.randn(width, generator=generator) if gates else None for _ in range(2)]
-        blocks.append(VitBlock(*layers, *pair))
+        norm1, norm2 = (vit_norm(width, generator) for _ in range(2))
+        qkv, out, up, down = (
+            Affine(size**-0.5 * random(generator, outputs, size), 0.3 * random(generator, outputs))
+            for size, outputs in ((width, 3 * inner), (inner, width), (width, mlp), (mlp, width))
+        )
+        pair = [0.5 + 0.2 * random(generator, width) if gates else None for _ in range(2)]
+        blocks.append(VitBlock(heads, norm1, (qkv,), out, norm2, up, down, *pair))
     return blocks
 
 
-def plain(blocks: list[VitBlock], norm: nn.LayerNorm, heads: int, x: Tensor) -> Tensor:
-    """The same by torch's operations, in float32."""
+def vit_norm(width: int, generator: torch.Generator | None = None) -> Affine:
+    return Affine(1 + 0.3 * random(generator, width), 0.3 * random(generator, width), 1e-6)
+
+
+def random(generator: torch.Generator | None, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator or torch.Generator().manual_seed(1))
+
+
+def plain(blocks: list[VitBlock], norm: Affine, x: Tensor) -> Tensor:
+    """The same by torch's operations."""
+
+    def normalized(x: Tensor, norm: Affine) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
     for block in blocks:
-        q, k, v = block.qkv(block.norm1(x)).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = block.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        qkv = F.linear(normalized(x, block.norm1), block.joined().weight, block.joined().bias)
+        q, k, v = qkv.unflatten(2, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.mT * block.head_dim**-0.5, -1) @ v
+        mixed = F.linear(mixed.transpose(1, 2).flatten(2), block.out.weight, block.out.bias)
         x = x + (mixed if block.gate1 is None else block.gate1 * mixed)
-        more = block.down(F.gelu(block.up(block.norm2(x))))
+        hidden = F.gelu(F.linear(normalized(x, block.norm2), block.up.weight, block.up.bias))
+        more = F.linear(hidden, block.down.weight, block.down.bias)
         x = x + (more if block.gate2 is None else block.gate2 * more)
-    return norm(x)
+    return normalized(x, norm)
 
 
 @compiled
@@ -68,13 +75,12 @@ def test_tokens_are_those_of_torch(
     dtype: torch.dtype, bound: float, length: int, sizes: tuple[int, int, int, int]
 ) -> None:
     width, heads, head_dim, mlp = sizes
-    blocks, norm = vit(width, heads, head_dim, mlp, 3), nn.LayerNorm(width, eps=1e-6)
-    norm.weight.uniform_(0.5, 2), norm.bias.uniform_(-1, 1)
+    blocks, norm = vit(width, heads, head_dim, mlp, 3), vit_norm(width)
     layout = LAYOUTS[dtype]
     assert layout.fit(width, heads, head_dim, mlp, 1)
-    fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm, heads)
+    fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm)
     x = torch.randn(3, length, width, generator=torch.Generator().manual_seed(length))
-    expected = plain(blocks, norm, heads, x)
+    expected = plain(blocks, norm, x)
     found = fast.encode(x)
     assert found.dtype == torch.float32 and found.shape == x.shape
     assert float((found - expected).norm() / expected.norm()) < bound
@@ -86,12 +92,12 @@ def test_tokens_are_those_of_torch(
 @compiled
 @torch.inference_mode()
 def test_pictures_do_not_see_each_other(dtype: torch.dtype, bound: float) -> None:
-    blocks, norm, layout = vit(64, 2, 32, 96, 2, gates=False), nn.LayerNorm(64, eps=1e-6), LAYOUTS[dtype]
-    fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm, 2)
+    blocks, norm, layout = vit(64, 2, 32, 96, 2, gates=False), vit_norm(64), LAYOUTS[dtype]
+    fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm)
     x = torch.randn(40, 21, 64, generator=torch.Generator().manual_seed(0))
     together = fast.encode(x)
     assert torch.equal(together, torch.cat([fast.encode(one) for one in x.split(1)]))
-    assert float((together - plain(blocks, norm, 2, x)).norm() / together.norm()) < bound
+    assert float((together - plain(blocks, norm, x)).norm() / together.norm()) < bound
 
 
 @compiled
@@ -101,16 +107,17 @@ def test_gelu_is_exact_to_bfloat16(dtype: torch.dtype, bound: float) -> None:
     if dtype == torch.int8:
         pytest.skip("8-bit integers round more than a GELU could")
     width = 32
-    blocks, norm = vit(width, 1, 32, width, 1), nn.LayerNorm(width, eps=1e-6)
+    blocks, norm = vit(width, 1, 32, width, 1), Affine(torch.ones(width), torch.zeros(width), 1e-6)
     block = blocks[0]
     for layer in (block.out, block.up, block.down):
-        layer.weight.zero_(), layer.bias.zero_()
+        layer.weight.zero_(), bias_of(layer).zero_()
     block.down.weight.copy_(torch.eye(width))
+    assert block.gate2 is not None
     block.gate2.fill_(1.0)
     layout = LAYOUTS[dtype]
     for numbers in torch.linspace(-8, 8, 40 * width).view(-1, width):
-        block.up.bias.copy_(numbers)
-        fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm, 1)
+        bias_of(block.up).copy_(numbers)
+        fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm)
         fast.epsilon = 1e6  # hardly a norm: what comes in is divided by a thousand
         found = fast.encode(torch.zeros(1, 1, width))[0, 0] * 1e3
         gelu = F.gelu(numbers.double()).bfloat16().double()
