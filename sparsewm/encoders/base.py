@@ -158,7 +158,7 @@ class PatchEncoder(nn.Module, ABC):
         pixels: Tensor | np.ndarray,
         attention: bool,
     ) -> PatchFeatures:
-        """What `encode` makes of pictures (B, H, W, 3): on a CPU of `PART` at a time, or a few for each thread."""
+        """What `encode` makes of pictures (B, H, W, 3), on a CPU of some at a time."""
         most = max(PART, 4 * torch.get_num_threads())
         if pixels.ndim != 4 or len(pixels) <= most or next(self.parameters()).device.type != "cpu":
             return encode(pixels, attention)

@@ -33,8 +33,8 @@ class Fast:
     def __call__(self, network: nn.Module, images: Tensor) -> Tensor | None:
         """Normalised pictures (B, 3, H, W) -> normalised tokens (B, L, W), those before the patches included.
 
-        None where the network has to run as it is: it is no stack of standard blocks, its weights still learn,
-        another device or precision.
+        None where the network has to run as it is: it is no stack of standard blocks, its weights still
+        learn, or it is on another device or in another precision.
         """
         if images.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return None
@@ -72,7 +72,7 @@ def _unfit(tensor: Tensor, images: Tensor) -> bool:
 
 
 def _version(tensor: Tensor) -> int:
-    """Another number when a tensor has changed: inference tensors do not count that, their bits are summed."""
+    """Another number when a tensor has changed; inference tensors do not count: their bits are summed."""
     if not tensor.is_inference():
         return tensor._version
     return int(tensor.contiguous().view(torch.int16).numpy().sum(dtype=np.int64))

@@ -1,7 +1,7 @@
 """Recognises networks that are stacks of standard pre-norm blocks, whoever wrote them.
 
-Types are compared by name: the libraries need not be installed, and a class of one's own, even if derived from
-one of theirs, is not taken for what it may not be.
+Types are compared by name: the libraries need not be installed, and a class of one's own, even if derived
+from one of theirs, is not taken for what it may not be.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _official_block(block: Any) -> VitBlock:
     """A block of timm, or of DINO's or DINOv2's own code."""
     _need(_name(block) in _BLOCKS)
     parts = _children(block, "norm1 attn norm2 mlp", "ls1 ls2 drop_path drop_path1 drop_path2")
-    attention, mlp = parts["attn"], parts["mlp"]
+    attention: Any = parts["attn"]
+    mlp = parts["mlp"]
     _need(_name(attention) in _ATTENTIONS and _name(mlp) in _MLPS)
     inner = _children(attention, "qkv proj", "attn_drop proj_drop q_norm k_norm norm gate")
     hidden = _children(mlp, "fc1 act fc2", "drop drop1 drop2 norm")
@@ -105,7 +106,7 @@ def _official_block(block: Any) -> VitBlock:
         _need(name != "gate")
     _need(_exact_gelu(hidden["act"]))
     heads = int(attention.num_heads)
-    width = parts["norm1"].weight.shape[0]
+    width = _norm(parts["norm1"]).weight.shape[0]
     _need(abs(float(attention.scale) * (width // heads) ** 0.5 - 1) < 1e-6)
     return _checked(
         VitBlock(

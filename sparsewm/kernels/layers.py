@@ -258,8 +258,8 @@ class PanelBlock:
     def of_vit(cls, block: VitBlock, layout: Layout) -> PanelBlock:
         """From a layer of a ViT."""
         qkv = block.joined()
-        packed = PanelLinear.of(qkv, layout, _query_scale(qkv, block.heads))
-        return cls(packed, *(PanelLinear.of(layer, layout) for layer in (block.out, block.up, block.down)))
+        out, up, down = (PanelLinear.of(layer, layout) for layer in (block.out, block.up, block.down))
+        return cls(PanelLinear.of(qkv, layout, _query_scale(qkv, block.heads)), out, up, down)
 
     def structure(self) -> _Layer:
         parts = [part.structure() for part in (self.qkv, self.out, self.up, self.down)]

@@ -37,9 +37,9 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if self.packed is not None:
+            product = torch.ops.mkldnn._linear_pointwise
             algorithm = "none" if self.activation == "gelu" else ""
-            options = self.activation, [], algorithm
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *options)
+            out: Tensor = product(x, self.packed, self.bias, self.activation, [], algorithm)
             return out
         if self.activation == "relu" and x.is_cuda:
             flat = torch.ops.aten._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t())

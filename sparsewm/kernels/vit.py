@@ -1,8 +1,9 @@
 """Frozen vision transformers through packed weights: standard blocks and the norm after them.
 
-Three ways: all layers in one compiled call (AVX512-BF16 without a matrix unit); products of oneDNN in bfloat16,
-with what is between them compiled (a matrix unit); and products of oneDNN in float32. Between layers tokens are
-float32 in all of them, whatever products read: tokens of some encoders differ little from picture to picture.
+Three ways: all layers in one compiled call (AVX512-BF16 without a matrix unit); products of oneDNN in
+bfloat16, with what is between them compiled (a matrix unit); and products of oneDNN in float32. Between
+layers tokens are float32 in all of them, whatever products read: tokens of some encoders differ little from
+picture to picture.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sparsewm.kernels.layers import (
 from sparsewm.kernels.linear import PackedLinear
 
 ROWS = 4096
-"""Tokens that go through a block together, at most: weights are read once for them, and they stay in the cache."""
+"""Tokens that go through a block together, at most: fewer reread the weights, more leave the cache."""
 
 SHORT = 512
 """Tokens of a picture up to which explicit products beat fused attention in bfloat16."""

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels import LAYOUTS, Affine, Frame, Kernels, VitBlock, kernels, layers_library, packed_vit, vit
+from sparsewm.kernels import (
+    LAYOUTS,
+    Affine,
+    Frame,
+    Kernels,
+    VitBlock,
+    kernels,
+    layers_library,
+    packed_vit,
+    vit,
+)
 from sparsewm.kernels.layers import CompiledLayers, bias_of
 from sparsewm.kernels.vit import Bfloat16Vit, CompiledVit, Float32Vit, PackedVit
 from tests.kernels.test_vit_layers import plain, vit_norm
@@ -100,7 +110,10 @@ def test_float32_is_torchs_to_rounding(length: int, gates: bool, monkeypatch: py
 @pytest.mark.parametrize("length", [1, 17, 65])
 @torch.no_grad()
 def test_bfloat16_rounds_what_products_read(
-    way: Callable[[list[VitBlock], Affine], PackedVit], length: int, gates: bool, monkeypatch: pytest.MonkeyPatch
+    way: Callable[[list[VitBlock], Affine], PackedVit],
+    length: int,
+    gates: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vit, "ROWS", 40)
     blocks, norm = in_bfloat16(random_blocks(64, 2, 32, 96, 3, gates), vit_norm(64))
