@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsewm.kernels import flushed
 from sparsewm.planners.proposals import ProposalMode
 from sparsewm.planners.protocol import Plan, PlanningError, PlanningProblem
 from sparsewm.planners.seeding import generator
@@ -72,7 +71,6 @@ class Planner(ABC, Generic[State]):
     def update(self, state: State, candidates: Tensor, costs: Tensor, space: Space, iteration: int) -> State:
         """State after seeing the costs (B, S) of the candidates; a cost of inf marks a failed candidate."""
 
-    @flushed()
     def plan(
         self,
         problem: PlanningProblem,
