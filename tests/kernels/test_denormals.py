@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from sparsewm.kernels import denormals, flushed
+from tests.data.tiny import write_dataset
+from tests.model.test_problem import candidates, make_problem
+from tests.model.tiny import tiny_model
+from tests.test_agent import acted, make_agent, seen
+from tests.training.tiny import make_trainer
 
 LIBRARY = denormals._library()
 MANY = 1 << 17  # numbers that torch shares out to its threads
@@ -97,3 +104,36 @@ def test_without_a_compiler_the_calling_thread_has_it(monkeypatch: pytest.Monkey
     with flushed():
         assert ((few * 1) == 0).all()
     assert ((few * 1) != 0).all()
+
+
+def noted(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether denormal numbers are zero, at every call of a method from now on."""
+    found, method = [], getattr(owner, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        found.append(bool((denormal()[:1] * 1 == 0).all()))
+        return method(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
+    return found
+
+
+def test_agents_and_problems_flush_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(frameskip=5)
+    agent = make_agent(model)
+    encoded = noted(model.encoder, "encode", monkeypatch)
+    planned = noted(agent._receding, "plan", monkeypatch)
+    acted(agent, seen(0), seen(1))
+    assert encoded and all(encoded) and planned and all(planned)
+    problem = make_problem(model)
+    scored = noted(problem, "_cost", monkeypatch)
+    problem.cost(candidates(model))
+    assert scored == [True]
+
+
+def test_training_and_its_tokens_flush_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = noted(type(tiny_model().encoder), "encode", monkeypatch)
+    trainer = make_trainer(write_dataset(tmp_path / "d.h5", [14] * 20, resolution=56), tmp_path / "run")
+    steps = noted(trainer, "losses", monkeypatch)
+    trainer.run(until=2)
+    assert encoded and all(encoded) and steps == [True, True]
