@@ -130,7 +130,7 @@ class PatchEncoder(nn.Module, ABC):
             )
         weights = next(chain(self.parameters(), self.buffers()), None)
         pixels = pixels if weights is None else pixels.to(weights.device)
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
+        images = pixels.permute(0, 3, 1, 2).float().contiguous().div_(255.0)  # resized fastest like this
         picture, bars = (int(images.shape[2]), int(images.shape[3])), (0, 0, 0, 0)
         size = height, width = self.resolution
         if not same_aspect(picture, size):
