@@ -36,7 +36,7 @@ class Fast:
         None where the network has to run as it is: it is no stack of standard blocks, its weights still
         learn, or it is on another device or in another precision.
         """
-        if images.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if images.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not len(images):
             return None
         found = self.take(network)
         if found is None:
@@ -75,4 +75,6 @@ def _version(tensor: Tensor) -> int:
     """Another number when a tensor has changed; inference tensors do not count: their bits are summed."""
     if not tensor.is_inference():
         return tensor._version
-    return int(tensor.contiguous().view(torch.int16).numpy().sum(dtype=np.int64))
+    bits = tensor.contiguous().view(torch.uint8).flatten().numpy()
+    words = len(bits) // 8 * 8
+    return int(bits[:words].view(np.uint64).sum()) + int(bits[words:].sum())

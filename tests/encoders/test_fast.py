@@ -441,6 +441,10 @@ def test_many_pictures_go_through_in_parts(encoder: PatchEncoder, monkeypatch: p
     torch.testing.assert_close(again.attention, attention.attention, rtol=1e-5, atol=1e-6)
 
 
+def test_no_pictures_give_no_tokens(encoder: PatchEncoder) -> None:
+    assert encoder.encode(FRAMES[:0]).patches.shape == (0, 16, encoder.dim)
+
+
 def test_copies_pack_their_own_weights(encoder: PatchEncoder) -> None:
     before, names = encoder.encode(FRAMES).patches, list(encoder.state_dict())
     copies = [copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))]
