@@ -20,10 +20,9 @@ from torch.nn import functional as F
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
 from sparsewm.encoders.fast import Fast
-from sparsewm.encoders.standard import Standard, plain
 from sparsewm.encoders.surroundings import PATCH, blurred_surroundings
 from sparsewm.errors import UserError
-from sparsewm.kernels import Affine, FrozenLinear, Graphs, VitBlock
+from sparsewm.kernels import FrozenLinear, Graphs
 from sparsewm.positions import sincos_positions
 
 POOLING = (0.8, 2.0)
@@ -118,7 +117,7 @@ class ViT(PatchEncoder):
         self.resize(whole_patches(resolution, patch, self.name))
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.fast = Fast(taken_apart)
+        self.fast = Fast()
         self.mix = FrozenLinear(len(POOLING) * width, width)
         self.project = FrozenLinear(width, dim)
         for block in self.blocks:
@@ -166,13 +165,13 @@ class ViT(PatchEncoder):
         After the blocks every token is joined with Gaussian averages of its surroundings, a few patches
         wide, before the last two layers: a token so knows about objects that have left its patch.
         """
-        x, weights = self._with_cls(patches), None
+        x, weights = self.with_cls(patches), None
         for block in self.blocks:
             x, weights = block(x)
         own, cls = self._read(self.norm(x))
         return own, cls, weights.mean(1)[:, 0, 1:] if attention and weights is not None else None
 
-    def _with_cls(self, patches: Tensor) -> Tensor:
+    def with_cls(self, patches: Tensor) -> Tensor:
         """Embedded patches (B, N, width) -> what the first block sees (B, 1 + N, width)."""
         return torch.cat([self.cls.to(patches.dtype).expand(len(patches), 1, -1), patches], 1)
 
@@ -223,40 +222,6 @@ class ViT(PatchEncoder):
         if self.joined:
             patches = torch.cat([self._readings(images), patches.float() @ self.context_map.float()], -1)
         return patches, cls, weights
-
-
-def taken_apart(encoder: ViT) -> Standard | None:
-    """The blocks and the norm, if nothing is hung on them."""
-    blocks = [block for block in encoder.blocks if type(block) is Block]
-    parts = [encoder, encoder.blocks, encoder.norm, *(part for block in blocks for part in block.modules())]
-    if len(blocks) != len(encoder.blocks) or not all(plain(part) for part in parts):
-        return None
-
-    def embed(images: Tensor) -> Tensor:
-        return encoder._with_cls(encoder.patchify(images))
-
-    def whole(images: Tensor) -> Tensor:
-        x = embed(images)
-        for block in encoder.blocks:
-            x, _ = block(x)
-        return encoder.norm(x)  # type: ignore[no-any-return]
-
-    def affine(layer: nn.Linear | nn.LayerNorm) -> Affine:
-        return Affine(layer.weight, layer.bias, getattr(layer, "eps", 0.0))
-
-    found = [
-        VitBlock(
-            block.heads,
-            affine(block.norm1),
-            (affine(block.qkv),),
-            affine(block.out),
-            affine(block.norm2),
-            affine(block.up),
-            affine(block.down),
-        )
-        for block in blocks
-    ]
-    return Standard(embed, found, affine(encoder.norm), whole)
 
 
 def load_embedded(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,9 @@ class Fast:
     """Packs the blocks of a network when they are first wanted, and again when their weights have changed.
 
     It is no part of the network: that stays what it is to torch, and copies pack their own weights.
-
-    Args:
-        take: what takes the network apart.
     """
 
-    def __init__(self, take: Callable[[Any], Standard | None] = standard) -> None:
-        self.take = take
+    def __init__(self) -> None:
         self._vit: PackedVit | None = None
         self._of: list[tuple[Tensor, int, int]] = []  # tensors, where they lay, their versions
 
@@ -38,7 +33,7 @@ class Fast:
         """
         if images.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not len(images):
             return None
-        found = self.take(network)
+        found = standard(network)
         if found is None:
             return None
         tensors, dtype = found.tensors(), images.dtype

@@ -42,7 +42,7 @@ class Unknown(Exception):
 
 
 def standard(network: Any) -> Standard | None:
-    """A network of timm, of DINO's or DINOv2's own code, or of transformers, taken apart; None for others."""
+    """A network of timm, DINO's or DINOv2's own code, transformers or ours, taken apart; None for others."""
     take = _NETWORKS.get(_name(network))
     if take is None:
         return None
@@ -123,6 +123,27 @@ def _official_block(block: Any) -> VitBlock:
     )
 
 
+def _embedded(network: Any) -> Standard:
+    def embed(images: Tensor) -> Tensor:
+        tokens: Tensor = network.with_cls(network.patchify(images))
+        return tokens
+
+    def whole(images: Tensor) -> Tensor:
+        x = embed(images)
+        for block in network.blocks:
+            x, _ = block(x)
+        return network.norm(x)  # type: ignore[no-any-return]
+
+    blocks = []
+    for block in network.blocks:
+        _need(_name(block) == "sparsewm.encoders.embedded.Block")
+        parts = _children(block, "norm1 qkv out norm2 up down", "")
+        qkv, out, up, down = (_linear(parts[name]) for name in ("qkv", "out", "up", "down"))
+        norms = _norm(parts["norm1"]), _norm(parts["norm2"])
+        blocks.append(_checked(VitBlock(block.heads, norms[0], (qkv,), out, norms[1], up, down)))
+    return Standard(embed, blocks, _norm(network.norm), whole)
+
+
 def _transformers(network: Any) -> Standard:
     def whole(images: Tensor) -> Tensor:
         return network(pixel_values=images).last_hidden_state  # type: ignore[no-any-return]
@@ -171,6 +192,7 @@ _NETWORKS: dict[str, Callable[[Any], Standard]] = {
     "timm.models.vision_transformer.VisionTransformer": _timm,
     "dinov2.models.vision_transformer.DinoVisionTransformer": _dinov2,
     "vision_transformer.VisionTransformer": _dino,
+    "sparsewm.encoders.embedded.ViT": _embedded,
     "transformers.models.dinov2.modeling_dinov2.Dinov2Model": _transformers,
     "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers."
     "Dinov2WithRegistersModel": _transformers,
@@ -217,14 +239,10 @@ def _name(module: Any) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def plain(module: nn.Module) -> bool:
-    """Whether nothing is hung on a module, and it is not training."""
-    hung = module.training or module._forward_hooks or module._forward_pre_hooks
-    return not hung and "forward" not in module.__dict__
-
-
 def _plain(module: nn.Module) -> None:
-    _need(plain(module))
+    """Nothing is hung on a module, and it is not training."""
+    _need(not (module.training or module._forward_hooks or module._forward_pre_hooks))
+    _need("forward" not in module.__dict__)
 
 
 def _children(module: nn.Module, needed: str, known: str) -> dict[str, nn.Module]:

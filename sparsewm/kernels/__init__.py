@@ -9,17 +9,16 @@ least of numbers out of products; `vit` is what a frozen encoder makes of all of
 """
 
 from sparsewm.kernels.amx import Kernels, kernels
+from sparsewm.kernels.blocks import Affine, VitBlock
 from sparsewm.kernels.denormals import flushed
 from sparsewm.kernels.frame import Frame, RolloutKernels
 from sparsewm.kernels.gpu import GpuKernels, gpu_kernels
 from sparsewm.kernels.graphs import Graphs
 from sparsewm.kernels.layers import (
     LAYOUTS,
-    Affine,
     CompiledLayers,
     LayersFrame,
     Layout,
-    VitBlock,
     layers_library,
 )
 from sparsewm.kernels.linear import FrozenLinear, PackedLinear

@@ -20,18 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsewm.kernels.amx import Kernels, kernels
+from sparsewm.kernels.blocks import Affine, VitBlock, bias_of
 from sparsewm.kernels.build import load_library, named
 from sparsewm.kernels.frame import Frame
-from sparsewm.kernels.layers import (
-    AVX512,
-    LAYOUTS,
-    WIDE,
-    Affine,
-    CompiledLayers,
-    VitBlock,
-    bias_of,
-    layers_library,
-)
+from sparsewm.kernels.layers import AVX512, LAYOUTS, WIDE, CompiledLayers, layers_library
 from sparsewm.kernels.linear import PackedLinear
 
 ROWS = 4096

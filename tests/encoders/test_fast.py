@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sparsewm.encoders import PatchEncoder, ViT
 from sparsewm.encoders.dino import TimmDino
-from sparsewm.encoders.embedded import taken_apart
 from sparsewm.encoders.fast import Fast
 from sparsewm.encoders.hub import HubEncoder
 from sparsewm.encoders.standard import standard
@@ -197,13 +196,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 families = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
 
 
-def fast_for(network: nn.Module) -> Fast:
-    return Fast(taken_apart) if isinstance(network, ViT) else Fast()
-
-
 def whole(network: nn.Module, images: Tensor) -> Tensor:
     """The tokens, by the network as it is."""
-    found = (taken_apart if isinstance(network, ViT) else standard)(network)
+    found = standard(network)
     assert found is not None
     return found.whole(images)
 
@@ -213,7 +208,7 @@ def whole(network: nn.Module, images: Tensor) -> Tensor:
 def test_tokens_are_the_networks(make: Callable[[], nn.Module], inference: bool) -> None:
     network = make()
     with torch.inference_mode(inference):
-        found = fast_for(network)(network, IMAGES)
+        found = Fast()(network, IMAGES)
         assert found is not None
         torch.testing.assert_close(found, whole(network, IMAGES), rtol=1e-4, atol=1e-5)
 
@@ -224,7 +219,7 @@ def test_in_bfloat16_they_are_nearer_to_the_exact_ones(make: Callable[[], nn.Mod
     with torch.inference_mode():
         exact = whole(network, IMAGES)
         rounded = copy.deepcopy(network).bfloat16()  # of inference tensors, as `fast_copy` makes them
-        found, usual = fast_for(rounded)(rounded, IMAGES.bfloat16()), whole(rounded, IMAGES.bfloat16())
+        found, usual = Fast()(rounded, IMAGES.bfloat16()), whole(rounded, IMAGES.bfloat16())
     assert found is not None and found.dtype == torch.float32
     errors = [float((tokens - exact).norm() / exact.norm()) for tokens in (found, usual)]
     assert errors[0] < 0.02 and errors[0] < 1.1 * errors[1]
@@ -243,7 +238,7 @@ def test_changed_weights_are_packed_again(make: Callable[[], nn.Module], inferen
     with torch.inference_mode(inference):
         if inference:
             network = copy.deepcopy(network)
-        fast = fast_for(network)
+        fast = Fast()
         check()
         weight = next(
             p for name, p in network.named_parameters() if name.endswith(("fc1.weight", "up.weight"))
@@ -385,6 +380,7 @@ def test_other_networks_of_transformers_run_as_they_are() -> None:
 
 def test_weights_that_learn_other_precisions_and_casts_run_as_they_are() -> None:
     network, fast = shaken(DinoVisionTransformer()), Fast()
+    assert fast(network, IMAGES[:0]) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert fast(network, IMAGES) is None
     assert fast(copy.deepcopy(network).double(), IMAGES.double()) is None
@@ -439,10 +435,6 @@ def test_many_pictures_go_through_in_parts(encoder: PatchEncoder, monkeypatch: p
     torch.testing.assert_close(found.cls, together.cls, rtol=1e-5, atol=1e-5)
     again = encoder.encode(torch.from_numpy(frames), attention=True)
     torch.testing.assert_close(again.attention, attention.attention, rtol=1e-5, atol=1e-6)
-
-
-def test_no_pictures_give_no_tokens(encoder: PatchEncoder) -> None:
-    assert encoder.encode(FRAMES[:0]).patches.shape == (0, 16, encoder.dim)
 
 
 def test_copies_pack_their_own_weights(encoder: PatchEncoder) -> None:

@@ -19,7 +19,8 @@ from sparsewm.kernels import (
     packed_vit,
     vit,
 )
-from sparsewm.kernels.layers import CompiledLayers, bias_of
+from sparsewm.kernels.blocks import bias_of
+from sparsewm.kernels.layers import CompiledLayers
 from sparsewm.kernels.vit import Bfloat16Vit, CompiledVit, Float32Vit, PackedVit
 from tests.kernels.test_vit_layers import plain, vit_norm
 from tests.kernels.test_vit_layers import vit as random_blocks

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsewm.kernels import LAYOUTS, Affine, CompiledLayers, VitBlock, layers_library
-from sparsewm.kernels.layers import bias_of
+from sparsewm.kernels.blocks import bias_of
 
 compiled = pytest.mark.parametrize(
     ("dtype", "bound"),
