@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparsewm.data import Windows
+from sparsewm.data import Windows, loaded_ahead
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.checkpoint import save
 from sparsewm.model.latent import gather_patches, random_groups, random_patches
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import OptimConfig
+from sparsewm.training.draws import Draw, draw_step, validation_windows
 from sparsewm.training.optim import MasterMuon
 
 STATE_FILE = "training_state.safetensors"
@@ -38,13 +40,6 @@ def check_groups(config: OptimConfig, patches: int) -> None:
             f"{config.groups} groups of at least {config.smallest_group} patches do not fit into "
             f"{patches} patches: lower `groups`"
         )
-
-
-def rollout_length(config: OptimConfig, step: int) -> int:
-    """Imagined frames at a step: grows linearly from 1 to `horizon` over the first `ramp` of training."""
-    if config.ramp <= 0:
-        return config.horizon
-    return min(config.horizon, 1 + math.floor(step / (config.ramp * config.steps) * config.horizon))
 
 
 @torch.inference_mode()
@@ -63,8 +58,10 @@ def validate(
     """
     generator = torch.Generator().manual_seed(0)
     total: dict[str, Any] = {}
-    rng = np.random.default_rng(0)
-    batches = [standardized(model, windows.sample(rng, 64)) for _ in range(max(1, samples // 64))]
+    batches = [
+        standardized(model, windows.batch(numbers, horizon + 1))
+        for numbers in validation_windows(windows, samples)
+    ]
     for drop in drops:
         kept = max(1, round((1 - drop) * model.patches))
         sums = {name: torch.zeros(horizon) for name in ("tokens", "tokens_copy", "proprio", "proprio_copy")}
@@ -147,38 +144,49 @@ class Trainer:
             hidden=model.predictor.hidden_matrices() if config.muon else {},
             muon=config.muon,
         )
+        self.load = self.batch
         self.step, self.seconds = 0, 0.0
         self.metrics: list[dict[str, Any]] = []
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """Loss of a step, every random choice taken from (seed, step)."""
         config, model = self.config, self.model
-        rng = np.random.default_rng([self.seed, step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        whole = config.full_every > 0 and step % config.full_every == 0
-        trained = min(config.trained_groups, config.groups) or config.groups
-        count = max(1, config.batch * trained // config.groups) if whole else config.batch
-        batch = standardized(model, self.train.sample(rng, count))
-        real = int(rng.integers(1, model.history + 1))
-        frames = min(real + rollout_length(config, step), batch["action"].shape[1] + 1)
-        batch = {
-            "tokens": batch["tokens"][:, :frames],
-            "proprio": batch["proprio"][:, :frames],
-            "action": batch["action"][:, : frames - 1],
-        }
+        draw = self.draw(step)
+        batch = standardized(model, self.load(step))
         groups = random_groups(
-            count, model.patches, 1 if whole else config.groups, config.smallest_group, generator
+            len(draw.windows),
+            model.patches,
+            1 if draw.whole else config.groups,
+            config.smallest_group,
+            draw.generator,
         )
-        if config.trained_groups and not whole:
-            groups = [groups[i] for i in rng.permutation(len(groups))[: config.trained_groups]]
-        return model.loss(batch, real, [group.to(model.device) for group in groups])
+        if config.trained_groups and not draw.whole:
+            groups = [groups[i] for i in draw.rng.permutation(len(groups))[: config.trained_groups]]
+        return model.loss(batch, draw.real, [group.to(model.device) for group in groups])
+
+    def draw(self, step: int) -> Draw:
+        """What is drawn for a step, from (seed, step)."""
+        return draw_step(self.config, self.seed, step, self.train, self.model.history)
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The windows of a step, raw."""
+        draw = self.draw(step)
+        return self.train.batch(draw.windows, draw.frames)
 
     def run(
         self, on_step: Callable[[Trainer, dict[str, float]], None] | None = None, until: int | None = None
     ) -> None:
         """Train to the last step (or to `until`), validating and saving on the way."""
+        stop = min(until or self.config.steps, self.config.steps)
+        ahead = loaded_ahead(self.batch, stop) if self.train.tokens.ahead else nullcontext(self.batch)
+        try:
+            with ahead as self.load:
+                self._steps(stop, on_step)
+        finally:
+            self.load = self.batch
+
+    def _steps(self, stop: int, on_step: Callable[[Trainer, dict[str, float]], None] | None) -> None:
         config = self.config
-        stop = min(until or config.steps, config.steps)
         while self.step < stop:
             started = time.perf_counter()
             losses = self.losses(self.step)
@@ -236,7 +244,8 @@ class Trainer:
         model, encoder = self.model, self.model.encoder
         parts = {
             "dataset": self.train.dataset.hash,
-            "encoder": f"{encoder.name} {encoder.key}",
+            "encoder": f"{encoder.name} {encoder.key}"
+            + (" int8" if self.train.tokens.kind == "int8" else ""),
             "dtype": str(self.dtype).removeprefix("torch."),
             "frameskip": model.frameskip,
             "model": asdict(model.config),
