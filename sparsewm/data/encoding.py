@@ -74,8 +74,8 @@ def encode_missing(
             checksums: list[int] = []
             for first in range(0, len(missing), _BATCH):
                 part = missing[first : first + _BATCH]
-                tokens = encode_half(encoder, _pictures(dataset, part))
-                checksums += file.write(part, file.layout.pack(tokens, file.mean))
+                tokens = encoded(encoder, _pictures(dataset, part), file.layout.dtype)
+                checksums += file.write(part, file.layout.pack(tokens, file.common))
             if len(missing):
                 file.note(missing, checksums)
         finally:
@@ -100,18 +100,18 @@ def _pictures(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def encode_half(encoder: PatchEncoder, pixels: np.ndarray) -> Tensor:
-    """Tokens of frames (B, R, R, 3) in float16 (B, N, D), where the encoder is; UserError unless finite.
+def encoded(encoder: PatchEncoder, pixels: np.ndarray, dtype: torch.dtype = torch.float16) -> Tensor:
+    """Tokens of frames (B, R, R, 3) in `dtype` (B, N, D), where the encoder is; UserError unless finite.
 
     Not bfloat16: tokens often differ from frame to frame by little beside what they have in common, and its
     eight bits would round that little away.
     """
-    half = encoder.encode(pixels).patches.to(torch.float16)
-    if not torch.isfinite(half).all():
+    tokens = encoder.encode(pixels).patches.to(dtype)
+    if not torch.isfinite(tokens).all():
         raise UserError(
             f"encoder '{encoder.name}' makes NaN, infinite or huge tokens: check its weights and precision"
         )
-    return half
+    return tokens
 
 
 @torch.inference_mode()
@@ -158,10 +158,10 @@ def token_precision(
 
 
 @torch.inference_mode()
-def compact_mean(
+def common_part(
     encoder: PatchEncoder, dataset: Dataset, layout: Layout, whitening: float = 0.0, tolerance: float = 0.1
 ) -> tuple[Tensor, float]:
-    """What patches show on average, float32 (N, D), and the error of what 8 bits keep beside it.
+    """What tokens of 8 bits need not hold, as `Layout.pack` takes it, and the error of what they hold.
 
     The error is a root mean square as in `token_precision`, as a share of the deviation over some frames.
 
@@ -169,17 +169,20 @@ def compact_mean(
         UserError: it is above `tolerance`.
     """
     rows = np.unique(np.linspace(0, dataset.rows - 1, _SAMPLE).astype(int))
-    exact = encode_half(encoder, _pictures(dataset, rows)).float().cpu()
+    exact = encoded(encoder, _pictures(dataset, rows), torch.float32).cpu()
     statistics = token_statistics(exact, whitening)
     mean, token_map = statistics["token_mean"], statistics["token_map"]
-    rounded = layout.unpack(layout.pack(exact, mean), mean).float()
-    error, deviation = (
+    deviation = (exact - mean).square().mean((0, 1)).sqrt()
+    deviation = deviation.clamp_min(max(1e-6, 0.01 * float(deviation.square().mean().sqrt())))
+    common = torch.cat([mean, deviation[None]])
+    rounded = layout.unpack(layout.pack(exact, common), common)
+    error, spread = (
         float((part @ token_map).square().mean().sqrt()) for part in (rounded - exact, exact - mean)
     )
-    share = error / max(deviation, 1e-9)
+    share = error / max(spread, 1e-9)
     if share > tolerance:
         raise UserError(
-            f"8 bits round {share:.0%} off what tells the tokens of encoder '{encoder.name}' apart, "
+            f"8 bits round off {share:.0%} of what tells the tokens of encoder '{encoder.name}' apart, "
             f"{tolerance:.0%} at most is harmless: give `cache` float16 or none"
         )
-    return mean, share
+    return common, share

@@ -144,7 +144,7 @@ class Trainer:
             hidden=model.predictor.hidden_matrices() if config.muon else {},
             muon=config.muon,
         )
-        self.load = self.batch
+        self.load: Callable[[int], dict[str, Tensor]] = self.batch
         self.step, self.seconds = 0, 0.0
         self.metrics: list[dict[str, Any]] = []
 
