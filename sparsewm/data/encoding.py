@@ -22,6 +22,9 @@ NOTED_ROWS = 2048
 NOTED_BYTES = 1 << 25
 """The same in bytes."""
 
+NOTED_SECONDS = 2.0
+"""The same in time, about: what a process that is killed has encoded in vain."""
+
 TOLD_SECONDS = 20.0
 """How long encoding must take for an estimate to be told."""
 
@@ -47,7 +50,8 @@ def encode_missing(
         report: called with how long the rest will take, and before others are waited for.
     """
     report = report or (lambda _: None)
-    most = max(1, min(NOTED_ROWS, NOTED_BYTES // file.layout.row.itemsize))
+    limit = max(1, min(NOTED_ROWS, NOTED_BYTES // file.layout.row.itemsize))
+    most = min(_BATCH, limit)
     left = file.blocks(rows)
     busy: list[np.ndarray] = []
     done, started, waited, estimated = 0, time.monotonic(), False, False
@@ -59,6 +63,7 @@ def encode_missing(
             file.claim(busy[0], wait=True)
             file.give_up(busy[0])
             left, busy = busy, []
+        begun = time.monotonic()
         held: list[np.ndarray] = []
         missing = np.zeros(0, np.int64)
         try:
@@ -81,6 +86,7 @@ def encode_missing(
         finally:
             for block in held:
                 file.give_up(block)
+        most = min(limit, 2 * most) if time.monotonic() - begun < NOTED_SECONDS else max(1, most // 2)
         if progress is not None:
             progress(done, len(rows))
         seconds = (time.monotonic() - started) * (len(rows) / max(done, 1) - 1)
