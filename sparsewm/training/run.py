@@ -114,10 +114,8 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
         split = data.split(shortest=(frames - 1) * frameskip + 1)
         if config.heads.distance.steps:
             frames = min(frames, DISTANCE_FRAMES)
-        split = (
-            split[0][data.lengths[split[0]] > (frames - 1) * frameskip],
-            split[1],
-        )  # nobody reads the others
+        long = data.lengths[split[0]] > (frames - 1) * frameskip
+        split = split[0][long], split[1]  # nobody reads the others
         folder = output_folder(run.output or Path("runs") / name)
         with only_one(folder):
             _check_free(config, folder)
