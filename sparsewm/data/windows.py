@@ -74,4 +74,8 @@ class Windows:
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> dict[str, Tensor]:
         """A random batch, with replacement, a pure function of the generator's state."""
-        return self.batch(np.sort(rng.integers(len(self.starts), size=batch_size)))
+        return self.batch(self.draw(rng, batch_size))
+
+    def draw(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        """Numbers (batch_size,) of the windows of a random batch, in their order."""
+        return np.sort(rng.integers(len(self.starts), size=batch_size))

@@ -195,6 +195,8 @@ class TrainRunConfig:
     """Continue the run in the output folder bit for bit from its last checkpoint."""
     device: Annotated[str, usual("device")] = "auto"
     """auto, cpu, cuda, ..."""
+    devices: Annotated[int, usual("devices")] = 1
+    """Processes that share every batch: a GPU each, or a part of the CPU's cores each. The run is the same."""
     dtype: Annotated[str, usual("dtype")] = "auto"
     """Precision of weights and activations: auto, bfloat16 or float32."""
     seed: Annotated[int, usual("seed")] = 0
@@ -204,6 +206,7 @@ class TrainRunConfig:
 
     def __post_init__(self) -> None:
         at_least(0, seed=self.seed)
+        at_least(1, devices=self.devices)
         if self.start is not None and self.extend is not None:
             raise UserError("`start` and `extend` exclude each other: `extend` keeps the predictor as it is")
 

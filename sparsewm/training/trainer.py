@@ -10,7 +10,8 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,14 @@ from sparsewm.model.latent import gather_patches, random_groups, random_patches
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import OptimConfig
 from sparsewm.training.optim import MasterMuon
+from sparsewm.training.parallel import Processes
 
 STATE_FILE = "training_state.safetensors"
+
+READ_EVERY = 20
+"""Steps on a GPU between two looks at the losses: each one waits for all that was asked of it."""
+
+_LOSSES = ("loss", "tokens", "proprio")
 
 
 def check_groups(config: OptimConfig, patches: int) -> None:
@@ -93,12 +100,19 @@ def validate(
 
 def standardized(model: WorldModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """A raw window batch in the model's units, on its device (actions stay in the environment's)."""
-    device = model.device
+    found = {name: placed(batch[name], model.device) for name in ("tokens", "proprio", "action")}
     return {
-        "tokens": model.standardizer.tokens(batch["tokens"].to(device)),
-        "proprio": model.standardizer.proprio(batch["proprio"].to(device)),
-        "action": batch["action"].to(device),
+        "tokens": model.standardizer.tokens(found["tokens"]),
+        "proprio": model.standardizer.proprio(found["proprio"]),
+        "action": found["action"],
     }
+
+
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU's tensor on a device; a GPU is not waited for."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def device_name(device: torch.device) -> str:
@@ -110,6 +124,23 @@ def device_name(device: torch.device) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What is random in a step, of one process's part of its batch.
+
+    Attributes:
+        windows: int64 (B,), numbers of the training windows. real: recorded frames.
+        frames: T, recorded and imagined ones. groups: patches (B, M_g) of each trained group.
+        share: B as a share of the batch of all processes.
+    """
+
+    windows: np.ndarray
+    real: int
+    frames: int
+    groups: list[Tensor]
+    share: float
+
+
 class Trainer:
     """One training run in one folder.
 
@@ -119,6 +150,7 @@ class Trainer:
         folder: checkpoint folder `folder/checkpoint`, run state and `metrics.json` go here.
         dtype: precision of the live weights; masters and the average are float32.
         seed: of windows, groups and numbers of recorded frames.
+        processes: those that share every batch; all of them make and call a trainer alike.
     """
 
     def __init__(
@@ -130,11 +162,14 @@ class Trainer:
         config: OptimConfig,
         dtype: torch.dtype = torch.bfloat16,
         seed: int = 0,
+        processes: Processes | None = None,
     ) -> None:
         self.model, self.train, self.validation = model, train, validation
         self.folder, self.config, self.dtype, self.seed = Path(folder), config, dtype, seed
+        self.processes = processes or Processes()
         check_groups(config, model.patches)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.processes.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.average = [p.detach().float().clone() for p in model.predictor.parameters()]
         model.predictor.to(dtype).train().requires_grad_(True)
         self.optimizer = MasterMuon(
@@ -149,61 +184,126 @@ class Trainer:
         )
         self.step, self.seconds = 0, 0.0
         self.metrics: list[dict[str, Any]] = []
+        self._unread: list[Tensor] = []  # losses and gradient norms of the last steps
+        self._failure: UserError | None = None  # of this process, which the others do not know yet
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Loss of a step, every random choice taken from (seed, step)."""
+    def draw(self, step: int) -> Draw:
+        """This process's part of a step's random choices, a function of (seed, step)."""
         config, model = self.config, self.model
         rng = np.random.default_rng([self.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         whole = config.full_every > 0 and step % config.full_every == 0
         trained = min(config.trained_groups, config.groups) or config.groups
         count = max(1, config.batch * trained // config.groups) if whole else config.batch
-        batch = standardized(model, self.train.sample(rng, count))
+        windows = self.train.draw(rng, count)
         real = int(rng.integers(1, model.history + 1))
-        frames = min(real + rollout_length(config, step), batch["action"].shape[1] + 1)
-        batch = {
-            "tokens": batch["tokens"][:, :frames],
-            "proprio": batch["proprio"][:, :frames],
-            "action": batch["action"][:, : frames - 1],
-        }
         groups = random_groups(
             count, model.patches, 1 if whole else config.groups, config.smallest_group, generator
         )
         if config.trained_groups and not whole:
             groups = [groups[i] for i in rng.permutation(len(groups))[: config.trained_groups]]
-        return model.loss(batch, real, [group.to(model.device) for group in groups])
+        frames = min(real + rollout_length(config, step), self.train.frames)
+        part = self.processes.part(count)
+        share = len(windows[part]) / count
+        return Draw(windows[part], real, frames, [group[part] for group in groups], share)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Loss of a step, every random choice taken from (seed, step); of this process's part."""
+        return self._losses(self.draw(step))
+
+    def _losses(self, draw: Draw) -> dict[str, Tensor]:
+        model, frames = self.model, draw.frames
+        batch = standardized(model, self.train.batch(draw.windows))
+        batch = {
+            "tokens": batch["tokens"][:, :frames],
+            "proprio": batch["proprio"][:, :frames],
+            "action": batch["action"][:, : frames - 1],
+        }
+        return model.loss(batch, draw.real, [placed(group, model.device) for group in draw.groups])
 
     def run(
         self, on_step: Callable[[Trainer, dict[str, float]], None] | None = None, until: int | None = None
     ) -> None:
-        """Train to the last step (or to `until`), validating and saving on the way."""
+        """Train to the last step (or to `until`), validating and saving on the way.
+
+        Args:
+            on_step: called with the losses of a step: of every one on a CPU, of some on a GPU.
+
+        Raises:
+            UserError: training diverges, or the disk is full; of several processes all raise it.
+        """
         config = self.config
         stop = min(until or config.steps, config.steps)
+        read_every = READ_EVERY if self.model.device.type == "cuda" else 1
+        self._align()
         while self.step < stop:
             started = time.perf_counter()
-            losses = self.losses(self.step)
-            self.optimizer.zero_grad()
-            losses["loss"].backward()
-            norm = self.optimizer.step(self.step)
-            decay = min(config.ema, (1 + self.step) / (10 + self.step))
-            self.optimizer.ema_update(self.average, decay)
-            values = {name: float(value.detach()) for name, value in losses.items()}
-            if not math.isfinite(values["loss"]) or not math.isfinite(norm):
+            self._unread.append(self._advance())
+            self.step += 1
+            last = self.step == config.steps
+            validates = self.step % config.validate_every == 0 or last
+            saves = self.step % config.checkpoint_every == 0 or last
+            reads = validates or saves or self.step == stop or self.step % read_every == 0
+            values = self._read() if reads else {}
+            self.seconds += time.perf_counter() - started
+            if validates or saves:
+                self.processes.by_main(partial(self._keep, values, validates, saves))
+            if on_step is not None and values:
+                on_step(self, values | {"lr": self.optimizer.learning_rate(self.step - 1)})
+
+    def _align(self) -> None:
+        """Start all processes from one state of one run."""
+        buffers = list(self.model.standardizer.state_dict().values())
+        description = [self.settings(), self.identity(), self.step]
+        self.processes.align([*self.optimizer.masters, *self.average, *buffers], description)
+        with torch.no_grad():
+            torch._foreach_copy_(self.optimizer.live, self.optimizer.masters)
+
+    def _advance(self) -> Tensor:
+        """Take one step, as all processes do; its losses and the norm of its gradient."""
+        draw = self.draw(self.step)
+        values = torch.zeros(len(_LOSSES), device=self.model.device)
+        self.optimizer.zero_grad()
+        if draw.share > 0:
+            try:
+                losses = self._losses(draw)
+                losses["loss"].backward()
+                values = torch.stack([losses[name].detach().float() for name in _LOSSES])
+            except UserError as error:
+                if self.processes.count == 1:
+                    raise
+                self._failure = self._failure or error
+                values.fill_(math.nan)  # so all processes notice when they read it
+        norm = self.optimizer.step(
+            self.step, lambda gradients: self.processes.add([*gradients, values], draw.share)
+        )
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        self.optimizer.ema_update(self.average, decay)
+        return torch.cat([values, norm.reshape(1)])
+
+    def _read(self) -> dict[str, float]:
+        """Losses of the last step, after a look whether any since the last look was not finite."""
+        rows = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        for step, (loss, *_, norm) in enumerate(rows, self.step - len(rows)):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                self.processes.agree(self._raise_failure)
                 raise UserError(
-                    f"training diverged at step {self.step} (loss {values['loss']:g}, gradient {norm:g}): "
+                    f"training diverged at step {step} (loss {loss:g}, gradient {norm:g}): "
                     "train anew with a lower `lr` and another `output`"
                 )
-            self.step += 1
-            self.seconds += time.perf_counter() - started
-            last = self.step == config.steps
-            if self.step % config.validate_every == 0 or last:
-                self.evaluate(values)
-            if self.step % config.checkpoint_every == 0 or last:
-                self.save()
-            if on_step is not None:
-                on_step(
-                    self, values | {"gradient_norm": norm, "lr": self.optimizer.learning_rate(self.step - 1)}
-                )
+        return dict(zip((*_LOSSES, "gradient_norm"), rows[-1], strict=True))
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _keep(self, values: dict[str, float], validates: bool, saves: bool) -> None:
+        """Validate, save, or both."""
+        if validates:
+            self.evaluate({name: values[name] for name in _LOSSES})
+        if saves:
+            self.save()
 
     def with_average(self, work: Callable[[], Any]) -> Any:
         """Call `work` while the predictor holds the averaged weights."""
