@@ -196,7 +196,7 @@ class TrainRunConfig:
     device: Annotated[str, usual("device")] = "auto"
     """auto, cpu, cuda, ..."""
     devices: Annotated[int, usual("devices")] = 1
-    """Processes that share every batch: a GPU each, or a part of the CPU's cores each. The run is the same."""
+    """Processes that share every batch, each on a GPU or on a part of the cores; the run is the same."""
     dtype: Annotated[str, usual("dtype")] = "auto"
     """Precision of weights and activations: auto, bfloat16 or float32."""
     seed: Annotated[int, usual("seed")] = 0

@@ -23,7 +23,7 @@ from sparsewm.errors import UserError, needs_extra
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=30)
-"""How long processes wait for each other: as long as one of them encodes. One that ends is noticed at once."""
+"""How long processes wait for each other: as long as one encodes. One that ends is noticed at once."""
 
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _PLACES = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
@@ -205,8 +205,8 @@ def _connected() -> Iterator[None]:
     except RuntimeError as error:
         reason = re.sub(r"^\[[^]]*\] *", "", str(error).strip().splitlines()[0])  # a place in gloo's source
         raise UserError(
-            f"this process lost the others of the training ({reason}): look for what they said, then give the "
-            "same command with `resume`"
+            f"this process lost the others of the training ({reason}): look for what they said, then give "
+            "the same command with `resume`"
         ) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from sparsewm.training.trainer import STATE_FILE
 from tests.cli.commands import call
 from tests.data.tiny import write_dataset
 from tests.training.tiny import make_trainer
-from tests.training.together import BATCH, PAGE
+from tests.training.together import BATCH, run_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,10 +35,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the program of "several_devices.md" ran alone."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_page()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(
+    data: Path, page: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of two processes that trained together, and what each of them found."""
     folder = tmp_path_factory.mktemp("together")
     make_trainer(data, folder / "tokens", torch.float32)  # encodes
+    for file in page.glob("several.*"):
+        shutil.copy(file, folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -115,7 +130,7 @@ def test_parts_of_a_batch() -> None:
             processes = Processes()
             processes.count, processes.index = count, index
             parts.append(list(range(5))[processes.part(5)])
-        assert sum(parts, []) == list(range(5))
+        assert [window for part in parts for window in part] == list(range(5))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -131,7 +146,7 @@ def test_the_command_line_starts_processes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     line = f"train --dataset {data} --devices 2 --output two {SIZES}"
-    code, out, err = call(line)
+    code, *_ = call(line)
     printed = capfd.readouterr()
     assert code == 0, printed.err
     assert printed.out.count("checkpoint in two/checkpoint") == 1 and "Gloo" not in printed.out
@@ -199,16 +214,11 @@ def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
         connect("cuda:1")
 
 
-def test_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: tuple[Path, list[dict[str, Any]]]
-) -> None:
-    """The program of "several_devices.md", alone and in two processes."""
-    monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(program, "several.py", "exec"), {"__name__": "__main__"})
+def test_the_page(page: Path, together: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Its program alone, and in two processes."""
     one, two = (
         json.loads((folder / "runs/several/metrics.json").read_text())["metrics"]
-        for folder in (tmp_path, together[0])
+        for folder in (page, together[0])
     )
     assert one[-1]["step"] == two[-1]["step"] == 6
     assert one[-1]["train"] == pytest.approx(two[-1]["train"], rel=1e-2)

@@ -1,4 +1,4 @@
-"""What one of two processes does: `python -m tests.training.together DATASET FOLDER`, started by a launcher."""
+"""What one of two processes does, as a launcher starts it: `python -m tests.training.together DATASET FOLDER`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparsewm.errors import UserError
 from sparsewm.training.parallel import Processes, connect
 from tests.training.tiny import make_trainer
 
-PAGE = Path(__file__).parents[2] / "docs" / "howto" / "several_devices.md"
+PAGE = Path(__file__).parents[2] / "docs/howto/several_devices.md"
 BATCH = 5  # 3 and 2 windows; 2 where some of the groups are left out and the patches stay together
 
 
@@ -32,6 +32,12 @@ def said(work: Callable[[], Any]) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def run_page() -> None:
+    """The program of the page on several devices, in the present folder."""
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(program, "several.py", "exec"), {"__name__": "__main__"})
 
 
 def all_of_it(data: Path, folder: Path, processes: Processes) -> dict[str, Any]:
@@ -72,8 +78,7 @@ def all_of_it(data: Path, folder: Path, processes: Processes) -> dict[str, Any]:
         raise UserError("the main process cannot write")
 
     os.chdir(folder)
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(program, "several.py", "exec"), {"__name__": "__main__"})
+    run_page()
     with pytest.raises(SystemExit) as exit:
         main(["train", "--dataset", "nowhere.h5"])
 
