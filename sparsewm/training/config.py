@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sparsewm.config import config_folder, environment_file, usual
+from sparsewm.data.token_file import CACHES, Cache
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.model.predictor import PredictorConfig
@@ -35,8 +36,12 @@ class EncoderConfig:
     """Height and width it sees in pixels, or one number; its own in the data's aspect ratio if left out."""
     letterbox: Annotated[bool, usual("letterbox")] = False
     """Pad pictures of another aspect ratio instead of fitting the resolution to them."""
+    cache: Annotated[Cache, usual("cache")] = "float16"
+    """How encoded frames are kept: float16, int8 (half the disk), or none: frames are encoded as training
+    reads them."""
 
     def __post_init__(self) -> None:
+        one_of("cache", self.cache, CACHES)
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
             raise UserError(
                 f"`resolution` is a height and a width in pixels, or one number, not {self.resolution}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from sparsewm.data import Dataset, TokenCache, Windows, count_windows, fast_copy
+from sparsewm.data import Dataset, Tokens, Windows, count_windows, fast_copy, tokens_of
 from sparsewm.data.oddities import warnings
 from sparsewm.encoders import PatchEncoder, load_encoder, weights_hash
 from sparsewm.envs import GoalEnv
@@ -24,7 +24,7 @@ from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_training
 from sparsewm.settings import make_env
 from sparsewm.training.config import TrainConfig
-from sparsewm.training.distance import DISTANCE_FRAMES
+from sparsewm.training.draws import DISTANCE_FRAMES, rows_read
 from sparsewm.training.heads import show_imagination, train_heads
 from sparsewm.training.inputs import (
     frameskip_of,
@@ -69,6 +69,7 @@ class _Found:
     device: torch.device
     encoder: PatchEncoder
     data: Dataset
+    rows: np.ndarray  # whose tokens are read
     split: tuple[np.ndarray, np.ndarray]  # episodes for training, and for validation
     folder: Path
     name: str
@@ -84,7 +85,7 @@ class _Job:
 
     config: TrainConfig
     data: Dataset
-    tokens: TokenCache
+    tokens: Tokens
     split: tuple[np.ndarray, np.ndarray]  # episodes for training, and for validation
     folder: Path
     dtype: torch.dtype
@@ -169,39 +170,50 @@ def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: 
     frames = DISTANCE_FRAMES if finished is not None else history + config.optim.horizon
     count_windows(data, frames, frameskip, np.arange(data.episodes))  # is any long enough?
     split = data.split(shortest=(frames - 1) * frameskip + 1)
+    if config.heads.distance.steps:
+        frames = min(frames, DISTANCE_FRAMES)
+    split = split[0][data.lengths[split[0]] > (frames - 1) * frameskip], split[1]  # nobody reads the others
     folder = run.output or Path("runs") / name
     if processes.main:
         held.enter_context(only_one(output_folder(folder)))
         _check_free(config, folder)
     space = None if env is None else (env.action_space.low, env.action_space.high)
-    return _Found(config, device, encoder, data, split, folder, name, frameskip, space, first, finished)
+    other = first is not None and measures_otherwise(first, encoder, config.optim.whitening)
+    trained = None if finished is not None else history
+    rows = rows_read(config, data, split, frameskip, trained, given is None or other, other)
+    return _Found(config, device, encoder, data, rows, split, folder, name, frameskip, space, first, finished)
 
 
 def _job(found: _Found, processes: Processes, progress: Progress, say: Say) -> _Job:
     """What the stages share, when the pictures are encoded."""
     config, folder = found.config, found.folder
     dtype = choose_dtype(config.run.dtype, found.device)
-    tokens = _encoded(config, found.data, found.encoder, found.space, folder, dtype, progress, say)
+    tokens = _encoded(
+        config, found.data, found.rows, found.encoder, found.space, folder, dtype, progress, say
+    )
     return _Job(config, found.data, tokens, found.split, folder, dtype, processes, progress, say)
 
 
 def _encoded(
     config: TrainConfig,
     data: Dataset,
+    rows: np.ndarray,
     encoder: PatchEncoder,
     space: tuple[np.ndarray, np.ndarray] | None,
     folder: Path,
     dtype: torch.dtype,
     progress: Progress,
     say: Say,
-) -> TokenCache:
-    """The tokens of all pictures, after what is odd about the data has been said."""
+) -> Tokens:
+    """The tokens of rows, after what is odd about the data has been said."""
     pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
     for sentence in warnings(data, pictures, space):
         say(f"warning: {sentence}")
     fast = fast_copy(encoder, pictures, dtype, config.optim.whitening)
+    cache = config.encoder.cache
+    place = None if cache == "none" else token_folder(data, fast, folder, cache, len(rows))
     with progress("encoding") as bar:
-        return TokenCache(data, fast, token_folder(data, fast, folder), bar, say)
+        return tokens_of(data, fast, cache, place, bar, say, rows, config.optim.whitening)
 
 
 def _newborn(job: _Job, first: WorldModel | None, encoder: PatchEncoder, shown: Interface) -> WorldModel:

@@ -10,7 +10,8 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparsewm.data import Windows
+from sparsewm.data import Windows, loaded_ahead
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.checkpoint import save
 from sparsewm.model.latent import gather_patches, random_groups, random_patches
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import OptimConfig
+from sparsewm.training.draws import Draw, draw_step, validation_windows
 from sparsewm.training.optim import MasterMuon
 from sparsewm.training.parallel import Processes
 
@@ -47,13 +49,6 @@ def check_groups(config: OptimConfig, patches: int) -> None:
         )
 
 
-def rollout_length(config: OptimConfig, step: int) -> int:
-    """Imagined frames at a step: grows linearly from 1 to `horizon` over the first `ramp` of training."""
-    if config.ramp <= 0:
-        return config.horizon
-    return min(config.horizon, 1 + math.floor(step / (config.ramp * config.steps) * config.horizon))
-
-
 @torch.inference_mode()
 def validate(
     model: WorldModel,
@@ -70,8 +65,10 @@ def validate(
     """
     generator = torch.Generator().manual_seed(0)
     total: dict[str, Any] = {}
-    rng = np.random.default_rng(0)
-    batches = [standardized(model, windows.sample(rng, 64)) for _ in range(max(1, samples // 64))]
+    batches = [
+        standardized(model, windows.batch(numbers, horizon + 1))
+        for numbers in validation_windows(windows, samples)
+    ]
     for drop in drops:
         kept = max(1, round((1 - drop) * model.patches))
         sums = {name: torch.zeros(horizon) for name in ("tokens", "tokens_copy", "proprio", "proprio_copy")}
@@ -124,23 +121,6 @@ def device_name(device: torch.device) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What is random in a step, of one process's part of its batch.
-
-    Attributes:
-        windows: int64 (B,), numbers of the training windows. real: recorded frames.
-        frames: T, recorded and imagined ones. groups: patches (B, M_g) of each trained group.
-        share: B as a share of the batch of all processes.
-    """
-
-    windows: np.ndarray
-    real: int
-    frames: int
-    groups: list[Tensor]
-    share: float
-
-
 class Trainer:
     """One training run in one folder.
 
@@ -182,44 +162,43 @@ class Trainer:
             hidden=model.predictor.hidden_matrices() if config.muon else {},
             muon=config.muon,
         )
+        self.load = self.batch
         self.step, self.seconds = 0, 0.0
         self.metrics: list[dict[str, Any]] = []
         self._unread: list[Tensor] = []  # losses and gradient norms of the last steps
         self._failure: UserError | None = None  # of this process, which the others do not know yet
 
-    def draw(self, step: int) -> Draw:
-        """This process's part of a step's random choices, a function of (seed, step)."""
-        config, model = self.config, self.model
-        rng = np.random.default_rng([self.seed, step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        whole = config.full_every > 0 and step % config.full_every == 0
-        trained = min(config.trained_groups, config.groups) or config.groups
-        count = max(1, config.batch * trained // config.groups) if whole else config.batch
-        windows = self.train.draw(rng, count)
-        real = int(rng.integers(1, model.history + 1))
-        groups = random_groups(
-            count, model.patches, 1 if whole else config.groups, config.smallest_group, generator
-        )
-        if config.trained_groups and not whole:
-            groups = [groups[i] for i in rng.permutation(len(groups))[: config.trained_groups]]
-        frames = min(real + rollout_length(config, step), self.train.frames)
-        part = self.processes.part(count)
-        share = len(windows[part]) / count
-        return Draw(windows[part], real, frames, [group[part] for group in groups], share)
-
     def losses(self, step: int) -> dict[str, Tensor]:
         """Loss of a step, every random choice taken from (seed, step); of this process's part."""
-        return self._losses(self.draw(step))
+        config, model = self.config, self.model
+        draw = self.draw(step)
+        batch = standardized(model, self.load(step))
+        groups = random_groups(
+            len(draw.windows),
+            model.patches,
+            1 if draw.whole else config.groups,
+            config.smallest_group,
+            draw.generator,
+        )
+        if config.trained_groups and not draw.whole:
+            groups = [groups[i] for i in draw.rng.permutation(len(groups))[: config.trained_groups]]
+        part = self.processes.part(len(draw.windows))
+        return model.loss(batch, draw.real, [placed(group[part], model.device) for group in groups])
 
-    def _losses(self, draw: Draw) -> dict[str, Tensor]:
-        model, frames = self.model, draw.frames
-        batch = standardized(model, self.train.batch(draw.windows))
-        batch = {
-            "tokens": batch["tokens"][:, :frames],
-            "proprio": batch["proprio"][:, :frames],
-            "action": batch["action"][:, : frames - 1],
-        }
-        return model.loss(batch, draw.real, [placed(group, model.device) for group in draw.groups])
+    def draw(self, step: int) -> Draw:
+        """What is drawn for a step of all processes, from (seed, step)."""
+        return draw_step(self.config, self.seed, step, self.train, self.model.history)
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """This process's windows of a step, raw."""
+        draw = self.draw(step)
+        return self.train.batch(draw.windows[self.processes.part(len(draw.windows))], draw.frames)
+
+    def share(self, step: int) -> float:
+        """This process's part of the windows of a step."""
+        count = len(self.draw(step).windows)
+        part = self.processes.part(count)
+        return (part.stop - part.start) / count
 
     def run(
         self, on_step: Callable[[Trainer, dict[str, float]], None] | None = None, until: int | None = None
@@ -232,10 +211,18 @@ class Trainer:
         Raises:
             UserError: training diverges, or the disk is full; of several processes all raise it.
         """
-        config = self.config
-        stop = min(until or config.steps, config.steps)
-        read_every = READ_EVERY if self.model.device.type == "cuda" else 1
+        stop = min(until or self.config.steps, self.config.steps)
         self._align()
+        ahead = loaded_ahead(self.batch, stop) if self.train.tokens.ahead else nullcontext(self.batch)
+        try:
+            with ahead as self.load:
+                self._steps(stop, on_step)
+        finally:
+            self.load = self.batch
+
+    def _steps(self, stop: int, on_step: Callable[[Trainer, dict[str, float]], None] | None) -> None:
+        config = self.config
+        read_every = READ_EVERY if self.model.device.type == "cuda" else 1
         while self.step < stop:
             started = time.perf_counter()
             self._unread.append(self._advance())
@@ -261,12 +248,12 @@ class Trainer:
 
     def _advance(self) -> Tensor:
         """Take one step, as all processes do; its losses and the norm of its gradient."""
-        draw = self.draw(self.step)
+        share = self.share(self.step)
         values = torch.zeros(len(_LOSSES), device=self.model.device)
         self.optimizer.zero_grad()
-        if draw.share > 0:
+        if share > 0:
             try:
-                losses = self._losses(draw)
+                losses = self.losses(self.step)
                 losses["loss"].backward()
                 values = torch.stack([losses[name].detach().float() for name in _LOSSES])
             except UserError as error:
@@ -275,7 +262,7 @@ class Trainer:
                 self._failure = self._failure or error
                 values.fill_(math.nan)  # so all processes notice when they read it
         norm = self.optimizer.step(
-            self.step, lambda gradients: self.processes.add([*gradients, values], draw.share)
+            self.step, lambda gradients: self.processes.add([*gradients, values], share)
         )
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         self.optimizer.ema_update(self.average, decay)
@@ -336,7 +323,8 @@ class Trainer:
         model, encoder = self.model, self.model.encoder
         parts = {
             "dataset": self.train.dataset.hash,
-            "encoder": f"{encoder.name} {encoder.key}",
+            "encoder": f"{encoder.name} {encoder.key}"
+            + (" int8" if self.train.tokens.kind == "int8" else ""),
             "dtype": str(self.dtype).removeprefix("torch."),
             "frameskip": model.frameskip,
             "model": asdict(model.config),

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsewm.data import DatasetWriter
+from sparsewm.data import DatasetWriter, open_dataset
 from sparsewm.errors import UserError
 from sparsewm.model import load
 from sparsewm.model.interface import Interface
@@ -217,7 +218,10 @@ def test_several_seeds_at_once_share_one_encoding(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
     (tokens,) = tmp_path.glob("*.tokens-*")
     values = np.fromfile(tokens, np.float16, 72 * 64 * 64).reshape(72, -1)
-    assert (np.abs(values).max(1) > 0).all(), "every row is encoded"
+    encoded = np.abs(values).max(1) > 0
+    with closing(open_dataset(dataset)) as data:
+        train_rows, held_out = (data.rows_of(part) for part in data.split(shortest=11))
+    assert encoded[train_rows].all() and encoded[held_out].any(), "what is read is encoded"
 
 
 def test_one_folder_is_trained_into_by_one_process(tmp_path: Path) -> None:

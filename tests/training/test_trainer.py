@@ -18,8 +18,9 @@ from torch import Tensor
 from sparsewm.errors import UserError
 from sparsewm.model import load
 from sparsewm.training.config import OptimConfig
+from sparsewm.training.draws import rollout_length
 from sparsewm.training.optim import MasterAdamW, MasterMuon, orthogonalized
-from sparsewm.training.trainer import STATE_FILE, Trainer, rollout_length, validate
+from sparsewm.training.trainer import STATE_FILE, Trainer, validate
 from tests.data.tiny import write_dataset
 from tests.model.tiny import tiny_encoder
 from tests.training.tiny import make_trainer

@@ -1,4 +1,4 @@
-"""What one of two processes does, as a launcher starts it: `python -m tests.training.together DATASET FOLDER`."""
+"""What one of two processes that train together does: `python -m tests.training.together DATASET FOLDER`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -42,9 +41,9 @@ def run_page() -> None:
 
 def all_of_it(data: Path, folder: Path, processes: Processes) -> dict[str, Any]:
     """Everything that is asked of several processes, one after the other."""
-    losses: list[float] = []
+    curve: list[float] = []
     whole = make_trainer(data, folder / "whole", torch.float32, processes=processes, batch=BATCH)
-    whole.run(lambda _, values: losses.append(values["loss"]))
+    whole.run(lambda _, values: curve.append(values["loss"]))
 
     make_trainer(data, folder / "parts", torch.float32, processes=processes, batch=BATCH).run(until=6)
     processes.by_main(lambda: shutil.copytree(folder / "parts", folder / "left"))
@@ -57,19 +56,19 @@ def all_of_it(data: Path, folder: Path, processes: Processes) -> dict[str, Any]:
     )
 
     failing = make_trainer(data, folder / "failing", torch.float32, processes=processes, batch=BATCH)
-    read = failing.train.batch
+    read = failing.batch
 
-    def fail(windows: np.ndarray) -> dict[str, Tensor]:
-        if failing.step == 2 and not processes.main:
+    def fail(step: int) -> dict[str, Tensor]:
+        if step == 2 and not processes.main:
             raise UserError("a picture of the second process is damaged")
-        return read(windows)
+        return read(step)
 
-    failing.train.batch = fail  # type: ignore[method-assign]
+    failing.batch = fail  # type: ignore[method-assign]
     diverging = make_trainer(data, folder / "diverging", torch.float32, processes=processes, batch=BATCH)
     if not processes.main:
-        losses_of = diverging._losses
-        diverging._losses = lambda draw: {  # type: ignore[method-assign]
-            name: value * (math.nan if diverging.step == 3 else 1) for name, value in losses_of(draw).items()
+        losses = diverging.losses
+        diverging.losses = lambda step: {  # type: ignore[method-assign]
+            name: value * (math.nan if step == 3 else 1) for name, value in losses(step).items()
         }
     other = make_trainer(data, folder / "other", torch.float32, seed=processes.index, processes=processes)
     order: list[int] = []
@@ -84,7 +83,7 @@ def all_of_it(data: Path, folder: Path, processes: Processes) -> dict[str, Any]:
 
     return {
         "index": processes.index,
-        "losses": losses,
+        "losses": curve,
         "resumed at": steps,
         "same": same,
         "masters": [float(master.double().sum()) for master in whole.optimizer.masters],
