@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,12 +24,13 @@ from sparsewm.data import Windows, loaded_ahead
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.checkpoint import save
-from sparsewm.model.latent import gather_patches, random_groups, random_patches
+from sparsewm.model.latent import random_groups
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import OptimConfig
-from sparsewm.training.draws import Draw, draw_step, validation_windows
+from sparsewm.training.draws import Draw, draw_step
 from sparsewm.training.optim import MasterMuon
 from sparsewm.training.parallel import Processes
+from sparsewm.training.validation import placed, standardized, validate
 
 STATE_FILE = "training_state.safetensors"
 
@@ -47,69 +47,6 @@ def check_groups(config: OptimConfig, patches: int) -> None:
             f"{config.groups} groups of at least {config.smallest_group} patches do not fit into "
             f"{patches} patches: lower `groups`"
         )
-
-
-@torch.inference_mode()
-def validate(
-    model: WorldModel,
-    windows: Windows,
-    horizon: int,
-    drops: tuple[float, ...] = (0.0, 0.5),
-    samples: int = 256,
-) -> dict[str, Any]:
-    """Rollout error from one recorded frame, against copying that frame, per horizon and drop ratio.
-
-    Returns:
-        per drop ratio ``{"drop_0.5": {"tokens": [...], "tokens_copy": [...], "tokens_ratio": [...],
-        "proprio": ..., "ratio": mean over horizons}}``, lists over horizons 1..H.
-    """
-    generator = torch.Generator().manual_seed(0)
-    total: dict[str, Any] = {}
-    batches = [
-        standardized(model, windows.batch(numbers, horizon + 1))
-        for numbers in validation_windows(windows, samples)
-    ]
-    for drop in drops:
-        kept = max(1, round((1 - drop) * model.patches))
-        sums = {name: torch.zeros(horizon) for name in ("tokens", "tokens_copy", "proprio", "proprio_copy")}
-        for batch in batches:
-            truth_tokens, truth_proprio = batch["tokens"][:, : horizon + 1], batch["proprio"]
-            patches = random_patches(truth_tokens.shape[0], model.patches, kept, generator).to(model.device)
-            truth = gather_patches(truth_tokens, patches)
-            tokens, proprio = model.rollout(
-                truth[:, 0], truth_proprio[:, 0], batch["action"][:, None, :horizon], patches
-            )
-            for t in range(horizon):
-                sums["tokens"][t] += (tokens[:, 0, t] - truth[:, t + 1]).square().mean().cpu()
-                sums["tokens_copy"][t] += (truth[:, 0] - truth[:, t + 1]).square().mean().cpu()
-                sums["proprio"][t] += (proprio[:, 0, t] - truth_proprio[:, t + 1]).square().mean().cpu()
-                sums["proprio_copy"][t] += (
-                    (truth_proprio[:, 0] - truth_proprio[:, t + 1]).square().mean().cpu()
-                )
-        means = {name: (value / len(batches)).tolist() for name, value in sums.items()}
-        for name in ("tokens", "proprio"):  # nothing may have moved
-            means[f"{name}_ratio"] = [
-                a / max(b, 1e-9) for a, b in zip(means[name], means[f"{name}_copy"], strict=True)
-            ]
-        total[f"drop_{drop:g}"] = means | {"ratio": float(np.mean(means["tokens_ratio"]))}
-    return total
-
-
-def standardized(model: WorldModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A raw window batch in the model's units, on its device (actions stay in the environment's)."""
-    found = {name: placed(batch[name], model.device) for name in ("tokens", "proprio", "action")}
-    return {
-        "tokens": model.standardizer.tokens(found["tokens"]),
-        "proprio": model.standardizer.proprio(found["proprio"]),
-        "action": found["action"],
-    }
-
-
-def placed(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU's tensor on a device; a GPU is not waited for."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def device_name(device: torch.device) -> str:
@@ -162,7 +99,7 @@ class Trainer:
             hidden=model.predictor.hidden_matrices() if config.muon else {},
             muon=config.muon,
         )
-        self.load = self.batch
+        self.load: Callable[[int], dict[str, Tensor]] = self.batch
         self.step, self.seconds = 0, 0.0
         self.metrics: list[dict[str, Any]] = []
         self._unread: list[Tensor] = []  # losses and gradient norms of the last steps
