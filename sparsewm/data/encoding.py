@@ -22,6 +22,9 @@ NOTED_ROWS = 2048
 NOTED_BYTES = 1 << 25
 """The same in bytes."""
 
+NOTED_SECONDS = 2.0
+"""The same in time, about: what a process that is killed has encoded in vain."""
+
 TOLD_SECONDS = 20.0
 """How long encoding must take for an estimate to be told."""
 
@@ -47,7 +50,8 @@ def encode_missing(
         report: called with how long the rest will take, and before others are waited for.
     """
     report = report or (lambda _: None)
-    most = max(1, min(NOTED_ROWS, NOTED_BYTES // file.layout.row.itemsize))
+    limit = max(1, min(NOTED_ROWS, NOTED_BYTES // file.layout.row.itemsize))
+    most = min(_BATCH, limit)
     left = file.blocks(rows)
     busy: list[np.ndarray] = []
     done, started, waited, estimated = 0, time.monotonic(), False, False
@@ -59,6 +63,7 @@ def encode_missing(
             file.claim(busy[0], wait=True)
             file.give_up(busy[0])
             left, busy = busy, []
+        begun = time.monotonic()
         held: list[np.ndarray] = []
         missing = np.zeros(0, np.int64)
         try:
@@ -74,13 +79,14 @@ def encode_missing(
             checksums: list[int] = []
             for first in range(0, len(missing), _BATCH):
                 part = missing[first : first + _BATCH]
-                tokens = encode_half(encoder, _pictures(dataset, part))
-                checksums += file.write(part, file.layout.pack(tokens, file.mean))
+                tokens = encoded(encoder, _pictures(dataset, part), file.layout.dtype)
+                checksums += file.write(part, file.layout.pack(tokens, file.common))
             if len(missing):
                 file.note(missing, checksums)
         finally:
             for block in held:
                 file.give_up(block)
+        most = min(limit, 2 * most) if time.monotonic() - begun < NOTED_SECONDS else max(1, most // 2)
         if progress is not None:
             progress(done, len(rows))
         seconds = (time.monotonic() - started) * (len(rows) / max(done, 1) - 1)
@@ -100,18 +106,18 @@ def _pictures(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def encode_half(encoder: PatchEncoder, pixels: np.ndarray) -> Tensor:
-    """Tokens of frames (B, R, R, 3) in float16 (B, N, D), where the encoder is; UserError unless finite.
+def encoded(encoder: PatchEncoder, pixels: np.ndarray, dtype: torch.dtype = torch.float16) -> Tensor:
+    """Tokens of frames (B, R, R, 3) in `dtype` (B, N, D), where the encoder is; UserError unless finite.
 
     Not bfloat16: tokens often differ from frame to frame by little beside what they have in common, and its
     eight bits would round that little away.
     """
-    half = encoder.encode(pixels).patches.to(torch.float16)
-    if not torch.isfinite(half).all():
+    tokens = encoder.encode(pixels).patches.to(dtype)
+    if not torch.isfinite(tokens).all():
         raise UserError(
             f"encoder '{encoder.name}' makes NaN, infinite or huge tokens: check its weights and precision"
         )
-    return half
+    return tokens
 
 
 @torch.inference_mode()
@@ -158,10 +164,10 @@ def token_precision(
 
 
 @torch.inference_mode()
-def compact_mean(
+def common_part(
     encoder: PatchEncoder, dataset: Dataset, layout: Layout, whitening: float = 0.0, tolerance: float = 0.1
 ) -> tuple[Tensor, float]:
-    """What patches show on average, float32 (N, D), and the error of what 8 bits keep beside it.
+    """What tokens of 8 bits need not hold, as `Layout.pack` takes it, and the error of what they hold.
 
     The error is a root mean square as in `token_precision`, as a share of the deviation over some frames.
 
@@ -169,17 +175,20 @@ def compact_mean(
         UserError: it is above `tolerance`.
     """
     rows = np.unique(np.linspace(0, dataset.rows - 1, _SAMPLE).astype(int))
-    exact = encode_half(encoder, _pictures(dataset, rows)).float().cpu()
+    exact = encoded(encoder, _pictures(dataset, rows), torch.float32).cpu()
     statistics = token_statistics(exact, whitening)
     mean, token_map = statistics["token_mean"], statistics["token_map"]
-    rounded = layout.unpack(layout.pack(exact, mean), mean).float()
-    error, deviation = (
+    deviation = (exact - mean).square().mean((0, 1)).sqrt()
+    deviation = deviation.clamp_min(max(1e-6, 0.01 * float(deviation.square().mean().sqrt())))
+    common = torch.cat([mean, deviation[None]])
+    rounded = layout.unpack(layout.pack(exact, common), common)
+    error, spread = (
         float((part @ token_map).square().mean().sqrt()) for part in (rounded - exact, exact - mean)
     )
-    share = error / max(deviation, 1e-9)
+    share = error / max(spread, 1e-9)
     if share > tolerance:
         raise UserError(
-            f"8 bits round {share:.0%} off what tells the tokens of encoder '{encoder.name}' apart, "
+            f"8 bits round off {share:.0%} of what tells the tokens of encoder '{encoder.name}' apart, "
             f"{tolerance:.0%} at most is harmless: give `cache` float16 or none"
         )
-    return mean, share
+    return common, share

@@ -29,6 +29,7 @@ CHECKED_BYTES = 1 << 29
 CLAIMED_ROWS = 128
 """Rows that one process claims at a time; the same in all that share a file."""
 
+_LARGEST = float(np.finfo(np.float16).max)
 _MAGIC = b"sparsewm tokens2"
 _WHOLE = b"sparsewm tokens1"  # of earlier versions: all rows, checksums of blocks
 
@@ -53,47 +54,53 @@ class Layout:
         return np.dtype([("scale", np.float16, (patches,)), ("values", np.int8, (patches, size))])
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What is packed, and what is unpacked again."""
+        return torch.float16 if self.kind == "float16" else torch.float32
+
+    @property
     def end(self) -> int:
         """Bytes of all rows."""
         return self.shape[0] * self.row.itemsize
 
-    def pack(self, tokens: Tensor, mean: Tensor | None) -> np.ndarray:
+    def pack(self, tokens: Tensor, common: Tensor | None) -> np.ndarray:
         """Tokens (B, N, D) as rows (B,) of the file.
 
         Args:
-            mean: (N, D) what a patch shows on average, which 8 bits need not hold.
+            common: (N + 1, D) what 8 bits need not hold: what each patch shows on average, and in the last
+                row the deviation of each feature.
         """
-        if mean is None:
+        if common is None:
             half: np.ndarray = tokens.to("cpu", torch.float16).numpy()
             return half
-        deviation = tokens.float().cpu() - mean
-        scale = (deviation.abs().amax(-1) / 127).half()
-        steps = deviation / torch.where(scale > 0, scale.float(), 1.0)[..., None]
+        units = (tokens.float().cpu() - common[:-1]) / common[-1]
+        scale = (units.abs().amax(-1) / 127).clamp_max(_LARGEST).half()
+        steps = units / torch.where(scale > 0, scale.float(), 1.0)[..., None]
         rows = np.empty(len(tokens), self.row)
         rows["scale"] = scale.numpy()
         rows["values"] = steps.round_().clamp_(-127, 127).to(torch.int8).numpy()
         return rows
 
-    def unpack(self, rows: np.ndarray, mean: Tensor | None) -> Tensor:
-        """Rows of the file (any shape) as tokens, float16 (*shape, N, D)."""
-        if mean is None:
+    def unpack(self, rows: np.ndarray, common: Tensor | None) -> Tensor:
+        """Rows of the file (any shape) as tokens (*shape, N, D): float16, or float32 of 8 bits."""
+        if common is None:
             return torch.from_numpy(rows)
         scale = torch.from_numpy(np.ascontiguousarray(rows["scale"])).float()
         values = torch.from_numpy(np.ascontiguousarray(rows["values"])).float()
-        return values.mul_(scale[..., None]).add_(mean).half()
+        return torch.addcmul(common[:-1], values.mul_(scale[..., None]), common[-1])
 
 
 class TokenFile:
     """Tokens of the rows of a dataset on disk; some may be missing.
 
     Rows lie in their order, and a row that is missing takes no disk. Behind them lies a checksum of each, 0
-    where it is missing, then what a patch shows on average (int8), a description in JSON, its length in
-    eight bytes and a magic word. A checksum is written when its row is safely on disk. So a process that
+    where it is missing, then what 8 bits need not hold, a description in JSON, its length in eight bytes and
+    a magic word. A checksum is written when its row is safely on disk. So a process that
     dies loses what it had not written, and nothing else.
 
     Attributes:
         path: where it lies. layout: how. writable: whether rows can be added.
-        values: the rows, memory-mapped. mean: (N, D) float32, None in 16 bits.
+        values: the rows, memory-mapped. common: as in `Layout.pack`, None in 16 bits.
         about: what was said of it when it was made.
     """
 
@@ -106,7 +113,7 @@ class TokenFile:
             raise ValueError("another shape")
         self.about: dict[str, Any] = trailer.get("about", {})
         self.values: np.ndarray = np.memmap(file, layout.row, "r", shape=(rows,))
-        self.mean: Tensor | None = None
+        self.common: Tensor | None = None
         self._block, self._checksums = CLAIMED_ROWS, None
         weakref.finalize(self, file.close)
         if magic == _WHOLE:
@@ -117,15 +124,14 @@ class TokenFile:
             ) != -(-rows // self._block):
                 raise ValueError("an unfinished file")
             return
-        means = layout.kind == "int8"
-        if trailer["kind"] != layout.kind or start != layout.end + 4 * rows + 4 * patches * size * means:
+        numbers = (patches + 1) * size * (layout.kind == "int8")
+        if trailer["kind"] != layout.kind or start != layout.end + 4 * (rows + numbers):
             raise ValueError("another layout")
         self.writable = file.writable()
         self._checksums = np.memmap(file, "<u4", "r", offset=layout.end, shape=(rows,))
-        if means:
-            file.seek(layout.end + 4 * rows)
-            content = np.frombuffer(file.read(4 * patches * size), "<f4")
-            self.mean = torch.from_numpy(content.reshape(patches, size).copy())
+        if numbers:
+            common = np.memmap(file, "<f4", "r", offset=layout.end + 4 * rows, shape=(patches + 1, size))
+            self.common = torch.from_numpy(np.array(common))
 
     @classmethod
     def find(cls, path: Path, layout: Layout) -> TokenFile | None:
@@ -147,7 +153,11 @@ class TokenFile:
 
     @classmethod
     def make(
-        cls, path: Path, layout: Layout, mean: Tensor | None = None, about: Mapping[str, Any] | None = None
+        cls,
+        path: Path,
+        layout: Layout,
+        common: Tensor | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> TokenFile:
         """The file at a path, or a new one without rows if there is none that is sound."""
         with locked_file(path.with_suffix(".partial"), lambda: None) as (file, fresh):
@@ -157,8 +167,8 @@ class TokenFile:
                     file.truncate(0)
                     file.truncate(layout.end + 4 * layout.shape[0])
                     file.seek(0, os.SEEK_END)
-                    if mean is not None:
-                        file.write(mean.numpy().astype("<f4").tobytes())
+                    if common is not None:
+                        file.write(common.numpy().astype("<f4").tobytes())
                     trailer = {"shape": layout.shape, "kind": layout.kind, "about": dict(about or {})}
                     content = json.dumps(trailer).encode()
                     file.write(content + len(content).to_bytes(8, "little") + _MAGIC)
@@ -179,8 +189,8 @@ class TokenFile:
         return found
 
     def tokens(self, rows: np.ndarray) -> Tensor:
-        """Tokens of rows (any shape) that are there, float16 (*shape, N, D)."""
-        return self.layout.unpack(np.take(self.values, rows, axis=0), self.mean)
+        """Tokens (*shape, N, D) of rows (any shape) that are there."""
+        return self.layout.unpack(np.take(self.values, rows, axis=0), self.common)
 
     def blocks(self, rows: np.ndarray) -> list[np.ndarray]:
         """Ascending rows in blocks that can be claimed."""
@@ -211,22 +221,21 @@ class TokenFile:
     def _put(self, offset: int, content: np.ndarray) -> None:
         # written as a plain file: writing to a memory map kills the process where the disk is full
         self._file.seek(offset)
-        left = memoryview(np.ascontiguousarray(content).view(np.uint8).reshape(-1))
+        left = memoryview(content.tobytes())
         while left:
             left = left[self._file.write(left) :]
 
     def _is_sound(self) -> bool:
         """Whether the rows that are there are as written, checked in blocks from the first to the last."""
         rows = self.layout.shape[0]
-        blocks = np.arange(-(-rows // self._block))
-        if self._checksums is not None:
-            blocks = np.unique(np.flatnonzero(self._checksums) // self._block)
+        there = np.arange(rows) if self._checksums is None else np.flatnonzero(self._checksums)
+        blocks = np.unique(there // self._block)
         most = max(2, CHECKED_BYTES // (self._block * self.layout.row.itemsize))
         for i in np.unique(np.linspace(0, len(blocks) - 1, min(most, len(blocks))).astype(int)):
             start = int(blocks[i]) * self._block
             part = self.values[start : start + self._block]
             if self._checksums is None:
-                if zlib.crc32(part) != self._whole[int(blocks[i])]:
+                if zlib.crc32(part.tobytes()) != self._whole[int(blocks[i])]:
                     return False
                 continue
             for row, expected in zip(part, self._checksums[start : start + self._block], strict=True):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparsewm.data.dataset import Dataset
-from sparsewm.data.encoding import compact_mean, encode_half, encode_missing
+from sparsewm.data.encoding import common_part, encode_missing, encoded
 from sparsewm.data.statistics import block_frames, statistics_of
 from sparsewm.data.token_file import CACHES, Layout, TokenFile
 from sparsewm.encoders import PatchEncoder
@@ -46,7 +46,7 @@ class Tokens(ABC):
 
     @abstractmethod
     def rows(self, rows: np.ndarray) -> Tensor:
-        """Tokens of rows (any shape): float16 (*rows.shape, N, D)."""
+        """Tokens of rows (any shape): (*rows.shape, N, D) float16, or float32 where they are kept in int8."""
 
     def statistics(
         self, rows: np.ndarray, whitening: float = 0.0, samples: int = 8192, seed: int = 0
@@ -120,7 +120,7 @@ class TokenCache(Tokens):
         return self._file.values
 
     def rows(self, rows: np.ndarray) -> Tensor:
-        """Tokens of rows (any shape): float16 (*rows.shape, N, D)."""
+        """See `Tokens.rows`."""
         if not self._file.there(rows).all():
             self.encode(rows)
         return self._file.tokens(rows)
@@ -154,17 +154,17 @@ class TokenCache(Tokens):
         files = [file for file in found if file is not None]
         for file in (*(f for f in files if f.there(rows).all()), *(f for f in files if f.writable)):
             if self.kind == "int8" and file.about["whitening"] != self._whitening:
-                compact_mean(self._encoder, self._dataset, self._layout, self._whitening)
+                common_part(self._encoder, self._dataset, self._layout, self._whitening)
             return file
         path = _writable(self._folders) / self._name
         self._require_space(path, rows)
-        mean, about = None, {}
+        common, about = None, {}
         if self.kind == "int8":
-            mean, error = compact_mean(self._encoder, self._dataset, self._layout, self._whitening)
-            self._report(f"tokens in 8 bits: rounded by {error:.1%} of what tells pictures apart")
+            common, error = common_part(self._encoder, self._dataset, self._layout, self._whitening)
+            self._report(f"tokens in 8 bits: rounding takes {error:.1%} of their deviation over pictures")
             about = {"whitening": self._whitening, "error": error}
         with disk_errors(path, REMEDY):
-            return TokenFile.make(path, self._layout, mean, about)
+            return TokenFile.make(path, self._layout, common, about)
 
     def _require_space(self, path: Path, rows: np.ndarray) -> None:
         """Room for missing rows, and for the rest of the pages in which stretches of them end."""
@@ -188,12 +188,12 @@ class EncodedAsRead(Tokens):
         self._most = KEPT_BYTES // token_bytes(1, encoder)
 
     def rows(self, rows: np.ndarray) -> Tensor:
-        """Tokens of rows (any shape): float16 (*rows.shape, N, D), on the encoder's device."""
+        """See `Tokens.rows`; on the encoder's device."""
         unique, place = np.unique(rows, return_inverse=True)
         missing = np.array([row for row in unique.tolist() if row not in self._kept], np.int64)
         for first in range(0, len(missing), _BATCH):
             part = missing[first : first + _BATCH]
-            tokens = encode_half(self._encoder, self._dataset.pixels[part])
+            tokens = encoded(self._encoder, self._dataset.pixels[part])
             self._kept |= {row: one.clone() for row, one in zip(part.tolist(), tokens, strict=True)}
         for row in unique.tolist():
             self._kept.move_to_end(row)

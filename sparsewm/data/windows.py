@@ -83,7 +83,7 @@ class Windows(WindowRows):
         """Windows by number (B,), or their first `frames` frames.
 
         Returns:
-            `tokens` float16 (B, T, N, D) raw, `proprio` float32 (B, T, P) raw, `action` float32
+            `tokens` (B, T, N, D) raw, `proprio` float32 (B, T, P) raw, `action` float32
             (B, T-1, frameskip * A), and `state` float64 (B, T, D_state) where it is recorded.
         """
         rows = self.rows(windows, frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -104,3 +105,24 @@ def test_encoding_does_not_start_where_there_is_no_room(
     ):
         cache(dataset, encoder, tmp_path / "tokens")
     assert encoder.frames == 0
+
+
+def test_a_disk_that_fills_up_keeps_what_was_written(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes_after(8, monkeypatch)
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 4:  # the file is laid out, two pieces are noted
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"the disk is full while writing .*bin: free some space"):
+        cache(dataset, Stub(2), tmp_path / "tokens")
+    rest = Stub(2)
+    tokens = cache(dataset, rest, tmp_path / "tokens").rows(np.arange(26))
+    assert rest.frames == 26 - 16
+    assert torch.equal(tokens, Stub(2).encode(dataset.pixels[:]).patches.half())
