@@ -77,8 +77,8 @@ class Bench:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
-    """Precision: auto, int8 (products of the rollout's layers, where the processor has them), bfloat16 or
-    float32."""
+    """Precision: auto (bfloat16 or float32, whichever is faster), bfloat16, float32, or int8 (products of the
+    rollout's layers, where the processor has them)."""
     seed: int = 0
     """Seed of weights, observations and masks."""
     output: Path = Path("runs/bench")
@@ -95,8 +95,8 @@ class Bench:
             kept_patches(1, drop)
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device, planning=True)
-        if self.preset == "paper" and self.checkpoint is None:
-            model = paper_model(env, device, dtype, self.seed)
+        if self.preset != "default" and self.checkpoint is None:
+            model = paper_model(env, device, dtype, self.seed, self.preset)
         else:
             files = {"encoder_weights": self.encoder_weights, "hub_repo": self.hub_repo}
             model = bench_model(env, self.checkpoint, device, dtype, **files)

@@ -15,6 +15,7 @@ from sparsewm.data.statistics import token_statistics
 from sparsewm.data.token_file import Layout, TokenFile
 from sparsewm.encoders import PatchEncoder
 from sparsewm.errors import UserError
+from sparsewm.kernels import flushed
 
 NOTED_ROWS = 2048
 """Rows that are encoded between two notes of progress, at most."""
@@ -105,6 +106,7 @@ def _pictures(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
         ) from None
 
 
+@flushed()
 @torch.inference_mode()
 def encoded(encoder: PatchEncoder, pixels: np.ndarray, dtype: torch.dtype = torch.float16) -> Tensor:
     """Tokens of frames (B, R, R, 3) in `dtype` (B, N, D), where the encoder is; UserError unless finite.

@@ -38,15 +38,17 @@ def bench_model(
     return load(checkpoint or pretrained_path(env.name), device, dtype, environment=env.name, **files)
 
 
-def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: int) -> WorldModel:
-    """A world model of the paper's sizes (ViT-S/16: 196 tokens of 384 features) with random weights."""
+def paper_model(
+    env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: int, name: str = "paper"
+) -> WorldModel:
+    """A world model of a preset's sizes on ViT-S/16 (196 tokens of 384 features) with random weights."""
     torch.manual_seed(seed)
     encoder = ViT(resolution=224, patch=16, width=384, depth=12, heads=6, dim=384)
     encoder.name, encoder.hash = "random", weights_hash(encoder)
     encoder.freeze()
     interface = interface_of_env(env)
     sizes = interface.proprio_dim, interface.action_dim * env.frameskip
-    config = PredictorConfig(encoder.dim, encoder.grid, *sizes, **asdict(preset("paper").model))
+    config = PredictorConfig(encoder.dim, encoder.grid, *sizes, **asdict(preset(name).model))
     model = WorldModel(encoder, config, env.name, env.frameskip, {"interface": interface.to_dict()})
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
@@ -55,10 +57,10 @@ def paper_model(env: GoalEnv, device: torch.device, dtype: torch.dtype, seed: in
 def rollout_operations(model: WorldModel, kept: int, candidates: int, horizon: int) -> float:
     """Floating-point operations of an iteration: products of the blocks, attention over cached frames."""
     config, length = model.config, kept + 1
-    width, total = config.width, 0.0
+    width, inner, total = config.width, config.heads * config.head_size, 0.0
     for step in range(horizon):
         window = min(step + 1, config.history) * length
-        block = 2 * length * width * (4 * width + 2 * config.mlp) + 4 * length * window * width
+        block = 2 * length * width * (4 * inner + 2 * config.mlp) + 4 * length * window * inner
         total += config.depth * block + 2 * length * width * config.token_dim * 2
     return candidates * total
 

@@ -53,11 +53,13 @@ class ModelConfig:
     """Sizes of the predictor."""
 
     width: int = PredictorConfig.width
-    """Features of a token inside; a multiple of 4 and of the heads."""
+    """Features of a token inside; a multiple of 4, and of the heads unless their size is given."""
     depth: int = PredictorConfig.depth
     """Layers."""
     heads: int = PredictorConfig.heads
     """Attention heads."""
+    head_dim: int | None = PredictorConfig.head_dim
+    """Features of a head; width / heads if left out."""
     mlp: int = PredictorConfig.mlp
     """Features between the two matrices of a layer."""
     history: int = PredictorConfig.history
@@ -200,6 +202,8 @@ class TrainRunConfig:
     """Continue the run in the output folder bit for bit from its last checkpoint."""
     device: Annotated[str, usual("device")] = "auto"
     """auto, cpu, cuda, ..."""
+    devices: Annotated[int, usual("devices")] = 1
+    """Processes that share every batch, each on a GPU or on a part of the cores; the run is the same."""
     dtype: Annotated[str, usual("dtype")] = "auto"
     """Precision of weights and activations: auto, bfloat16 or float32."""
     seed: Annotated[int, usual("seed")] = 0
@@ -209,6 +213,7 @@ class TrainRunConfig:
 
     def __post_init__(self) -> None:
         at_least(0, seed=self.seed)
+        at_least(1, devices=self.devices)
         if self.start is not None and self.extend is not None:
             raise UserError("`start` and `extend` exclude each other: `extend` keeps the predictor as it is")
 

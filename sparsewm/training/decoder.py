@@ -20,7 +20,7 @@ from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import DecoderTrainConfig
 from sparsewm.training.draws import decoder_rows, generators
 from sparsewm.training.optim import MasterAdamW
-from sparsewm.training.trainer import standardized
+from sparsewm.training.validation import standardized
 
 
 def decoder_loss(drawn: Tensor, truth: Tensor, mean: Tensor, ground: float) -> Tensor:

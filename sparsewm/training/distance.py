@@ -18,7 +18,7 @@ from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import DistanceTrainConfig
 from sparsewm.training.draws import generators
 from sparsewm.training.optim import MasterAdamW
-from sparsewm.training.trainer import standardized
+from sparsewm.training.validation import standardized
 
 
 def distance_loss(
