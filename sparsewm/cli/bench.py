@@ -67,8 +67,8 @@ class Bench:
     drops: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7, 0.8)
     """Drop ratios (plan)."""
     preset: str = "default"
-    """Sizes. default: the shipped model itself in plans; others of configs/presets, such as paper, have random
-    weights."""
+    """Sizes. default: in plans those of the shipped model, with its weights; paper and others: of
+    configs/presets, with random weights."""
     checkpoint: Path | None = None
     """Checkpoint folder to time instead (plan)."""
     encoder: str | None = None

@@ -132,7 +132,7 @@ def plot_rates(
     axis.set_yticks(range(len(bars)), [name for name, _ in bars])
     axis.invert_yaxis()
     axis.set(xlabel=label, title=title)
-    axis.margins(x=0.3)
+    axis.margins(x=0.4)
     _save(figure, path)
 
 

@@ -28,8 +28,8 @@ def random_model(env: GoalEnv, name: str, device: torch.device, dtype: torch.dty
     """A world model of a preset's sizes with random weights.
 
     Args:
-        name: of the preset. `default` has the shipped encoder, 64 tokens of 64 features; others a random one of
-            DINO's sizes, 196 of 384.
+        name: of the preset. `default` has the shipped encoder, 64 tokens of 64 features; others a random
+            one of DINO's sizes, 196 of 384.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

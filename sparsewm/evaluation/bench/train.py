@@ -84,15 +84,15 @@ def measure_training(
     """Seconds of whole training steps (loss, backward, optimiser, average) on windows that are loaded.
 
     Training mixes two kinds: a group of the tokens, here of mean size, and all of them together in fewer
-    windows. Beside them stands the published recipe (`PlainTraining`), in float32 and under autocast to bfloat16.
+    windows. Beside them stands the published recipe (`PlainTraining`), in float32 and under bfloat16 autocast.
 
     Args:
         model: float32, every weight filled; it is trained. config: its training. dtype: of its live weights.
         baseline: repeats of the published recipe, spread over ours; 0 leaves it out.
 
     Returns:
-        the `machine`, `matmul_peak_flops`, `sizes`, `rows` and `loading_seconds` of `train.json`. A row of kind
-        "as trained" is the mixture of ours; loading is reading and standardising a batch, from memory.
+        the `machine`, `matmul_peak_flops`, `sizes`, `rows` and `loading_seconds` of `train.json`. A row of
+        kind "as trained" is the mixture of ours; loading is reading and standardising a batch, from memory.
     """
     device, frames = model.device, model.history + config.horizon
     windows, rng = RandomWindows(model, frames, seed), np.random.default_rng(seed)
