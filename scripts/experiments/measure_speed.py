@@ -28,20 +28,22 @@ import torch
 from scripts.common import launch, typed_command
 from scripts.lab.states import make_simulator
 from sparsewm.envs import SimulatedGoalEnv
-from sparsewm.evaluation.bench import paper_model
+from sparsewm.evaluation.bench import random_model
 from sparsewm.evaluation.dino_wm import WindowRollout
 from sparsewm.evaluation.statistics import quartiles, spearman
 from sparsewm.files import write_json
+from sparsewm.kernels import kernels
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
 from sparsewm.model.objectives import TokenError
 from sparsewm.model.rollout import modulate
 from sparsewm.planners import CEM
-from sparsewm.precision import fast_bfloat16, fastest_dtype, planning_dtype
+from sparsewm.precision import fast_bfloat16, fastest_dtype, no_integers
 
 CPU = torch.device("cpu")
-FAST, PLANNING = fastest_dtype(CPU), planning_dtype(CPU)
+FAST = fastest_dtype(CPU)
+LAST = torch.int8 if no_integers(CPU) is None and isinstance(kernels(), str) else FAST
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Arguments:
     output: Path = Path("results/speed")
     """Folder for speed.json and scaling.png."""
     presets: tuple[str, ...] = ("default",)
-    """Sizes: default (the shipped PushT model) or paper (random weights)."""
+    """Sizes: default (the shipped PushT model), or paper, narrow, ... with random weights."""
     drop: float = 0.5
     """Drop ratio of the steps."""
     candidates: int = 100
@@ -65,9 +67,9 @@ class Arguments:
 
 
 def make_model(preset: str, dtype: torch.dtype, env: SimulatedGoalEnv) -> WorldModel:
-    if preset == "paper":
-        return paper_model(env, CPU, dtype, 0)
-    return load_pretrained("pusht", CPU, dtype)
+    if preset == "default":
+        return load_pretrained("pusht", CPU, dtype)
+    return random_model(env, preset, CPU, dtype, 0)
 
 
 def frames(model: WorldModel, env: SimulatedGoalEnv) -> tuple[Latent, Latent]:
@@ -129,7 +131,7 @@ def generic(problem: LatentProblem, actions: torch.Tensor) -> Callable[[], Any]:
 
 def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str, Any]:
     """Seconds per iteration after each step, in order."""
-    fast, exact, last = (make_model(preset, dtype, env) for dtype in (FAST, torch.float32, PLANNING))
+    fast, exact, last = (make_model(preset, dtype, env) for dtype in (FAST, torch.float32, LAST))
     actions = some_actions(fast, arguments.candidates)
     sparse, slow, final = (problem_of(model, env, arguments.drop) for model in (fast, exact, last))
     if arguments.only_last:
@@ -170,7 +172,7 @@ def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str,
         variants["residual, norm and modulation compiled"] = lambda: sparse.cost(actions)
     elif whole:
         variants["all layers of a frame compiled, a few candidates at a time"] = lambda: sparse.cost(actions)
-    if torch.int8 == PLANNING:
+    if torch.int8 == LAST:
         variants["linear layers in 8-bit integers"] = lambda: final.cost(actions)
     found = interleaved(variants, arguments.repeats)
     command = [
@@ -196,7 +198,7 @@ def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str,
 
 def scaling(env: SimulatedGoalEnv, repeats: int) -> dict[str, list[dict[str, float]]]:
     """Seconds per iteration over tokens kept, candidates, horizon and width, the others as by default."""
-    model = load_pretrained("pusht", CPU, PLANNING)
+    model = load_pretrained("pusht", CPU, FAST)
     rows: dict[str, dict[float, Callable[[], Any]]] = {
         "tokens": {},
         "candidates": {},
@@ -228,7 +230,7 @@ def scaling(env: SimulatedGoalEnv, repeats: int) -> dict[str, list[dict[str, flo
         )
         other = WorldModel(model.encoder, config, env.name, env.frameskip)
         other.eval().requires_grad_(False)
-        add("width", width, other.place(CPU, PLANNING), 0.5, 100, 5)
+        add("width", width, other.place(CPU, FAST), 0.5, 100, 5)
     found = {}
     for axis, variants in rows.items():
         timed = interleaved({str(value): work for value, work in variants.items()}, repeats)
@@ -253,7 +255,7 @@ def ranking(environment: str, drop: float, count: int = 256) -> float:
     """Rank correlation of candidates' costs between planning and float32, on a real observation."""
     env = make_simulator(environment)
     costs = []
-    for dtype in (PLANNING, torch.float32):
+    for dtype in (FAST, torch.float32):
         model = load_pretrained(environment, CPU, dtype)
         costs.append(problem_of(model, env, drop).cost(some_actions(model, count))[0].numpy())
     return spearman(*costs)
@@ -261,7 +263,7 @@ def ranking(environment: str, drop: float, count: int = 256) -> float:
 
 def memory(env: SimulatedGoalEnv, drop: float) -> dict[str, float]:
     """Resident bytes after the 2nd and the 50th re-plan."""
-    model, planner, process = load_pretrained("pusht", CPU, PLANNING), CEM(64, 8, 5), psutil.Process()
+    model, planner, process = load_pretrained("pusht", CPU, FAST), CEM(64, 8, 5), psutil.Process()
     found = {}
     for plan in range(1, 51):
         planner.plan(problem_of(model, env, drop))

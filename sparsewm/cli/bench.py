@@ -101,8 +101,8 @@ class Bench:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
-    """Precision: auto, bfloat16, float32, or in plans int8 (products of the rollout's layers, where the
-    processor has them)."""
+    """Precision: auto (bfloat16 or float32, whichever is faster), bfloat16, float32, or in plans int8 (products
+    of the rollout's layers, where the processor has them)."""
     seed: int = 0
     """Seed of weights, observations and masks."""
     output: Path = Path("runs/bench")

@@ -47,10 +47,10 @@ class Kernels:
         self._modulate.restype = None
 
     @staticmethod
-    def fit(dtype: torch.dtype, width: int, heads: int) -> bool:
+    def fit(dtype: torch.dtype, width: int, head_dim: int) -> bool:
         """Whether a predictor of these sizes can be computed: bfloat16, heads of up to 64 numbers."""
-        size = width // heads
-        return dtype == torch.bfloat16 and size <= 64 and size % 2 == 0 and width % 16 == 0 and width <= 4096
+        heads_fit = head_dim <= 64 and head_dim % 2 == 0
+        return dtype == torch.bfloat16 and heads_fit and width % 16 == 0 and width <= 4096
 
     def attend(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
         """softmax(q k^T) v on the matrix unit, in one pass over queries, keys and values where they lie.

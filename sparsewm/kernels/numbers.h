@@ -13,6 +13,8 @@ typedef uint16_t bf16;
 
 #define INLINE static inline __attribute__((always_inline)) /* row counts want to be constants */
 
+#define LEAST -3.0e38f /* the score of a key that is not there */
+
 enum { LANES = 16, LINE = 64 }; /* float32 numbers of a register, bytes of a line of the cache */
 
 INLINE int64_t up(int64_t value, int64_t step) {
@@ -50,6 +52,11 @@ INLINE __m512bh pairs(const bf16 *from) {
     return (__m512bh)_mm512_loadu_si512(from);
 }
 
+/* A mask of the first `count` of up to 32 numbers. */
+INLINE __mmask32 first_of(int64_t count) {
+    return count >= 32 ? 0xffffffffu : count <= 0 ? 0 : (1u << count) - 1;
+}
+
 /* 2^x to 8e-5 of its value, which bfloat16 does not see. */
 INLINE __m512 exp2_of(__m512 x) {
     const __m512 f = _mm512_reduce_ps(x, 0x09); /* x - floor(x) */
@@ -58,6 +65,28 @@ INLINE __m512 exp2_of(__m512 x) {
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69577639f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992795f));
     return _mm512_scalef_ps(p, x);
+}
+
+/* Of a row: its mean, and one by its deviation. */
+typedef struct {
+    __m512 mean, factor;
+} Moments;
+
+INLINE Moments moments(const float *row, int64_t width, float epsilon) {
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (int64_t i = 0; i < width; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
+        squares = _mm512_fmadd_ps(value, value, squares);
+    }
+    const float variance = _mm512_reduce_add_ps(squares) / (float)width + epsilon;
+    return (Moments){mean, _mm512_set1_ps(1.0f / sqrtf(variance))};
+}
+
+/* Sixteen numbers of a row, normalized. */
+INLINE __m512 normal(const float *numbers, Moments of) {
+    return _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(numbers), of.mean), of.factor);
 }
 
 /* Denormal numbers count as zero on this thread from here to `restore`: they take many times as long, and say

@@ -176,8 +176,9 @@ class LatentProblem:
         if self.memory is None:
             return candidates
         config, length = self.model.config, self.kept + 1
-        cached = 2 * config.history * config.depth * config.width  # numbers per token: keys and values
-        passing = 4 * config.width + config.mlp
+        inner = config.heads * config.head_size
+        cached = 2 * config.history * config.depth * inner  # numbers per token: keys and values
+        passing = config.width + 3 * inner + config.mlp
         size = self.batch * length * (cached + passing) * 4
         return max(1, min(candidates, int(self.memory / size)))
 

@@ -48,11 +48,13 @@ class ModelConfig:
     """Sizes of the predictor."""
 
     width: int = PredictorConfig.width
-    """Features of a token inside; a multiple of 4 and of the heads."""
+    """Features of a token inside; a multiple of 4, and of the heads unless their size is given."""
     depth: int = PredictorConfig.depth
     """Layers."""
     heads: int = PredictorConfig.heads
     """Attention heads."""
+    head_dim: int | None = PredictorConfig.head_dim
+    """Features of a head; width / heads if left out."""
     mlp: int = PredictorConfig.mlp
     """Features between the two matrices of a layer."""
     history: int = PredictorConfig.history

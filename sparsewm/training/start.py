@@ -102,7 +102,7 @@ def translated(
             f"the checkpoint to start from was trained on {first.patches} patches, {encoder.name} has "
             f"{encoder.tokens}: train without it"
         )
-    sizes = ModelConfig(config.width, config.depth, config.heads, config.mlp, config.history)
+    sizes = ModelConfig(config.width, config.depth, config.heads, config.head_dim, config.mlp, config.history)
     shown = interface(dataset, first.environment, first.frameskip)
     model = new_model(encoder, dataset, tokens, episodes, sizes, shown, whitening, seed).place(first.device)
     rows = dataset.rows_of(episodes)

@@ -189,6 +189,8 @@ def test_rollout_in_bfloat16_is_near_the_exact_one(
 
 
 def test_heads_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Kernels.fit(torch.bfloat16, 384, 64) and not Kernels.fit(torch.float32, 384, 64)
+    assert not Kernels.fit(torch.bfloat16, 32, 72) and not Kernels.fit(torch.bfloat16, 384, 23)
     model = tiny_model(width=160, heads=2)
     model.predictor.to(torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
@@ -241,7 +243,7 @@ def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("sources", "flags"),
-    [(amx.SOURCES, amx.FLAGS), *((layout.sources, layout.flags) for layout in LAYOUTS.values())],
+    [(amx.SOURCES, amx.FLAGS), *((layers.SOURCES, layout.flags) for layout in LAYOUTS.values())],
     ids=["amx", *(layout.name for layout in LAYOUTS.values())],
 )
 def test_kernels_are_compiled_once(

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sparsewm.errors import UserError
 from sparsewm.model import load
 from sparsewm.model.interface import Interface
 from sparsewm.training import train
-from sparsewm.training.config import TrainConfig, preset
+from sparsewm.training.config import ModelConfig, TrainConfig, preset
 from sparsewm.training.trainer import STATE_FILE
 from tests.data.tiny import episode
 
@@ -268,7 +269,10 @@ def test_settings_lie_over_each_other() -> None:
     assert pusht.heads.distance.steps == 0 and TrainConfig.of("sparsewm/PushT-v0").optim == pusht.optim
     paper = TrainConfig.of("pusht", "paper", content={"optim": {"batch": 8}})
     assert paper.optim.steps == 200_000 and paper.optim.horizon == 3 and paper.optim.batch == 8
-    assert paper.encoder.name == "dino_vits16" and paper.model.width == 384
+    assert paper.encoder.name == "dino_vits16"
+    narrow = TrainConfig.of("pusht", "narrow", content={"optim": {"batch": 8}})
+    assert paper.model == ModelConfig(width=384, depth=6, heads=16, head_dim=64, mlp=2048)
+    assert replace(narrow.model, head_dim=64) == paper.model and narrow.optim == paper.optim
     assert TrainConfig.of("pusht", "paper", start=Path("x")).encoder.name is None  # the checkpoint's
     kept = TrainConfig.of("wall", start=Path("x"), content={"optim": {"lr": 1e-3}})
     assert kept.optim.lr == 1e-3 and kept.run.start == Path("x")

@@ -182,26 +182,23 @@ def measure_encoding(
 
 
 class PlainEncoder:
-    """An encoder's network as torch and its authors compute it, without packed weights or kernels of ours.
+    """An encoder whose network torch computes as it is written, without packed weights or kernels of ours.
 
     Args:
         encoder: copied. dtype: what the copy computes in.
     """
 
     def __init__(self, encoder: PatchEncoder, dtype: torch.dtype) -> None:
-        self.encoder, self.dtype = deepcopy(encoder).to(dtype), dtype
+        self.encoder = deepcopy(encoder).to(dtype)
         for part in self.encoder.modules():
             if isinstance(part, FrozenLinear):
                 part.frozen = False
+            if hasattr(part, "fast"):  # what runs a network through packed weights, where it can
+                part.fast = lambda *_: None  # type: ignore[assignment]
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        """Tokens of pictures uint8 (B, H, W, 3); image token and registers may stand before the patches."""
-        network: Any = getattr(self.encoder, "network", None)
-        if not hasattr(network, "forward_features"):
-            return self.encoder.encode(pixels).patches
-        tokens = network.forward_features(self.encoder.preprocess(pixels).to(self.dtype))
-        found: Tensor = tokens["x_norm_patchtokens"] if isinstance(tokens, dict) else tokens
-        return found
+        """Tokens (B, N, D) of pictures uint8 (B, H, W, 3)."""
+        return self.encoder.encode(pixels).patches
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparsewm.evaluation.bench.recipe import RecipeConfig, head_size
+from sparsewm.evaluation.bench.recipe import RecipeConfig
 from sparsewm.model import PredictorConfig
 
 
@@ -19,7 +19,7 @@ def parameters(network: nn.Module) -> int:
 
 def inner_width(config: PredictorConfig) -> int:
     """Features I of all heads together."""
-    return config.heads * head_size(config)
+    return config.heads * config.head_size
 
 
 def rollout_operations(config: PredictorConfig, kept: int, horizon: int) -> float:

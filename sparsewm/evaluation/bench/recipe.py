@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 
 BATCH, LEARNING_RATE = 32, 5e-4
@@ -68,13 +67,9 @@ class RecipeConfig:
             config.width if config.width > config.token_dim else None,
             config.depth,
             config.heads,
-            head_size(config),
+            config.head_size,
             config.mlp,
         )
-
-
-def head_size(config: PredictorConfig) -> int:
-    return getattr(config, "head_dim", None) or config.width // config.heads
 
 
 class _Layer(nn.Module):
