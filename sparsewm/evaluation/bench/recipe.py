@@ -179,21 +179,36 @@ class PlainTraining:
     Args:
         config: sizes. device: where it learns. seed: of its weights.
         autocast: multiply in bfloat16 where torch thinks it safe; weights stay float32.
+        memory: bytes that score matrices may take on a CPU. A batch is computed in parts to fit, whose gradients
+            add up: at the papers' sizes 32 windows at once take 17 GB.
     """
 
-    def __init__(self, config: RecipeConfig, device: torch.device, seed: int, autocast: bool = False) -> None:
+    def __init__(
+        self,
+        config: RecipeConfig,
+        device: torch.device,
+        seed: int,
+        autocast: bool = False,
+        memory: float = 4e9,
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = PlainPredictor(config)
         self.network.to(device).train()
         self.device, self.autocast = device, autocast
         self.optimizer = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE)
+        scores = config.depth * config.heads * (config.history * config.patches) ** 2
+        self.most = max(1, int(memory / (16 * scores))) if device.type == "cpu" else None
 
-    def step(self, tokens: Tensor, proprio: Tensor, action: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, proprio: Tensor, action: Tensor) -> float:
         """One step on a batch, as `PlainPredictor.loss` takes it; the loss."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = self.network.loss(tokens, proprio, action)
         self.optimizer.zero_grad()
-        loss.backward()
+        count, total = len(tokens), 0.0
+        parts = 1 if self.most is None else -(-count // self.most)
+        for part in zip(*(x.chunk(parts) for x in (tokens, proprio, action)), strict=True):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                loss = self.network.loss(*part) * (len(part[0]) / count)
+            loss.backward()
+            total += float(loss.detach())
         self.optimizer.step()
-        return loss.detach()
+        return total

@@ -84,7 +84,7 @@ def measure_training(
     """Seconds of whole training steps (loss, backward, optimiser, average) on windows that are loaded.
 
     Training mixes two kinds: a group of the tokens, here of mean size, and all of them together in fewer
-    windows. Beside them stands the published recipe (`PlainTraining`), in float32 and under bfloat16 autocast.
+    windows. Beside them stands the published recipe (`PlainTraining`), in float32 and in bfloat16 autocast.
 
     Args:
         model: float32, every weight filled; it is trained. config: its training. dtype: of its live weights.

@@ -52,6 +52,16 @@ def test_it_learns_in_both_precisions() -> None:
     batch = frames(4)
     for autocast in (False, True):
         training = PlainTraining(CONFIG, torch.device("cpu"), 0, autocast=autocast)
-        losses = [float(training.step(*batch)) for _ in range(40)]
+        losses = [training.step(*batch) for _ in range(40)]
         assert losses[-1] < 0.9 * losses[0]
         assert next(training.network.parameters()).dtype == torch.float32
+
+
+def test_a_batch_in_parts_is_the_same_step() -> None:
+    batch, weights = frames(4, batch=5), []
+    for memory in (1e9, 1.0):
+        training = PlainTraining(CONFIG, torch.device("cpu"), 0, memory=memory)
+        training.step(*batch)
+        weights.append([parameter.grad for parameter in training.network.parameters()])
+    assert training.most == 1
+    torch.testing.assert_close(*weights)
