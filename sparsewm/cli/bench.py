@@ -101,8 +101,8 @@ class Bench:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
-    """Precision: auto (bfloat16 or float32, whichever is faster), bfloat16, float32, or in plans int8 (products
-    of the rollout's layers, where the processor has them)."""
+    """Precision: auto (bfloat16 or float32, whichever is faster), bfloat16, float32, or in plans int8
+    (products of the rollout's layers, where the processor has them)."""
     seed: int = 0
     """Seed of weights, observations and masks."""
     output: Path = Path("runs/bench")
@@ -115,6 +115,8 @@ class Bench:
         at_least(1, iterations=self.iterations, batches=min(self.batches, default=1))
         at_least(1, candidates=self.candidates, horizon=self.horizon, repeats=self.repeats)
         check_seed(self.seed)
+        if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
+            raise UserError(f"`resolution` is a height and a width in pixels, or one, not {self.resolution}")
         for drop in self.drops:
             kept_patches(1, drop)
         device = choose_device(self.device)
@@ -178,8 +180,6 @@ class Bench:
 
     def _encode(self, env: GoalEnv, device: torch.device, folder: Path) -> None:
         sides = self.resolution
-        if len(sides) > 2 or min(sides, default=1) < 1:
-            raise UserError(f"`resolution` is a height and a width in pixels, or one number, not {sides}")
         tree = preset(self.preset)
         encoder, random = bench_encoder(
             self.encoder or tree.encoder.name or "embedded",

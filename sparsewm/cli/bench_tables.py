@@ -44,12 +44,12 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def size_table(sizes: dict[str, dict[str, Any]]) -> Table:
-    """Parameters, and operations per candidate by kept tokens."""
-    kept = list(next(iter(sizes.values()))["operations_per_candidate"])
-    table = Table("network", "million parameters", *(f"GFLOP a candidate, {n} tokens" for n in kept))
-    for name, found in sizes.items():
-        counts = (f"{found['operations_per_candidate'][n] / 1e9:.3g}" for n in kept)
-        table.add_row(name, f"{found['parameters'] / 1e6:.2f}", *counts)
+    """Parameters, and operations per candidate by kept tokens, of every network."""
+    table = Table("GFLOP a candidate", *sizes)
+    table.add_row("million parameters", *(f"{found['parameters'] / 1e6:.2f}" for found in sizes.values()))
+    for kept in next(iter(sizes.values()))["operations_per_candidate"]:
+        counts = (found["operations_per_candidate"][kept] / 1e9 for found in sizes.values())
+        table.add_row(f"{kept} tokens", *(f"{count:.3g}" for count in counts))
     return table
 
 
