@@ -1,9 +1,10 @@
 """Our training and the published recipe's, for the same time on the same tokens: which imagines better?
 
 The published recipe is that of `sparsewm.evaluation.bench.recipe`: a dense transformer of the same sizes in
-plain torch, three recorded frames, one step ahead, all tokens, 32 windows, AdamW at its published rate. Ours is
-what `sparsewm train` does, its schedule fitted to the time. Both are validated alike, each by its own rollout:
-error of imagined tokens over five steps as a share of copying the present frame, with all tokens and with half.
+plain torch, three recorded frames, one step ahead, all tokens, 32 windows, AdamW at its published rate.
+Ours is what `sparsewm train` does, its schedule fitted to the time. Both are validated alike, each by its
+own rollout: error of imagined tokens over five steps as a share of copying the present frame, with all
+tokens and with half.
 
 Example (twice the minutes and a little more, on an otherwise idle machine; pictures are encoded first):
 
@@ -88,7 +89,7 @@ class Imagining:
     def rollout(
         self, tokens: Tensor, proprio: Tensor, actions: Tensor, patches: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `WorldModel.rollout`, of one candidate; proprioception is not read out, the present one stands."""
+        """As `WorldModel.rollout`, of one candidate; proprioception, never read out, stays as it is."""
         given = self.standardizer.actions(actions[:, 0])
         network, steps = self.training.network, actions.shape[2]
         enabled = self.training.autocast
