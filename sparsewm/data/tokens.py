@@ -20,6 +20,7 @@ from sparsewm.data.statistics import block_frames, statistics_of, token_statisti
 from sparsewm.encoders import PatchEncoder
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors, locked_file, read_json, require_space, size_text
+from sparsewm.kernels import flushed
 
 CHECK_EVERY = 2048
 """Rows between two notes of progress at most, each with a checksum of what was written."""
@@ -218,6 +219,7 @@ def _to_disk(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
+@flushed()
 @torch.inference_mode()
 def encode_half(encoder: PatchEncoder, pixels: np.ndarray) -> np.ndarray:
     """Tokens of frames (B, R, R, 3) in float16 (B, N, D); UserError where that is not finite.

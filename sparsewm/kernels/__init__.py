@@ -4,10 +4,12 @@
 8-bit integers: C files that the machine's own C compiler compiles once, into the user's cache folder. `gpu`
 is what Triton compiles for a GPU, `graphs` records what runs there.
 Where there is no compiler, another processor or another system, torch's own operations take their place;
-SPARSEWM_KERNELS=0 asks for that. `linear` is torch's own product, of packed weights.
+SPARSEWM_KERNELS=0 asks for that. `linear` is torch's own product, of packed weights; `denormals` keeps the
+least of numbers out of products.
 """
 
 from sparsewm.kernels.amx import Kernels, kernels
+from sparsewm.kernels.denormals import flushed
 from sparsewm.kernels.frame import Frame, RolloutKernels
 from sparsewm.kernels.gpu import GpuKernels, gpu_kernels
 from sparsewm.kernels.graphs import Graphs
@@ -27,6 +29,7 @@ __all__ = [
     "PackedLinear",
     "RolloutKernels",
     "VitBlock",
+    "flushed",
     "gpu_kernels",
     "kernels",
     "layers_library",

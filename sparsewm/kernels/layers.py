@@ -58,7 +58,8 @@ INT8 = Layout("layers_int8", torch.int8, 4, (*AVX512, "avx512_vnni"), (*WIDE, "-
 LAYOUTS = {layout.weights: layout for layout in (BFLOAT16, INT8)}
 """By the precision a planner asks for."""
 SOURCES = [
-    Path(__file__).with_name(name) for name in ("layers.c", "layers_attention.h", "layers.h", "numbers.h")
+    Path(__file__).with_name(name)
+    for name in ("layers.c", "layers_attention.h", "layers.h", "numbers.h", "denormals.h")
 ]
 
 

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "denormals.h"
+
 typedef uint16_t bf16;
 
 #define INLINE static inline __attribute__((always_inline)) /* row counts want to be constants */
@@ -87,18 +89,6 @@ INLINE Moments moments(const float *row, int64_t width, float epsilon) {
 /* Sixteen numbers of a row, normalized. */
 INLINE __m512 normal(const float *numbers, Moments of) {
     return _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(numbers), of.mean), of.factor);
-}
-
-/* Denormal numbers count as zero on this thread from here to `restore`: they take many times as long, and say
- * nothing. */
-INLINE uint32_t flush_denormals(void) {
-    const uint32_t before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040); /* results (FTZ) and operands (DAZ) */
-    return before;
-}
-
-INLINE void restore(uint32_t before) {
-    _mm_setcsr(before);
 }
 
 #endif

@@ -17,6 +17,7 @@ from sparsewm.encoders import PatchEncoder, load_encoder, weights_hash
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.files import only_one, output_folder
+from sparsewm.kernels import flushed
 from sparsewm.model.checkpoint import load, save
 from sparsewm.model.interface import Interface
 from sparsewm.model.world_model import WorldModel
@@ -74,6 +75,7 @@ class _Job:
     say: Say
 
 
+@flushed()
 def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) -> Trained:
     """Train a world model on recorded episodes.
 

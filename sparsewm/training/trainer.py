@@ -22,6 +22,7 @@ from torch import Tensor
 from sparsewm.data import Windows
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
+from sparsewm.kernels import flushed
 from sparsewm.model.checkpoint import save
 from sparsewm.model.latent import gather_patches, random_groups, random_patches
 from sparsewm.model.world_model import WorldModel
@@ -173,6 +174,7 @@ class Trainer:
             groups = [groups[i] for i in rng.permutation(len(groups))[: config.trained_groups]]
         return model.loss(batch, real, [group.to(model.device) for group in groups])
 
+    @flushed()
     def run(
         self, on_step: Callable[[Trainer, dict[str, float]], None] | None = None, until: int | None = None
     ) -> None:
