@@ -83,11 +83,12 @@ def _untrained(name: str, seed: int) -> dict[str, Tensor] | None:
 def real_frames(env: GoalEnv, count: int, seed: int) -> np.ndarray:
     """Pictures uint8 (count, H, W, 3) of random actions from a few starts."""
     rng, frames = np.random.default_rng(seed), []
+    low, high = (np.asarray(bound, np.float64) for bound in (env.action_space.low, env.action_space.high))
     for start in range(-(-count // 8)):
         observation, _ = env.reset(seed=seed + start)
         for _ in range(8):
             frames.append(observation["pixels"])
-            action = rng.uniform(env.action_space.low, env.action_space.high)
+            action = rng.uniform(low, high)
             observation, *_ = env.step(action.astype(np.float32))
     return np.stack(frames[:count])
 

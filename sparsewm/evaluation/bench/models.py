@@ -47,7 +47,7 @@ def fill(network: nn.Module) -> None:
     """Move every weight by a small random number.
 
     A new predictor has dozens of tensors of zeros, which training fills. With them nothing changes from frame
-    to frame, and numbers that are slow to compute with (denormal ones) never come up.
+    to frame, and what depends on the numbers, such as denormal ones, never comes up.
     """
     with torch.no_grad():
         for parameter in network.parameters():

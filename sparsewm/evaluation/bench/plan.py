@@ -90,7 +90,7 @@ def measure_planning(
 
     precision = str(model.precision).removeprefix("torch.")
     ways = {(OURS, precision): [Contestant(partial(sparse, problem), repeats) for problem in problems]}
-    encoding = []
+    encoding: list[Contestant] = []
     if baseline:
         for dtype in (torch.float32, torch.bfloat16):
             window = WindowRollout(model, dtype=dtype)
@@ -102,13 +102,13 @@ def measure_planning(
     timed = [one for way in ways.values() for one in way]
     interleave([*timed, *encoding], device, progress, memory=True)
     peaks = matmul_peaks(device)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (name, precision), way in ways.items():
         for index, (problem, one) in enumerate(zip(problems, way, strict=True)):
             counted = rollout_operations if name == OURS else window_operations
             operations = counted(model.config, problem.kept, horizon)
             median = one.spread["median"]
-            row = {
+            row: dict[str, Any] = {
                 "rollout": name,
                 "drop": ratios[index],
                 "tokens": problem.kept,

@@ -10,6 +10,7 @@ import torch
 
 from sparsewm.evaluation.machine import matmul_peak, wait
 from sparsewm.evaluation.statistics import quartiles
+from sparsewm.kernels import flushed
 from sparsewm.memory import PeakMemory
 
 WARM_UP = 2
@@ -40,6 +41,7 @@ class Contestant:
         return found
 
 
+@flushed()
 def interleave(
     contestants: Sequence[Contestant],
     device: torch.device,
@@ -47,6 +49,8 @@ def interleave(
     memory: bool = False,
 ) -> None:
     """Time all of them in turns, after rounds that warm up; those of few repeats are spread over the rounds.
+
+    Denormal numbers are zero to all of them, as they are to planning and training.
 
     Args:
         progress: called with the rounds done and all of them.

@@ -193,14 +193,17 @@ def _mixture(rows: list[dict[str, Any]], every: int, peaks: dict[str, float]) ->
     def mean(read: Callable[[dict[str, Any]], float]) -> float:
         return sum(shares[row["kind"]] * read(row) for row in rows)
 
-    seconds = mean(lambda row: row["seconds"]["median"])
+    def seconds_of(name: str) -> float:
+        return mean(lambda row: row["seconds"][name])
+
+    seconds = seconds_of("median")
     rate = mean(lambda row: row["operations"]) / seconds
     return rows[0] | {
         "kind": "as trained",
         "windows": mean(lambda row: row["windows"]),
         "tokens": None,
         "operations": rate * seconds,
-        "seconds": {name: mean(lambda row, n=name: row["seconds"][n]) for name in ("median", "p25", "p75")},
+        "seconds": {name: seconds_of(name) for name in ("median", "p25", "p75")},
         "windows_per_second": mean(lambda row: row["windows"]) / seconds,
         "flops": rate,
         "peak_fraction": rate / peaks[rows[0]["dtype"]],

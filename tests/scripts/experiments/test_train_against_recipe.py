@@ -39,7 +39,7 @@ def test_both_learn_for_the_same_time(tmp_path: Path) -> None:
     assert theirs[-1]["seconds"] >= spent and training.network.config.history == model.history
     for curve in (ours, theirs):
         assert 3 <= len(curve) <= 4
-        assert all(0 < row[name] for row in curve for name in ("all", "half"))
+        assert all(row[name] > 0 for row in curve for name in ("all", "half"))
         assert [row["seconds"] for row in curve] == sorted(row["seconds"] for row in curve)
     assert ours[-1]["all"] < 1.05 and theirs[-1]["all_error"] < theirs[0]["all_error"]
     assert any(text.startswith("ours") for text in told) and any(text.startswith("recipe") for text in told)
