@@ -131,7 +131,7 @@ def measure_planning(
             if name != OURS:  # what it encodes anew in every iteration comes on top
                 row["encoding_seconds_per_iteration"] = encoding[0].spread
             rows.append(row)
-    report = {"machine": machine(device), "matmul_peak_flops": peaks}
+    report: dict[str, Any] = {"machine": machine(device), "matmul_peak_flops": peaks}
     report |= {"sizes": sizes(model, [problem.kept for problem in problems], horizon), "rows": rows}
     if traces is not None:
         report["profile"] = {
