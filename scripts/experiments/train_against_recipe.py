@@ -109,6 +109,13 @@ def point(model: WorldModel, held_out: Windows, seconds: float, windows: int) ->
     return {"seconds": seconds, "windows": windows} | ratios | errors
 
 
+def windows_seen(config: OptimConfig, steps: int) -> int:
+    """Windows of so many steps; those on all tokens have fewer."""
+    whole = -(-steps // config.full_every) if config.full_every > 0 else 0
+    trained = min(config.trained_groups, config.groups) or config.groups
+    return (steps - whole) * config.batch + whole * max(1, config.batch * trained // config.groups)
+
+
 def train_ours(
     make: Callable[[], WorldModel],
     train: Windows,
@@ -137,7 +144,7 @@ def train_ours(
 
         def on_step(run: Trainer, values: dict[str, float]) -> None:
             if run.step % every == 0 or run.step == config.steps:
-                seen = run.step * config.batch
+                seen = windows_seen(config, run.step)
                 curve.append(run.with_average(lambda: point(run.model, held_out, run.seconds, seen)))
             progress(run.seconds, seconds, f"ours: {run.step} steps, {_said(curve)}")
 

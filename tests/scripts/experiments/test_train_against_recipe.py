@@ -7,12 +7,17 @@ from pathlib import Path
 import cv2
 import torch
 
-from scripts.experiments.train_against_recipe import plot, train_ours, train_recipe
+from scripts.experiments.train_against_recipe import plot, train_ours, train_recipe, windows_seen
 from sparsewm.data import TokenCache, Windows, open_dataset
 from sparsewm.training.config import OptimConfig
 from tests.data.tiny import write_dataset
 from tests.model.tiny import tiny_encoder
 from tests.training.tiny import CONFIG, make_model
+
+
+def test_steps_on_all_tokens_have_fewer_windows() -> None:
+    config = OptimConfig(batch=8, groups=4, trained_groups=1, full_every=3)
+    assert [windows_seen(config, steps) for steps in (1, 2, 3, 4)] == [2, 10, 18, 20]
 
 
 def test_both_learn_for_the_same_time(tmp_path: Path) -> None:
@@ -31,7 +36,7 @@ def test_both_learn_for_the_same_time(tmp_path: Path) -> None:
         lambda: make_model(dataset, tokens), shown, judged, config, torch.float32, 2.0, 3, 0, progress, 2
     )
     spent = ours[-1]["seconds"]
-    assert 0.3 < spent < 20 and ours[-1]["windows"] == settings.steps * settings.batch
+    assert 0.3 < spent < 20 and ours[-1]["windows"] == windows_seen(settings, settings.steps)
     model = make_model(dataset, tokens)
     training, theirs = train_recipe(
         model, Windows(dataset, tokens, 3, 2, train), judged, spent, 3, 0, progress
