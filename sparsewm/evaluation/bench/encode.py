@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsewm.data import fast_copy
-from sparsewm.data.tokens import token_precision
+from sparsewm.data.encoding import token_precision
 from sparsewm.encoders import PatchEncoder, load_encoder
 from sparsewm.encoders.dino import TimmDino
 from sparsewm.encoders.hub import HUB_ENCODERS

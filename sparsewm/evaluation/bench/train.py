@@ -167,7 +167,7 @@ def _groups(step: Step, config: OptimConfig, model: WorldModel) -> list[Tensor]:
     return [part.expand(step.windows, -1).to(model.device) for part in order.split(size)]
 
 
-def _advance(trainer: Trainer, batch: dict[str, Tensor], groups: list[Tensor]) -> float:
+def _advance(trainer: Trainer, batch: dict[str, Tensor], groups: list[Tensor]) -> object:
     """A step as `Trainer.run` takes it; always the first of the schedule, whose rate hardly moves weights."""
     loss = trainer.model.loss(batch, min(2, trainer.model.history), groups)["loss"]
     trainer.optimizer.zero_grad()
