@@ -122,7 +122,6 @@ def encoded(encoder: PatchEncoder, pixels: np.ndarray, dtype: torch.dtype = torc
     return tokens
 
 
-@torch.inference_mode()
 def fast_copy(
     encoder: PatchEncoder,
     pixels: np.ndarray,
