@@ -128,6 +128,7 @@ def fast_copy(
     dtype: torch.dtype,
     whitening: float = 0.0,
     tolerance: float = 0.1,
+    report: Callable[[str], None] | None = None,
 ) -> PatchEncoder:
     """A copy of a float32 encoder in `dtype`; the encoder itself where rounding would hide what changes.
 
@@ -135,12 +136,18 @@ def fast_copy(
         pixels: uint8 (B, R, R, 3) frames of one dataset, over which tokens are compared.
         whitening: of the tokens, as in `token_statistics`.
         tolerance: largest rounding error, as a share of the tokens' deviation over the frames.
+        report: called with a sentence on what was found.
     """
     if dtype == torch.float32:
         return encoder
     copy = deepcopy(encoder).to(dtype)
     found = token_precision(encoder, copy, pixels, whitening)
-    return copy if found["error"] <= tolerance * found["deviation"] else encoder
+    fits = found["error"] <= tolerance * found["deviation"]
+    if report is not None:
+        name, share = str(dtype).removeprefix("torch."), found["error"] / max(found["deviation"], 1e-30)
+        used = name if fits else "float32"
+        report(f"{name} moves tokens by {share:.1%} of what tells pictures apart: encoding in {used}")
+    return copy if fits else encoder
 
 
 @torch.inference_mode()

@@ -211,7 +211,7 @@ def _encoded(
     pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
     for sentence in warnings(data, pictures, space):
         say(f"warning: {sentence}")
-    fast = fast_copy(encoder, pictures, dtype, config.optim.whitening)
+    fast = fast_copy(encoder, pictures, dtype, config.optim.whitening, report=say)
     cache = config.encoder.cache
     place = None if cache == "none" else token_folder(data, fast, folder, cache, len(rows))
     with progress("encoding") as bar:
