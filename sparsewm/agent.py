@@ -16,6 +16,7 @@ from sparsewm.config import EPISODES_PER_SEED, NO_PROPOSALS, PlanConfig
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.interfaces import interface_of as interface_of
+from sparsewm.kernels import flushed
 from sparsewm.model.checkpoint import load, pretrained_path, shipped
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.latent import Latent, random_patches
@@ -135,6 +136,7 @@ class Agent:
         config = PlanConfig.of(model.environment).updated(**settings)
         return cls(model, config)
 
+    @flushed()
     def reset(self, goal: Observation | Any, seeds: Sequence[int] | None = None) -> None:
         """Begin an episode, or a batch of them.
 
@@ -171,6 +173,7 @@ class Agent:
         self.decisions = [None] * len(seen)
         self._receding.reset(seeds)
 
+    @flushed()
     def act(self, observation: Observation, active: Sequence[int] | np.ndarray | None = None) -> Any:
         """Decide what to do now.
 

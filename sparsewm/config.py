@@ -146,7 +146,8 @@ class RunConfig:
     device: Annotated[str, usual("device")] = "auto"
     """auto, cpu, cuda, ...; several, as cuda:0,cuda:1, share the episodes."""
     dtype: str = "auto"
-    """Precision of the predictor: auto, int8 (where the processor has it), bfloat16 or float32."""
+    """Precision of the predictor: auto (bfloat16 or float32, whichever is faster), bfloat16, float32, or
+    int8 (rounded further, where the processor has it)."""
     memory_gb: float | None = None
     """Gigabytes that imagined candidates may take; more of them are imagined in parts."""
     video: bool = True

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -157,6 +158,42 @@ def _lock(file: IO[bytes], waiting: Callable[[], None]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:  # a disk without locks
         return False
+    return True
+
+
+def hold(file: IO[bytes], number: int, wait: bool = False) -> bool:
+    """Hold a part of a file, by number, against others until `release` or the end of this process.
+
+    Where the disk or the system has no locks everybody holds everything.
+
+    Args:
+        file: open for writing. wait: for another holder, instead of returning false.
+    """
+    return _range_lock(file, number, "F_WRLCK", wait)
+
+
+def release(file: IO[bytes], number: int) -> None:
+    """Give up a part of a file that is held."""
+    _range_lock(file, number, "F_UNLCK", False)
+
+
+def _range_lock(file: IO[bytes], number: int, kind: str, wait: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        if hasattr(fcntl, "F_OFD_SETLK"):  # Linux: of this open file; others are of the whole process
+            command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+            # struct flock: kind, whence, start, length, no process
+            fcntl.fcntl(file, command, struct.pack("hhqqi4x", getattr(fcntl, kind), 0, number, 1, 0))
+        else:
+            how = fcntl.LOCK_UN if kind == "F_UNLCK" else fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+            fcntl.lockf(file, how, 1, number)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a disk without locks
+        return True
     return True
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sparsewm.errors import UserError, suggest
-from sparsewm.kernels import LAYOUTS, kernels, layers_library
+from sparsewm.kernels import LAYOUTS, layers_library
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -38,13 +38,6 @@ def no_integers(device: torch.device) -> str | None:
     return library if isinstance(library, str) else None
 
 
-def planning_dtype(device: torch.device) -> torch.dtype:
-    """What plans are imagined in: torch.int8 where that is compiled and no matrix unit is faster."""
-    if no_integers(device) is None and isinstance(kernels(), str):
-        return torch.int8
-    return fastest_dtype(device)
-
-
 def choose_device(name: str) -> torch.device:
     """The torch device of that name, tried with a small product; "auto" takes a GPU if there is one.
 
@@ -63,7 +56,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, planning: bool = False) -> torch.dtype:
-    """The precision of that name: auto, bfloat16 or float32; of `planning` also int8.
+    """The precision of that name: auto, bfloat16 or float32; of `planning` also int8, which is never auto.
 
     Raises:
         UserError: no such precision.
@@ -72,7 +65,7 @@ def choose_dtype(name: str, device: torch.device, planning: bool = False) -> tor
     if planning:
         known["int8"] = torch.int8
     if name == "auto":
-        return planning_dtype(device) if planning else fastest_dtype(device)
+        return fastest_dtype(device)
     if name not in known:
         every = ["auto", *known]
         raise UserError(f"unknown `dtype` '{name}'.{suggest(name, every)} Known: {', '.join(every)}")

@@ -38,6 +38,7 @@ RUN_BY = {
     "proposals.md": "tests/proposals/test_samplers.py",
     "python.md": "tests/test_docs.py",
     "robot.md": "tests/integrations/test_pages.py",
+    "several_devices.md": "tests/training/test_parallel.py",
     "stable_worldmodel.md": "tests/integrations/test_pages.py",
     "train_own_data.md": "tests/training/test_page.py",
 }

@@ -28,7 +28,7 @@ from scripts.lab.token_distance import TokenDistance
 from sparsewm.config import PlanConfig
 from sparsewm.data import fast_copy, token_statistics
 from sparsewm.data.collect import explore
-from sparsewm.data.tokens import token_precision
+from sparsewm.data.encoding import token_precision
 from sparsewm.encoders import PatchEncoder, random_twin
 from sparsewm.encoders.embedded import load_embedded
 from sparsewm.envs import SimulatedGoalEnv

@@ -1,6 +1,9 @@
 """What each step of the fast rollout gains, how its cost grows, and that rankings and memory stay.
 
-Example (about two minutes on two cores; with --presets default paper several more):
+The steps lead from DINO-WM's rollout of all tokens in float32 to ours of a part of them; each says in what it
+multiplies. 8-bit integers, which nothing chooses by itself, are a step of their own at the end.
+
+Example (about two minutes on two cores; with --presets default paper a quarter of an hour):
 
     python -m scripts.experiments.measure_speed --output results/speed
 
@@ -13,7 +16,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +30,11 @@ import torch
 from scripts.common import launch, typed_command
 from scripts.lab.states import make_simulator
 from sparsewm.envs import SimulatedGoalEnv
-from sparsewm.evaluation.bench import paper_model
+from sparsewm.evaluation.bench import random_model
+from sparsewm.evaluation.bench.models import fill
+from sparsewm.evaluation.bench.timing import Contestant, interleave
 from sparsewm.evaluation.dino_wm import WindowRollout
-from sparsewm.evaluation.statistics import quartiles, spearman
+from sparsewm.evaluation.statistics import spearman
 from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
@@ -38,10 +42,10 @@ from sparsewm.model.checkpoint import load_pretrained
 from sparsewm.model.objectives import TokenError
 from sparsewm.model.rollout import modulate
 from sparsewm.planners import CEM
-from sparsewm.precision import fast_bfloat16, fastest_dtype, planning_dtype
+from sparsewm.precision import fast_bfloat16, fastest_dtype, no_integers
 
 CPU = torch.device("cpu")
-FAST, PLANNING = fastest_dtype(CPU), planning_dtype(CPU)
+FAST = fastest_dtype(CPU)
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Arguments:
     output: Path = Path("results/speed")
     """Folder for speed.json and scaling.png."""
     presets: tuple[str, ...] = ("default",)
-    """Sizes: default (the shipped PushT model) or paper (random weights)."""
+    """Sizes: default (the shipped PushT model), or paper, narrow, ... with random weights."""
     drop: float = 0.5
     """Drop ratio of the steps."""
     candidates: int = 100
@@ -65,9 +69,9 @@ class Arguments:
 
 
 def make_model(preset: str, dtype: torch.dtype, env: SimulatedGoalEnv) -> WorldModel:
-    if preset == "paper":
-        return paper_model(env, CPU, dtype, 0)
-    return load_pretrained("pusht", CPU, dtype)
+    if preset == "default":
+        return load_pretrained("pusht", CPU, dtype)
+    return random_model(env, preset, CPU, dtype, 0)
 
 
 def frames(model: WorldModel, env: SimulatedGoalEnv) -> tuple[Latent, Latent]:
@@ -104,15 +108,10 @@ def some_actions(model: WorldModel, count: int, horizon: int = 5) -> torch.Tenso
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
-    """Quartiles of the seconds of each; one round of warming up."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 1):
-        for name, work in variants.items():
-            started = time.perf_counter()
-            work()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return {name: quartiles(seconds) for name, seconds in times.items()}
+    """Quartiles of the seconds of each, taken in turns."""
+    timed = {name: Contestant(work, repeats) for name, work in variants.items()}
+    interleave(list(timed.values()), CPU)
+    return {name: one.spread for name, one in timed.items()}
 
 
 def generic(problem: LatentProblem, actions: torch.Tensor) -> Callable[[], Any]:
@@ -129,11 +128,11 @@ def generic(problem: LatentProblem, actions: torch.Tensor) -> Callable[[], Any]:
 
 def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str, Any]:
     """Seconds per iteration after each step, in order."""
-    fast, exact, last = (make_model(preset, dtype, env) for dtype in (FAST, torch.float32, PLANNING))
+    fast, exact = (make_model(preset, dtype, env) for dtype in (FAST, torch.float32))
     actions = some_actions(fast, arguments.candidates)
-    sparse, slow, final = (problem_of(model, env, arguments.drop) for model in (fast, exact, last))
+    sparse, slow = (problem_of(model, env, arguments.drop) for model in (fast, exact))
     if arguments.only_last:
-        return interleaved({"last": lambda: final.cost(actions)}, arguments.repeats)
+        return interleaved({"last": lambda: sparse.cost(actions)}, arguments.repeats)
     plain, packed, attending = (problem_of(fast, env, arguments.drop) for _ in range(3))
     with (
         mock.patch("sparsewm.model.rollout.kernels", lambda: "left out"),
@@ -151,27 +150,29 @@ def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str,
     attending.cost(actions)
     assert attending._rollout is not None
     attending._rollout.modulated = modulate  # torch's
-    window = WindowRollout(exact)
-    copies = Latent(
-        *(x.expand(arguments.candidates, *x.shape[1:]) for x in (slow.start.tokens, slow.start.proprio))
-    )
+    name, part = str(FAST).removeprefix("torch."), f"{100 * (1 - arguments.drop):g}% of the tokens"
+    dense = problem_of(exact, env, 0.0)
+    every = problem_of(fast, env, 0.0)
     variants: dict[str, Callable[[], Any]] = {
-        "DINO-WM: float32, window recomputed": lambda: window.cost(
-            copies, slow.goal, actions[0], slow.patches[0]
-        ),
-        "keys and values cached, one frame a step": generic(slow, actions),
+        "DINO-WM, float32, all tokens": windowed(exact, dense, actions, torch.float32),
+        f"DINO-WM, float32, {part}, as all that follows": windowed(exact, slow, actions, torch.float32),
+        "float32: keys and values cached, one frame a step": generic(slow, actions),
     }
     if fast_bfloat16(CPU):
-        variants["bfloat16"] = generic(sparse, actions)
-    variants["one buffer of keys, modulations at once"] = lambda: plain.cost(actions)
-    variants["weights packed, bias and ReLU fused into products"] = lambda: packed.cost(actions)
+        variants[f"{name}: the same"] = generic(sparse, actions)
+    variants[f"{name}: one buffer of keys, modulations at once"] = lambda: plain.cost(actions)
+    variants[f"{name}: weights packed, bias and ReLU fused into products"] = lambda: packed.cost(actions)
     if matrix_unit:
-        variants["attention compiled, in one pass"] = lambda: attending.cost(actions)
-        variants["residual, norm and modulation compiled"] = lambda: sparse.cost(actions)
+        variants[f"{name}: attention compiled, in one pass"] = lambda: attending.cost(actions)
+        variants[f"{name}: residual, norm and modulation compiled"] = lambda: sparse.cost(actions)
     elif whole:
-        variants["all layers of a frame compiled, a few candidates at a time"] = lambda: sparse.cost(actions)
-    if torch.int8 == PLANNING:
-        variants["linear layers in 8-bit integers"] = lambda: final.cost(actions)
+        whole_frame = "all layers of a frame compiled, a few candidates at a time"
+        variants[f"{name}: {whole_frame}"] = lambda: sparse.cost(actions)
+    if no_integers(CPU) is None:
+        final = problem_of(make_model(preset, torch.int8, env), env, arguments.drop)
+        variants["int8: linear layers in 8-bit integers, if asked for"] = lambda: final.cost(actions)
+    variants["beside them: DINO-WM, bfloat16"] = windowed(exact, slow, actions, torch.bfloat16)
+    variants[f"beside them: ours, {name}, all tokens"] = lambda: every.cost(actions)
     found = interleaved(variants, arguments.repeats)
     command = [
         sys.executable,
@@ -188,15 +189,25 @@ def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str,
         output = subprocess.check_output(
             [*command, "--keep-memory" if keep else "--no-keep-memory"], text=True
         )
-        found[f"the last in a process that {'keeps' if keep else 'returns'} freed memory"] = json.loads(
+        found[f"ours, {name}, in a process that {'keeps' if keep else 'returns'} freed memory"] = json.loads(
             output.splitlines()[-1]
         )["last"]
     return found
 
 
+def windowed(
+    model: WorldModel, problem: LatentProblem, actions: torch.Tensor, dtype: torch.dtype
+) -> Callable[[], Any]:
+    """DINO-WM's rollout of a problem's tokens."""
+    window = WindowRollout(model, dtype=dtype)
+    start = problem.start.tokens, problem.start.proprio
+    copies = Latent(*(x.expand(actions.shape[1], *x.shape[1:]) for x in start))
+    return lambda: window.cost(copies, problem.goal, actions[0], problem.patches[0])
+
+
 def scaling(env: SimulatedGoalEnv, repeats: int) -> dict[str, list[dict[str, float]]]:
     """Seconds per iteration over tokens kept, candidates, horizon and width, the others as by default."""
-    model = load_pretrained("pusht", CPU, PLANNING)
+    model = load_pretrained("pusht", CPU, FAST)
     rows: dict[str, dict[float, Callable[[], Any]]] = {
         "tokens": {},
         "candidates": {},
@@ -227,8 +238,9 @@ def scaling(env: SimulatedGoalEnv, repeats: int) -> dict[str, list[dict[str, flo
             4 * width,
         )
         other = WorldModel(model.encoder, config, env.name, env.frameskip)
+        fill(other.predictor)
         other.eval().requires_grad_(False)
-        add("width", width, other.place(CPU, PLANNING), 0.5, 100, 5)
+        add("width", width, other.place(CPU, FAST), 0.5, 100, 5)
     found = {}
     for axis, variants in rows.items():
         timed = interleaved({str(value): work for value, work in variants.items()}, repeats)
@@ -253,7 +265,7 @@ def ranking(environment: str, drop: float, count: int = 256) -> float:
     """Rank correlation of candidates' costs between planning and float32, on a real observation."""
     env = make_simulator(environment)
     costs = []
-    for dtype in (PLANNING, torch.float32):
+    for dtype in (FAST, torch.float32):
         model = load_pretrained(environment, CPU, dtype)
         costs.append(problem_of(model, env, drop).cost(some_actions(model, count))[0].numpy())
     return spearman(*costs)
@@ -261,7 +273,7 @@ def ranking(environment: str, drop: float, count: int = 256) -> float:
 
 def memory(env: SimulatedGoalEnv, drop: float) -> dict[str, float]:
     """Resident bytes after the 2nd and the 50th re-plan."""
-    model, planner, process = load_pretrained("pusht", CPU, PLANNING), CEM(64, 8, 5), psutil.Process()
+    model, planner, process = load_pretrained("pusht", CPU, FAST), CEM(64, 8, 5), psutil.Process()
     found = {}
     for plan in range(1, 51):
         planner.plan(problem_of(model, env, drop))

@@ -19,7 +19,7 @@ COMMANDS = {
         "sparsewm.cli.judge:Evaluate",
         "judge a world model by recorded data, without an environment",
     ),
-    "bench": ("sparsewm.cli.bench:Bench", "time a planner iteration at several drop ratios"),
+    "bench": ("sparsewm.cli.bench:Bench", "time planning, encoding and training, beside plain torch"),
     "inspect": ("sparsewm.cli.inspect:Inspect", "what a dataset holds and what training would do with it"),
     "convert": ("sparsewm.cli.convert:Convert", "a dataset in another format"),
     "push": ("sparsewm.cli.push:Push", "publish a world model on the Hugging Face hub"),

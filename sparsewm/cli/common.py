@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -44,10 +45,12 @@ def exit_code(command: type, name: str, arguments: list[str]) -> int:
     """Run a command: what it returns, or 0; 2 and one sentence where its user can put something right.
 
     Args:
-        command: a dataclass whose fields are flags; or with a class method `parse` that makes it.
+        command: a dataclass whose fields are flags; or with a class method `parse` that makes it. One that
+            runs in several processes says by `speaks()` which of them prints.
     """
     global _here
     _here = name, arguments
+    speaks: Callable[[], bool] = getattr(command, "speaks", lambda: True)
     try:
         parse = getattr(command, "parse", None)
         if parse is None:  # these have one help, the long one
@@ -59,10 +62,14 @@ def exit_code(command: type, name: str, arguments: list[str]) -> int:
         )
         return made.run() or 0
     except UserError as error:
+        if not speaks():
+            time.sleep(2)  # a launcher ends all processes when one ends: the one that speaks goes first
+            return 2
         return said(error, getattr(command, "tree", command), getattr(command, "passed_on", None))
     except KeyboardInterrupt:
         sentence = getattr(command, "interrupted", "interrupted; nothing is kept of what was not finished")
-        Console(stderr=True).print(sentence)
+        if speaks():
+            Console(stderr=True).print(sentence)
         return 130
 
 

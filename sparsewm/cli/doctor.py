@@ -26,7 +26,7 @@ from sparsewm.cli.common import spelt
 from sparsewm.envs import physics
 from sparsewm.errors import UserError
 from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
-from sparsewm.precision import choose_device, planning_dtype
+from sparsewm.precision import choose_device, fastest_dtype
 from sparsewm.settings import environment_settings
 
 PYTHONS = ((3, 10), (3, 13))
@@ -162,7 +162,7 @@ def check_settings() -> str:
 def check_device(device: str) -> str:
     """What the device is and whether it multiplies bfloat16 in hardware."""
     chosen = choose_device(device)
-    dtype = str(planning_dtype(chosen)).removeprefix("torch.")
+    dtype = str(fastest_dtype(chosen)).removeprefix("torch.")
     if chosen.type == "cuda":
         properties = torch.cuda.get_device_properties(chosen)
         return f"{chosen}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {dtype}"
@@ -186,7 +186,7 @@ def check_kernels(device: str = "auto") -> str:
     compiled = [name for name, library in others.items() if not isinstance(library, str)]
     if compiled:
         return f"compiled for this processor, {', '.join(compiled)} ({found})"
-    missing = others["float32"]
+    missing = others["bfloat16"]
     remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in str(missing) else ""
     raise Trouble(f"{missing}; torch's own operations take their place, more slowly", remedy)
 

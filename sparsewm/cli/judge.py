@@ -79,7 +79,8 @@ class Evaluate:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
-    """Precision of the predictor: auto, int8 (where the processor has it), bfloat16 or float32."""
+    """Precision of the predictor: auto (bfloat16 or float32, whichever is faster), bfloat16, float32, or
+    int8 (rounded further, where the processor has it)."""
     seed: int = 0
     """Seed of moments, other actions and dropped tokens."""
     output: Path = Path("runs/evaluate")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import yaml
 
 from sparsewm.cli.common import about, progress_bar, taken
 from sparsewm.training.config import TrainConfig, presets
+from sparsewm.training.launch import launch
+from sparsewm.training.parallel import first_here, launched, leads
 from sparsewm.training.run import Trained, train
 from sparsewm.trees import plain, read_yaml
 
@@ -37,11 +40,13 @@ class Train:
     """
 
     tree = _Words
+    speaks = staticmethod(first_here)
     interrupted = "interrupted: the same command with --resume goes on from the last checkpoint"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Train:
         """The command under its flags: these lie over a file's settings, a preset's and an environment's."""
+        given = arguments
         found: dict[str, str | None] = {}
         for name in ("preset", "config"):
             found[name], arguments = taken(arguments, f"--{name}")
@@ -75,17 +80,23 @@ class Train:
             config=(tyro.conf.FlagCreatePairsOff,),
             compact_help=True,
         )
-        return cls(config, show)
+        return cls(config, show, given)
 
-    def __init__(self, config: TrainConfig, show: bool = False) -> None:
-        self.config, self.show = config, show
+    def __init__(self, config: TrainConfig, show: bool = False, arguments: Sequence[str] = ()) -> None:
+        self.config, self.show, self.arguments = config, show, arguments
 
     def run(self) -> int:
-        if self.show:
+        run = self.config.run
+        if self.show and first_here():
             print(yaml.safe_dump(plain(asdict(self.config)), sort_keys=False), end="")
+        if self.show:
             return 0
+        if run.devices > 1 and run.extend is None and not launched():
+            return launch(run.devices, run.device, ["train", *self.arguments])
         trained = train(self.config, progress_bar, _say)
-        if self.config.run.extend is None:
+        if not leads():
+            return 0
+        if run.extend is None:
             print(f"{trained.steps} steps in {trained.seconds / 60:.1f} min")
         print(f"checkpoint in {trained.checkpoint}")
         print(_next(self.config, trained))

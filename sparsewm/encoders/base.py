@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -21,6 +21,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ASPECT_TOLERANCE = 0.02
 """Share by which a picture may be stretched in one direction before it counts as squashed."""
+
+
+PART = 32
+"""Pictures at most that are prepared, embedded and go through a network together on a CPU."""
 
 
 @dataclass
@@ -126,7 +130,7 @@ class PatchEncoder(nn.Module, ABC):
             )
         weights = next(chain(self.parameters(), self.buffers()), None)
         pixels = pixels if weights is None else pixels.to(weights.device)
-        images = pixels.permute(0, 3, 1, 2).float().div_(255.0)
+        images = pixels.permute(0, 3, 1, 2).float().contiguous().div_(255.0)  # resized fastest like this
         picture, bars = (int(images.shape[2]), int(images.shape[3])), (0, 0, 0, 0)
         size = height, width = self.resolution
         if not same_aspect(picture, size):
@@ -147,6 +151,25 @@ class PatchEncoder(nn.Module, ABC):
         std = images.new_tensor(self.std).view(1, 3, 1, 1)
         images = images.sub_(mean).div_(std)
         return F.pad(images, bars) if any(bars) else images
+
+    def in_parts(
+        self,
+        encode: Callable[[Tensor | np.ndarray, bool], PatchFeatures],
+        pixels: Tensor | np.ndarray,
+        attention: bool,
+    ) -> PatchFeatures:
+        """What `encode` makes of pictures (B, H, W, 3), on a CPU of some at a time."""
+        most = max(PART, 4 * torch.get_num_threads())
+        if pixels.ndim != 4 or len(pixels) <= most or next(self.parameters()).device.type != "cpu":
+            return encode(pixels, attention)
+        parts = [encode(pixels[i : i + most], attention) for i in range(0, len(pixels), most)]
+        weights = [part.attention for part in parts if part.attention is not None]
+        return PatchFeatures(
+            torch.cat([part.patches for part in parts]),
+            torch.cat([part.cls for part in parts]),
+            self.grid,
+            torch.cat(weights) if weights else None,
+        )
 
     @abstractmethod
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
+from sparsewm.encoders.fast import Fast
 from sparsewm.encoders.surroundings import PATCH, blurred_surroundings
 from sparsewm.errors import UserError
 from sparsewm.kernels import FrozenLinear, Graphs
@@ -53,11 +54,11 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim)
-        self.qkv = FrozenLinear(dim, 3 * dim)
-        self.out = FrozenLinear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.up = FrozenLinear(dim, mlp)
-        self.down = FrozenLinear(mlp, dim)
+        self.up = nn.Linear(dim, mlp)
+        self.down = nn.Linear(mlp, dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) -> (B, L, D) and the attention weights (B, heads, L, L)."""
@@ -116,6 +117,7 @@ class ViT(PatchEncoder):
         self.resize(whole_patches(resolution, patch, self.name))
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
+        self.fast = Fast()
         self.mix = FrozenLinear(len(POOLING) * width, width)
         self.project = FrozenLinear(width, dim)
         for block in self.blocks:
@@ -163,19 +165,25 @@ class ViT(PatchEncoder):
         After the blocks every token is joined with Gaussian averages of its surroundings, a few patches
         wide, before the last two layers: a token so knows about objects that have left its patch.
         """
-        b, n, _ = patches.shape
-        x = torch.cat([self.cls.to(patches.dtype).expand(b, 1, -1), patches], 1)
-        weights = None
+        x, weights = self.with_cls(patches), None
         for block in self.blocks:
             x, weights = block(x)
-        x = self.norm(x)
+        own, cls = self._read(self.norm(x))
+        return own, cls, weights.mean(1)[:, 0, 1:] if attention and weights is not None else None
+
+    def with_cls(self, patches: Tensor) -> Tensor:
+        """Embedded patches (B, N, width) -> what the first block sees (B, 1 + N, width)."""
+        return torch.cat([self.cls.to(patches.dtype).expand(len(patches), 1, -1), patches], 1)
+
+    def _read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last block and its norm give (B, 1 + N, width) -> tokens (B, N, D) and CLS (B, D)."""
+        b, n = len(x), x.shape[1] - 1
         around = (self.pools.to(x.dtype) @ x[:, 1:]).view(b, len(POOLING), n, -1)
         around = around.permute(0, 2, 1, 3).flatten(2)
         whole = x[:, :1].repeat(1, 1, len(POOLING))
         x = torch.cat([whole, around], 1)
         x = self.project(F.gelu(self.mix(x)))
-        to_patches = weights.mean(1)[:, 0, 1:] if attention and weights is not None else None
-        return x[:, 1:], x[:, 0], to_patches
+        return x[:, 1:], x[:, 0]
 
     def _readings(self, images: Tensor) -> Tensor:
         """What normalised float32 pictures (B, 3, H, W) look like, as features (B, N, R) of the tokens.
@@ -188,6 +196,9 @@ class ViT(PatchEncoder):
         return torch.cat(list(parts))
 
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
+        return self.in_parts(self._encode, pixels, attention)
+
+    def _encode(self, pixels: Tensor | np.ndarray, attention: bool) -> PatchFeatures:
         images = self.preprocess(pixels)
         if not images.is_cuda or attention or len(images) > RECORDED or torch.is_grad_enabled():
             patches, cls, weights = self._features(images, attention)
@@ -202,7 +213,12 @@ class ViT(PatchEncoder):
 
     def _features(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens (B, N, D), CLS (B, D), attention (B, N) or None of normalised pictures (B, 3, H, W)."""
-        patches, cls, weights = self.transform(self.patchify(images.to(self.embed.weight.dtype)), attention)
+        dtype = self.embed.weight.dtype
+        read = None if attention else self.fast(self, images.to(dtype))
+        if read is None:
+            patches, cls, weights = self.transform(self.patchify(images.to(dtype)), attention)
+        else:
+            (patches, cls), weights = self._read(read.to(dtype)), None
         if self.joined:
             patches = torch.cat([self._readings(images), patches.float() @ self.context_map.float()], -1)
         return patches, cls, weights

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
 from sparsewm.encoders.dino import TimmDino, dino_hash
+from sparsewm.encoders.fast import Fast
 from sparsewm.encoders.weights import difference, read_weights
 from sparsewm.errors import UserError, suggest
 
@@ -113,6 +114,7 @@ class HubEncoder(PatchEncoder):
         self.name, self.patch, self.network = name, HUB_ENCODERS[name].patch, network
         self.dim = int(self.network.embed_dim)
         self.hash, self.earlier_hash = dino_hash(state), weights_hash(state)
+        self.fast = Fast()
         self.resize(resolution)
 
     def resize(self, resolution: tuple[int, int]) -> None:
@@ -122,7 +124,14 @@ class HubEncoder(PatchEncoder):
             self.network.resize(self.resolution)
 
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
+        return self.in_parts(self._encode, pixels, attention)
+
+    def _encode(self, pixels: Tensor | np.ndarray, attention: bool) -> PatchFeatures:
         images = self.preprocess(pixels).to(next(self.parameters()))
+        inner = self.network.network if isinstance(self.network, TimmDino) else self.network
+        tokens = None if attention else self.fast(inner, images)
+        if tokens is not None:
+            return PatchFeatures(tokens[:, -self.tokens :], tokens[:, 0], self.grid)
         with _recorded_qkv(self.network, attention) as recorded:
             if self.name.startswith("dinov2_") or isinstance(self.network, TimmDino):
                 features = self.network.forward_features(images)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
 from sparsewm.encoders.dino import dino_hash, from_timm
+from sparsewm.encoders.fast import Fast
 from sparsewm.encoders.weights import read_weights
 from sparsewm.errors import UserError, needs_extra, suggest
 
@@ -54,6 +55,7 @@ class TimmEncoder(PatchEncoder):
         settings = network.pretrained_cfg
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
         self.hash = _network_hash(network)
+        self.fast = Fast()
         self.resize((min(SIDE, settings["input_size"][1]),) * 2)
         tokens = network(torch.zeros(1, 3, *self.resolution)) if network.eval() else None
         if tokens is None or tokens.ndim != 3 or tokens.shape[1] != self.prefix + self.tokens:
@@ -64,9 +66,14 @@ class TimmEncoder(PatchEncoder):
         self.resolution = whole_patches(resolution, self.patch, self.name)
 
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
+        return self.in_parts(self._encode, pixels, attention)
+
+    def _encode(self, pixels: Tensor | np.ndarray, attention: bool) -> PatchFeatures:
         images = self.preprocess(pixels).to(next(self.parameters()))
-        with _recorded_attention(self.network, attention) as recorded:
-            tokens = self.network.forward_features(images)
+        tokens, recorded = None if attention else self.fast(self.network, images), []
+        if tokens is None:
+            with _recorded_attention(self.network, attention) as recorded:
+                tokens = self.network.forward_features(images)
         patches = tokens[:, self.prefix :]
         cls = tokens[:, 0] if self.has_cls else patches.mean(1)
         weights = None

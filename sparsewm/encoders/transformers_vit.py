@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
 from sparsewm.encoders.dino import dino_hash, from_transformers
+from sparsewm.encoders.fast import Fast
 from sparsewm.encoders.timm_vit import SIDE
 from sparsewm.errors import UserError, needs_extra
 
@@ -48,6 +49,7 @@ class TransformersEncoder(PatchEncoder):
         if "interpolate_pos_encoding" in inspect.signature(self.network.forward).parameters:
             self.options["interpolate_pos_encoding"] = True
         self.hash = _network_hash(self.network)
+        self.fast = Fast()
         side = config.image_size if isinstance(getattr(config, "image_size", None), int) else SIDE
         self.resize((min(SIDE, side),) * 2)
         self.prefix = self._count_prefix(model)
@@ -81,9 +83,14 @@ class TransformersEncoder(PatchEncoder):
         self.resolution = whole_patches(resolution, self.patch, self.name)
 
     def encode(self, pixels: Tensor | np.ndarray, attention: bool = False) -> PatchFeatures:
+        return self.in_parts(self._encode, pixels, attention)
+
+    def _encode(self, pixels: Tensor | np.ndarray, attention: bool) -> PatchFeatures:
         images = self.preprocess(pixels).to(next(self.parameters()))
         if not attention:
-            tokens, every = self._forward(images)
+            tokens, every = self.fast(self.network, images), None
+            if tokens is None:
+                tokens, _ = self._forward(images)
         else:
             if not self.prefix:
                 raise ValueError(f"encoder '{self.name}' has no attention of an image token to patches")

@@ -116,6 +116,6 @@ class WindowRollout:
         bias = bias.masked_fill((age < 0)[:, None], -torch.inf).view(s, block.heads, t * length, t, 1)
         scores = (q @ k.transpose(-1, -2)).view(s, block.heads, t * length, t, length) + bias
         mixed = torch.softmax(scores.view(s, block.heads, t * length, t * length), -1) @ v
-        x = x + block.out(mixed.transpose(1, 2).reshape(s, t, length, w)) * (1 + gate1)
+        x = x + block.out(mixed.transpose(1, 2).reshape(s, t, length, -1)) * (1 + gate1)
         y = shift2 + F.layer_norm(x, (w,)) * (1 + scale2)
         return x + block.down(F.relu(block.up(y))) * (1 + gate2)

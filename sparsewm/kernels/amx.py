@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsewm.kernels.build import load_library, named
 from sparsewm.kernels.frame import Frame
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "norm.c", "numbers.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "norm.c", "numbers.h", "denormals.h")]
 NEEDED = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
 """What a processor must be able to do, as Linux calls it."""
 FLAGS: tuple[str, ...] = ("-O3", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl")
@@ -47,10 +47,10 @@ class Kernels:
         self._modulate.restype = None
 
     @staticmethod
-    def fit(dtype: torch.dtype, width: int, heads: int) -> bool:
+    def fit(dtype: torch.dtype, width: int, head_dim: int) -> bool:
         """Whether a predictor of these sizes can be computed: bfloat16, heads of up to 64 numbers."""
-        size = width // heads
-        return dtype == torch.bfloat16 and size <= 64 and size % 2 == 0 and width % 16 == 0 and width <= 4096
+        heads_fit = head_dim <= 64 and head_dim % 2 == 0
+        return dtype == torch.bfloat16 and heads_fit and width % 16 == 0 and width <= 4096
 
     def attend(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
         """softmax(q k^T) v on the matrix unit, in one pass over queries, keys and values where they lie.

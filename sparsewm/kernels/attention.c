@@ -49,11 +49,6 @@ static void configure(void) {
     _tile_loadconfig(&config);
 }
 
-/* A mask of the first `count` of up to 32 numbers. */
-static inline __mmask32 first_of(int64_t count) {
-    return count >= PAIRS ? 0xffffffffu : count <= 0 ? 0 : (1u << count) - 1;
-}
-
 /* Sixteen rows of sixteen 32-bit words, rows become columns. */
 static inline void transpose(__m512i r[16]) {
     __m512i t[16];
@@ -180,7 +175,7 @@ typedef struct {
 
 /* The largest of the first `count` of 32 scores of every query, taken into `shift`. */
 static void lower(Block *block, const float *scores, int64_t count) {
-    const __m512 least = _mm512_set1_ps(-3.0e38f);
+    const __m512 least = _mm512_set1_ps(LEAST);
     for (int i = 0; i < ROWS; i++) {
         __m512 a = _mm512_mask_loadu_ps(least, (__mmask16)first_of(count), scores + i * PAIRS);
         __m512 b = _mm512_mask_loadu_ps(least, (__mmask16)first_of(count - 16), scores + i * PAIRS + 16);

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -91,6 +93,7 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path |
         return path
     if failed.is_file() and time.time() - failed.stat().st_mtime < DAY:
         return f"{failed.read_text()} (delete {failed} to try again)"
+    _announce()
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         library = Path(folder) / path.name
         reason = _compile(compiler, sources, flags, library)
@@ -115,6 +118,12 @@ def cache_folder() -> Path | str:
     if cache.stat().st_mode & 0o022:
         cache.chmod(0o700)
     return cache
+
+
+@functools.cache
+def _announce() -> None:
+    """Say why it takes so long; once, however many libraries follow."""
+    logging.getLogger(__name__).warning("compiling kernels for this processor, once: 5 to 20 s")
 
 
 def _own(path: Path) -> bool:

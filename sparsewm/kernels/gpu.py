@@ -30,9 +30,9 @@ class GpuKernels:
         self._attend, self._modulate = functions.attend, functions.modulate
 
     @staticmethod
-    def fit(width: int, heads: int) -> bool:
+    def fit(width: int, head_dim: int) -> bool:
         """Whether a predictor of these sizes can be computed: heads of up to 128 numbers."""
-        return width // heads <= LARGEST_HEAD and width <= WIDEST
+        return head_dim <= LARGEST_HEAD and width <= WIDEST
 
     def attend(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
         """As `Kernels.attend`: (B, S, L, H, d), scaled already -> (B, S, L, H * d)."""

@@ -1,4 +1,4 @@
-/* What a frame of a planner's rollout is made of; see layers_avx512.c. */
+/* What a frame of a planner's rollout is made of; see layers.c. */
 
 #include "numbers.h"
 
@@ -16,17 +16,32 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    void *keys, *values; /* of all layers, episodes and candidates */
+    bf16 *keys, *values; /* of all layers, episodes and candidates; NULL: not kept */
     int64_t length, age;
     int64_t key_stride[2], value_stride[2]; /* of episode and candidate, in numbers; 0 where candidates share */
     int64_t layer_keys, layer_values;       /* from layer to layer */
 } Frame;
 
 typedef struct {
-    int64_t episodes, candidates, length, width, mlp, heads, layers, frames;
+    int64_t episodes, candidates, length, width, mlp, heads, head, layers, frames;
     int64_t from_candidates; /* of the input: 1 where they share it */
+    int64_t modulation;      /* numbers from a candidate's to the next one's: 0 where they share it */
+    int64_t gelu, precise;   /* the MLP has a GELU, no ReLU; input and output are float32 */
     float epsilon;
 } Sizes;
+
+enum { TILE = 12, PANEL = 2 * LANES }; /* rows and columns of a product that stay in registers */
+
+/* Calls `call` with the number of rows to compute, a constant, of those that are left: up to three more are computed
+ * and left out. */
+#define CONSTANT(call, left)                                                                                  \
+    if ((left) > 8) {                                                                                         \
+        call(TILE);                                                                                           \
+    } else if ((left) > 4) {                                                                                  \
+        call(8);                                                                                              \
+    } else {                                                                                                  \
+        call(4);                                                                                              \
+    }
 
 /* Rows that go through a layer together: about `most` of them, in blocks of one size, a multiple of `tile`. */
 static inline int64_t block_of(int64_t rows, int64_t most, int64_t tile) {
@@ -48,11 +63,22 @@ static inline int64_t source_of(const Sizes *sizes, int64_t group) {
     return (b * sizes->from_candidates + (sizes->from_candidates > 1 ? s : 0)) * sizes->length;
 }
 
-/* Where the keys or values of a layer, episode and candidate begin, in numbers. */
-static inline int64_t keys_at(const Frame *frame, int64_t layer, int64_t b, int64_t s) {
-    return layer * frame->layer_keys + b * frame->key_stride[0] + s * frame->key_stride[1];
+/* Numbers of a head's keys, and of its values, of one frame. */
+static inline int64_t head_keys(int64_t length, int64_t d) {
+    return up(length, LANES) * d;
 }
 
-static inline int64_t values_at(const Frame *frame, int64_t layer, int64_t b, int64_t s) {
-    return layer * frame->layer_values + b * frame->value_stride[0] + s * frame->value_stride[1];
+static inline int64_t head_values(int64_t length, int64_t d) {
+    return up(length, 2) * up(d, LANES);
+}
+
+/* Where the keys or values of a layer, episode, candidate and head begin. */
+static inline bf16 *keys_of(const Frame *frame, const Sizes *sizes, int64_t layer, int64_t b, int64_t s, int64_t h) {
+    return frame->keys + layer * frame->layer_keys + b * frame->key_stride[0] + s * frame->key_stride[1] +
+           h * head_keys(frame->length, sizes->head);
+}
+
+static inline bf16 *values_of(const Frame *frame, const Sizes *sizes, int64_t layer, int64_t b, int64_t s, int64_t h) {
+    return frame->values + layer * frame->layer_values + b * frame->value_stride[0] + s * frame->value_stride[1] +
+           h * head_values(frame->length, sizes->head);
 }

@@ -1,5 +1,5 @@
-"""All layers of the predictor in one call per imagined frame: in bfloat16 on processors with AVX512-BF16, with
-8-bit integers in linear layers on those with AVX512-VNNI besides."""
+"""All layers in one call, of a predictor for an imagined frame or of an encoder for pictures: in bfloat16 on
+processors with AVX512-BF16, with 8-bit integers in linear layers on those with AVX512-VNNI besides."""
 
 from __future__ import annotations
 
@@ -7,51 +7,42 @@ import ctypes
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsewm.kernels.blocks import Affine, VitBlock, bias_of
 from sparsewm.kernels.build import load_library, named
+
+PANEL, LANES, PAIR = 32, 16, 2
+"""Columns of a linear layer, and keys, that lie side by side; numbers of a key multiplied at once."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a compiled function has its numbers.
+    """How a compiled function has its weights; tokens, keys and values are bfloat16.
 
     Attributes:
-        name: of the library. source: of its C file. needed: what the processor must be able to do, as Linux
-            calls it. flags: of the compiler.
-        dtype: of tokens, keys and values.
+        name: of the library.
         weights: of linear layers.
-        panel, lanes: columns of a linear layer, and keys, that lie side by side.
-        together: numbers of a key, or values of as many keys, that are multiplied at once.
-        padding: a head's values are filled up to a multiple of it.
+        together: inputs of theirs that are multiplied at once.
+        needed: what the processor must be able to do, as Linux calls it. flags: of the compiler.
     """
 
     name: str
-    source: str
+    weights: torch.dtype
+    together: int
     needed: tuple[str, ...]
     flags: tuple[str, ...]
-    dtype: torch.dtype
-    weights: torch.dtype
-    panel: int
-    lanes: int
-    together: int
-    padding: int
 
-    @property
-    def sources(self) -> list[Path]:
-        """The C file and its headers."""
-        return [Path(__file__).with_name(name) for name in (self.source, "layers.h", "numbers.h")]
-
-    def fit(self, width: int, heads: int, mlp: int, history: int) -> bool:
-        """Whether a predictor of these sizes can be computed."""
-        size = self.lanes if self.together == 1 else self.together
-        whole = width % self.panel == 0 and mlp % self.panel == 0 and width // heads % size == 0
-        return whole and (self.together == 1 or history <= self.lanes)
+    @staticmethod
+    def fit(width: int, heads: int, head_dim: int, mlp: int, history: int) -> bool:
+        """Whether a transformer of these sizes can be computed."""
+        whole = all(size % PANEL == 0 for size in (width, heads * head_dim, mlp))
+        return whole and head_dim % PAIR == 0 and history <= LANES
 
 
 def side_by_side(rows: Tensor, count: int, together: int, dtype: torch.dtype) -> Tensor:
@@ -60,30 +51,17 @@ def side_by_side(rows: Tensor, count: int, together: int, dtype: torch.dtype) ->
     return blocks.transpose(-3, -2).to(dtype).contiguous()
 
 
-WIDE = (
-    "-O3",
-    "-fPIC",
-    "-fopenmp",
-    "-mfma",
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512dq",
-    "-mavx512vl",
-    "-mavx512bf16",
-)
 AVX512 = ("avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
-BFLOAT16 = Layout(
-    "layers_bf16", "layers_avx512.c", AVX512, WIDE, torch.bfloat16, torch.bfloat16, 32, 16, 2, 16
-)
-INT8 = replace(
-    BFLOAT16,
-    name="layers_int8",
-    needed=(*AVX512, "avx512_vnni"),
-    flags=(*WIDE, "-mavx512vnni", "-DINTEGERS=1"),
-    weights=torch.int8,
-)
+WIDE: tuple[str, ...] = ("-O3", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq")
+WIDE += ("-mavx512vl", "-mavx512bf16")
+BFLOAT16 = Layout("layers_bf16", torch.bfloat16, 2, AVX512, WIDE)
+INT8 = Layout("layers_int8", torch.int8, 4, (*AVX512, "avx512_vnni"), (*WIDE, "-mavx512vnni", "-DINTEGERS=1"))
 LAYOUTS = {layout.weights: layout for layout in (BFLOAT16, INT8)}
 """By the precision a planner asks for."""
+SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("layers.c", "layers_attention.h", "layers.h", "numbers.h", "denormals.h")
+]
 
 
 class _Linear(ctypes.Structure):
@@ -125,9 +103,13 @@ class _Sizes(ctypes.Structure):
                 "width",
                 "mlp",
                 "heads",
+                "head",
                 "layers",
                 "frames",
                 "from_candidates",
+                "modulation",
+                "gelu",
+                "precise",
             )
         ),
         ("epsilon", ctypes.c_float),
@@ -152,22 +134,31 @@ class PanelLinear:
 
     @classmethod
     def of(
-        cls, layer: nn.Linear, layout: Layout, output_scale: Tensor | None = None, positive: bool = False
+        cls,
+        layer: Affine | nn.Linear,
+        layout: Layout,
+        output_scale: Tensor | None = None,
+        positive: bool = False,
     ) -> PanelLinear:
-        """From a layer with whole panels of outputs, which are multiplied by `output_scale` (N,)."""
-        weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+        """From a layer with whole panels of outputs.
+
+        Args:
+            output_scale: (N,), what the outputs are multiplied by.
+            positive: its inputs are not negative.
+        """
+        weight = layer.weight.detach().double()
+        bias = bias_of(layer).double()
         if output_scale is not None:
             weight, bias = weight * output_scale[:, None], bias * output_scale
         bias = bias.float().contiguous()
         if layout.weights != torch.int8:
-            return cls(side_by_side(weight, layout.panel, layout.together, layout.weights), bias)
+            return cls(side_by_side(weight, PANEL, layout.together, layout.weights), bias)
         units = weight.abs().amax(1).clamp(min=1e-30) / 127
         weight = (weight / units[:, None]).round()
         zero = 0 if positive else 128
         offsets = (-zero * weight.sum(1)).to(torch.int32).contiguous()
-        return cls(
-            side_by_side(weight, layout.panel, 4, torch.int8), bias, offsets, units.float().contiguous()
-        )
+        packed = side_by_side(weight, PANEL, layout.together, torch.int8)
+        return cls(packed, bias, offsets, units.float().contiguous())
 
     def structure(self) -> _Linear:
         panels, inputs, _, together = self.weights.shape
@@ -177,36 +168,45 @@ class PanelLinear:
 
 @dataclass(frozen=True)
 class PanelBlock:
-    """The matrices of a layer, and `ages`, added to keys in units of the queries.
-
-    Ages are (history, H, d) in float32; where keys are multiplied in pairs they are laid out like 16 keys.
-    """
+    """The matrices of a layer, and `ages`, added to keys in units of the queries, laid out like 16 keys."""
 
     qkv: PanelLinear
     out: PanelLinear
     up: PanelLinear
     down: PanelLinear
-    ages: Tensor
+    ages: Tensor | None = None
 
     @classmethod
     def of(cls, block: Any, layout: Layout) -> PanelBlock:
         """From a `ConditionedBlock`."""
-        width, heads = block.out.weight.shape[0], block.heads
-        scale = torch.ones(3 * width, dtype=torch.float64)
-        scale[:width] = (width // heads) ** -0.5 * math.log2(math.e)  # weights are powers of two
+        scale = _query_scale(block.qkv, block.heads)
         out, up = (PanelLinear.of(layer, layout) for layer in (block.out, block.up))
         down = PanelLinear.of(block.down, layout, positive=True)  # behind a ReLU
         age = block.age.detach().float()[:, :, 0]
         age = age - age[:1]
-        if layout.together > 1:
-            filled = age.new_zeros(heads, layout.lanes, age.shape[2])
-            filled[:, : len(age)] = age.transpose(0, 1)
-            age = side_by_side(filled, layout.lanes, layout.together, layout.dtype)
-        return cls(PanelLinear.of(block.qkv, layout, scale), out, up, down, age.contiguous())
+        filled = age.new_zeros(block.heads, LANES, age.shape[2])
+        filled[:, : len(age)] = age.transpose(0, 1)
+        age = side_by_side(filled, LANES, PAIR, torch.bfloat16)
+        return cls(PanelLinear.of(block.qkv, layout, scale), out, up, down, age)
+
+    @classmethod
+    def of_vit(cls, block: VitBlock, layout: Layout) -> PanelBlock:
+        """From a layer of a ViT."""
+        qkv = block.joined()
+        out, up, down = (PanelLinear.of(layer, layout) for layer in (block.out, block.up, block.down))
+        return cls(PanelLinear.of(qkv, layout, _query_scale(qkv, block.heads)), out, up, down)
 
     def structure(self) -> _Layer:
         parts = [part.structure() for part in (self.qkv, self.out, self.up, self.down)]
-        return _Layer(*parts, self.ages.data_ptr())
+        return _Layer(*parts, None if self.ages is None else self.ages.data_ptr())
+
+
+def _query_scale(qkv: Affine | nn.Linear, heads: int) -> Tensor:
+    """What queries, keys and values (3 * heads * head_dim,) are multiplied by: weights are powers of two."""
+    inner = qkv.weight.shape[0] // 3
+    scale = torch.ones(3 * inner, dtype=torch.float64)
+    scale[:inner] = (inner // heads) ** -0.5 * math.log2(math.e)
+    return scale
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,8 @@ class LayersFrame:
     """Keys and values of one frame in all N layers, as the kernel keeps them.
 
     Attributes:
-        keys: (N, B, S or 1, H, ceil(L / lanes), d / together, lanes, together).
-        values: (N, B, S or 1, H, ceil(L / together), padded d, together).
+        keys: (N, B, S or 1, H, ceil(L / 16), d / 2, 16, 2).
+        values: (N, B, S or 1, H, ceil(L / 2), padded d, 2).
         length: L.
     """
 
@@ -224,12 +224,11 @@ class LayersFrame:
     length: int
 
     @classmethod
-    def empty(cls, layout: Layout, each: tuple[int, int, int, int], length: int, d: int) -> LayersFrame:
+    def empty(cls, each: tuple[int, int, int, int], length: int, d: int) -> LayersFrame:
         """Room for a frame of L tokens in `each` layer, episode, candidate and head."""
-        lanes, together, padded = layout.lanes, layout.together, -(-d // layout.padding) * layout.padding
         return cls(
-            torch.empty(*each, -(-length // lanes), d // together, lanes, together, dtype=layout.dtype),
-            torch.empty(*each, -(-length // together), padded, together, dtype=layout.dtype),
+            torch.empty(*each, -(-length // LANES), d // PAIR, LANES, PAIR, dtype=torch.bfloat16),
+            torch.empty(*each, -(-length // PAIR), -(-d // LANES) * LANES, PAIR, dtype=torch.bfloat16),
             length,
         )
 
@@ -249,24 +248,58 @@ class LayersFrame:
 
 
 class CompiledLayers:
-    """The layers of a predictor, packed.
+    """The layers of a transformer, packed: of a predictor, or by `of_vit` of an encoder.
 
     Args:
-        library: of the layout's C file. blocks: `ConditionedBlock`s. norm: the layer norm after them.
+        library: of the layout. blocks: the layers, packed in that layout. norm: the layer norm after them;
+            its epsilon is that of all norms.
+        heads, head_dim: of attention.
+        modulation: of an encoder (N * 6 * W), bfloat16: shift, scale and gate, twice, of every layer.
     """
 
     def __init__(
-        self, library: ctypes.CDLL, layout: Layout, blocks: Sequence[Any], norm: nn.LayerNorm
+        self,
+        library: ctypes.CDLL,
+        layout: Layout,
+        blocks: Sequence[PanelBlock],
+        norm: Affine | nn.LayerNorm,
+        heads: int,
+        head_dim: int,
+        modulation: Tensor | None = None,
     ) -> None:
-        self.layout = layout
+        self.layout, self.blocks, self.heads, self.head_dim = layout, blocks, heads, head_dim
+        self.modulation = modulation
         self._advance = library.advance
         self._advance.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int]
-        self.blocks = [PanelBlock.of(block, layout) for block in blocks]
-        self.norm = torch.stack([norm.bias, norm.weight]).detach().to(layout.dtype).contiguous()
+        self.norm = torch.stack([bias_of(norm), norm.weight]).detach().float().contiguous()
         self.epsilon = norm.eps
-        self.heads = int(blocks[0].heads)
-        self.mlp = int(blocks[0].up.weight.shape[0])
-        self._layers = (_Layer * len(self.blocks))(*(block.structure() for block in self.blocks))
+        self.mlp = len(blocks[0].up.bias)
+        self._layers = (_Layer * len(blocks))(*(block.structure() for block in blocks))
+
+    @classmethod
+    def of_predictor(
+        cls, library: ctypes.CDLL, layout: Layout, blocks: Sequence[Any], norm: nn.LayerNorm
+    ) -> CompiledLayers:
+        """From `ConditionedBlock`s, and the layer norm after them."""
+        packed = [PanelBlock.of(block, layout) for block in blocks]
+        return cls(library, layout, packed, norm, blocks[0].heads, blocks[0].head_size)
+
+    @classmethod
+    def of_vit(
+        cls, library: ctypes.CDLL, layout: Layout, blocks: Sequence[VitBlock], norm: Affine
+    ) -> CompiledLayers:
+        """From the layers of a vision transformer, and the layer norm after them, for `encode`."""
+        packed = [PanelBlock.of_vit(block, layout) for block in blocks]
+        modulation = torch.cat([block.modulation().flatten() for block in blocks]).bfloat16().contiguous()
+        return cls(library, layout, packed, norm, blocks[0].heads, blocks[0].head_dim, modulation)
+
+    @staticmethod
+    def takes(blocks: Sequence[VitBlock], norm: Affine) -> bool:
+        """Whether `of_vit` can be given these: sizes that fit, and one epsilon for all norms."""
+        first = blocks[0]
+        sizes = {(block.heads, *block.out.weight.shape, len(block.up.weight)) for block in blocks}
+        alike = len(sizes) == len({part.eps for x in blocks for part in (x.norm1, x.norm2, norm)}) == 1
+        return alike and Layout.fit(first.width, first.heads, first.head_dim, len(first.up.weight), 1)
 
     def advance(
         self, x: Tensor, modulation: Tensor, past: Sequence[LayersFrame]
@@ -274,7 +307,7 @@ class CompiledLayers:
         """One imagined frame.
 
         Args:
-            x: embedded tokens (B, S or 1, L, W), of the layout's dtype like all the others.
+            x: embedded tokens (B, S or 1, L, W), bfloat16 like all the others.
             modulation: (B, S, N * 6 * W): shift, scale and gate, twice, of every layer.
             past: frames that are seen besides the present one, the newest first.
 
@@ -285,33 +318,72 @@ class CompiledLayers:
             MemoryError: there is none left.
         """
         b, s = modulation.shape[:2]
-        length, width = x.shape[2:]
-        x, modulation = x.contiguous(), modulation.contiguous()
-        each = len(self.blocks), b, s, self.heads
-        frame = LayersFrame.empty(self.layout, each, length, width // self.heads)
+        length = x.shape[2]
+        frame = LayersFrame.empty((len(self.blocks), b, s, self.heads), length, self.head_dim)
         seen = [other.structure(age) for age, other in enumerate([frame, *past])]
-        frames = (_Frame * len(seen))(*seen)
-        sizes = _Sizes(
-            b, s, length, width, self.mlp, self.heads, len(self.blocks), len(seen), x.shape[1], self.epsilon
-        )
-        out = x.new_empty(b, s, length, width)
         with named("sparsewm::advance"):
-            failed = self._advance(
-                x.data_ptr(),
-                modulation.data_ptr(),
-                self.norm.data_ptr(),
-                ctypes.addressof(self._layers),
-                ctypes.addressof(frames),
-                ctypes.addressof(sizes),
-                out.data_ptr(),
-                torch.get_num_threads(),
-            )
+            return self._run(x, modulation.contiguous(), s, modulation.shape[2], seen), frame
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures through all layers of an encoder; keys and values are not kept.
+
+        Args:
+            x: embedded tokens (B, L, W), CLS token and the like included, with their positions. float32: the
+                tokens between layers are float32 inside in any case, what products read is bfloat16.
+
+        Returns:
+            tokens behind the last norm (B, L, W), of the dtype of `x` (float32 or bfloat16).
+
+        Raises:
+            MemoryError: there is none left.
+        """
+        assert self.modulation is not None
+        seen = [_Frame(None, None, x.shape[1])]
+        with named("sparsewm::encode"):
+            return self._run(x[:, None], self.modulation, 1, 0, seen)[:, 0]
+
+    def _run(self, x: Tensor, modulation: Tensor, s: int, stride: int, seen: Sequence[_Frame]) -> Tensor:
+        """(B, S or 1, L, W) through all layers -> (B, S, L, W).
+
+        Args:
+            stride: numbers from a candidate's modulation to the next one's.
+        """
+        b, own, length, width = x.shape
+        x = x.contiguous()
+        sizes = _Sizes(
+            episodes=b,
+            candidates=s,
+            length=length,
+            width=width,
+            mlp=self.mlp,
+            heads=self.heads,
+            head=self.head_dim,
+            layers=len(self.blocks),
+            frames=len(seen),
+            from_candidates=own,
+            modulation=stride,
+            gelu=self.modulation is not None,
+            precise=x.dtype == torch.float32,
+            epsilon=self.epsilon,
+        )
+        frames = (_Frame * len(seen))(*seen)
+        out = x.new_empty(b, s, length, width)
+        failed = self._advance(
+            x.data_ptr(),
+            modulation.data_ptr(),
+            self.norm.data_ptr(),
+            ctypes.addressof(self._layers),
+            ctypes.addressof(frames),
+            ctypes.addressof(sizes),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
         if failed:
             raise MemoryError("no memory for a rollout: fewer candidates, or a limit by `memory_gb`")
-        return out, frame
+        return out
 
 
 @functools.cache
 def layers_library(layout: Layout) -> ctypes.CDLL | str:
     """The compiled function, or in one phrase why there is none."""
-    return load_library(layout.name, layout.sources, layout.flags, layout.needed)
+    return load_library(layout.name, SOURCES, layout.flags, layout.needed)

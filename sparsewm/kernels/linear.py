@@ -11,13 +11,22 @@ ROWS_HINT = 4096
 
 
 class PackedLinear:
-    """A linear layer with an optional ReLU; on a CPU its weights are in the layout of the matrix unit.
+    """A linear layer with an optional activation; on a CPU its weights are in the layout of the matrix unit.
 
     Where torch lacks oneDNN it is an ordinary linear layer.
+
+    Args:
+        weight: (out, in). bias: (out,), zero when None.
+        activation: "none", "relu" or "gelu" (exact).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, relu: bool = False) -> None:
-        self.weight, self.bias, self.relu = weight.detach().contiguous(), bias.detach().contiguous(), relu
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self.weight, self.bias, self.activation = (
+            weight.detach().contiguous(),
+            bias.detach().contiguous(),
+            activation,
+        )
         self.packed: Tensor | None = None
         if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
             try:
@@ -28,14 +37,24 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if self.packed is not None:
-            activation = "relu" if self.relu else "none"
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
+            product = torch.ops.mkldnn._linear_pointwise
+            algorithm = "none" if self.activation == "gelu" else ""
+            out: Tensor = product(x, self.packed, self.bias, self.activation, [], algorithm)
             return out
-        if self.relu and x.is_cuda:
+        if self.activation == "relu" and x.is_cuda:
             flat = torch.ops.aten._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t())
             return flat.unflatten(0, x.shape[:-1])
         out = F.linear(x, self.weight, self.bias)
-        return out.relu_() if self.relu else out
+        if self.activation == "gelu":
+            return F.gelu(out)
+        return out.relu_() if self.activation == "relu" else out
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """other (..., out) + the layer of x (..., in), of one without activation."""
+        if self.packed is not None:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "add")
+            return out
+        return other + F.linear(x, self.weight, self.bias)
 
 
 class FrozenLinear(nn.Linear):

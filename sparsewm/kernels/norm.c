@@ -26,30 +26,19 @@ void modulate(const bf16 *from, int64_t from_groups, bf16 *x, const bf16 *added,
                 float values[WIDEST] __attribute__((aligned(64)));
                 const int64_t at = (group * length + row) * width;
                 const bf16 *source = from + (group / (groups / from_groups) * length + row) * width;
-                __m512 sum = _mm512_setzero_ps(), squares = sum;
                 for (int64_t i = 0; i < width; i += LANES) {
                     __m512 value = load(source + i);
                     if (added) {
                         value = _mm512_fmadd_ps(load(gate + group * stride + i), load(added + at + i), value);
                         store(x + at + i, value);
                     }
-                    sum = _mm512_add_ps(sum, value);
                     _mm512_store_ps(values + i, value);
                 }
-                const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
-                for (int64_t i = 0; i < width; i += LANES) {
-                    __m512 value = _mm512_sub_ps(_mm512_load_ps(values + i), mean);
-                    squares = _mm512_fmadd_ps(value, value, squares);
-                }
-                const float variance = _mm512_reduce_add_ps(squares) / (float)width + epsilon;
-                const __m512 factor = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(_mm512_set1_ps(variance)));
-                for (int64_t i = 0; i < width; i += LANES) {
-                    __m512 value = _mm512_sub_ps(_mm512_load_ps(values + i), mean);
-                    value = _mm512_mul_ps(value, factor);
-                    value = _mm512_fmadd_ps(value, load(scale + group * norm_stride + i),
-                                            load(shift + group * norm_stride + i));
-                    store(y + at + i, value);
-                }
+                const Moments of = moments(values, width, epsilon);
+                const int64_t norm = group * norm_stride;
+                for (int64_t i = 0; i < width; i += LANES)
+                    store(y + at + i,
+                          _mm512_fmadd_ps(normal(values + i, of), load(scale + norm + i), load(shift + norm + i)));
             }
         restore(csr);
     }

@@ -9,9 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "denormals.h"
+
 typedef uint16_t bf16;
 
 #define INLINE static inline __attribute__((always_inline)) /* row counts want to be constants */
+
+#define LEAST -3.0e38f /* the score of a key that is not there */
 
 enum { LANES = 16, LINE = 64 }; /* float32 numbers of a register, bytes of a line of the cache */
 
@@ -50,6 +54,11 @@ INLINE __m512bh pairs(const bf16 *from) {
     return (__m512bh)_mm512_loadu_si512(from);
 }
 
+/* A mask of the first `count` of up to 32 numbers. */
+INLINE __mmask32 first_of(int64_t count) {
+    return count >= 32 ? 0xffffffffu : count <= 0 ? 0 : (1u << count) - 1;
+}
+
 /* 2^x to 8e-5 of its value, which bfloat16 does not see. */
 INLINE __m512 exp2_of(__m512 x) {
     const __m512 f = _mm512_reduce_ps(x, 0x09); /* x - floor(x) */
@@ -60,16 +69,26 @@ INLINE __m512 exp2_of(__m512 x) {
     return _mm512_scalef_ps(p, x);
 }
 
-/* Denormal numbers count as zero on this thread from here to `restore`: they take many times as long, and say
- * nothing. */
-INLINE uint32_t flush_denormals(void) {
-    const uint32_t before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040); /* results (FTZ) and operands (DAZ) */
-    return before;
+/* Of a row: its mean, and one by its deviation. */
+typedef struct {
+    __m512 mean, factor;
+} Moments;
+
+INLINE Moments moments(const float *row, int64_t width, float epsilon) {
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (int64_t i = 0; i < width; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
+        squares = _mm512_fmadd_ps(value, value, squares);
+    }
+    const float variance = _mm512_reduce_add_ps(squares) / (float)width + epsilon;
+    return (Moments){mean, _mm512_set1_ps(1.0f / sqrtf(variance))};
 }
 
-INLINE void restore(uint32_t before) {
-    _mm_setcsr(before);
+/* Sixteen numbers of a row, normalized. */
+INLINE __m512 normal(const float *numbers, Moments of) {
+    return _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(numbers), of.mean), of.factor);
 }
 
 #endif

@@ -25,7 +25,7 @@ from sparsewm.model.hub import CHECKPOINT_FILES as FILES
 from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
-from sparsewm.precision import planning_dtype
+from sparsewm.precision import fastest_dtype
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -224,8 +224,8 @@ def load_pretrained(
     """The shipped world model of an environment, e.g. ``load_pretrained("pusht")``.
 
     Args:
-        dtype: precision it computes in, as `WorldModel.place` has it; None: the one the device plans fastest
-            in.
+        dtype: precision it computes in, as `WorldModel.place` has it; None: bfloat16 where the device is
+            fast in it, else float32.
     """
-    dtype = planning_dtype(torch.device(device)) if dtype is None else dtype
+    dtype = fastest_dtype(torch.device(device)) if dtype is None else dtype
     return load(pretrained_path(environment), device, dtype, environment=environment)

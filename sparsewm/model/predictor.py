@@ -6,7 +6,7 @@ and planning run this same code: training differentiates through a sequence of s
 for many candidates that share one history.
 
 Shapes: B episodes, S candidates, M kept patches, L = M + 1 (the proprioception token comes last),
-D token features, P proprioception features, C action features of a model step, W width, H heads.
+D token features, P proprioception features, C action features of a model step, W width, H heads of size d.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class PredictorConfig:
         token_dim: D. grid: (rows, cols) of patches. proprio_dim: P. action_dim: C (frameskip x action size).
         history: frames of the attention window, the present one included.
         width, depth, heads, mlp: the transformer.
+        head_dim: size of a head; None: width / heads.
     """
 
     token_dim: int
@@ -40,12 +41,22 @@ class PredictorConfig:
     depth: int = 4
     heads: int = 3
     mlp: int = 768
+    head_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width {self.width} must be a multiple of 4 and of heads {self.heads}")
+        if self.width % 4 or (self.head_dim is None and self.width % self.heads):
+            raise ValueError(
+                f"width {self.width} must be a multiple of 4, and without `head_dim` of heads {self.heads}"
+            )
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ValueError(f"head_dim must be at least 1, got {self.head_dim}")
         if self.history < 1:
             raise ValueError(f"history must be at least 1 frame, got {self.history}")
+
+    @property
+    def head_size(self) -> int:
+        """Numbers of a head."""
+        return self.width // self.heads if self.head_dim is None else self.head_dim
 
 
 @dataclass
@@ -119,13 +130,14 @@ class ConditionedBlock(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         w = config.width
-        self.heads = config.heads
-        self.qkv = nn.Linear(w, 3 * w)
-        self.out = nn.Linear(w, w)
+        self.heads, self.head_size = config.heads, config.head_size
+        inner = self.heads * self.head_size
+        self.qkv = nn.Linear(w, 3 * inner)
+        self.out = nn.Linear(inner, w)
         self.up = nn.Linear(w, config.mlp)
         self.down = nn.Linear(config.mlp, w)
         self.modulation = nn.Linear(w, 6 * w)
-        self.age = nn.Parameter(torch.zeros(config.history, config.heads, 1, w // config.heads))
+        self.age = nn.Parameter(torch.zeros(config.history, config.heads, 1, self.head_size))
         for layer in (self.qkv, self.out, self.up, self.down):
             nn.init.trunc_normal_(layer.weight, std=w**-0.5)
             nn.init.zeros_(layer.bias)
@@ -140,7 +152,7 @@ class ConditionedBlock(nn.Module):
         self, x: Tensor, condition: Tensor, past_keys: list[Tensor], past_values: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, S, L, W), condition (B, S, 1, W), past oldest first -> x, keys, values of this frame."""
-        b, s, length, w = x.shape
+        w = x.shape[-1]
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
         q, k, v = self.read(x, shift1, scale1)
         q = q * q.shape[-1] ** -0.5
@@ -152,7 +164,7 @@ class ConditionedBlock(nn.Module):
             mixed = attend(q, keys, frame_values)
         else:
             mixed = attend_own(q, frames, frame_values, ages)
-        mixed = mixed.transpose(2, 3).reshape(b, s, length, w)
+        mixed = mixed.transpose(2, 3).flatten(3)
         x = torch.addcmul(x, self.out(mixed), 1 + gate1)
         y = torch.addcmul(shift2, F.layer_norm(x, (w,)), 1 + scale2)
         return torch.addcmul(x, self.down(torch.relu(self.up(y))), 1 + gate2), k, v

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sparsewm.errors import UserError
+from sparsewm.kernels import flushed
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.latent import History, Latent, gather_patches, random_patches
 from sparsewm.model.objectives import Objective
@@ -158,6 +159,7 @@ class LatentProblem:
         """Planned actions (..., H, action_dim) as the model and the environment take them (..., H, C)."""
         return actions.repeat(*[1] * (actions.ndim - 1), self.repeats)
 
+    @flushed()
     def cost(self, actions: Tensor) -> Tensor:
         """(B, S, H, action_dim) in the environment's units -> (B, S)."""
         actions = self.executed(actions)
@@ -176,11 +178,13 @@ class LatentProblem:
         if self.memory is None:
             return candidates
         config, length = self.model.config, self.kept + 1
-        cached = 2 * config.history * config.depth * config.width  # numbers per token: keys and values
-        passing = 4 * config.width + config.mlp
+        inner = config.heads * config.head_size
+        cached = 2 * config.history * config.depth * inner  # numbers per token: keys and values
+        passing = config.width + 3 * inner + config.mlp
         size = self.batch * length * (cached + passing) * 4
         return max(1, min(candidates, int(self.memory / size)))
 
+    @flushed()
     def imagined(self, actions: Tensor) -> Tensor:
         """Pictures uint8 (B, H, R, R, 3) of what actions (B, H, action_dim) lead to, on the present patches.
 
@@ -197,6 +201,7 @@ class LatentProblem:
             )
             return self.model.decoder.pictures(tokens[:, 0], self.patches)
 
+    @flushed()
     def steps(self, actions: Tensor) -> Tensor:
         """Model steps of (B, H, action_dim) to execute: up to the frame that was scored, int64 (B,)."""
         if self.frame == "last":

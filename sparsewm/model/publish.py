@@ -99,7 +99,8 @@ def model_card(folder: str | Path, name: str, license: str | None = None) -> str
         "Tokens of a frame": f"{rows} x {columns} patches of {config['token_dim']} features",
         "Proprioception": f"{config['proprio_dim']} numbers",
         "Action": f"{config['action_dim']} numbers a model step",
-        "Predictor": f"width {config['width']}, {config['depth']} layers, {config['heads']} heads, "
+        "Predictor": f"width {config['width']}, {config['depth']} layers, {config['heads']} heads"
+        f"{' of {}'.format(config['head_dim']) if config.get('head_dim') else ''}, "
         f"{config['history']} frames of history",
         "Heads": ", ".join(part for part in ("distance", "decoder") if part in config) or "none",
     }

@@ -18,7 +18,8 @@ Against calling the predictor frame by frame:
 
 Recorded frames stay shared by all candidates of an episode: they are multiplied once and never copied.
 
-Shapes: B episodes, S candidates, M kept patches, L = M + 1, W width, H heads of size d.
+Shapes: B episodes, S candidates, M kept patches, L = M + 1, W width, H heads of size d, together as wide as
+the network or not.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class PackedBlock:
 
     def __init__(self, block: ConditionedBlock) -> None:
         self.heads = block.heads
-        width = block.out.weight.shape[0]
-        scale = torch.ones(3 * width, dtype=torch.float64, device=block.qkv.weight.device)
-        scale[:width] = (width // block.heads) ** -0.5
+        inner = block.heads * block.head_size
+        scale = torch.ones(3 * inner, dtype=torch.float64, device=block.qkv.weight.device)
+        scale[:inner] = block.head_size**-0.5
         self.qkv = PackedLinear(_scaled(block.qkv.weight, scale), _scaled(block.qkv.bias, scale))
         self.out = PackedLinear(block.out.weight, block.out.bias)
-        self.up = PackedLinear(block.up.weight, block.up.bias, relu=True)
+        self.up = PackedLinear(block.up.weight, block.up.bias, "relu")
         self.down = PackedLinear(block.down.weight, block.down.bias)
         # A frame's keys start at age 0 and grow older by a difference a step. What all keys have in common
         # does not change attention, so age 0 is left out.
@@ -87,7 +88,7 @@ class Window(ABC):
 
     @abstractmethod
     def attend(self, layer: int, block: PackedBlock, qkv: Tensor, shared: Sequence[FrameCache]) -> Tensor:
-        """Queries, keys and values (B, S, L, 3, H, d) of the present frame -> what it reads (B, S, L, W).
+        """Queries, keys and values (B, S, L, 3, H, d) of the present frame -> what it reads (B, S, L, H * d).
 
         Args:
             shared: recorded frames before the imagined ones, oldest first, shared by all candidates.
@@ -222,9 +223,9 @@ class BlockLayers(Layers):
         return BufferWindow(len(self.rollout.blocks), self.history, shape, like)
 
     def advance(self, x: Tensor, modulation: Tensor) -> Tensor:
-        (b, s), (length, width), heads = modulation.shape[:2], x.shape[2:], self.rollout.config.heads
+        (b, s), length, config = modulation.shape[:2], x.shape[2], self.rollout.config
         if self.window is None:
-            self.window = self._window((b, heads, s, length, width // heads), x)
+            self.window = self._window((b, config.heads, s, length, config.head_size), x)
         window, modulated, norm = self.window, self.rollout.modulated, self.rollout.predictor.norm
         parts = modulation[:, :, None].chunk(6 * len(self.rollout.blocks), -1)
         window.advance()
@@ -232,7 +233,7 @@ class BlockLayers(Layers):
         x, y = modulated(x, None, None, *parts[:2])
         for layer, block in enumerate(self.rollout.blocks):
             gate1, shift2, scale2, gate2 = parts[6 * layer + 2 : 6 * layer + 6]
-            qkv = block.qkv(y).view(b, s, length, 3, heads, -1)
+            qkv = block.qkv(y).view(b, s, length, 3, config.heads, -1)
             mixed = block.out(window.attend(layer, block, qkv, shared))
             x, y = modulated(x, mixed, gate1, shift2, scale2)
             following = parts[6 * layer + 6 : 6 * layer + 8] or (norm.bias, norm.weight)
@@ -288,12 +289,12 @@ class Rollout:
 
     def _kernels(self, device: torch.device) -> RolloutKernels | None:
         """What computes attention and norms, where that is compiled."""
-        width, heads = self.config.width, self.config.heads
+        width, head = self.config.width, self.config.head_size
         found: RolloutKernels | str
         if device.type == "cuda":
-            found = gpu_kernels() if GpuKernels.fit(width, heads) else "other sizes"
+            found = gpu_kernels() if GpuKernels.fit(width, head) else "other sizes"
         else:
-            found = kernels() if Kernels.fit(self.dtype, width, heads) else "other sizes"
+            found = kernels() if Kernels.fit(self.dtype, width, head) else "other sizes"
         return None if isinstance(found, str) else found
 
     def _whole(self, blocks: Sequence[ConditionedBlock], weights: torch.dtype) -> CompiledLayers | None:
@@ -303,14 +304,15 @@ class Rollout:
             layout = LAYOUTS.get(precision)
             if layout is None or self.predictor.norm.weight.device.type != "cpu":
                 continue
-            if not layout.fit(config.width, config.heads, config.mlp, config.history):
+            sizes = config.width, config.heads, config.head_size, config.mlp, config.history
+            if not layout.fit(*sizes):
                 continue
-            fits_unit = Kernels.fit(precision, config.width, config.heads)
+            fits_unit = Kernels.fit(precision, config.width, config.head_size)
             if fits_unit and not isinstance(kernels(), str):
                 break  # the matrix unit is faster
             library = layers_library(layout)
             if not isinstance(library, str):
-                return CompiledLayers(library, layout, blocks, self.predictor.norm)
+                return CompiledLayers.of_predictor(library, layout, blocks, self.predictor.norm)
         return None
 
     @staticmethod

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder
 from sparsewm.errors import UserError
-from sparsewm.kernels import Graphs
+from sparsewm.kernels import Graphs, flushed
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.interface import Interface
@@ -177,6 +177,7 @@ class WorldModel(nn.Module):
             state[name] = linear_fit(there, here).T @ state[name]
         self.predictor.load_state_dict(state)
 
+    @flushed()
     @torch.no_grad()  # not inference mode: gradient descent plans from what comes out
     def encode(
         self, pixels: Tensor | np.ndarray, proprio: Tensor | np.ndarray, attention: bool = False
@@ -227,6 +228,7 @@ class WorldModel(nn.Module):
         )
         return next_tokens[:, 0], next_proprio[:, 0], cache
 
+    @flushed()
     def rollout(
         self,
         tokens: Tensor,

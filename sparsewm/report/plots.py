@@ -84,14 +84,17 @@ def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
 def plot_bench(path: str | Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     """Seconds per planner iteration over the share of tokens kept, with quartiles and a proportional line."""
     figure, axis = plt.subplots(figsize=(6, 4))
-    for rollout in sorted({row["rollout"] for row in rows}):
+    ways = list(dict.fromkeys((row["rollout"], row["dtype"]) for row in rows))
+    for way in ways:
         points = sorted(
-            (1 - row["drop"], row["seconds_per_iteration"]) for row in rows if row["rollout"] == rollout
+            (1 - row["drop"], row["seconds_per_iteration"])
+            for row in rows
+            if (row["rollout"], row["dtype"]) == way
         )
         share = [x for x, _ in points]
         median = np.array([s["median"] for _, s in points])
         spread = [median - [s["p25"] for _, s in points], [s["p75"] for _, s in points] - median]
-        axis.errorbar(share, median, yerr=spread, marker="o", capsize=3, label=rollout)
+        axis.errorbar(share, median, yerr=spread, marker="o", capsize=3, label=", ".join(way))
     ours = [row for row in rows if row["rollout"] == "sparse"]
     full = max(ours, key=lambda row: row["tokens"])["seconds_per_iteration"]["median"]
     line = np.linspace(0.02, 1, 50)
@@ -107,6 +110,29 @@ def plot_bench(path: str | Path, rows: Sequence[dict[str, Any]], title: str) -> 
     if not both:
         axis.set_ylim(0)
     axis.legend()
+    _save(figure, path)
+
+
+def plot_rates(
+    path: str | Path, bars: Sequence[tuple[str, dict[str, Any]]], rate: str, label: str, title: str
+) -> None:
+    """A rate of several ways as bars, with quartiles, and the share of the matmul peak written beside.
+
+    Args:
+        bars: name and row, which has `seconds`, `peak_fraction` and the `rate`. label: of the axis.
+    """
+    figure, axis = plt.subplots(figsize=(7, 0.8 + 0.4 * len(bars)))
+    for place, (_, row) in enumerate(bars):
+        value, spread = row[rate], row["seconds"]
+        low, high = (value * spread["median"] / spread[name] for name in ("p75", "p25"))
+        ours = row.get("encoder", row.get("recipe")) == "sparsewm"
+        error = [[value - low], [high - value]]
+        axis.barh(place, value, xerr=error, capsize=3, color="#2b6cb0" if ours else "#999999")
+        axis.annotate(f" {value:.3g}, {100 * row['peak_fraction']:.0f}% of peak", (high, place), va="center")
+    axis.set_yticks(range(len(bars)), [name for name, _ in bars])
+    axis.invert_yaxis()
+    axis.set(xlabel=label, title=title)
+    axis.margins(x=0.4)
     _save(figure, path)
 
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsewm.training.config import TrainConfig
+    from sparsewm.training.parallel import Processes, connect
     from sparsewm.training.run import Trained, train
 
-__all__ = ["TrainConfig", "Trained", "train"]
+__all__ = ["Processes", "TrainConfig", "Trained", "connect", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from sparsewm.training.config import TrainConfig
 
         return TrainConfig
+    if name in ("Processes", "connect"):
+        from sparsewm.training import parallel
+
+        return getattr(parallel, name)
     if name in __all__:
         from sparsewm.training import run
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sparsewm.config import config_folder, environment_file, usual
+from sparsewm.data.token_file import CACHES, Cache
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.model.predictor import PredictorConfig
@@ -35,8 +36,12 @@ class EncoderConfig:
     """Height and width it sees in pixels, or one number; its own in the data's aspect ratio if left out."""
     letterbox: Annotated[bool, usual("letterbox")] = False
     """Pad pictures of another aspect ratio instead of fitting the resolution to them."""
+    cache: Annotated[Cache, usual("cache")] = "float16"
+    """How encoded frames are kept: float16, int8 (half the disk), or none: frames are encoded as training
+    reads them."""
 
     def __post_init__(self) -> None:
+        one_of("cache", self.cache, CACHES)
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
             raise UserError(
                 f"`resolution` is a height and a width in pixels, or one number, not {self.resolution}"
@@ -48,11 +53,13 @@ class ModelConfig:
     """Sizes of the predictor."""
 
     width: int = PredictorConfig.width
-    """Features of a token inside; a multiple of 4 and of the heads."""
+    """Features of a token inside; a multiple of 4, and of the heads unless their size is given."""
     depth: int = PredictorConfig.depth
     """Layers."""
     heads: int = PredictorConfig.heads
     """Attention heads."""
+    head_dim: int | None = PredictorConfig.head_dim
+    """Features of a head; width / heads if left out."""
     mlp: int = PredictorConfig.mlp
     """Features between the two matrices of a layer."""
     history: int = PredictorConfig.history
@@ -195,6 +202,8 @@ class TrainRunConfig:
     """Continue the run in the output folder bit for bit from its last checkpoint."""
     device: Annotated[str, usual("device")] = "auto"
     """auto, cpu, cuda, ..."""
+    devices: Annotated[int, usual("devices")] = 1
+    """Processes that share every batch, each on a GPU or on a part of the cores; the run is the same."""
     dtype: Annotated[str, usual("dtype")] = "auto"
     """Precision of weights and activations: auto, bfloat16 or float32."""
     seed: Annotated[int, usual("seed")] = 0
@@ -204,6 +213,7 @@ class TrainRunConfig:
 
     def __post_init__(self) -> None:
         at_least(0, seed=self.seed)
+        at_least(1, devices=self.devices)
         if self.start is not None and self.extend is not None:
             raise UserError("`start` and `extend` exclude each other: `extend` keeps the predictor as it is")
 

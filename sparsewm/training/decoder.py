@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.data import Dataset, TokenCache
+from sparsewm.data import Dataset, Tokens
 from sparsewm.errors import UserError
 from sparsewm.model.decoder import Decoder
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.latent import gather_patches, random_patches
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import DecoderTrainConfig
+from sparsewm.training.draws import decoder_rows, generators
 from sparsewm.training.optim import MasterAdamW
-from sparsewm.training.trainer import standardized
+from sparsewm.training.validation import standardized
 
 
 def decoder_loss(drawn: Tensor, truth: Tensor, mean: Tensor, ground: float) -> Tensor:
@@ -33,7 +34,7 @@ def train_decoder(
     model: WorldModel,
     decoder: Decoder,
     dataset: Dataset,
-    cache: TokenCache,
+    cache: Tokens,
     episodes: np.ndarray,
     config: DecoderTrainConfig,
     dtype: torch.dtype = torch.bfloat16,
@@ -53,9 +54,7 @@ def train_decoder(
         UserError: training diverges.
     """
     device, side = model.device, decoder.config.side
-    rng = np.random.default_rng([seed, 2])
-    rows = dataset.rows_of(episodes)
-    rows = np.sort(rng.choice(rows, min(config.frames, len(rows)), replace=False))
+    rows = decoder_rows(dataset.rows_of(episodes), config.frames, seed)
     parts = [torch.from_numpy(dataset.pixels[part]) for part in np.array_split(rows, -(-len(rows) // 256))]
     pixels = torch.cat([shrink(part, side) for part in parts])  # uint8 (K, 3, side, side)
     decoder.mean.copy_(pixels.float().mean(0) / 255)
@@ -64,8 +63,7 @@ def train_decoder(
     optimizer = MasterAdamW(decoder, config.lr, config.steps, config.warmup, config.weight_decay)
     value = 0.0
     for step in range(config.steps):
-        rng = np.random.default_rng([seed, 2, step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        rng, generator = generators(seed, 2, step)
         picked = np.sort(rng.integers(len(rows), size=config.batch))
         tokens = model.standardizer.tokens(cache.rows(rows[picked]).to(device))
         smallest = min(config.smallest, model.patches)

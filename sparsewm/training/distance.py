@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,11 +16,9 @@ from sparsewm.model.distance import TemporalDistance
 from sparsewm.model.latent import gather_patches, random_patches
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import DistanceTrainConfig
+from sparsewm.training.draws import generators
 from sparsewm.training.optim import MasterAdamW
-from sparsewm.training.trainer import standardized
-
-DISTANCE_FRAMES = 4
-"""Successive frames of a training window."""
+from sparsewm.training.validation import standardized
 
 
 def distance_loss(
@@ -79,8 +76,7 @@ def train_distance(
     optimizer = MasterAdamW(distance, config.lr, config.steps, config.warmup, config.weight_decay)
     values: dict[str, float] = {}
     for step in range(config.steps):
-        rng = np.random.default_rng([seed, 1, step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        rng, generator = generators(seed, 1, step)
         batch = standardized(model, windows.sample(rng, config.batch))
         smallest = min(config.smallest, model.patches)
         kept = int(rng.integers(smallest, model.patches + 1))

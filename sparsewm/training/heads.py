@@ -8,24 +8,22 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from sparsewm.data import Dataset, TokenCache, Windows
+from sparsewm.data import Dataset, Tokens, Windows
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.world_model import WorldModel
 from sparsewm.report.plots import plot_imagination
 from sparsewm.training.config import HeadsConfig
 from sparsewm.training.decoder import imagine_windows, train_decoder
-from sparsewm.training.distance import DISTANCE_FRAMES, train_distance
+from sparsewm.training.distance import train_distance
+from sparsewm.training.draws import DISTANCE_FRAMES, shown_windows
 from sparsewm.training.report import Progress, quiet
-
-SHOWN_FRAMES = 6
-"""Of an imagined sequence, the recorded first one included; fewer where episodes are shorter."""
 
 
 def train_heads(
     model: WorldModel,
     dataset: Dataset,
-    tokens: TokenCache,
+    tokens: Tokens,
     episodes: np.ndarray,
     config: HeadsConfig,
     dtype: torch.dtype,
@@ -77,15 +75,12 @@ def train_heads(
 
 
 def show_imagination(
-    model: WorldModel, dataset: Dataset, tokens: TokenCache, episodes: np.ndarray, folder: Path, seed: int
+    model: WorldModel, dataset: Dataset, tokens: Tokens, episodes: np.ndarray, folder: Path, seed: int
 ) -> None:
     """Real frames and imagined ones of windows of episodes, as imagination_drop_*.png and in TensorBoard."""
-    longest = int(dataset.lengths[episodes].max() - 1) // model.frameskip + 1
-    frames = min(SHOWN_FRAMES, longest)
-    windows = Windows(dataset, tokens, frames, model.frameskip, episodes)
-    picked = np.sort(np.random.default_rng(seed).integers(len(windows), size=4))
-    rows = windows.starts[picked][:, None] + model.frameskip * np.arange(frames)
-    real = np.stack([dataset.pixels[sequence] for sequence in rows])
+    shown, picked = shown_windows(dataset, episodes, model.frameskip, seed)
+    windows = Windows(dataset, tokens, shown.frames, model.frameskip, episodes)
+    real = np.stack([dataset.pixels[sequence] for sequence in windows.rows(picked)])
     with SummaryWriter(folder / "tensorboard") as board:
         for drop in (0.0, 0.5):
             picture = plot_imagination(

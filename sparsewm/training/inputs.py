@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsewm.config import environment_file
 from sparsewm.data import Dataset, collect, open_dataset
-from sparsewm.data.tokens import token_bytes
+from sparsewm.data.tokens import token_bytes, token_file_name
 from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
@@ -93,10 +93,17 @@ def name_of(dataset: Dataset, env: GoalEnv | None) -> str:
     return str(recorded) if recorded else dataset.path.stem
 
 
-def token_folder(dataset: Dataset, encoder: PatchEncoder, folder: Path) -> Path | None:
-    """Where encoded frames are kept: beside the dataset (None), or with the results if there is no room."""
+def token_folder(
+    dataset: Dataset, encoder: PatchEncoder, folder: Path, cache: str = "float16", rows: int | None = None
+) -> Path | None:
+    """Where encoded frames are kept: beside the dataset (None), or with the results if there is no room.
+
+    Args:
+        cache: how compact, one of `CACHES`. rows: how many are kept; all when None.
+    """
     beside = dataset.path.parent
-    if list(beside.glob(f"{dataset.path.stem}.tokens-*-{encoder.key}.bin")):
+    if (beside / token_file_name(dataset, encoder, cache)).is_file():
         return None
-    room = beside.is_dir() and shutil.disk_usage(beside).free > token_bytes(dataset.rows, encoder)
+    size = token_bytes(dataset.rows if rows is None else rows, encoder, cache)
+    room = beside.is_dir() and shutil.disk_usage(beside).free > size
     return None if room and os.access(beside, os.W_OK) else folder

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,10 +78,16 @@ class MasterAdamW:
         for parameter in self.live:
             parameter.grad = None
 
-    def step(self, step: int) -> float:
-        """Update the parameters from their gradients; returns the gradient norm before clipping."""
+    def step(self, step: int, share: Callable[[list[Tensor]], None] | None = None) -> Tensor:
+        """Update the parameters from their gradients; returns the gradient norm before clipping.
+
+        Args:
+            share: called with the float32 gradients, to change them in place before they are clipped.
+        """
         for master, live in zip(self.masters, self.live, strict=True):
             master.grad = torch.zeros_like(master) if live.grad is None else live.grad.float()
+        if share is not None:
+            share([master.grad for master in self.masters if master.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.masters, self.clip)
         rate = self.learning_rate(step)
         for group in self.adamw.param_groups:
@@ -90,7 +96,7 @@ class MasterAdamW:
         self._others(rate)
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.masters)
-        return float(norm)
+        return norm
 
     def _others(self, rate: float) -> None:
         """Move the masters that AdamW does not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from sparsewm.data import Dataset, TokenCache, Windows, count_windows, fast_copy
+from sparsewm.data import Dataset, Tokens, Windows, count_windows, fast_copy, tokens_of
 from sparsewm.data.oddities import warnings
 from sparsewm.encoders import PatchEncoder, load_encoder, weights_hash
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
 from sparsewm.files import only_one, output_folder
+from sparsewm.kernels import flushed
 from sparsewm.model.checkpoint import load, save
 from sparsewm.model.interface import Interface
 from sparsewm.model.world_model import WorldModel
@@ -24,7 +25,7 @@ from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_training
 from sparsewm.settings import make_env
 from sparsewm.training.config import TrainConfig
-from sparsewm.training.distance import DISTANCE_FRAMES
+from sparsewm.training.draws import DISTANCE_FRAMES, rows_read
 from sparsewm.training.heads import show_imagination, train_heads
 from sparsewm.training.inputs import (
     frameskip_of,
@@ -34,6 +35,7 @@ from sparsewm.training.inputs import (
     recorded_dataset,
     token_folder,
 )
+from sparsewm.training.parallel import Processes, connect
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.start import (
     check_sizes,
@@ -61,39 +63,97 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class _Found:
+    """What a training works on."""
+
+    config: TrainConfig
+    device: torch.device
+    encoder: PatchEncoder
+    data: Dataset
+    rows: np.ndarray  # whose tokens are read
+    split: tuple[np.ndarray, np.ndarray]  # episodes for training, and for validation
+    folder: Path
+    name: str
+    frameskip: int
+    space: tuple[np.ndarray, np.ndarray] | None  # bounds of actions
+    first: WorldModel | None  # to go on from
+    finished: WorldModel | None  # to extend
+
+
+@dataclass(frozen=True)
 class _Job:
     """What the stages of a training share."""
 
     config: TrainConfig
     data: Dataset
-    tokens: TokenCache
+    tokens: Tokens
     split: tuple[np.ndarray, np.ndarray]  # episodes for training, and for validation
     folder: Path
     dtype: torch.dtype
+    processes: Processes
     progress: Progress
     say: Say
 
 
+@flushed()
 def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) -> Trained:
     """Train a world model on recorded episodes.
+
+    Where a launcher started several processes all of them call this alike: they share every batch, and the
+    main one writes and speaks.
 
     Args:
         config: the settings. progress: makes a bar of a label. say: takes what is worth knowing.
 
     Returns:
-        the world model and where it lies.
+        the world model and where it lies; the heads are in the main process's model alone.
 
     Raises:
         UserError: settings or data that cannot be trained with; training diverges; the disk is full.
     """
+    processes = connect(config.run.device, say)
+    if config.run.devices > 1 and config.run.extend is None and processes.count == 1:
+        raise UserError(
+            f"`devices` {config.run.devices} need a launcher: start this program by accelerate launch "
+            "--multi_gpu --num_processes NUMBER, or use sparsewm train"
+        )
+    if not processes.main:
+        progress, say = quiet, silent
+    with ExitStack() as held:
+        found = processes.in_turn(lambda: _find(config, processes, held, progress))
+        folder, finished = found.folder, found.finished
+        job = processes.agree(lambda: _job(found, processes, progress, say))
+        shown = interface(found.data, found.name, found.frameskip, found.space)
+        if finished is not None:
+            finished.metadata.setdefault("interface", shown.to_dict())
+
+            def extend() -> None:
+                _train_heads(job, finished)
+                save(finished, folder / "checkpoint")
+
+            processes.by_main(extend)
+            return Trained(finished, folder / "checkpoint")
+        model = processes.agree(lambda: _newborn(job, found.first, found.encoder, shown).place(found.device))
+        trainer = _train_predictor(job, model)
+
+        def finish() -> None:
+            _report(job, trainer)
+            if trainer.with_average(lambda: _train_heads(job, model)):
+                trainer.save()
+
+        processes.by_main(finish)
+    return Trained(model, folder / "checkpoint", trainer.step, trainer.seconds)
+
+
+def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: Progress) -> _Found:
+    """What a training works on, checked; data and folder are held until it ends."""
     run = config.run
     if config.dataset is None and config.env is None:
         raise UserError("give a `dataset` to train on, or an `env` whose usual one is recorded")
     heads = config.heads.distance.steps or config.heads.decoder.steps
     if run.extend is not None and not heads:
         raise UserError("`extend` adds nothing: give `distance_steps` or `decoder_steps` above 0")
-    device = choose_device(run.device)
-    dtype = choose_dtype(run.dtype, device)
+    device = choose_device(run.device if processes.device is None else processes.device)
     env = None if config.env is None else make_env(config.env)
     finished = None if run.extend is None else _checkpoint(config, run.extend, env, device)
     first = None if run.start is None else _start(config, run.start, env, device)
@@ -103,50 +163,59 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
     if encoder.tokens == 1:
         config = replace(config, optim=replace(config.optim, groups=1))
     check_groups(config.optim, encoder.tokens)
-    with closing(recorded_dataset(env, progress) if dataset is None else dataset) as data:
-        if given is not None:
-            check_sizes(given, data)
-        frameskip = frameskip_of(config, given, data, env)
-        name = given.environment if given is not None else name_of(data, env)
-        history = config.model.history if given is None else given.history
-        frames = DISTANCE_FRAMES if finished is not None else history + config.optim.horizon
-        count_windows(data, frames, frameskip, np.arange(data.episodes))  # is any long enough?
-        split = data.split(shortest=(frames - 1) * frameskip + 1)
-        folder = output_folder(run.output or Path("runs") / name)
-        with only_one(folder):
-            _check_free(config, folder)
-            space = None if env is None else (env.action_space.low, env.action_space.high)
-            tokens = _encoded(config, data, encoder, space, folder, dtype, progress, say)
-            job = _Job(config, data, tokens, split, folder, dtype, progress, say)
-            shown = interface(data, name, frameskip, space)
-            if finished is not None:
-                finished.metadata.setdefault("interface", shown.to_dict())
-                _train_heads(job, finished)
-                return Trained(finished, save(finished, folder / "checkpoint"))
-            model = _newborn(job, first, encoder, shown).place(device)
-            trainer = _train_predictor(job, model)
-            if trainer.with_average(lambda: _train_heads(job, model)):
-                trainer.save()
-    return Trained(model, folder / "checkpoint", trainer.step, trainer.seconds)
+    data = held.enter_context(closing(recorded_dataset(env, progress) if dataset is None else dataset))
+    if given is not None:
+        check_sizes(given, data)
+    frameskip = frameskip_of(config, given, data, env)
+    name = given.environment if given is not None else name_of(data, env)
+    history = config.model.history if given is None else given.history
+    frames = DISTANCE_FRAMES if finished is not None else history + config.optim.horizon
+    count_windows(data, frames, frameskip, np.arange(data.episodes))  # is any long enough?
+    split = data.split(shortest=(frames - 1) * frameskip + 1)
+    if config.heads.distance.steps:
+        frames = min(frames, DISTANCE_FRAMES)
+    split = split[0][data.lengths[split[0]] > (frames - 1) * frameskip], split[1]  # nobody reads the others
+    folder = run.output or Path("runs") / name
+    if processes.main:
+        held.enter_context(only_one(output_folder(folder)))
+        _check_free(config, folder)
+    space = None if env is None else (env.action_space.low, env.action_space.high)
+    other = first is not None and measures_otherwise(first, encoder, config.optim.whitening)
+    trained = None if finished is not None else history
+    rows = rows_read(config, data, split, frameskip, trained, given is None or other, other)
+    return _Found(config, device, encoder, data, rows, split, folder, name, frameskip, space, first, finished)
+
+
+def _job(found: _Found, processes: Processes, progress: Progress, say: Say) -> _Job:
+    """What the stages share, when the pictures are encoded."""
+    config, folder = found.config, found.folder
+    dtype = choose_dtype(config.run.dtype, found.device)
+    tokens = _encoded(
+        config, found.data, found.rows, found.encoder, found.space, folder, dtype, progress, say
+    )
+    return _Job(config, found.data, tokens, found.split, folder, dtype, processes, progress, say)
 
 
 def _encoded(
     config: TrainConfig,
     data: Dataset,
+    rows: np.ndarray,
     encoder: PatchEncoder,
     space: tuple[np.ndarray, np.ndarray] | None,
     folder: Path,
     dtype: torch.dtype,
     progress: Progress,
     say: Say,
-) -> TokenCache:
-    """The tokens of all pictures, after what is odd about the data has been said."""
+) -> Tokens:
+    """The tokens of rows, after what is odd about the data has been said."""
     pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
     for sentence in warnings(data, pictures, space):
         say(f"warning: {sentence}")
-    fast = fast_copy(encoder, pictures, dtype, config.optim.whitening)
+    fast = fast_copy(encoder, pictures, dtype, config.optim.whitening, report=say)
+    cache = config.encoder.cache
+    place = None if cache == "none" else token_folder(data, fast, folder, cache, len(rows))
     with progress("encoding") as bar:
-        return TokenCache(data, fast, token_folder(data, fast, folder), bar, say)
+        return tokens_of(data, fast, cache, place, bar, say, rows, config.optim.whitening)
 
 
 def _newborn(job: _Job, first: WorldModel | None, encoder: PatchEncoder, shown: Interface) -> WorldModel:
@@ -242,14 +311,23 @@ def _train_predictor(job: _Job, model: WorldModel) -> Trainer:
     run, optim, folder = job.config.run, job.config.optim, job.folder
     frames = model.history + optim.horizon
     train, validation = (Windows(job.data, job.tokens, frames, model.frameskip, part) for part in job.split)
-    trainer = Trainer(model, train, validation, folder, optim, job.dtype, run.seed)
-    if run.resume:
-        found = trainer.resume()
-        job.say(
-            f"continuing at step {trainer.step} of {optim.steps}"
-            if found
-            else f"no run in {folder}: starting one"
-        )
+    processes = job.processes
+
+    def begin() -> Trainer:
+        trainer = Trainer(model, train, validation, folder, optim, job.dtype, run.seed, processes)
+        if run.resume:
+            found = trainer.resume()
+            job.say(
+                f"continuing at step {trainer.step} of {optim.steps}"
+                if found
+                else f"no run in {folder}: starting one"
+            )
+        return trainer
+
+    trainer = processes.agree(begin)
+    if not processes.main:
+        trainer.run()
+        return trainer
     with (
         SummaryWriter(folder / "tensorboard", purge_step=trainer.step) as board,
         job.progress("training") as bar,
@@ -270,14 +348,20 @@ def _train_predictor(job: _Job, model: WorldModel) -> Trainer:
                     board.add_scalar(f"validation/{drop}/proprio_ratio", proprio, run.step)
 
         trainer.run(on_step)
+    return trainer
+
+
+def _report(job: _Job, trainer: Trainer) -> None:
+    """Draw how the predictor was trained, and say how well it imagines."""
     if trainer.metrics:
-        plot_training(folder / "training.png", trainer.metrics, f"{model.environment}, {model.encoder.name}")
+        model = trainer.model
+        title = f"{model.environment}, {model.encoder.name}"
+        plot_training(job.folder / "training.png", trainer.metrics, title)
         last = trainer.metrics[-1]["validation"]
         job.say(
-            f"rollout error over {optim.horizon} steps, as a share of copying the last frame: "
+            f"rollout error over {trainer.config.horizon} steps, as a share of copying the last frame: "
             + ", ".join(f"{name.replace('_', ' ')} {value['ratio']:.3f}" for name, value in last.items())
         )
-    return trainer
 
 
 def _train_heads(job: _Job, model: WorldModel) -> bool:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsewm.data import Dataset, TokenCache
+from sparsewm.data import Dataset, Tokens
 from sparsewm.encoders import PatchEncoder
 from sparsewm.errors import UserError
 from sparsewm.model.interface import Interface
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import ModelConfig
+from sparsewm.training.draws import translated_rows
 
 
 def interface(dataset: Dataset, name: str, frameskip: int, space: Any = None) -> Interface:
@@ -43,7 +44,7 @@ def interface(dataset: Dataset, name: str, frameskip: int, space: Any = None) ->
 def new_model(
     encoder: PatchEncoder,
     dataset: Dataset,
-    tokens: TokenCache,
+    tokens: Tokens,
     episodes: np.ndarray,
     sizes: ModelConfig,
     shown: Interface,
@@ -86,7 +87,7 @@ def translated(
     first: WorldModel,
     encoder: PatchEncoder,
     dataset: Dataset,
-    tokens: TokenCache,
+    tokens: Tokens,
     episodes: np.ndarray,
     whitening: float,
     seed: int,
@@ -102,11 +103,10 @@ def translated(
             f"the checkpoint to start from was trained on {first.patches} patches, {encoder.name} has "
             f"{encoder.tokens}: train without it"
         )
-    sizes = ModelConfig(config.width, config.depth, config.heads, config.mlp, config.history)
+    sizes = ModelConfig(config.width, config.depth, config.heads, config.head_dim, config.mlp, config.history)
     shown = interface(dataset, first.environment, first.frameskip)
     model = new_model(encoder, dataset, tokens, episodes, sizes, shown, whitening, seed).place(first.device)
-    rows = dataset.rows_of(episodes)
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, 1024).astype(int))]
+    rows = translated_rows(dataset.rows_of(episodes))
     with torch.inference_mode():
         theirs = [first.encoder.encode(dataset.pixels[part]).patches for part in np.array_split(rows, 8)]
     ours = model.standardizer.tokens(tokens.rows(rows).to(first.device))

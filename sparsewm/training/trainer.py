@@ -10,25 +10,35 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparsewm.data import Windows
+from sparsewm.data import Windows, loaded_ahead
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, write_json
+from sparsewm.kernels import flushed
 from sparsewm.model.checkpoint import save
-from sparsewm.model.latent import gather_patches, random_groups, random_patches
+from sparsewm.model.latent import random_groups
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import OptimConfig
+from sparsewm.training.draws import Draw, draw_step
 from sparsewm.training.optim import MasterMuon
+from sparsewm.training.parallel import Processes
+from sparsewm.training.validation import placed, standardized, validate
 
 STATE_FILE = "training_state.safetensors"
+
+READ_EVERY = 20
+"""Steps on a GPU between two looks at the losses: each one waits for all that was asked of it."""
+
+_LOSSES = ("loss", "tokens", "proprio")
 
 
 def check_groups(config: OptimConfig, patches: int) -> None:
@@ -38,67 +48,6 @@ def check_groups(config: OptimConfig, patches: int) -> None:
             f"{config.groups} groups of at least {config.smallest_group} patches do not fit into "
             f"{patches} patches: lower `groups`"
         )
-
-
-def rollout_length(config: OptimConfig, step: int) -> int:
-    """Imagined frames at a step: grows linearly from 1 to `horizon` over the first `ramp` of training."""
-    if config.ramp <= 0:
-        return config.horizon
-    return min(config.horizon, 1 + math.floor(step / (config.ramp * config.steps) * config.horizon))
-
-
-@torch.inference_mode()
-def validate(
-    model: WorldModel,
-    windows: Windows,
-    horizon: int,
-    drops: tuple[float, ...] = (0.0, 0.5),
-    samples: int = 256,
-) -> dict[str, Any]:
-    """Rollout error from one recorded frame, against copying that frame, per horizon and drop ratio.
-
-    Returns:
-        per drop ratio ``{"drop_0.5": {"tokens": [...], "tokens_copy": [...], "tokens_ratio": [...],
-        "proprio": ..., "ratio": mean over horizons}}``, lists over horizons 1..H.
-    """
-    generator = torch.Generator().manual_seed(0)
-    total: dict[str, Any] = {}
-    rng = np.random.default_rng(0)
-    batches = [standardized(model, windows.sample(rng, 64)) for _ in range(max(1, samples // 64))]
-    for drop in drops:
-        kept = max(1, round((1 - drop) * model.patches))
-        sums = {name: torch.zeros(horizon) for name in ("tokens", "tokens_copy", "proprio", "proprio_copy")}
-        for batch in batches:
-            truth_tokens, truth_proprio = batch["tokens"][:, : horizon + 1], batch["proprio"]
-            patches = random_patches(truth_tokens.shape[0], model.patches, kept, generator).to(model.device)
-            truth = gather_patches(truth_tokens, patches)
-            tokens, proprio = model.rollout(
-                truth[:, 0], truth_proprio[:, 0], batch["action"][:, None, :horizon], patches
-            )
-            for t in range(horizon):
-                sums["tokens"][t] += (tokens[:, 0, t] - truth[:, t + 1]).square().mean().cpu()
-                sums["tokens_copy"][t] += (truth[:, 0] - truth[:, t + 1]).square().mean().cpu()
-                sums["proprio"][t] += (proprio[:, 0, t] - truth_proprio[:, t + 1]).square().mean().cpu()
-                sums["proprio_copy"][t] += (
-                    (truth_proprio[:, 0] - truth_proprio[:, t + 1]).square().mean().cpu()
-                )
-        means = {name: (value / len(batches)).tolist() for name, value in sums.items()}
-        for name in ("tokens", "proprio"):  # nothing may have moved
-            means[f"{name}_ratio"] = [
-                a / max(b, 1e-9) for a, b in zip(means[name], means[f"{name}_copy"], strict=True)
-            ]
-        total[f"drop_{drop:g}"] = means | {"ratio": float(np.mean(means["tokens_ratio"]))}
-    return total
-
-
-def standardized(model: WorldModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A raw window batch in the model's units, on its device (actions stay in the environment's)."""
-    device = model.device
-    return {
-        "tokens": model.standardizer.tokens(batch["tokens"].to(device)),
-        "proprio": model.standardizer.proprio(batch["proprio"].to(device)),
-        "action": batch["action"].to(device),
-    }
 
 
 def device_name(device: torch.device) -> str:
@@ -119,6 +68,7 @@ class Trainer:
         folder: checkpoint folder `folder/checkpoint`, run state and `metrics.json` go here.
         dtype: precision of the live weights; masters and the average are float32.
         seed: of windows, groups and numbers of recorded frames.
+        processes: those that share every batch; all of them make and call a trainer alike.
     """
 
     def __init__(
@@ -130,11 +80,14 @@ class Trainer:
         config: OptimConfig,
         dtype: torch.dtype = torch.bfloat16,
         seed: int = 0,
+        processes: Processes | None = None,
     ) -> None:
         self.model, self.train, self.validation = model, train, validation
         self.folder, self.config, self.dtype, self.seed = Path(folder), config, dtype, seed
+        self.processes = processes or Processes()
         check_groups(config, model.patches)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.processes.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.average = [p.detach().float().clone() for p in model.predictor.parameters()]
         model.predictor.to(dtype).train().requires_grad_(True)
         self.optimizer = MasterMuon(
@@ -147,63 +100,136 @@ class Trainer:
             hidden=model.predictor.hidden_matrices() if config.muon else {},
             muon=config.muon,
         )
+        self.load: Callable[[int], dict[str, Tensor]] = self.batch
         self.step, self.seconds = 0, 0.0
         self.metrics: list[dict[str, Any]] = []
+        self._unread: list[Tensor] = []  # losses and gradient norms of the last steps
+        self._failure: UserError | None = None  # of this process, which the others do not know yet
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Loss of a step, every random choice taken from (seed, step)."""
+        """Loss of a step, every random choice taken from (seed, step); of this process's part."""
         config, model = self.config, self.model
-        rng = np.random.default_rng([self.seed, step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        whole = config.full_every > 0 and step % config.full_every == 0
-        trained = min(config.trained_groups, config.groups) or config.groups
-        count = max(1, config.batch * trained // config.groups) if whole else config.batch
-        batch = standardized(model, self.train.sample(rng, count))
-        real = int(rng.integers(1, model.history + 1))
-        frames = min(real + rollout_length(config, step), batch["action"].shape[1] + 1)
-        batch = {
-            "tokens": batch["tokens"][:, :frames],
-            "proprio": batch["proprio"][:, :frames],
-            "action": batch["action"][:, : frames - 1],
-        }
+        draw = self.draw(step)
+        batch = standardized(model, self.load(step))
         groups = random_groups(
-            count, model.patches, 1 if whole else config.groups, config.smallest_group, generator
+            len(draw.windows),
+            model.patches,
+            1 if draw.whole else config.groups,
+            config.smallest_group,
+            draw.generator,
         )
-        if config.trained_groups and not whole:
-            groups = [groups[i] for i in rng.permutation(len(groups))[: config.trained_groups]]
-        return model.loss(batch, real, [group.to(model.device) for group in groups])
+        if config.trained_groups and not draw.whole:
+            groups = [groups[i] for i in draw.rng.permutation(len(groups))[: config.trained_groups]]
+        part = self.processes.part(len(draw.windows))
+        return model.loss(batch, draw.real, [placed(group[part], model.device) for group in groups])
 
+    def draw(self, step: int) -> Draw:
+        """What is drawn for a step of all processes, from (seed, step)."""
+        return draw_step(self.config, self.seed, step, self.train, self.model.history)
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """This process's windows of a step, raw."""
+        draw = self.draw(step)
+        return self.train.batch(draw.windows[self.processes.part(len(draw.windows))], draw.frames)
+
+    def share(self, step: int) -> float:
+        """This process's part of the windows of a step."""
+        count = len(self.draw(step).windows)
+        part = self.processes.part(count)
+        return (part.stop - part.start) / count
+
+    @flushed()
     def run(
         self, on_step: Callable[[Trainer, dict[str, float]], None] | None = None, until: int | None = None
     ) -> None:
-        """Train to the last step (or to `until`), validating and saving on the way."""
+        """Train to the last step (or to `until`), validating and saving on the way.
+
+        Args:
+            on_step: called with the losses of a step: of every one on a CPU, of some on a GPU.
+
+        Raises:
+            UserError: training diverges, or the disk is full; of several processes all raise it.
+        """
+        stop = min(until or self.config.steps, self.config.steps)
+        self._align()
+        ahead = loaded_ahead(self.batch, stop) if self.train.tokens.ahead else nullcontext(self.batch)
+        try:
+            with ahead as self.load:
+                self._steps(stop, on_step)
+        finally:
+            self.load = self.batch
+
+    def _steps(self, stop: int, on_step: Callable[[Trainer, dict[str, float]], None] | None) -> None:
         config = self.config
-        stop = min(until or config.steps, config.steps)
+        read_every = READ_EVERY if self.model.device.type == "cuda" else 1
         while self.step < stop:
             started = time.perf_counter()
-            losses = self.losses(self.step)
-            self.optimizer.zero_grad()
-            losses["loss"].backward()
-            norm = self.optimizer.step(self.step)
-            decay = min(config.ema, (1 + self.step) / (10 + self.step))
-            self.optimizer.ema_update(self.average, decay)
-            values = {name: float(value.detach()) for name, value in losses.items()}
-            if not math.isfinite(values["loss"]) or not math.isfinite(norm):
+            self._unread.append(self._advance())
+            self.step += 1
+            last = self.step == config.steps
+            validates = self.step % config.validate_every == 0 or last
+            saves = self.step % config.checkpoint_every == 0 or last
+            reads = validates or saves or self.step == stop or self.step % read_every == 0
+            values = self._read() if reads else {}
+            self.seconds += time.perf_counter() - started
+            if validates or saves:
+                self.processes.by_main(partial(self._keep, values, validates, saves))
+            if on_step is not None and values:
+                on_step(self, values | {"lr": self.optimizer.learning_rate(self.step - 1)})
+
+    def _align(self) -> None:
+        """Start all processes from one state of one run."""
+        buffers = list(self.model.standardizer.state_dict().values())
+        description = [self.settings(), self.identity(), self.step]
+        self.processes.align([*self.optimizer.masters, *self.average, *buffers], description)
+        with torch.no_grad():
+            torch._foreach_copy_(self.optimizer.live, self.optimizer.masters)
+
+    def _advance(self) -> Tensor:
+        """Take one step, as all processes do; its losses and the norm of its gradient."""
+        share = self.share(self.step)
+        values = torch.zeros(len(_LOSSES), device=self.model.device)
+        self.optimizer.zero_grad()
+        if share > 0:
+            try:
+                losses = self.losses(self.step)
+                losses["loss"].backward()
+                values = torch.stack([losses[name].detach().float() for name in _LOSSES])
+            except UserError as error:
+                if self.processes.count == 1:
+                    raise
+                self._failure = self._failure or error
+                values.fill_(math.nan)  # so all processes notice when they read it
+        norm = self.optimizer.step(
+            self.step, lambda gradients: self.processes.add([*gradients, values], share)
+        )
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        self.optimizer.ema_update(self.average, decay)
+        return torch.cat([values, norm.reshape(1)])
+
+    def _read(self) -> dict[str, float]:
+        """Losses of the last step, after a look whether any since the last look was not finite."""
+        rows = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        for step, (loss, *_, norm) in enumerate(rows, self.step - len(rows)):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                self.processes.agree(self._raise_failure)
                 raise UserError(
-                    f"training diverged at step {self.step} (loss {values['loss']:g}, gradient {norm:g}): "
+                    f"training diverged at step {step} (loss {loss:g}, gradient {norm:g}): "
                     "train anew with a lower `lr` and another `output`"
                 )
-            self.step += 1
-            self.seconds += time.perf_counter() - started
-            last = self.step == config.steps
-            if self.step % config.validate_every == 0 or last:
-                self.evaluate(values)
-            if self.step % config.checkpoint_every == 0 or last:
-                self.save()
-            if on_step is not None:
-                on_step(
-                    self, values | {"gradient_norm": norm, "lr": self.optimizer.learning_rate(self.step - 1)}
-                )
+        return dict(zip((*_LOSSES, "gradient_norm"), rows[-1], strict=True))
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _keep(self, values: dict[str, float], validates: bool, saves: bool) -> None:
+        """Validate, save, or both."""
+        if validates:
+            self.evaluate({name: values[name] for name in _LOSSES})
+        if saves:
+            self.save()
 
     def with_average(self, work: Callable[[], Any]) -> Any:
         """Call `work` while the predictor holds the averaged weights."""
@@ -236,7 +262,8 @@ class Trainer:
         model, encoder = self.model, self.model.encoder
         parts = {
             "dataset": self.train.dataset.hash,
-            "encoder": f"{encoder.name} {encoder.key}",
+            "encoder": f"{encoder.name} {encoder.key}"
+            + (" int8" if self.train.tokens.kind == "int8" else ""),
             "dtype": str(self.dtype).removeprefix("torch."),
             "frameskip": model.frameskip,
             "model": asdict(model.config),

@@ -185,6 +185,8 @@ def test_drop_outside_its_range(drop: str) -> None:
         ("bench --horizon 0", "--horizon must be at least 1"),
         ("bench --repeats 0", "--repeats must be at least 1"),
         ("bench --seed -1", "--seed must be at least 0"),
+        ("bench --batches 1 0", "--batches must be at least 1"),
+        ("bench --what encode --resolution 1 2 3", "--resolution is a height and a width in pixels"),
         ("collect --env wall --episodes -1", "--episodes must be at least 0"),
         ("collect --env wall --steps -1", "--steps must be at least 0"),
         ("collect --env wall --workers 0", "--workers must be at least 1"),

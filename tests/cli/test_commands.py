@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from sparsewm.cli import COMMANDS
 from sparsewm.data import open_dataset
-from sparsewm.precision import fast_bfloat16
+from sparsewm.precision import fastest_dtype
 from tests.cli.commands import call, shell
 
 COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data"
@@ -63,10 +63,12 @@ ROW = {
     "dtype": str,
     "seconds_per_iteration": {"median": float, "p25": float, "p75": float},
     "speedup_over_full": float,
-    "speedup_over_dino_wm": float,
+    "speedup_over_dino_wm_float32": float,
+    "speedup_over_dino_wm_bfloat16": float,
+    "operations_per_candidate": float,
     "tokens_per_second": float,
 }
-BENCH = {"machine": dict, "matmul_peak_flops": dict, "rows": list}
+BENCH = {"machine": dict, "matmul_peak_flops": {"bfloat16": float, "float32": float}, "rows": list}
 
 
 def assert_keys(content: dict[str, Any], contract: dict[str, Any]) -> None:
@@ -217,29 +219,71 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
     assert_keys(content, BENCH)
     for row in content["rows"]:
         assert_keys(row, ROW)
-    cells = [(row["rollout"], row["drop"], row["tokens"], row["repeats"]) for row in content["rows"]]
-    kept = {0.0: 64, 0.5: 32, 0.8: 13}
-    theirs_named = [("dino_wm", 2)]
-    if fast_bfloat16(torch.device("cpu")):
-        theirs_named.append(("dino_wm_bfloat16", 2))
-    assert cells == [
-        (name, drop, kept[drop], n) for name, n in (("sparse", 3), *theirs_named) for drop in kept
-    ]
-    ours, theirs = content["rows"][:3], content["rows"][3:6]
-    for row in content["rows"]:
-        assert (row["peak_fraction"] is None) == (row["dtype"] == "int8")
-        assert row["peak_fraction"] is None or 0 < row["peak_fraction"] < 1
-    assert ours[0]["speedup_over_full"] == theirs[0]["speedup_over_full"] == 1
+    keys = ("rollout", "dtype", "repeats", "drop", "tokens")
+    cells = [tuple(row[key] for key in keys) for row in content["rows"]]
+    kept, fastest = {0.0: 64, 0.5: 32, 0.8: 13}, content["rows"][0]["dtype"]
+    ways = ("sparse", fastest, 3), ("dino_wm", "float32", 2), ("dino_wm", "bfloat16", 2)
+    assert cells == [(*way, drop, tokens) for way in ways for drop, tokens in kept.items()]
+    assert fastest == str(fastest_dtype(torch.device("cpu"))).removeprefix("torch.")
+    ours, theirs, halved = (content["rows"][i : i + 3] for i in (0, 3, 6))
+    assert all(0 < row["peak_fraction"] < 1.5 for row in content["rows"])
+    sizes = content["sizes"]
+    assert sizes["sparse"]["parameters"] == sizes["dino_wm"]["parameters"]
     for mine, other in zip(ours, theirs, strict=True):
-        ratio = other["seconds_per_iteration"]["median"] / mine["seconds_per_iteration"]["median"]
-        assert mine["speedup_over_dino_wm"] == pytest.approx(ratio) and other["speedup_over_dino_wm"] == 1
-        assert other["dtype"] == "float32" and other["encoding_seconds_per_iteration"]["median"] > 0
+        counts = [row["operations_per_candidate"] for row in (mine, other)]
+        assert counts[0] < counts[1] and "GFLOP a candidate" in done.stdout
+        for name, count in zip(("sparse", "dino_wm"), counts, strict=True):
+            assert sizes[name]["operations_per_candidate"][str(mine["tokens"])] == count
+    assert ours[0]["speedup_over_full"] == theirs[0]["speedup_over_full"] == 1
+    for mine, exact, half in zip(ours, theirs, halved, strict=True):
+        for other in (exact, half):
+            ratio = other["seconds_per_iteration"]["median"] / mine["seconds_per_iteration"]["median"]
+            times = f"speedup_over_dino_wm_{other['dtype']}"
+            assert mine[times] == pytest.approx(ratio) and other[times] == 1
+            assert other["encoding_seconds_per_iteration"]["median"] > 0
     assert "a plan at drop 0.5" in done.stdout
     for row, iteration in zip(content["plans"], ours, strict=True):  # in a closed loop, three iterations each
         assert row["tokens"] == iteration["tokens"] and row["plans"] == 2
         assert row["seconds_per_plan"]["median"] > iteration["seconds_per_iteration"]["p25"]
         assert row["plans_per_second"] == pytest.approx(1 / row["seconds_per_plan"]["median"])
     assert cv2.imread(str(place / "timed" / "bench.png")) is not None
+
+
+def test_bench_times_encoders_and_training(here: Path) -> None:
+    code, out, err = call(
+        "bench --env wall --what encode train --batches 1 3 --encoder random --resolution 56",
+        "--repeats 1 --baseline 1 --output timed",
+    )
+    assert code == 0, err
+    assert "of deviation" in out or "error of" in out
+    for name, key, ways in (
+        ("encode", "encoder", ["sparsewm", "torch"]),
+        ("train", "recipe", ["sparsewm", "plain"]),
+    ):
+        content = json.loads(Path(f"timed/{name}.json").read_text())
+        assert_keys(content, BENCH)
+        assert {row[key] for row in content["rows"]} == set(ways) and content["environment"] == "wall"
+        for row in content["rows"]:
+            assert row["seconds"]["p25"] <= row["seconds"]["median"] <= row["seconds"]["p75"]
+            assert row["flops"] > 0 and row["peak_fraction"] > 0
+        reference = {row["dtype"] for row in content["rows"] if row[key] == ways[1]}
+        assert reference == {"float32", "bfloat16"}
+        assert cv2.imread(f"timed/{name}.png") is not None
+    content = json.loads(Path("timed/encode.json").read_text())
+    assert content["encoder"]["tokens"] == 16 and {row["batch"] for row in content["rows"]} == {1, 3}
+    for row in content["rows"]:
+        assert row["pictures_per_second"] == pytest.approx(row["batch"] / row["seconds"]["median"])
+        judged = row["encoder"] == "sparsewm" and row["dtype"] == "bfloat16"
+        assert (row["token_error"] is not None) == judged == (row["accepted"] is not None)
+    rows = json.loads(Path("timed/train.json").read_text())["rows"]
+    kinds = {row["kind"]: row for row in rows if row["recipe"] == "sparsewm"}
+    assert set(kinds) == {"group", "all tokens", "as trained"}
+    rates = [kinds[kind]["windows_per_second"] for kind in ("all tokens", "as trained", "group")]
+    assert rates == sorted(rates)
+    for row in rows:
+        exact = next(other for other in rows if (other["recipe"], other["dtype"]) == ("plain", "float32"))
+        ratio = row["windows_per_second"] / exact["windows_per_second"]
+        assert row["speedup_over_plain_float32"] == pytest.approx(ratio)
 
 
 def test_plans_keep_a_deadline_and_say_so(trained: Path, here: Path) -> None:

@@ -14,7 +14,7 @@ from sparsewm import envs
 from sparsewm.evaluation.statistics import spearman
 from sparsewm.kernels import LAYOUTS, Kernels, kernels, layers_library
 from sparsewm.model.checkpoint import shipped
-from sparsewm.precision import planning_dtype
+from sparsewm.precision import fastest_dtype
 from sparsewm.proposals import VLAS, shipped_vlas
 from tests.cli.commands import call, shell
 
@@ -111,7 +111,7 @@ def test_bench_times_the_shipped_model(tmp_path: Path, monkeypatch: pytest.Monke
     parts, name = ("softmax", "layer norm"), "aten::softmax"
     if isinstance(kernels(), Kernels):
         parts, name = ("attention", "residual, norm, modulation"), "sparsewm::attend"
-    elif not isinstance(layers_library(LAYOUTS[planning_dtype(torch.device("cpu"))]), str):
+    elif not isinstance(layers_library(LAYOUTS[fastest_dtype(torch.device("cpu"))]), str):
         parts, name = ("all layers of a frame",), "sparsewm::advance"
     for drop in ("0", "0.8"):
         rows = report["profile"][drop]

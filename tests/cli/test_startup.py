@@ -33,6 +33,12 @@ def test_the_command_line_imports_no_mujoco() -> None:
     assert program("import sys, sparsewm.cli", "print('mujoco' in sys.modules)", **NO_GL) == "False"
 
 
+def test_training_in_one_process_imports_no_accelerate() -> None:
+    line = "print([name for name in ('accelerate', 'torch.distributed.elastic') if name in sys.modules])"
+    lines = ("import sys, sparsewm.cli.train", "from sparsewm.training import connect")
+    assert program(*lines, "assert connect().count == 1", line) == "[]"
+
+
 @pytest.mark.parametrize("environment", ["wall", "rope"])
 def test_environments_that_draw_by_themselves_need_no_opengl(environment: str) -> None:
     lines = ("from sparsewm import envs", f"env = envs.make('{environment}')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -12,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-import sparsewm.data.tokens as tokens_module
 from sparsewm.data import Dataset, TokenCache, collect, open_dataset
 from sparsewm.encoders import PatchFeatures
 from sparsewm.errors import UserError
-from tests.data.tiny import write_dataset
+from tests.data.tiny import notes_after, write_dataset
 
 collecting = importlib.import_module("sparsewm.data.collect")
 
@@ -72,7 +72,7 @@ def test_rest_of_a_build_at_another_resolution_is_not_used(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same weights at another resolution make another number of tokens under the same hash."""
-    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    notes_after(8, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         cache(dataset, Stub(4, patience=20), tmp_path / "tokens")
     encoder = Stub(2)
@@ -84,12 +84,14 @@ def test_rest_of_a_build_at_another_resolution_is_not_used(
 def test_tokens_that_are_no_numbers_are_refused(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    notes_after(8, monkeypatch)
     with pytest.raises(
         UserError, match=r"encoder 'stub' makes NaN, infinite or huge tokens: check its weights"
     ):
         cache(dataset, Stub(2, sane=20), tmp_path / "tokens")
-    assert not list((tmp_path / "tokens").glob("*.bin"))
+    rest = Stub(2)
+    cache(dataset, rest, tmp_path / "tokens")
+    assert rest.frames == 26 - 16, "none of the piece with the infinite ones is kept"
 
 
 def test_encoding_does_not_start_where_there_is_no_room(
@@ -99,7 +101,28 @@ def test_encoding_does_not_start_where_there_is_no_room(
     monkeypatch.setattr("sparsewm.files.shutil.disk_usage", lambda _: usage._replace(free=100))
     encoder = Stub(2)
     with pytest.raises(
-        UserError, match=r"the disk is too full for .* are free; free some space or give `directory`"
+        UserError, match=r"the disk is too full for .* are free; free some space, .* or give `directory`"
     ):
         cache(dataset, encoder, tmp_path / "tokens")
     assert encoder.frames == 0
+
+
+def test_a_disk_that_fills_up_keeps_what_was_written(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes_after(8, monkeypatch)
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 4:  # the file is laid out, two pieces are noted
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"the disk is full while writing .*bin: free some space"):
+        cache(dataset, Stub(2), tmp_path / "tokens")
+    rest = Stub(2)
+    tokens = cache(dataset, rest, tmp_path / "tokens").rows(np.arange(26))
+    assert rest.frames == 26 - 16
+    assert torch.equal(tokens, Stub(2).encode(dataset.pixels[:]).patches.half())

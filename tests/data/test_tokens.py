@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
+import json
+import multiprocessing
+import os
+import re
+import signal
 import tempfile
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -16,11 +23,22 @@ import numpy as np
 import pytest
 import torch
 
-import sparsewm.data.tokens as tokens_module
-from sparsewm.data import Dataset, TokenCache, Windows, fast_copy, open_dataset, token_bytes, token_statistics
+from sparsewm.data import (
+    Dataset,
+    TokenCache,
+    Windows,
+    encoding,
+    fast_copy,
+    loaded_ahead,
+    open_dataset,
+    token_bytes,
+    token_file,
+    token_statistics,
+    tokens_of,
+)
 from sparsewm.encoders import ClsOnly, PatchEncoder, PatchFeatures, ViT
 from sparsewm.errors import UserError
-from tests.data.tiny import small_disk, write_dataset
+from tests.data.tiny import notes_after, small_disk, write_dataset
 from tests.model.tiny import tiny_encoder
 
 
@@ -93,11 +111,10 @@ def test_cache_elsewhere(dataset: Dataset, tmp_path: Path) -> None:
 def test_interrupted_build_goes_on_where_it_stopped(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    notes_after(8, monkeypatch)
     whole = TokenCache(dataset, Counting(), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         TokenCache(dataset, Counting(patience=20), tmp_path / "resumed")  # in the third piece of eight rows
-    assert not list((tmp_path / "resumed").glob("*.bin"))
     rest = Counting()
     resumed = TokenCache(dataset, rest, tmp_path / "resumed")
     assert rest.frames == 26 - 16
@@ -108,12 +125,12 @@ def test_interrupted_build_goes_on_where_it_stopped(
 def test_damaged_rest_of_a_build_is_started_anew(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    notes_after(8, monkeypatch)
     whole = TokenCache(dataset, Counting(), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         TokenCache(dataset, Counting(patience=20), tmp_path / "resumed")
-    (partial,) = (tmp_path / "resumed").glob("*.partial")
-    partial.write_bytes(partial.read_bytes()[:10])
+    (part,) = (tmp_path / "resumed").iterdir()
+    part.write_bytes(part.read_bytes()[:10])
     assert TokenCache(dataset, Counting(), tmp_path / "resumed").path.read_bytes() == whole.path.read_bytes()
 
 
@@ -126,7 +143,7 @@ def test_cut_cache_is_built_again(dataset: Dataset) -> None:
 
 def test_a_hole_in_the_middle_is_seen(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of the right size whose rows are partly zero, as two writers once left it."""
-    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    notes_after(8, monkeypatch)
     first = TokenCache(dataset, Counting())
     content = first.path.read_bytes()
     row = first.values[0].nbytes
@@ -138,11 +155,13 @@ def test_a_hole_in_the_middle_is_seen(dataset: Dataset, monkeypatch: pytest.Monk
 def test_rows_changed_after_an_interruption_are_encoded_again(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    notes_after(8, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         TokenCache(dataset, Counting(patience=20), tmp_path / "tokens")
-    (partial,) = (tmp_path / "tokens").glob("*.partial")
-    partial.write_bytes(bytes(partial.stat().st_size))
+    (part,) = (tmp_path / "tokens").iterdir()
+    content = part.read_bytes()
+    row = Counting().tokens * Counting().dim * 2
+    part.write_bytes(bytes(row) + content[row:])
     encoder = Counting()
     cache = TokenCache(dataset, encoder, tmp_path / "tokens")
     assert encoder.frames == 26
@@ -158,15 +177,156 @@ class Slow(Counting):
 
 
 def test_two_programs_encode_one_dataset_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens_module, "CHECK_EVERY", 8)
+    notes_after(8, monkeypatch)
     encoders, said = [Slow(), Slow()], list[str]()
     with ThreadPoolExecutor(2) as pool:
         caches = list(pool.map(lambda one: TokenCache(dataset, one, report=said.append), encoders))
-    assert sorted(one.frames for one in encoders) == [0, 26]
-    assert sum("waiting for" in sentence for sentence in said) == 1
+    assert sum(one.frames for one in encoders) == 26 and min(one.frames for one in encoders) >= 8
+    assert sum("waiting for" in sentence for sentence in said) <= 2  # by each once
     expected = encoders[0].encode(dataset.pixels[:]).patches.half()
     assert all(torch.equal(cache.rows(np.arange(26)), expected) for cache in caches)
     assert files(dataset.path.parent) == {"d.h5", caches[0].path.name}
+
+
+def test_what_a_killed_program_claimed_is_encoded_by_another(dataset: Dataset, tmp_path: Path) -> None:
+    """It dies while it holds a claim; one that waits for it goes on."""
+    arguments = (dataset.path, tmp_path / "tokens")
+    process = multiprocessing.get_context("spawn").Process(target=_die, args=arguments)
+    process.start()
+    while process.is_alive() and not list((tmp_path / "tokens").glob("*.bin")):
+        time.sleep(0.01)
+    rest = Slow()
+    cache = TokenCache(dataset, rest, tmp_path / "tokens")
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and 0 < rest.frames <= 26
+    assert torch.equal(cache.rows(np.arange(26)), rest.encode(dataset.pixels[:]).patches.half())
+
+
+class Dying(Slow):
+    """Kills its process in the second batch."""
+
+    def encode(self, pixels: Any, attention: bool = False) -> PatchFeatures:
+        time.sleep(0.3)
+        if self.frames >= 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(pixels, attention)
+
+
+def _die(path: Path, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        notes_after(8, monkeypatch)
+        TokenCache(open_dataset(path), Dying(), folder)
+
+
+def test_only_rows_that_are_asked_for_are_encoded(dataset: Dataset) -> None:
+    encoder, said = Counting(), list[str]()
+    cache = TokenCache(dataset, encoder, report=said.append, rows=np.array([3, 4, 20, 4]))
+    assert encoder.frames == 3 and "encoding 3 pictures" in said[0] and "192 bytes" in said[0]
+    expected = Counting().encode(dataset.pixels[:]).patches.half()
+    again = Counting()
+    more = TokenCache(dataset, again, rows=np.array([4, 5]))
+    assert again.frames == 1 and more.path == cache.path, "a later run adds what it lacks"
+    assert torch.equal(cache.rows(np.array([[3, 5], [20, 4]])), expected[torch.tensor([[3, 5], [20, 4]])])
+    assert torch.equal(more.rows(np.arange(26)), expected), "what nobody asked for is encoded when it is read"
+    assert again.frames == 26 - 3 and encoder.frames == 3
+
+
+def test_rows_that_are_missing_take_no_disk(tmp_path: Path) -> None:
+    dataset = open_dataset(write_dataset(tmp_path / "d.h5", [2000]))
+    found = TokenCache(dataset, Counting(), rows=np.arange(100, 110)).path.stat()
+    assert found.st_size > 2000 * 64 > 2 * 512 * found.st_blocks
+
+
+def test_a_file_of_an_earlier_version_is_used(dataset: Dataset, tmp_path: Path) -> None:
+    name = TokenCache(dataset, Counting()).path.name
+    values = Counting().encode(dataset.pixels[:]).patches.half().numpy()
+    checksums = [zlib.crc32(values[i : i + 8].tobytes()) for i in range(0, 26, 8)]
+    record = json.dumps({"shape": values.shape, "block": 8, "rows": 26, "checksums": checksums}).encode()
+    whole = values.tobytes() + record + len(record).to_bytes(8, "little") + b"sparsewm tokens1"
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / name).write_bytes(whole)
+    again = Counting()
+    cache = TokenCache(dataset, again, folder)
+    assert again.frames == 0 and torch.equal(cache.rows(np.arange(26)), torch.from_numpy(values))
+    assert (folder / name).read_bytes() == whole
+    (folder / name).write_bytes(whole[:700] + b"xxxx" + whole[704:])
+    assert torch.equal(TokenCache(dataset, again, folder).rows(np.arange(26)), torch.from_numpy(values))
+    assert again.frames == 26
+
+
+def test_eight_bits_take_half_the_disk_and_keep_what_tells_pictures_apart(dataset: Dataset) -> None:
+    encoder, said = Counting(), list[str]()
+    cache = TokenCache(dataset, encoder, report=said.append, kind="int8", whitening=0.5)
+    assert re.fullmatch(r"tokens in 8 bits: rounding takes [0-4][.]\d% of their deviation .*", said[0])
+    assert cache.path.name.endswith("-int8.bin")
+    assert token_bytes(26, encoder, "int8") == 26 * 4 * (8 + 2) == cache.values.nbytes
+    exact = encoder.encode(dataset.pixels[:]).patches.float()
+    found = cache.rows(np.arange(26))
+    assert found.dtype == torch.float32
+    assert (found - exact).square().mean() < 0.03**2 * (exact - exact.mean(0)).square().mean()
+    again = Counting()
+    assert torch.equal(TokenCache(dataset, again, kind="int8", whitening=0.5).rows(np.arange(26)), found)
+    assert again.frames == 0
+    assert TokenCache(dataset, Counting()).path != cache.path
+
+
+def test_eight_bits_that_round_off_too_much_are_refused(dataset: Dataset) -> None:
+    layout = token_file.Layout((26, 4, 8), "int8")
+    said = (
+        r"round off \d.* of what tells the tokens of encoder 'embedded' apart.*: give `cache` float16 or none"
+    )
+    with pytest.raises(UserError, match=said):
+        encoding.common_part(Counting(), dataset, layout, tolerance=1e-4)
+
+
+def test_without_a_cache_pictures_are_encoded_when_they_are_read(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Counting()
+    tokens = tokens_of(dataset, encoder, "none")
+    expected = Counting().encode(dataset.pixels[:]).patches.half()
+    rows = np.array([[3, 4], [4, 20]])
+    assert torch.equal(tokens.rows(rows), expected[torch.from_numpy(rows)]) and encoder.frames == 3
+    assert torch.equal(tokens.rows(rows), expected[torch.from_numpy(rows)]) and encoder.frames == 3
+    monkeypatch.setattr(tokens, "_most", 2)
+    for row in (5, 6, 7):
+        assert torch.equal(tokens.rows(np.array([row])), expected[[row]])
+    assert encoder.frames == 6
+    tokens.rows(np.array([7, 6]))
+    assert encoder.frames == 6, "those read last are kept"
+    tokens.rows(np.array([5]))
+    assert encoder.frames == 7
+    assert torch.equal(tokens.rows(np.arange(26)), expected), "more than are kept at once"
+    assert files(dataset.path.parent) == {"d.h5"}
+    with pytest.raises(UserError, match=r"unknown `cache` 'int7'. Did you mean 'int8'"):
+        tokens_of(dataset, encoder, "int7")
+
+
+def test_a_cache_that_cannot_be_written_to_is_used_and_added_to_elsewhere(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEWM_CACHE", str(tmp_path / "cache"))
+    first = TokenCache(dataset, Counting(), rows=np.arange(5))
+    opened, made = builtins.open, tempfile.TemporaryFile
+
+    def read_only(path: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if path == first.path and "+" in mode:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, mode, *rest, **named)
+
+    def no_file(dir: Path) -> Any:
+        if Path(dir) == dataset.path.parent:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return made(dir=dir)
+
+    monkeypatch.setattr("builtins.open", read_only)
+    monkeypatch.setattr("tempfile.TemporaryFile", no_file)
+    encoder = Counting()
+    cache = TokenCache(dataset, encoder, rows=np.arange(4))
+    assert encoder.frames == 0 and cache.path == first.path
+    assert torch.equal(cache.rows(np.arange(6)), Counting().encode(dataset.pixels[:6]).patches.half())
+    assert encoder.frames == 6 and cache.path.parent == tmp_path / "cache"
 
 
 def test_two_programs_on_a_disk_without_locks(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +334,7 @@ def test_two_programs_on_a_disk_without_locks(dataset: Dataset, monkeypatch: pyt
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.fcntl", no_locks)
     monkeypatch.setattr("os.getpid", threading.get_ident)  # as if threads were programs
     encoders = [Slow(), Slow()]
     with ThreadPoolExecutor(2) as pool:
@@ -243,14 +404,14 @@ def test_a_disk_too_small_is_told_before_the_encoding(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     encoder = Counting()
-    said = r"needs 1.66 kB and 1 kB are free; free some space or give `directory` a folder on another disk"
+    said = r"needs 1.66 kB and 1 kB are free; free some space, give `cache` int8 or none, or give `directory`"
     with pytest.raises(UserError, match=said):
         TokenCache(dataset, encoder)
     assert encoder.frames == 0
 
 
 def test_full_disk_while_encoding(dataset: Dataset, tmp_path: Path) -> None:
-    said = r"disk is full while writing .*: free some space or give `directory` a folder on another disk"
+    said = r"disk is full while writing .*: free some space, give `cache` int8 or none, or give `directory`"
     with small_disk(500), pytest.raises(UserError, match=said):
         TokenCache(dataset, Counting(), tmp_path / "tokens")
     assert not list((tmp_path / "tokens").glob("*.bin"))
@@ -304,6 +465,42 @@ def test_sampled_windows_are_a_function_of_the_generator(dataset: Dataset) -> No
         for start in windows.sample(np.random.default_rng(seed), 8)["state"][:, 0, 0]
     }
     assert len({float(value) for value in seen}) == len(windows)  # every window gets its turn
+
+
+def test_windows_are_cut_after_their_first_frames(dataset: Dataset) -> None:
+    windows = Windows(dataset, TokenCache(dataset, Counting()), frames=4, frameskip=2, episodes=np.arange(3))
+    whole, part = windows.batch(np.array([1, 5])), windows.batch(np.array([1, 5]), 2)
+    for name, value in part.items():
+        assert torch.equal(value, whole[name][:, : value.shape[1]])
+    assert {name: value.shape[1] for name, value in part.items()} == {
+        "tokens": 2,
+        "proprio": 2,
+        "action": 1,
+        "state": 2,
+    }
+
+
+def test_loading_ahead_gives_and_raises_the_same_and_leaves_no_thread() -> None:
+    before, seen = threading.active_count(), list[int]()
+
+    def load(step: int) -> int:
+        seen.append(step)
+        if step == 3:
+            raise UserError("no third step")
+        return step * step
+
+    with pytest.raises(UserError, match="no third step"), loaded_ahead(load, 9) as ahead:
+        assert [ahead(step) for step in (0, 1, 2)] == [0, 1, 4]
+        ahead(3)
+    assert threading.active_count() == before and seen == [0, 1, 2, 3]
+    with pytest.raises(KeyboardInterrupt), loaded_ahead(load, 9) as ahead:
+        assert ahead(5) == 25
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+    seen.clear()
+    with loaded_ahead(load, 7) as ahead:
+        assert [ahead(step) for step in (6, 4, 6)] == [36, 16, 36], "steps may come in any order"
+    assert 7 not in seen, "nothing behind the last step"
 
 
 def test_no_episode_is_long_enough(dataset: Dataset) -> None:
@@ -376,7 +573,7 @@ def test_rounding_is_judged_in_the_measure_of_the_cost() -> None:
     encoder = tiny_encoder(28)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
     plain, white = (
-        tokens_module.token_precision(encoder, deepcopy(encoder).bfloat16(), pixels, whitening)
+        encoding.token_precision(encoder, deepcopy(encoder).bfloat16(), pixels, whitening)
         for whitening in (0.0, 1.0)
     )
     assert plain["deviation"] == pytest.approx(1, rel=1e-3) == pytest.approx(white["deviation"], rel=1e-3)

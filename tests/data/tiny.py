@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from sparsewm.data import DatasetWriter
+from sparsewm.data import DatasetWriter, encoding, token_file
 
 ATTRIBUTES = {"environment": "wall", "frameskip": 2, "seed": 0, "policy": "exploration", "version": 1}
 
@@ -38,6 +39,12 @@ def write_dataset(
         for i, length in enumerate(lengths):
             writer.append(episode(length, seed + i, resolution))
     return path
+
+
+def notes_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let encoding claim and note so many rows at a time."""
+    monkeypatch.setattr(token_file, "CLAIMED_ROWS", rows)
+    monkeypatch.setattr(encoding, "NOTED_ROWS", rows)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sparsewm.evaluation.dino_wm import WindowRollout
@@ -14,9 +15,10 @@ def copies(latent: Latent, count: int) -> Latent:
     return Latent(latent.tokens.expand(count, -1, -1), latent.proprio.expand(count, -1))
 
 
-def test_window_computes_what_the_cached_rollout_does_while_the_window_grows() -> None:
+@pytest.mark.parametrize("head_dim", [None, 24])
+def test_window_computes_what_the_cached_rollout_does_while_the_window_grows(head_dim: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
-    model = tiny_model(history=3)
+    model = tiny_model(history=3, head_dim=head_dim)
     latent, patches = random_latent(model, 1, generator), torch.tensor([7, 2, 11, 5])
     actions = random_actions(model, 1, 6, 3, generator=generator)
     kept = gather_patches(latent.tokens, patches[None])

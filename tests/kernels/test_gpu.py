@@ -66,10 +66,12 @@ def test_modulation_is_that_of_torch(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("seen", [0, 2])
-def test_a_rollout_by_them_is_that_of_the_predictor(kernels: GpuKernels, seen: int) -> None:
-    model = tiny_model().place(DEVICE)
-    problem = there(make_problem(tiny_model(), seen=seen, drop=0.5), model)
+@pytest.mark.parametrize(("seen", "head_dim"), [(0, None), (2, None), (2, 64)])
+def test_a_rollout_by_them_is_that_of_the_predictor(
+    kernels: GpuKernels, seen: int, head_dim: int | None
+) -> None:
+    model = tiny_model(head_dim=head_dim).place(DEVICE)
+    problem = there(make_problem(tiny_model(head_dim=head_dim), seen=seen, drop=0.5), model)
     actions, view = candidates(model).to(DEVICE), problem.view
     with torch.inference_mode():
         start = view.tokens, problem.start.proprio
@@ -106,6 +108,11 @@ def there(problem: LatentProblem, model: WorldModel) -> LatentProblem:
     history = [(moved(frame), action.to(DEVICE)) for frame, action in problem.history]
     ends = moved(problem.start), moved(problem.goal)
     return latent_problem(model, *ends, drop=0.5, history=history, patches=problem.patches.to(DEVICE))
+
+
+def test_sizes_that_fit() -> None:
+    assert GpuKernels.fit(384, 128) and not GpuKernels.fit(384, 136)
+    assert not GpuKernels.fit(gpu.WIDEST + 1, 64)
 
 
 def test_a_reason_is_given_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

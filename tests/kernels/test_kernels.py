@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels import LAYOUTS, Frame, Kernels, amx, build, kernels, layers, layers_library
+from sparsewm.kernels import LAYOUTS, Frame, Kernels, amx, build, denormals, kernels, layers, layers_library
 from sparsewm.model import rollout
 from sparsewm.model.latent import gather_patches
 from sparsewm.model.rollout import BufferWindow, Rollout
@@ -189,6 +190,8 @@ def test_rollout_in_bfloat16_is_near_the_exact_one(
 
 
 def test_heads_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Kernels.fit(torch.bfloat16, 384, 64) and not Kernels.fit(torch.float32, 384, 64)
+    assert not Kernels.fit(torch.bfloat16, 32, 72) and not Kernels.fit(torch.bfloat16, 384, 23)
     model = tiny_model(width=160, heads=2)
     model.predictor.to(torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
@@ -241,8 +244,12 @@ def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("sources", "flags"),
-    [(amx.SOURCES, amx.FLAGS), *((layout.sources, layout.flags) for layout in LAYOUTS.values())],
-    ids=["amx", *(layout.name for layout in LAYOUTS.values())],
+    [
+        (amx.SOURCES, amx.FLAGS),
+        (denormals.SOURCES, denormals.FLAGS),
+        *((layers.SOURCES, layout.flags) for layout in LAYOUTS.values()),
+    ],
+    ids=["amx", "denormals", *(layout.name for layout in LAYOUTS.values())],
 )
 def test_kernels_are_compiled_once(
     sources: list[Path], flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -291,6 +298,20 @@ def test_what_does_not_compile_is_tried_once_a_day(
     os.utime(note, (0, 0))
     build.compiled("some", [source], ())
     assert (tmp_path / "calls").read_text() == "x\nx\n"
+
+
+def test_compiling_is_announced_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, "1.0", 0))
+    monkeypatch.setattr(logging.getLogger("sparsewm.kernels.build"), "propagate", False)  # as without pytest
+    build._announce.cache_clear()
+    for name in ("some", "another"):
+        build.compiled(name, [source], ())
+    assert capfd.readouterr() == ("", "compiling kernels for this processor, once: 5 to 20 s\n")
+    build._announce.cache_clear()
+    build.compiled("some", [source], ())
+    assert capfd.readouterr() == ("", "")  # it is there
 
 
 def test_another_version_of_the_compiler_compiles_anew(

@@ -15,14 +15,14 @@ from sparsewm.kernels import FrozenLinear, PackedLinear, linear
 def test_packed_layer_falls_back_where_torch_has_no_such_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, bias, x = torch.randn(5, 3), torch.randn(5), torch.randn(2, 4, 3)
     expected = torch.relu(x @ weight.T + bias)
-    torch.testing.assert_close(PackedLinear(weight, bias, relu=True)(x), expected)
+    torch.testing.assert_close(PackedLinear(weight, bias, "relu")(x), expected)
 
     class Nothing:
         def __getattr__(self, name: str) -> None:
             raise AttributeError(name)
 
     monkeypatch.setattr(torch.ops, "mkldnn", Nothing())
-    layer = PackedLinear(weight, bias, relu=True)
+    layer = PackedLinear(weight, bias, "relu")
     assert layer.packed is None
     torch.testing.assert_close(layer(x), expected)
 
@@ -74,3 +74,23 @@ def test_a_layer_that_learns_again_has_gradients_and_casts_are_obeyed() -> None:
     assert layer.double()(x.double()).dtype == torch.float64
     layer.float().requires_grad_(True)(x).sum().backward()
     assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [True, False])
+def test_products_end_in_gelu_or_in_a_sum(dtype: torch.dtype, packed: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x, other = (
+        torch.randn(*shape, generator=generator).to(dtype) for shape in ((5, 3), (5,), (2, 4, 3), (2, 4, 5))
+    )
+    before = other.clone()
+    product = x.float() @ weight.float().T + bias.float()
+    activated, plainly = PackedLinear(weight, bias, "gelu"), PackedLinear(weight, None)
+    if not packed:
+        activated.packed = plainly.packed = None
+    rounding = {"rtol": 0.01, "atol": 0.02} if dtype == torch.bfloat16 else {}
+    expected = torch.nn.functional.gelu(product).to(dtype)
+    torch.testing.assert_close(activated(x), expected, **rounding)
+    expected = (other.float() + product - bias.float()).to(dtype)
+    torch.testing.assert_close(plainly.plus(x, other), expected, **rounding)
+    assert torch.equal(other, before)

@@ -39,17 +39,17 @@ def dense_step(
     group, time = torch.cat(group_of), torch.cat(frame_of)
     age = time[:, None] - time[None]
     seen = (group[:, None] == group[None]) & (age >= 0) & (age < predictor.config.history)
-    heads, width = predictor.config.heads, predictor.config.width
+    heads, size = predictor.config.heads, predictor.config.head_size
     for block in predictor.blocks:
         shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(condition).chunk(6, -1)
-        y = F.layer_norm(x, (width,)) * (1 + scale1) + shift1
+        y = F.layer_norm(x, x.shape[-1:]) * (1 + scale1) + shift1
         q, k, v = block.qkv(y).unflatten(-1, (3, heads, -1)).unbind(2)  # (B, tokens, heads, d)
         clock = block.age[age.clamp(0, predictor.config.history - 1), :, 0]  # (tokens, tokens, heads, d)
         logits = torch.einsum("bqhd,bkhd->bhqk", q, k) + torch.einsum("bqhd,qkhd->bhqk", q, clock)
-        weights = (logits / (width // heads) ** 0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+        weights = (logits / size**0.5).masked_fill(~seen, -torch.inf).softmax(-1)
         mixed = torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
         x = x + (1 + gate1) * block.out(mixed)
-        y = F.layer_norm(x, (width,)) * (1 + scale2) + shift2
+        y = F.layer_norm(x, x.shape[-1:]) * (1 + scale2) + shift2
         x = x + (1 + gate2) * block.down(F.relu(block.up(y)))
     last = predictor.norm(x)[:, -len(owner) - len(groups) :]
     return (

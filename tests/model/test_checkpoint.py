@@ -39,8 +39,9 @@ def imagined(model: WorldModel) -> torch.Tensor:
     return model.rollout(tokens, torch.zeros(1, 2), actions, patches)[0]
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    model = tiny_model(history=2, seed=5)
+@pytest.mark.parametrize("head_dim", [None, 24])
+def test_round_trip(tmp_path: Path, head_dim: int | None) -> None:
+    model = tiny_model(history=2, seed=5, head_dim=head_dim)
     folder = save(model, tmp_path / "deep" / "checkpoint", {"training": {"steps": 7}})
     assert {file.name for file in folder.iterdir()} == FILES
     copy = reload(folder)
@@ -56,6 +57,16 @@ def test_round_trip(tmp_path: Path) -> None:
     torch.testing.assert_close(imagined(copy), imagined(model), atol=0.1, rtol=0.1)  # weights were rounded
     second = reload(save(copy, tmp_path / "again"))
     assert torch.equal(imagined(second), imagined(copy))  # and are round now
+
+
+def test_older_checkpoints_name_no_size_of_heads(folder: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config.pop("head_dim") is None
+    before = reload(folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    after = reload(folder)
+    assert after.config == before.config and after.config.head_size == 16
+    assert torch.equal(imagined(after), imagined(before))
 
 
 def test_precision_is_chosen_when_loading(folder: Path) -> None:

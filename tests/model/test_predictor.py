@@ -55,9 +55,9 @@ def dense_loss(
 
 
 @pytest.mark.parametrize("real", [1, 3])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_grouped_attention_equals_masked_dense_attention(count: int, real: int) -> None:
-    model = tiny_model(history=3).requires_grad_(True)
+@pytest.mark.parametrize(("count", "head_dim"), [(1, None), (2, None), (3, None), (2, 24)])
+def test_grouped_attention_equals_masked_dense_attention(count: int, real: int, head_dim: int | None) -> None:
+    model = tiny_model(history=3, head_dim=head_dim).requires_grad_(True)
     batch = training_batch(model, episodes=2, frames=6)  # longer than the attention window
     groups = random_groups(2, model.patches, count, 3, seeded(2))
     grouped = model.loss(batch, real, groups)
@@ -241,6 +241,8 @@ def test_random_patches_are_distinct_and_every_patch_gets_its_turn() -> None:
         ({"width": 30, "heads": 3}, "multiple of 4"),
         ({"width": 32, "heads": 3}, "heads 3"),
         ({"history": 0}, "history"),
+        ({"width": 30, "heads": 3, "head_dim": 10}, "multiple of 4"),
+        ({"head_dim": 0}, "head_dim"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, int], message: str) -> None:

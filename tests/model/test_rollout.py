@@ -17,14 +17,14 @@ from tests.model.tiny import random_actions, random_latent, tiny_model
 
 @pytest.mark.parametrize("history", [1, 2, 3])
 @pytest.mark.parametrize("seen", [0, 1, 2])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("fused", "head_dim"), [(True, None), (False, None), (True, 24), (True, 6)])
 def test_rollout_imagines_what_the_predictor_does(
-    history: int, seen: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+    history: int, seen: int, fused: bool, head_dim: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fused:  # a machine without oneDNN
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     generator = torch.Generator().manual_seed(0)
-    model = tiny_model(history=history)
+    model = tiny_model(history=history, head_dim=head_dim)
     with torch.no_grad():
         for block in model.predictor.blocks:
             block.age += torch.randn(block.age.shape, generator=generator)
@@ -58,12 +58,14 @@ def test_rollout_sees_weights_that_changed_when_it_is_made_anew() -> None:
     torch.testing.assert_close(after, before + 1.0)
 
 
-@pytest.mark.parametrize("seen", [1, 2, 4])
-def test_past_frames_are_remembered_in_one_pass(monkeypatch: pytest.MonkeyPatch, seen: int) -> None:
+@pytest.mark.parametrize(("seen", "head_dim"), [(1, None), (2, None), (4, None), (2, 24)])
+def test_past_frames_are_remembered_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, seen: int, head_dim: int | None
+) -> None:
     """As the predictor remembers them, one after the other."""
     monkeypatch.setattr(Rollout, "_whole", lambda *_: None)
     monkeypatch.setattr(Rollout, "_kernels", lambda *_: ByTorch())
-    model, generator = tiny_model(), torch.Generator().manual_seed(2)
+    model, generator = tiny_model(head_dim=head_dim), torch.Generator().manual_seed(2)
     patches = random_patches(2, model.patches, 5, generator)
     history = [
         (random_latent(model, 2, generator), random_actions(model, 2, generator=generator))

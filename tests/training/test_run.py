@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from sparsewm.data import DatasetWriter
+import sparsewm.data.tokens as tokens_module
+from sparsewm.data import DatasetWriter, TokenCache, open_dataset
+from sparsewm.data.tokens import sampled_rows
 from sparsewm.errors import UserError
 from sparsewm.model import load
 from sparsewm.model.interface import Interface
-from sparsewm.training import train
-from sparsewm.training.config import TrainConfig, preset
+from sparsewm.training import draws, train
+from sparsewm.training.config import ModelConfig, TrainConfig, preset
 from sparsewm.training.trainer import STATE_FILE
 from tests.data.tiny import episode
 
@@ -217,7 +224,10 @@ def test_several_seeds_at_once_share_one_encoding(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
     (tokens,) = tmp_path.glob("*.tokens-*")
     values = np.fromfile(tokens, np.float16, 72 * 64 * 64).reshape(72, -1)
-    assert (np.abs(values).max(1) > 0).all(), "every row is encoded"
+    encoded = np.abs(values).max(1) > 0
+    with closing(open_dataset(dataset)) as data:
+        train_rows, held_out = (data.rows_of(part) for part in data.split(shortest=11))
+    assert encoded[train_rows].all() and encoded[held_out].any(), "what is read is encoded"
 
 
 def test_one_folder_is_trained_into_by_one_process(tmp_path: Path) -> None:
@@ -268,9 +278,74 @@ def test_settings_lie_over_each_other() -> None:
     assert pusht.heads.distance.steps == 0 and TrainConfig.of("sparsewm/PushT-v0").optim == pusht.optim
     paper = TrainConfig.of("pusht", "paper", content={"optim": {"batch": 8}})
     assert paper.optim.steps == 200_000 and paper.optim.horizon == 3 and paper.optim.batch == 8
-    assert paper.encoder.name == "dino_vits16" and paper.model.width == 384
+    assert paper.encoder.name == "dino_vits16"
+    narrow = TrainConfig.of("pusht", "narrow", content={"optim": {"batch": 8}})
+    assert paper.model == ModelConfig(width=384, depth=6, heads=16, head_dim=64, mlp=2048)
+    assert replace(narrow.model, head_dim=64) == paper.model and narrow.optim == paper.optim
     assert TrainConfig.of("pusht", "paper", start=Path("x")).encoder.name is None  # the checkpoint's
     kept = TrainConfig.of("wall", start=Path("x"), content={"optim": {"lr": 1e-3}})
     assert kept.optim.lr == 1e-3 and kept.run.start == Path("x")
     with pytest.raises(UserError, match="there is no setting `stps`"):
         TrainConfig.of(content={"optim": {"stps": 3}})
+
+
+@pytest.mark.parametrize("run", ["new", "started", "translated", "extended"])
+def test_what_is_read_is_encoded_before_and_nothing_else(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    asked, encoded = list[np.ndarray](), list[np.ndarray]()
+    real_rows, real_encode = TokenCache.rows, tokens_module.encode_missing
+
+    def rows(self: TokenCache, numbers: np.ndarray) -> Tensor:
+        asked.append(np.unique(numbers))
+        return real_rows(self, numbers)
+
+    def encode(file: Any, data: Any, encoder: Any, missing: np.ndarray, *rest: Any) -> None:
+        encoded.append(missing)
+        real_encode(file, data, encoder, missing, *rest)
+
+    monkeypatch.setattr(TokenCache, "rows", rows)
+    monkeypatch.setattr(tokens_module, "encode_missing", encode)
+    few = lambda rows, samples=20, seed=0: sampled_rows(rows, samples, seed)  # noqa: E731
+    monkeypatch.setattr(draws, "sampled_rows", few)
+    monkeypatch.setattr(TokenCache, "statistics", partialmethod(TokenCache.statistics, samples=20))
+    dataset = write(tmp_path / "data.h5", shorter, episodes=30)
+    checkpoint = stopped / "run" / "checkpoint"
+    where = {"started": "start", "translated": "start", "extended": "extend"}.get(run)
+    train(
+        config(
+            dataset,
+            encoder={"name": "random" if run == "new" else None},
+            frameskip=2,
+            optim={"whitening": 0.2} if run == "translated" else {},
+            heads={"distance": {"steps": 2, "batch": 2}, "decoder": {"steps": 60, "frames": 8}},
+            run={where: checkpoint} if where else {},
+        )
+    )
+    (rows_encoded,) = encoded
+    assert np.array_equal(rows_encoded, np.unique(np.concatenate(asked)))
+    assert len(rows_encoded) < 300 or run == "translated"  # which compares 1024 rows
+    assert not np.isin(rows_encoded, np.arange(12, 15)).any(), "too short to be read"
+
+
+def shorter(i: int, rows: dict[str, np.ndarray]) -> None:
+    for name, values in rows.items():
+        rows[name] = values[: 3 if i == 1 else 12]
+
+
+@pytest.mark.parametrize("cache", ["int8", "none"])
+def test_other_caches_train_alike(tmp_path: Path, cache: str) -> None:
+    dataset, found = write(tmp_path / "data.h5"), []
+    for kind in ("float16", cache):
+        train(config(dataset, encoder={"cache": kind}, run={"output": kind}))
+        found.append(json.loads(Path(kind, "metrics.json").read_text())["metrics"][-1]["train"]["loss"])
+    assert found[1] == pytest.approx(found[0], rel=0.01 if cache == "int8" else 1e-5)
+    assert len(list(tmp_path.glob("*.tokens-*"))) == (2 if cache == "int8" else 1)
+
+
+def test_a_run_is_resumed_on_tokens_of_its_own(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "data.h5")
+    train(config(dataset, run={"output": "out"}))
+    with pytest.raises(UserError, match=r"holds a run with other encoder random .* int8"):
+        train(config(dataset, encoder={"cache": "int8"}, run={"output": "out", "resume": True}))
+    assert train(config(dataset, encoder={"cache": "none"}, run={"output": "out", "resume": True})).steps == 2

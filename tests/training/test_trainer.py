@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from torch import Tensor
 from sparsewm.errors import UserError
 from sparsewm.model import load
 from sparsewm.training.config import OptimConfig
+from sparsewm.training.draws import rollout_length
 from sparsewm.training.optim import MasterAdamW, MasterMuon, orthogonalized
-from sparsewm.training.trainer import STATE_FILE, Trainer, rollout_length, validate
+from sparsewm.training.trainer import STATE_FILE, Trainer, validate
 from tests.data.tiny import write_dataset
 from tests.model.tiny import tiny_encoder
 from tests.training.tiny import make_trainer
@@ -374,3 +377,42 @@ def test_without_muon_adamw_moves_all(data: Path, tmp_path: Path) -> None:
     trainer.run(until=4)
     assert not torch.equal(weight, before)
     assert sum(len(group["params"]) for group in optimizer.adamw.param_groups) == len(optimizer.masters)
+
+
+def test_windows_loaded_ahead_change_nothing(data: Path, tmp_path: Path) -> None:
+    runs = [make_trainer(data, tmp_path / name, torch.float32) for name in ("ahead", "when needed")]
+    loaded = list[str]()
+    for trainer in runs:
+        trainer.load = trainer.batch
+        load = trainer.batch
+
+        def watched(step: int, load: Any = load) -> Any:
+            loaded.append(threading.current_thread().name)
+            return load(step)
+
+        trainer.batch = watched  # type: ignore[method-assign]
+    runs[1].train.tokens.ahead = False
+    before = threading.active_count()
+    runs[0].run()
+    assert sum(name.startswith("windows") for name in loaded) == len(loaded) - 1 == 11
+    assert threading.active_count() == before
+    runs[1].run()
+    assert loaded[12:] == [threading.current_thread().name] * 12
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert [m["validation"] for m in runs[0].metrics] == [m["validation"] for m in runs[1].metrics]
+
+
+def test_what_goes_wrong_while_loading_ahead_is_raised_at_its_step(data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(data, tmp_path)
+    real = trainer.train.batch
+
+    def batch(windows: np.ndarray, frames: int | None = None) -> dict[str, Tensor]:
+        if trainer.step >= 3:
+            raise UserError("the disk is gone")
+        return real(windows, frames)
+
+    trainer.train.batch = batch  # type: ignore[method-assign]
+    before = threading.active_count()
+    with pytest.raises(UserError, match="the disk is gone"):
+        trainer.run()
+    assert trainer.step >= 3 and threading.active_count() == before

@@ -13,6 +13,7 @@ import torch
 from sparsewm.data import Dataset, TokenCache, Windows, open_dataset
 from sparsewm.model import PredictorConfig, WorldModel
 from sparsewm.training.config import OptimConfig
+from sparsewm.training.parallel import Processes
 from sparsewm.training.trainer import Trainer
 from tests.model.tiny import tiny_encoder
 
@@ -56,6 +57,7 @@ def make_trainer(
     dtype: torch.dtype = torch.bfloat16,
     history: int = 2,
     seed: int = 0,
+    processes: Processes | None = None,
     **changes: Any,
 ) -> Trainer:
     """The last tenth of the episodes validates."""
@@ -67,7 +69,7 @@ def make_trainer(
     windows = [
         Windows(dataset, tokens, history + config.horizon, 2, episodes) for episodes in (train, held_out)
     ]
-    return Trainer(model, windows[0], windows[1], folder, config, dtype, seed)
+    return Trainer(model, windows[0], windows[1], folder, config, dtype, seed, processes)
 
 
 if __name__ == "__main__":

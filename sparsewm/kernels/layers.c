@@ -1,0 +1,317 @@
+/* A frame of a planner's rollout through all layers of the predictor, or pictures through those of an encoder, in
+ * bfloat16, on processors with AVX512-BF16.
+ *
+ * A thread takes a few candidates through all layers, whose activations stay in its cache. What a product reads is
+ * bfloat16, two numbers of a row (or two keys) side by side, as the processor multiplies them; what it adds up is
+ * float32, and so are the tokens between layers, norms and exponents. A product ends in what comes after it: bias,
+ * ReLU or GELU, or the gated sum with the tokens.
+ *
+ * Compiled with INTEGERS=1, linear layers multiply 8-bit integers instead (AVX512-VNNI), four at once: a row is
+ * rounded to 255 steps of its largest number, a column of weights to 127 of its own. Attention stays as it is.
+ *
+ * Compiled at first use by sparsewm/kernels/layers.py.
+ */
+
+#include "layers_attention.h"
+
+#ifndef INTEGERS
+#define INTEGERS 0
+#endif
+#if INTEGERS
+typedef uint8_t factor; /* a number as linear layers read it */
+enum { TOGETHER = 4 };  /* of them that are multiplied at once */
+#else
+typedef bf16 factor;
+enum { TOGETHER = 2 };
+#endif
+
+enum { BLOCK = 128, GROUP = 256 }; /* rows of a product, and rows that go through all layers together */
+
+typedef enum { NOTHING, RELU, GELU } Activation;
+
+/* What becomes of a product: rows of bfloat16, or a part of the tokens by their gates. */
+typedef struct {
+    bf16 *rows;
+    int64_t stride;
+    Activation activation;
+    float *tokens; /* where rows is NULL */
+    const bf16 *gates;
+    int64_t length, gate_stride, first; /* rows of a candidate, numbers from gate to gate, row of the tokens */
+} Result;
+
+/* Rows that linear layers read. */
+typedef struct {
+    factor *numbers;
+    float *units; /* of integers: what 1 is, row by row */
+} Rows;
+
+#if INTEGERS
+/* Four products in every lane, added; as an instruction, for compilers copy the sums of the intrinsic to and fro. */
+static inline void add_products(__m512i *sum, __m512i row, __m512i weights) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(row), "v"(weights));
+}
+
+/* Integers of 16 numbers, `unit` apart, from `zero` on. */
+static inline void round_to(uint8_t *to, __m512 x, __m512 per_unit, __m512i zero) {
+    const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x, per_unit)), zero);
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(whole));
+}
+
+/* The numbers of a row as integers: 128 is zero, or where there are none below zero 0 is. */
+static void quantize(const bf16 *row, int64_t width, int positive, const Rows *out, int64_t at) {
+    __m512 most = _mm512_set1_ps(1e-30f);
+    for (int64_t i = 0; i < width; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(load(row + i)));
+    const float unit = _mm512_reduce_max_ps(most) / (positive ? 255.0f : 127.0f);
+    const __m512 per_unit = _mm512_set1_ps(1.0f / unit);
+    const __m512i zero = _mm512_set1_epi32(positive ? 0 : 128);
+    for (int64_t i = 0; i < width; i += LANES)
+        round_to(out->numbers + at * width + i, load(row + i), per_unit, zero);
+    out->units[at] = unit;
+}
+#endif
+
+/* x by the normal distribution's share below it, exact to 3e-4 of its value. The share is exp(-x^2 / 2) times a
+ * polynomial in 1 / (1 + 0.48 |x|), below zero; above it is what the other side leaves. */
+INLINE __m512 gelu(__m512 x) {
+    const __m512 size = _mm512_abs_ps(x);
+    const __m512 u = _mm512_rcp14_ps(_mm512_fmadd_ps(size, _mm512_set1_ps(0.48f), _mm512_set1_ps(1.0f)));
+    __m512 p = _mm512_set1_ps(-0.12085323f);
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.26534404f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.16142514f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.19413659f));
+    const __m512 bell = exp2_of(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.72134752f)));
+    const __m512 share = _mm512_mul_ps(_mm512_mul_ps(p, u), bell);
+    return _mm512_fnmadd_ps(size, share, _mm512_max_ps(x, _mm512_setzero_ps()));
+}
+
+/* Some rows against one panel of 32 columns; the first `real` of them are kept. A part of the next panel is fetched
+ * meanwhile, `step` bytes for every 32 bits of a row from `ahead` on. */
+INLINE void multiply(const Linear *layer, const Rows *in, int64_t row, int64_t column, const char *ahead, int64_t step,
+                     const Result *result, int count, int64_t real) {
+    const int64_t inputs = layer->inputs;
+    const factor *rows = in->numbers + row * inputs, *panel = (const factor *)layer->weights + column * inputs;
+    __m512 sums[TILE][2];
+#if INTEGERS
+    __m512i wholes[TILE][2];
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < 2; i++) wholes[r][i] = _mm512_loadu_si512(layer->offsets + column + i * LANES);
+#else
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < 2; i++) sums[r][i] = _mm512_loadu_ps(layer->bias + column + i * LANES);
+#endif
+    for (int64_t k = 0; k < inputs; k += TOGETHER, ahead += step, panel += TOGETHER * PANEL) {
+        const __m512i w0 = _mm512_loadu_si512(panel), w1 = _mm512_loadu_si512((const char *)panel + LINE);
+        _mm_prefetch(ahead, _MM_HINT_T1);
+        for (int r = 0; r < count; r++) {
+            const __m512i a = all_lanes(rows + r * inputs + k);
+#if INTEGERS
+            add_products(&wholes[r][0], a, w0);
+            add_products(&wholes[r][1], a, w1);
+#else
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)a, (__m512bh)w0);
+            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)a, (__m512bh)w1);
+#endif
+        }
+    }
+#if INTEGERS
+    for (int i = 0; i < 2; i++) {
+        const __m512 bias = _mm512_loadu_ps(layer->bias + column + i * LANES);
+        const __m512 units = _mm512_loadu_ps(layer->units + column + i * LANES);
+        for (int r = 0; r < count; r++) {
+            const __m512 unit = _mm512_mul_ps(units, _mm512_set1_ps(in->units[row + r]));
+            sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(wholes[r][i]), unit, bias);
+        }
+    }
+#endif
+    if (result->rows) {
+        if (result->activation == GELU)
+            for (int r = 0; r < count; r++)
+                for (int i = 0; i < 2; i++) sums[r][i] = gelu(sums[r][i]);
+        const __m512 least = _mm512_set1_ps(result->activation == RELU ? 0.0f : -INFINITY);
+        for (int r = 0; r < count && r < real; r++) {
+            const __m512 low = _mm512_max_ps(sums[r][0], least), high = _mm512_max_ps(sums[r][1], least);
+            _mm512_storeu_si512(result->rows + (row + r) * result->stride + column,
+                                (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        }
+        return;
+    }
+    for (int r = 0; r < count && r < real; r++) {
+        const int64_t at = result->first + row + r;
+        float *to = result->tokens + at * result->stride + column;
+        const bf16 *gate = result->gates + at / result->length * result->gate_stride + column;
+        for (int i = 0; i < 2; i++)
+            _mm512_storeu_ps(to + i * LANES,
+                             _mm512_fmadd_ps(load(gate + i * LANES), sums[r][i], _mm512_loadu_ps(to + i * LANES)));
+    }
+}
+
+/* Some rows through a linear layer; three more than there are may be read. */
+static __attribute__((noinline)) void linear(const Linear *layer, const Rows *rows, int64_t count,
+                                             const Result *result) {
+    const char *weights = layer->weights;
+    const int64_t words = layer->inputs / TOGETHER, step = 2 * LINE * TILE / count + 1;
+    for (int64_t p = 0; p < layer->panels; p++)
+        for (int64_t r = 0; r < count; r += TILE) {
+#define SOME(n)                                                                                               \
+    multiply(layer, rows, r, p * PANEL, weights + (p + 1) * words * 2 * LINE + r / TILE * step * words, step, \
+             result, n, count - r)
+            CONSTANT(SOME, count - r)
+#undef SOME
+        }
+}
+
+/* `count` numbers of the input, from `at` on, as float32. */
+static void enter(const void *from, int64_t at, int precise, float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES)
+        _mm512_storeu_ps(x + i, precise ? _mm512_loadu_ps((const float *)from + at + i)
+                                        : load((const bf16 *)from + at + i));
+}
+
+/* shift + scale * layer norm of a row. */
+static void normalize(const float *row, int64_t width, const bf16 *shift, const bf16 *scale, float epsilon,
+                      bf16 *out) {
+    const Moments of = moments(row, width, epsilon);
+    for (int64_t i = 0; i < width; i += LANES)
+        store(out + i, _mm512_fmadd_ps(normal(row + i, of), load(scale + i), load(shift + i)));
+}
+
+/* The same of the last norm, whose shift and scale are float32; out: the row `at`, float32 or bfloat16. */
+static void finish(const float *row, int64_t width, const float *norm, float epsilon, int precise, void *out,
+                   int64_t at) {
+    const Moments of = moments(row, width, epsilon);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m512 value =
+            _mm512_fmadd_ps(normal(row + i, of), _mm512_loadu_ps(norm + width + i), _mm512_loadu_ps(norm + i));
+        if (precise)
+            _mm512_storeu_ps((float *)out + at * width + i, value);
+        else
+            store((bf16 *)out + at * width + i, value);
+    }
+}
+
+/* All layers of one imagined frame, or of pictures.
+ *
+ * from: embedded tokens (episodes, from_candidates, length, width). modulation: (episodes * candidates or 1, layers, 6,
+ * width): shift, scale and gate before attention, the same before the MLP, with the "1 +" of scales and gates. norm:
+ * shift and scale (2, width) of the last layer norm, float32. frames: at most 16, the present one first, which is
+ * written, or has no memory for keys and values; then what else is seen. out: normalized tokens (episodes, candidates,
+ * length, width). `from` and `out` are float32 where `precise`, else bfloat16. Widths (all heads together are one) are
+ * multiples of 32, a head's size of 2. Returns 0, or 1 when there is no memory.
+ */
+int advance(const void *from, const bf16 *modulation, const float *norm, const Layer *layers, const Frame *frames,
+            const Sizes *sizes, void *out, int threads) {
+    const int64_t width = sizes->width, length = sizes->length, mlp = sizes->mlp, d = sizes->head;
+    const int64_t inner = sizes->heads * d, groups = sizes->episodes * sizes->candidates;
+    const int64_t units = up(up(groups * length, GROUP) / GROUP, threads); /* as many for every thread */
+    const int64_t together = (groups + units - 1) / units;
+    const int64_t most = together * length, deep = 2 * BLOCK, step = sizes->modulation;
+    const int64_t room = room_of(frames, sizes->frames, LANES), kept = frames->keys != NULL;
+    int64_t wide = mlp > width ? mlp : width;
+    if (inner > wide) wide = inner;
+    /* tokens; then queries, keys and values; mixed values; rows of bfloat16; scores; weights; of integers a product's
+     * input with its units; a head's keys and values that are not kept */
+    const int64_t bytes[] = {4 * most * width,
+                             6 * (most + TILE) * inner,
+                             2 * (most + TILE) * inner,
+                             2 * deep * width,
+                             2 * deep * mlp,
+                             4 * TILE * room,
+                             2 * TILE * room,
+                             INTEGERS * deep * wide,
+                             INTEGERS * deep * 4,
+                             kept ? 0 : 2 * head_keys(length, d),
+                             kept ? 0 : 2 * head_values(length, d)};
+    enum { PARTS = sizeof bytes / sizeof *bytes };
+    int64_t whole = 0;
+    for (int i = 0; i < PARTS; i++) whole += up(bytes[i], LINE);
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const uint32_t before = flush_denormals();
+        uint8_t *memory = aligned_alloc(LINE, whole);
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        void *part[PARTS];
+        uint8_t *next = memory;
+        for (int i = 0; i < PARTS; i++) {
+            part[i] = next;
+            next += up(bytes[i], LINE);
+        }
+        float *x = part[0];
+        bf16 *qkv = part[1], *mixed = part[2], *y = part[3], *hidden = part[4];
+        Rows input = {part[7], part[8]}; /* of the product that is next */
+        const Scratch scratch = {part[5], part[6], room};
+#pragma omp for schedule(dynamic)
+        for (int64_t first = 0; first < groups; first += together) {
+            if (!memory) continue;
+            const int64_t count = groups - first < together ? groups - first : together, rows = count * length;
+            const int64_t block = block_of(rows, BLOCK, TILE);
+            for (int64_t g = 0; g < count; g++)
+                enter(from, source_of(sizes, first + g) * width, sizes->precise, x + g * length * width,
+                      length * width);
+            for (int64_t l = 0; l < sizes->layers; l++) {
+                const Layer *layer = layers + l;
+                const bf16 *parts = modulation + first * step + l * 6 * width; /* of candidate `first` */
+#define PART(row, which) (parts + (row) / length * step + (which) * width)
+#if INTEGERS
+#define READ(from, size, positive)                                                                            \
+    for (int64_t r = 0; r < some; r++) quantize((from) + r * (size), size, positive, &input, r)
+#else
+#define READ(from, size, positive) input.numbers = (from)
+#endif
+                for (int64_t at = 0; at < rows; at += block) {
+                    const int64_t some = rows - at < block ? rows - at : block;
+                    for (int64_t r = 0; r < some; r++)
+                        normalize(x + (at + r) * width, width, PART(at + r, 0), PART(at + r, 1), sizes->epsilon,
+                                  y + r * width);
+                    READ(y, width, 0);
+                    linear(&layer->qkv, &input, some, &(Result){.rows = qkv + at * 3 * inner, .stride = 3 * inner});
+                }
+                for (int64_t g = 0; g < count; g++) {
+                    const bf16 *own = qkv + g * length * 3 * inner;
+                    Head head = {l, (first + g) / sizes->candidates, (first + g) % sizes->candidates, 0, part[9],
+                                 part[10], layer->ages};
+                    for (; head.h < sizes->heads; head.h++) {
+                        if (kept) {
+                            head.keys = keys_of(frames, sizes, l, head.b, head.s, head.h);
+                            head.values = values_of(frames, sizes, l, head.b, head.s, head.h);
+                        }
+                        remember(own, sizes, &head);
+                        for (int64_t r = 0; r < length; r += TILE) {
+#define SOME(n)                                                                                               \
+    attend_some(own + r * 3 * inner + head.h * d, frames, sizes, &head, &scratch,                             \
+                mixed + (g * length + r) * inner + head.h * d, n, length - r)
+                            CONSTANT(SOME, length - r)
+#undef SOME
+                        }
+                    }
+                }
+                for (int64_t at = 0; at < rows; at += block) {
+                    const int64_t some = rows - at < block ? rows - at : block;
+                    Result sum = {.tokens = x, .stride = width, .length = length, .gate_stride = step, .first = at};
+                    sum.gates = parts + 2 * width;
+                    READ(mixed + at * inner, inner, 0);
+                    linear(&layer->out, &input, some, &sum);
+                    for (int64_t r = 0; r < some; r++)
+                        normalize(x + (at + r) * width, width, PART(at + r, 3), PART(at + r, 4), sizes->epsilon,
+                                  y + r * width);
+                    READ(y, width, 0);
+                    linear(&layer->up, &input, some,
+                           &(Result){.rows = hidden, .stride = mlp, .activation = sizes->gelu ? GELU : RELU});
+                    sum.gates = parts + 5 * width;
+                    READ(hidden, mlp, !sizes->gelu);
+                    linear(&layer->down, &input, some, &sum);
+                }
+#undef READ
+#undef PART
+            }
+            for (int64_t r = 0; r < rows; r++)
+                finish(x + r * width, width, norm, sizes->epsilon, sizes->precise, out, first * length + r);
+        }
+        free(memory);
+        restore(before);
+    }
+    return failed;
+}
