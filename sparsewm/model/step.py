@@ -17,7 +17,7 @@ from sparsewm.kernels.products import Arena
 from sparsewm.kernels.training import TrainingKernels, own_products, training_kernels
 from sparsewm.model.predictor import Predictor
 from sparsewm.model.step_rollout import Losses, StepRollout
-from sparsewm.model.step_weights import Gradients, Weights, head_size
+from sparsewm.model.step_weights import Gradients, Weights
 
 ROOM = 256 * 2**20
 """Bytes that are kept for the way back, about; more windows wait for their turn."""
@@ -48,7 +48,7 @@ class Step:
     def fits(predictor: Predictor) -> bool:
         """Whether a predictor of these sizes and this precision can be computed."""
         config, weight = predictor.config, predictor.embed_tokens.weight
-        inner = config.heads * head_size(config)
+        inner = config.heads * config.head_size
         here = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and config.width <= 4096
         return here and config.width % 32 == 0 and config.mlp % 2 == inner % 2 == config.token_dim % 2 == 0
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sparsewm.kernels.products import Arena, Layer, OwnLayer, TorchLayer
 from sparsewm.kernels.training import TrainingKernels
-from sparsewm.model.predictor import Predictor, PredictorConfig
+from sparsewm.model.predictor import Predictor
 
 
 class Gradients:
@@ -40,12 +40,6 @@ class BlockWeights:
     down: Layer
 
 
-def head_size(config: PredictorConfig) -> int:
-    """Numbers of a head."""
-    size: int | None = getattr(config, "head_dim", None)
-    return config.width // config.heads if size is None else size
-
-
 class Weights:
     """A predictor's weights as a step reads them, and where their gradients go."""
 
@@ -61,7 +55,7 @@ class Weights:
         config = predictor.config
         self.depth, self.width, self.mlp = len(predictor.blocks), config.width, config.mlp
         self.history, self.heads, self.dim = config.history, config.heads, config.token_dim
-        self.d = head_size(config)
+        self.d = config.head_size
         self.inner = self.heads * self.d
         state = {name: p.detach() for name, p in predictor.named_parameters()}
         names = [f"blocks.{i}.modulation" for i in range(self.depth)]
