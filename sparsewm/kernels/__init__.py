@@ -5,7 +5,8 @@
 is what Triton compiles for a GPU, `graphs` records what runs there.
 Where there is no compiler, another processor or another system, torch's own operations take their place;
 SPARSEWM_KERNELS=0 asks for that. `linear` is torch's own product, of packed weights; `denormals` keeps the
-least of numbers out of products; `vit` is what a frozen encoder makes of all of them, `training` and `products` are what a training step does.
+least of numbers out of products; `vit` is what a frozen encoder makes of all of them, `training` and
+`products` are what a training step does.
 """
 
 from sparsewm.kernels.amx import Kernels, kernels
