@@ -8,10 +8,9 @@ from typing import Any
 from rich.table import Table
 
 
-def spread_text(spread: dict[str, float]) -> str:
-    """Median and quartiles of seconds, in milliseconds."""
-    median, low, high = (1e3 * spread[name] for name in ("median", "p25", "p75"))
-    return f"{median:.3g} ({low:.3g}-{high:.3g})"
+def _median(spread: dict[str, float]) -> str:
+    """Median of seconds, in milliseconds; quartiles are in the JSON file."""
+    return f"{1e3 * spread['median']:.4g}"
 
 
 def _both(row: dict[str, Any], name: str) -> str:
@@ -26,15 +25,15 @@ def _rate(row: dict[str, Any]) -> str:
 
 def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
     """An iteration by rollout and drop ratio."""
-    baseline = "times DINO-WM, float32 / bfloat16"
-    table = Table("rollout", "drop", "tokens", "ms (quartiles)", "of full", "of peak", baseline, "memory")
+    baseline = "DINO-WM takes times (float32 / bfloat16)"
+    table = Table("rollout", "drop", "tokens", "ms", "of full", "of peak", baseline, "memory")
     for row in rows:
         memory, peak = row["iteration_memory_bytes"], row["peak_fraction"]
         table.add_row(
             f"{row['rollout']} {row['dtype']}",
             f"{row['drop']:g}",
             str(row["tokens"]),
-            spread_text(row["seconds_per_iteration"]),
+            _median(row["seconds_per_iteration"]),
             f"{1 / row['speedup_over_full']:.3f}",
             "" if peak is None else f"{100 * peak:.0f}%",
             _both(row, "speedup_over_dino_wm"),
@@ -57,13 +56,13 @@ def encode_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Pictures per second by batch, way and precision."""
     baseline = "times torch, float32 / bfloat16"
     rate = "GFLOP/s (of peak)"
-    table = Table("encoder", "batch", "ms (quartiles)", "pictures/s", rate, baseline, "error of tokens")
+    table = Table("encoder", "batch", "ms", "pictures/s", rate, baseline, "error of tokens")
     for row in rows:
         error = "" if row["token_error"] is None else f"{100 * row['token_error']:.1f}%"
         table.add_row(
             f"{row['encoder']} {row['dtype']}",
             str(row["batch"]),
-            spread_text(row["seconds"]),
+            _median(row["seconds"]),
             f"{row['pictures_per_second']:.4g}",
             _rate(row),
             _both(row, "speedup_over_torch"),
@@ -76,13 +75,13 @@ def train_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Windows per second by recipe, kind of step and precision."""
     baseline = "times plain, float32 / bfloat16"
     shape, rate = "windows x frames x tokens", "GFLOP/s (of peak)"
-    table = Table("step", shape, "ms (quartiles)", "windows/s", rate, baseline)
+    table = Table("step", shape, "ms", "windows/s", rate, baseline)
     for row in rows:
         sizes = [f"{row[name]:g}" for name in ("windows", "frames", "tokens") if row[name] is not None]
         table.add_row(
             f"{row['recipe']} {row['dtype']}, {row['kind']}",
             " x ".join(sizes),
-            spread_text(row["seconds"]),
+            _median(row["seconds"]),
             f"{row['windows_per_second']:.3g}",
             _rate(row),
             _both(row, "speedup_over_plain"),
