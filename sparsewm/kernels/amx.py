@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsewm.kernels.build import load_library, named
 from sparsewm.kernels.frame import Frame
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "norm.c", "numbers.h", "denormals.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "norm.c")]
 NEEDED = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
 """What a processor must be able to do, as Linux calls it."""
 FLAGS: tuple[str, ...] = ("-O3", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl")

@@ -37,7 +37,7 @@ def load_library(
     """C files as a library, compiled where they were not yet; or in one phrase why there is none.
 
     Args:
-        name: of the file in the cache folder. sources: C files, and headers beside them.
+        name: of the file in the cache folder. sources: C files; headers beside them count as theirs.
         flags: of the compiler.
         needed: what the processor must be able to do, as Linux calls it.
     """
@@ -79,7 +79,9 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path |
     cache = cache_folder()
     if isinstance(cache, str):
         return cache
-    content = b"".join(source.read_bytes() for source in sources) + " ".join(flags).encode()
+    headers = {header for source in sources for header in source.parent.glob("*.h")}
+    parts = [*sources, *sorted(headers)]
+    content = b"".join(part.read_bytes() for part in parts) + " ".join(flags).encode()
     stem = f"{name}-{_short(content)}"
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
     if not compiler[0]:

@@ -30,19 +30,6 @@ typedef struct {
     float epsilon;
 } Sizes;
 
-enum { TILE = 12, PANEL = 2 * LANES }; /* rows and columns of a product that stay in registers */
-
-/* Calls `call` with the number of rows to compute, a constant, of those that are left: up to three more are computed
- * and left out. */
-#define CONSTANT(call, left)                                                                                  \
-    if ((left) > 8) {                                                                                         \
-        call(TILE);                                                                                           \
-    } else if ((left) > 4) {                                                                                  \
-        call(8);                                                                                              \
-    } else {                                                                                                  \
-        call(4);                                                                                              \
-    }
-
 /* Rows that go through a layer together: about `most` of them, in blocks of one size, a multiple of `tile`. */
 static inline int64_t block_of(int64_t rows, int64_t most, int64_t tile) {
     int64_t blocks = (rows + most / 2) / most;

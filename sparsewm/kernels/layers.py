@@ -58,10 +58,7 @@ BFLOAT16 = Layout("layers_bf16", torch.bfloat16, 2, AVX512, WIDE)
 INT8 = Layout("layers_int8", torch.int8, 4, (*AVX512, "avx512_vnni"), (*WIDE, "-mavx512vnni", "-DINTEGERS=1"))
 LAYOUTS = {layout.weights: layout for layout in (BFLOAT16, INT8)}
 """By the precision a planner asks for."""
-SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("layers.c", "layers_attention.h", "layers.h", "numbers.h", "denormals.h")
-]
+SOURCES = [Path(__file__).with_name("layers.c")]
 
 
 class _Linear(ctypes.Structure):

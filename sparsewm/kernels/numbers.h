@@ -19,6 +19,19 @@ typedef uint16_t bf16;
 
 enum { LANES = 16, LINE = 64 }; /* float32 numbers of a register, bytes of a line of the cache */
 
+enum { TILE = 12, PANEL = 2 * LANES }; /* rows and columns of a product that stay in registers */
+
+/* Calls `call` with the number of rows to compute, a constant, of those that are left: up to three more are computed
+ * and left out. */
+#define CONSTANT(call, left)                                                                                  \
+    if ((left) > 8) {                                                                                         \
+        call(TILE);                                                                                           \
+    } else if ((left) > 4) {                                                                                  \
+        call(8);                                                                                              \
+    } else {                                                                                                  \
+        call(4);                                                                                              \
+    }
+
 INLINE int64_t up(int64_t value, int64_t step) {
     return (value + step - 1) / step * step;
 }

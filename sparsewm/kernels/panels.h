@@ -6,19 +6,6 @@
 
 #include "numbers.h"
 
-enum { TILE = 12, PANEL = 2 * LANES };
-
-/* Calls `call` with the number of rows to compute, a constant, of those that are left: up to three more are computed
- * and left out. */
-#define CONSTANT(call, left)                                                                                  \
-    if ((left) > 8) {                                                                                         \
-        call(TILE);                                                                                           \
-    } else if ((left) > 4) {                                                                                  \
-        call(8);                                                                                              \
-    } else {                                                                                                  \
-        call(4);                                                                                              \
-    }
-
 /* Adds the products of `steps` pairs of every row with those of 32 columns.
  *
  * a: `a_row` numbers from row to row, `a_step` from pair to pair. b: the pairs of 16 columns side by side, those of
@@ -33,10 +20,6 @@ INLINE void add_products(__m512 (*sums)[2], const bf16 *a, int64_t a_row, int64_
             sums[r][1] = _mm512_dpbf16_ps(sums[r][1], row, b1);
         }
     }
-}
-
-INLINE __mmask32 first(int64_t count) { /* of 32 */
-    return count >= PANEL ? 0xffffffff : count <= 0 ? 0 : (__mmask32)((1u << count) - 1);
 }
 
 /* Two rows of 32 numbers as 32 pairs. */

@@ -18,7 +18,7 @@ static void pack_row_panel(const bf16 *from, int64_t rows, int64_t columns, bf16
             bf16 some[LANES * PANEL];
             for (int i = 0; i < LANES; i++) {
                 const int64_t r = half * LANES + i;
-                part[i] = _mm512_maskz_loadu_epi16(r < rows ? first(columns - c) : 0, from + r * columns + c);
+                part[i] = _mm512_maskz_loadu_epi16(r < rows ? first_of(columns - c) : 0, from + r * columns + c);
             }
             if (columns - c >= PANEL) {
                 turn(part, to + half * PANEL, 2 * PANEL);
@@ -53,7 +53,7 @@ void pack_columns(const bf16 *from, int64_t rows, int64_t columns, bf16 *to, int
     const int64_t panels = up(columns, PANEL) / PANEL;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t p = 0; p < panels; p++)
-        pack_panel(from + p * PANEL, columns, 0, rows, first(columns - p * PANEL), to + p * up(rows, 2) * PANEL);
+        pack_panel(from + p * PANEL, columns, 0, rows, first_of(columns - p * PANEL), to + p * up(rows, 2) * PANEL);
 }
 
 /* What becomes of a product. */
@@ -110,7 +110,7 @@ void multiply(const bf16 *in, int64_t in_stride, int64_t rows, int64_t inputs, c
                 for (int64_t p = part * wide / parts; p < (part + 1) * wide / parts; p++)
                     for (int64_t r = b * BLOCK; r < end; r += TILE) {
 #define FEW(n)                                                                                               \
-    multiply_some(in, in_stride, panels + p * steps * 2 * PANEL, steps, p *PANEL, first(outputs - p * PANEL), result, \
+    multiply_some(in, in_stride, panels + p * steps * 2 * PANEL, steps, p *PANEL, first_of(outputs - p * PANEL), result, \
                   r, n, end - r)
                         CONSTANT(FEW, end - r)
 #undef FEW
@@ -124,7 +124,7 @@ enum { SOME = 128 }; /* rows whose lines stay in the cache while their columns a
 
 /* Twelve columns of some rows, in pairs of rows; their sums are added to `sums`. */
 static void pack_tile(const bf16 *from, int64_t stride, int64_t rows, int64_t columns, bf16 *to, float *sums) {
-    const __mmask16 mask = (__mmask16)first(columns < TILE ? columns : TILE), whole = (1u << TILE) - 1;
+    const __mmask16 mask = (__mmask16)first_of(columns < TILE ? columns : TILE), whole = (1u << TILE) - 1;
     __m512 total = sums ? _mm512_maskz_loadu_ps(mask, sums) : _mm512_setzero_ps();
     for (int64_t r = 0; r < rows; r += 2, to += 2 * TILE) {
         _mm_prefetch((const char *)(from + (r + SOME) * stride), _MM_HINT_T1);
@@ -162,12 +162,12 @@ void weigh(const bf16 *errors, int64_t error_stride, int64_t outputs, const bf16
                                   room + t * TOGETHER * TILE + r * TILE, bias ? bias + t * TILE : NULL);
 #pragma omp for schedule(static)
             for (int64_t p = 0; p < panels; p++)
-                pack_panel(in + at * in_stride + p * PANEL, in_stride, 0, count, first(inputs - p * PANEL),
+                pack_panel(in + at * in_stride + p * PANEL, in_stride, 0, count, first_of(inputs - p * PANEL),
                            in_room + p * TOGETHER * PANEL);
 #pragma omp for schedule(static)
             for (int64_t unit = 0; unit < panels * tiles; unit++) {
                 const int64_t p = unit / tiles, t = unit % tiles;
-                const __mmask32 mask = first(inputs - p * PANEL);
+                const __mmask32 mask = first_of(inputs - p * PANEL);
                 const __mmask16 half[2] = {(__mmask16)mask, (__mmask16)(mask >> LANES)};
                 const int64_t real = outputs - t * TILE < TILE ? outputs - t * TILE : TILE;
                 float *to = weights + t * TILE * inputs + p * PANEL;

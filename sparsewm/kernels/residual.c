@@ -19,25 +19,14 @@ void add_and_normalize(float *x, const bf16 *added, const float *gate, const flo
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) {
             float *to = x + row * width;
-            __m512 sum = _mm512_setzero_ps(), squares = sum;
-            for (int64_t i = 0; i < width; i += LANES) {
-                __m512 value = _mm512_loadu_ps(to + i);
-                if (added) {
-                    value = _mm512_fmadd_ps(_mm512_loadu_ps(gate + i), load(added + row * width + i), value);
-                    _mm512_storeu_ps(to + i, value);
-                }
-                sum = _mm512_add_ps(sum, value);
+            for (int64_t i = 0; added && i < width; i += LANES) {
+                const __m512 part = load(added + row * width + i);
+                _mm512_storeu_ps(to + i, _mm512_fmadd_ps(_mm512_loadu_ps(gate + i), part, _mm512_loadu_ps(to + i)));
             }
-            const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+            const Moments of = moments(to, width, epsilon);
             for (int64_t i = 0; i < width; i += LANES) {
-                const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(to + i), mean);
-                squares = _mm512_fmadd_ps(value, value, squares);
-            }
-            const float deviation = sqrtf(_mm512_reduce_add_ps(squares) / (float)width + epsilon);
-            const __m512 factor = _mm512_set1_ps(1.0f / deviation);
-            for (int64_t i = 0; i < width; i += LANES) {
-                __m512 value = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to + i), mean), factor);
-                value = _mm512_fmadd_ps(value, _mm512_loadu_ps(scale + i), _mm512_loadu_ps(shift + i));
+                const __m512 value =
+                    _mm512_fmadd_ps(normal(to + i, of), _mm512_loadu_ps(scale + i), _mm512_loadu_ps(shift + i));
                 if (y)
                     store(y + row * width + i, value);
                 else

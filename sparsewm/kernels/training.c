@@ -34,26 +34,16 @@ void enter(float *x, const bf16 *added, const Modulation *m, int64_t sequences, 
             const bf16 *gate = m->gate ? m->gate + s * m->gate_stride : NULL;
             for (int64_t r = s * length; r < (s + 1) * length; r++) {
                 float *row = x + r * width;
-                __m512 sum = _mm512_setzero_ps(), squares = sum;
-                for (int64_t i = 0; i < width; i += LANES) {
-                    __m512 value = _mm512_loadu_ps(row + i);
-                    if (added) {
-                        const __m512 other = load(added + r * width + i);
-                        value = gate ? _mm512_fmadd_ps(_mm512_add_ps(gate_one, load(gate + i)), other, value)
-                                     : _mm512_add_ps(other, value);
-                        _mm512_storeu_ps(row + i, value);
-                    }
-                    sum = _mm512_add_ps(sum, value);
+                for (int64_t i = 0; added && i < width; i += LANES) {
+                    const __m512 other = load(added + r * width + i), value = _mm512_loadu_ps(row + i);
+                    const __m512 sum = gate ? _mm512_fmadd_ps(_mm512_add_ps(gate_one, load(gate + i)), other, value)
+                                            : _mm512_add_ps(other, value);
+                    _mm512_storeu_ps(row + i, sum);
                 }
-                const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+                const Moments of = moments(row, width, epsilon);
+                factors[r] = _mm512_cvtss_f32(of.factor);
                 for (int64_t i = 0; i < width; i += LANES) {
-                    const __m512 value = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
-                    squares = _mm512_fmadd_ps(value, value, squares);
-                }
-                factors[r] = 1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + epsilon);
-                const __m512 factor = _mm512_set1_ps(factors[r]);
-                for (int64_t i = 0; i < width; i += LANES) {
-                    const __m512 value = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), factor);
+                    const __m512 value = normal(row + i, of);
                     store(hat + r * width + i, value);
                     store(out + r * width + i,
                           _mm512_fmadd_ps(value, _mm512_add_ps(one, load(scale + i)), load(shift + i)));
@@ -122,7 +112,7 @@ void leave(bf16 *d_out, const bf16 *hat, const float *factors, float *dx, int fr
 void add_columns(const bf16 *from, int64_t rows, int64_t columns, float *to, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t c = 0; c < columns; c += PANEL) {
-        const __mmask32 mask = first(columns - c);
+        const __mmask32 mask = first_of(columns - c);
         const __mmask16 half[2] = {(__mmask16)mask, (__mmask16)(mask >> LANES)};
         __m512 low = _mm512_maskz_loadu_ps(half[0], to + c), high = _mm512_maskz_loadu_ps(half[1], to + c + LANES);
         for (int64_t r = 0; r < rows; r++) {

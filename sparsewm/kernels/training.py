@@ -15,10 +15,7 @@ from torch import Tensor
 from sparsewm.kernels.build import load_library, named, processor
 from sparsewm.kernels.layers import AVX512, WIDE
 
-SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("training.c", "training_attention.c", "products.c", "panels.h", "numbers.h")
-]
+SOURCES = [Path(__file__).with_name(name) for name in ("training.c", "training_attention.c", "products.c")]
 TOGETHER, PANEL, TILE = 1024, 32, 12
 """Rows that a gradient of weights packs at once; columns and rows of a product that stay in registers."""
 

@@ -36,10 +36,10 @@ static void take(bf16 *to, const bf16 *from, int64_t stride, int64_t count, int6
     for (int64_t r = 0; r < count; r++)
         for (int64_t k = 0; k < deep; k += PANEL) {
             _mm_prefetch((const char *)(from + r * stride + k + ahead), _MM_HINT_T0);
-            __m512i row = _mm512_maskz_loadu_epi16(first(d - k), from + r * stride + k);
+            __m512i row = _mm512_maskz_loadu_epi16(first_of(d - k), from + r * stride + k);
             if (added) {
-                const __m512 low = _mm512_maskz_loadu_ps((__mmask16)first(d - k), added + k);
-                const __m512 high = _mm512_maskz_loadu_ps((__mmask16)(first(d - k) >> LANES), added + k + LANES);
+                const __m512 low = _mm512_maskz_loadu_ps((__mmask16)first_of(d - k), added + k);
+                const __m512 high = _mm512_maskz_loadu_ps((__mmask16)(first_of(d - k) >> LANES), added + k + LANES);
                 row = (__m512i)_mm512_cvtne2ps_pbh(
                     _mm512_add_ps(widen(_mm512_extracti64x4_epi64(row, 1)), high),
                     _mm512_add_ps(widen(_mm512_castsi512_si256(row)), low));
@@ -101,7 +101,7 @@ INLINE void attend_some(const Head *head, int64_t row, float scale, int64_t d, b
     for (int r = 0; r < count; r++) most[r] = _mm512_set1_ps(-3.0e38f);
     for (int64_t block = 0; block < head->room; block += PANEL) {
         score(head, head->query + row * head->deep, head->turned_keys, block, sums, count);
-        const __mmask32 there = first(head->keys - block);
+        const __mmask32 there = first_of(head->keys - block);
         for (int r = 0; r < count; r++)
             for (int i = 0; i < 2; i++) {
                 most[r] = _mm512_mask_max_ps(most[r], (__mmask16)(there >> (i * LANES)), most[r], sums[r][i]);
@@ -115,7 +115,7 @@ INLINE void attend_some(const Head *head, int64_t row, float scale, int64_t d, b
         __m512 total = _mm512_setzero_ps();
         for (int64_t i = 0; i < head->room; i += LANES) {
             const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(head->scores + r * head->room + i), unit, level);
-            const __m512 weight = _mm512_maskz_mov_ps((__mmask16)first(head->keys - i), exp2_of(x));
+            const __m512 weight = _mm512_maskz_mov_ps((__mmask16)first_of(head->keys - i), exp2_of(x));
             total = _mm512_add_ps(total, weight);
             store(head->weights + r * head->room + i, weight);
         }
@@ -130,7 +130,7 @@ INLINE void attend_some(const Head *head, int64_t row, float scale, int64_t d, b
         for (int r = 0; r < count && r < real; r++) {
             const __m512 by = _mm512_set1_ps(share[r]);
             _mm512_mask_storeu_epi16(
-                out + r * stride + k, first(d - k),
+                out + r * stride + k, first_of(d - k),
                 (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(sums[r][1], by), _mm512_mul_ps(sums[r][0], by)));
         }
     }
@@ -224,7 +224,7 @@ INLINE void return_some(const Head *head, int64_t row, float scale, int64_t d, c
         for (int r = 0; r < count; r++)
             for (int i = 0; i < 2; i++) {
                 const __m512 level = _mm512_set1_ps(r < real ? levels[r] : 1e30f);
-                const __mmask16 there = (__mmask16)first(head->keys - block - i * LANES);
+                const __mmask16 there = (__mmask16)first_of(head->keys - block - i * LANES);
                 const __m512 weight = exp2_of(_mm512_fmsub_ps(sums[r][i], unit, level));
                 _mm512_storeu_ps(weights + r * head->room + i * LANES, _mm512_maskz_mov_ps(there, weight));
             }
@@ -258,7 +258,7 @@ INLINE void return_some(const Head *head, int64_t row, float scale, int64_t d, c
         add_products(sums, head->weights, head->room, 2, head->paired_keys + 2 * k, PANEL, 2 * head->deep,
                      up(head->keys, 2) / 2, count);
         for (int r = 0; r < count && r < real; r++)
-            _mm512_mask_storeu_epi16(d_query + r * stride + k, first(d - k),
+            _mm512_mask_storeu_epi16(d_query + r * stride + k, first_of(d - k),
                                      (__m512i)_mm512_cvtne2ps_pbh(sums[r][1], sums[r][0]));
     }
 }
@@ -282,7 +282,7 @@ static void hand_on(const float *from, int64_t deep, int64_t d, int64_t length, 
                     int64_t ahead, bf16 *out, int64_t out_stride) {
     for (int64_t r = 0; r < length; r++, from += deep, known += known ? stride : 0, out += out_stride)
         for (int64_t k = 0; k < d; k += LANES) {
-            const __mmask16 mask = (__mmask16)first(d - k < LANES ? d - k : LANES);
+            const __mmask16 mask = (__mmask16)first_of(d - k < LANES ? d - k : LANES);
             __m512 value = _mm512_loadu_ps(from + k);
             if (known) {
                 value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask, known + k)));
@@ -295,7 +295,7 @@ static void hand_on(const float *from, int64_t deep, int64_t d, int64_t length, 
 /* The sum of rows, added to a vector. */
 static void add_rows(const float *from, int64_t deep, int64_t d, int64_t length, float *to) {
     for (int64_t k = 0; k < d; k += LANES) {
-        const __mmask16 mask = (__mmask16)first(d - k < LANES ? d - k : LANES);
+        const __mmask16 mask = (__mmask16)first_of(d - k < LANES ? d - k : LANES);
         __m512 sum = _mm512_maskz_loadu_ps(mask, to + k);
         for (int64_t r = 0; r < length; r++) sum = _mm512_add_ps(sum, _mm512_loadu_ps(from + r * deep + k));
         _mm512_mask_storeu_ps(to + k, mask, sum);

@@ -217,7 +217,7 @@ def _added(
 @functools.cache
 def residual_library() -> ctypes.CDLL | str:
     """The compiled residual and norm, or in one phrase why there is none."""
-    sources = [Path(__file__).with_name(name) for name in ("residual.c", "numbers.h")]
+    sources = [Path(__file__).with_name("residual.c")]
     library = load_library("residual", sources, WIDE, AVX512)
     if not isinstance(library, str):
         pointer, number = ctypes.c_void_p, ctypes.c_int64

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsewm.kernels.training import training_kernels
-from sparsewm.model import PredictorConfig, WorldModel
+from sparsewm.model import WorldModel
 from sparsewm.model.latent import random_groups
 from sparsewm.model.step import Step
 from tests.model.tiny import tiny_model
@@ -120,7 +119,6 @@ def test_other_sizes(own: bool, sizes: dict[str, Any]) -> None:
     check(model, batch, 2, groups_of(model, len(batch["action"]), 1))
 
 
-@pytest.mark.skipif("head_dim" not in {f.name for f in fields(PredictorConfig)}, reason="no such setting")
 @pytest.mark.parametrize("size", [6, 48, 80])
 def test_heads_of_other_sizes_than_the_width(size: int) -> None:
     model, batch = made(head_dim=size)
