@@ -53,10 +53,9 @@ def from_timm(network: Any) -> dict[str, Tensor]:
     return state
 
 
-def from_transformers(network: nn.Module) -> dict[str, Tensor]:
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of transformers' Dinov2Model, with registers or without, under official names."""
     found: dict[str, Tensor] = {}
-    state = network.state_dict()
     for key, tensor in state.items():
         name = key
         if ".attention.attention." in name:

@@ -194,17 +194,32 @@ def load_hub_encoder(
             f"unknown hub encoder '{name}'.{suggest(name, HUB_ENCODERS)} Known: {', '.join(HUB_ENCODERS)}"
         )
     spec = HUB_ENCODERS[name]
-    size = whole_patches(resolution, spec.patch, name)
-    network = _build(name, spec, hub_repo)
+    whole_patches(resolution, spec.patch, name)  # refused before anything is downloaded
+    network = build(name, spec, hub_repo)
     path = Path(weights).expanduser() if weights is not None else _download_weights(name, spec)
     network = TimmDino(name) if network is None else network
-    state = _load_weights(name, spec, network, path)
-    encoder = HubEncoder(name, network, state, size)
+    return filled(name, network, _read(name, spec, network, path), resolution)
+
+
+def filled(
+    name: str, network: nn.Module, state: dict[str, Tensor], resolution: int | tuple[int, int] = 224
+) -> HubEncoder:
+    """A network with the weights of a state that has the names and shapes of `wanted`, as an encoder."""
+    if isinstance(network, TimmDino):
+        network.load_official(state)
+    else:
+        network.load_state_dict(state)
+    encoder = HubEncoder(name, network, state, whole_patches(resolution, HUB_ENCODERS[name].patch, name))
     encoder.freeze()
     return encoder
 
 
-def _build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module | None:
+def wanted(network: nn.Module) -> dict[str, Tensor]:
+    """What a state for a network must hold: official names, and tensors of the right shapes."""
+    return network.official if isinstance(network, TimmDino) else network.state_dict()
+
+
+def build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module | None:
     """The network without weights, by the hub repository's code; None where only timm can build it."""
     place, source = f"{spec.repository}:{spec.commit}", "github"
     if hub_repo is not None:
@@ -236,29 +251,29 @@ def _download_weights(name: str, spec: HubSpec) -> Path:
     return spec.weights
 
 
-def _load_weights(name: str, spec: HubSpec, network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Fill the network from a file, after checking that it is this network's; what the file holds."""
+def _read(name: str, spec: HubSpec, network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """What a file holds, after checking that it is this network's."""
     if not path.is_file():
         raise UserError(f"no encoder weights at {path}: give `weights` the file from {spec.url}")
     again = f"fetch {spec.url} again and give it as `weights`"
     if path == spec.weights:
         again = f"delete {path} to download it again"
     try:
-        state = read_weights(path)
+        state: dict[str, Tensor] = read_weights(path)
     except UserError:
         raise UserError(f"{path} is not a readable weights file: {again}") from None
-    wrong = difference(state, network.official if isinstance(network, TimmDino) else network.state_dict())
+    wrong = difference(state, wanted(network))
     if wrong:
         raise UserError(f"{path} holds no weights of {name} ({wrong}): {again}")
-    if isinstance(network, TimmDino):
-        network.load_official(state)
-    else:
-        network.load_state_dict(state)
     return state
 
 
 def _clone(spec: HubSpec) -> str:
     return f"a clone of https://github.com/{spec.repository} at commit {spec.commit[:7]}"
+
+
+class Unreachable(UserError):
+    """Something that cannot be downloaded."""
 
 
 def unreachable(name: str, spec: HubSpec, error: Exception) -> UserError:
@@ -269,7 +284,7 @@ def unreachable(name: str, spec: HubSpec, error: Exception) -> UserError:
             "to a folder that can be written"
         )
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    return UserError(
+    return Unreachable(
         f"cannot download {name} ({reason}): connect this machine to the network; or give `hub_repo` "
         f"{_clone(spec)} and `weights` the file from {spec.url} (with timm installed the file is enough); or "
         "set TORCH_HOME to a folder where another machine has downloaded them; or use the encoder "
