@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
-from sparsewm.encoders.dino import TimmDino, dino_hash
+from sparsewm.encoders.dino import TimmDino, cls_attention, dino_hash, recorded_qkv
 from sparsewm.encoders.fast import Fast
 from sparsewm.encoders.weights import difference, read_weights
 from sparsewm.errors import UserError, suggest
@@ -132,7 +132,7 @@ class HubEncoder(PatchEncoder):
         tokens = None if attention else self.fast(inner, images)
         if tokens is not None:
             return PatchFeatures(tokens[:, -self.tokens :], tokens[:, 0], self.grid)
-        with _recorded_qkv(self.network, attention) as recorded:
+        with recorded_qkv(self.network, attention) as recorded:
             if self.name.startswith("dinov2_") or isinstance(self.network, TimmDino):
                 features = self.network.forward_features(images)
                 patches, cls = features["x_norm_patchtokens"], features["x_norm_clstoken"]
@@ -144,28 +144,6 @@ class HubEncoder(PatchEncoder):
             every = cls_attention(recorded[0], self.network.blocks[-1].attn.num_heads)
             weights = every[:, -self.tokens :]  # CLS and registers stand before the patches
         return PatchFeatures(patches, cls, self.grid, weights)
-
-
-def cls_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Attention of the first token to all tokens, averaged over heads: qkv (B, L, 3 * D) -> (B, L)."""
-    b, length, _ = qkv.shape
-    q, k, _ = qkv.view(b, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, L, D / heads)
-    scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, 1, L)
-    return scores.softmax(-1).mean(1)[:, 0]
-
-
-@contextlib.contextmanager
-def _recorded_qkv(network: Any, wanted: bool) -> Iterator[list[Tensor]]:
-    """Collects what the last block's qkv layer returns, so that attention costs no second pass."""
-    recorded: list[Tensor] = []
-    if not wanted:
-        yield recorded
-        return
-    handle = network.blocks[-1].attn.qkv.register_forward_hook(lambda _m, _i, out: recorded.append(out))
-    try:
-        yield recorded
-    finally:
-        handle.remove()
 
 
 def load_hub_encoder(

@@ -29,7 +29,7 @@ from sparsewm.evaluation.actors import (
 from sparsewm.evaluation.episodes import Actor, Episode, deadline_report, run_episodes, summarize
 from sparsewm.evaluation.machine import machine
 from sparsewm.model import WorldModel, kept_patches, load
-from sparsewm.model.checkpoint import PRETRAINED, pretrained_path
+from sparsewm.model.checkpoint import encoder_folder, pretrained_path
 from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
 from sparsewm.proposals import load_sampler
@@ -194,6 +194,7 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
         if config.tokens.selection == "none":
             kept["kept"] = 0
     deadline = config.search.deadline_ms
+    shipped = f"pretrained/{(encoder_folder(config.run.encoder) / ready.envs[0].name).as_posix()}"
     return {
         "environment": ready.envs[0].name,
         "actor": config.run.actor,
@@ -202,7 +203,7 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
         "planner": config.search.planner,
         "proposals": config.proposals.source,
         "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
-        "checkpoint": None if model is None else config.run.checkpoint or _shipped_name(ready),
+        "checkpoint": None if model is None else config.run.checkpoint or shipped,
         "device": config.run.device if len(devices_of(config)) > 1 else str(ready.device),
         "dtype": None if model is None else str(ready.dtype).removeprefix("torch."),
         "seed": config.run.seed,
@@ -218,11 +219,6 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
         "machine": machine(ready.device),
         "version": sparsewm.__version__,
     }
-
-
-def _shipped_name(ready: Prepared) -> str:
-    path = pretrained_path(ready.envs[0].name, ready.config.run.encoder)
-    return path.relative_to(PRETRAINED.parent).as_posix()
 
 
 # Episodes shared by several devices, with a process for each ----------------------------------------------
