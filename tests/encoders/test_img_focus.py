@@ -336,8 +336,8 @@ def test_tokens_are_those_of_the_packages_own_graph(code: str, package: Path) ->
     for side, free in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], "hw", strict=True):
         side.dim_param = free
     session = runtime.InferenceSession(model.SerializeToString())
-    images = encoder.preprocess(FRAMES)
+    images = encoder.preprocess(FRAMES[:1])
     expected = torch.from_numpy(session.run([name], {"input_image": images.numpy()})[0])
-    found = encoder.encode(FRAMES)
+    found = encoder.encode(FRAMES[:1])
     torch.testing.assert_close(found.patches, expected[:, 1:], atol=1e-3, rtol=0)
     torch.testing.assert_close(found.cls, expected[:, 0], atol=1e-3, rtol=0)
