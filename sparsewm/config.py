@@ -306,6 +306,11 @@ def config_folder() -> Path:
     return Path(__file__).parent / "configs"
 
 
+def encoder_file(name: str) -> Path:
+    """The settings of an encoder, where there are any; what follows an @ says where its weights are from."""
+    return config_folder() / "encoders" / f"{name.partition('@')[0].replace(':', '-').replace('/', '-')}.yaml"
+
+
 def environment_file(name: str) -> Path:
     """The settings of an environment, where there are any."""
     return config_folder() / "environments" / f"{name}.yaml"

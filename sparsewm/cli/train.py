@@ -57,6 +57,9 @@ class Train:
         start, extend = (
             None if found[name] is None else Path(str(found[name])) for name in ("start", "extend")
         )
+        encoder = next(
+            (name for flag in ("encoder", "encoder.name") if (name := taken(arguments, f"--{flag}")[0])), None
+        )
         file = found["config"]
         config = TrainConfig.of(
             found["env"],
@@ -65,6 +68,7 @@ class Train:
             extend,
             None if file is None else read_yaml(file),
             str(file),
+            encoder,
         )
         sizes = "|".join(presets())
         text = (

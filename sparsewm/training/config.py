@@ -8,16 +8,18 @@ of one's own name what differs from it: ``--optim.warmup 100``, or in YAML
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from sparsewm.config import config_folder, environment_file, usual
+from sparsewm.config import config_folder, encoder_file, environment_file, usual
 from sparsewm.data.token_file import CACHES, Cache
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
+from sparsewm.files import read_json
 from sparsewm.model.latent import TokenSpace
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.trees import at_least, merged, one_of, read_yaml
@@ -41,8 +43,8 @@ class EncoderConfig:
     """Features kept of a token, those that change where the picture does and nowhere else; 0: all of them."""
     pool: Annotated[float, usual("pool")] = 0.0
     """Deviation of the Gaussian that pools a token with its neighbours, as a share of the picture's side."""
-    stride: Annotated[int, usual("stride")] = 1
-    """Windows start at every so many-th frame of an episode; the frameskip itself encodes the fewest."""
+    aligned: Annotated[bool, usual("aligned")] = False
+    """Windows start at multiples of the frameskip only, so that the frames between are not encoded."""
     cache: Annotated[Cache, usual("cache")] = "float16"
     """How encoded frames are kept: float16, int8 (half the disk), or none: frames are encoded as training
     reads them."""
@@ -50,7 +52,6 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         one_of("cache", self.cache, CACHES)
         at_least(0, features=self.features, pool=self.pool)
-        at_least(1, stride=self.stride)
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
             raise UserError(
                 f"`resolution` is a height and a width in pixels, or one number, not {self.resolution}"
@@ -264,11 +265,13 @@ class TrainConfig:
         extend: Path | None = None,
         content: Mapping[str, Any] | None = None,
         source: str = "the given settings",
+        encoder: str | None = None,
     ) -> TrainConfig:
-        """The tree's defaults under an environment's, under a preset's, under given ones.
+        """The tree's defaults under an environment's, an encoder's, a preset's, and given ones.
 
         Args:
             env, start, extend: as in the tree, in place of what `content` says of them.
+            encoder: name of the encoder whose settings are used; that of `content` or of `start` when None.
             preset: a name of `presets`.
             content: settings by section, as in YAML. source: where they come from, for messages.
 
@@ -284,13 +287,25 @@ class TrainConfig:
         if env := env or content.get("env"):
             content["env"] = env
         tree = cls()
-        path = environment_file(canonical(env)) if env else None
-        if path is not None and path.is_file():
-            tree = merged(tree, read_yaml(path).get("train", {}), str(path))
+        encoder = encoder or (content.get("encoder") or {}).get("name") or _encoder_of(run.get("start"))
+        files = environment_file(canonical(env)) if env else None, encoder_file(encoder) if encoder else None
+        for path in files:
+            if path is not None and path.is_file():
+                tree = merged(tree, read_yaml(path).get("train", {}), str(path))
         tree = merged(tree, _preset_content(preset, not run.get("start") and not run.get("extend")), preset)
         if run.get("start"):  # it imagines well already, and the full rate would undo that
             tree = merged(tree, {"optim": {"ramp": 0.0, "lr": tree.optim.lr / 4}}, source)
         return merged(tree, content, source)
+
+
+def _encoder_of(start: str | Path | None) -> str | None:
+    """The encoder of a checkpoint to go on from, where its folder says so."""
+    if start is None:
+        return None
+    for folder in (Path(start), Path(start) / "checkpoint"):
+        with contextlib.suppress(UserError, OSError, KeyError, TypeError):
+            return str(read_json(folder / "metadata.json")["encoder"]["name"])
+    return None
 
 
 def presets() -> list[str]:

@@ -167,9 +167,7 @@ def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: 
     if given is not None:
         check_sizes(given, data)
     frameskip = frameskip_of(config, given, data, env)
-    data.stride = config.encoder.stride
-    if frameskip % data.stride:
-        raise UserError(f"`stride` {data.stride} does not divide `frameskip` {frameskip}: give one that does")
+    data.stride = frameskip if config.encoder.aligned else 1
     name = given.environment if given is not None else name_of(data, env)
     history = config.model.history if given is None else given.history
     frames = DISTANCE_FRAMES if finished is not None else history + config.optim.horizon

@@ -24,6 +24,9 @@ from sparsewm.model.latent import TokenSpace
 FLOOR = 0.1
 """What is added to the variance where the picture stays, as a share of its mean over directions."""
 
+SHARPNESS = 0.5
+"""Power of that ratio of variances by which plans and losses weigh a direction beyond its own variance."""
+
 CHANGED = 0.15
 """Change of a colour channel, in its deviation over natural pictures, above which a pixel has changed."""
 
@@ -56,7 +59,8 @@ def space_statistics(
     directions = found.new_tensor(np.diag(1 / found.square().mean((0, 1)).sqrt().clamp_min(1e-4).numpy()))
     if space.features:
         changed = changed_patches(dataset.pixels[picked], encoder, np.random.default_rng(seed))
-        directions = signal_directions(found, *changed)[:, : space.features]
+        directions, ratios = signal_directions(found, *changed)
+        directions = (directions * ratios.pow(SHARPNESS / 2))[:, : space.features]
     kept = found @ directions
     result: dict[str, Tensor] = {}
     if space.pool:
@@ -100,11 +104,14 @@ def changed_patches(
     return first, second, torch.cat(changed).cpu()
 
 
-def signal_directions(tokens: Tensor, first: Tensor, second: Tensor, changed: Tensor) -> Tensor:
+def signal_directions(
+    tokens: Tensor, first: Tensor, second: Tensor, changed: Tensor
+) -> tuple[Tensor, Tensor]:
     """Directions (D, D) of tokens (K, N, D), the most telling one first.
 
     Their width is one over patches that have not changed between `first` and `second` (P,); they are ordered
-    by how much wider they are over those that have, `changed` (P, N).
+    by how much wider they are over those that have, `changed` (P, N): the second result, ratios of variances
+    (D,).
     """
     size = tokens.shape[-1]
     sums = [tokens.new_zeros(size, size, dtype=torch.float64) for _ in range(2)]
@@ -120,5 +127,5 @@ def signal_directions(tokens: Tensor, first: Tensor, second: Tensor, changed: Te
         still = torch.zeros_like(moving)
     floor = FLOOR * max(float(still.trace()), 1e-3 * float(moving.trace())) / size
     root = torch.linalg.inv(torch.linalg.cholesky(still + floor * torch.eye(size, dtype=still.dtype)))
-    _, turned = torch.linalg.eigh(root @ moving @ root.T)
-    return (root.T @ turned).flip(1).float()
+    ratios, turned = torch.linalg.eigh(root @ moving @ root.T)
+    return (root.T @ turned).flip(1).float(), ratios.flip(0).clamp_min(0).float()
