@@ -24,6 +24,8 @@ Frame = Literal["last", "min"]
 Resample = Literal["iteration", "plan", "episode"]
 TokenSelection = Literal["random", "none"]
 GoalSource = Literal["random", "trajectory"]
+TaskSet = Literal["drawn", "validation", "test"]
+Rule = Literal["arrival", "strict"]
 Actor = Literal["planner", "oracle", "nothing", "random", "policy"]
 
 NO_PROPOSALS = "none"
@@ -52,6 +54,12 @@ class GoalConfig:
     """Environment steps between start and goal of a trajectory."""
     max_steps: Annotated[int, usual("max-steps")] = 100
     """Environment steps an episode may take."""
+    tasks: TaskSet = "drawn"
+    """drawn: with the seed. validation, test: frozen (`configs/tasks`), the same for every seed: the first to
+    choose settings on, the second to report."""
+    rule: Rule = "arrival"
+    """Where an episode ends before its steps are spent: on arrival, or only at strict success, a goal still
+    reached after three steps of doing nothing (PushT: within 10 px and 10 degrees). Results count both."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +242,8 @@ class PlanConfig:
         goal, search, cost, tokens, run = self.goal, self.search, self.cost, self.tokens, self.run
         for section, name, kinds in (
             (goal, "source", GoalSource),
+            (goal, "tasks", TaskSet),
+            (goal, "rule", Rule),
             (cost, "frame", Frame),
             (tokens, "selection", TokenSelection),
             (tokens, "resample", Resample),
