@@ -266,9 +266,9 @@ def test_no_frame_is_encoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     encode = model.encode
 
-    def counted(pixels: Any, proprio: Any) -> Any:
+    def counted(pixels: Any, proprio: Any, attention: bool) -> Any:
         encoded.append(len(pixels))
-        return encode(pixels, proprio)
+        return encode(pixels, proprio, attention)
 
     monkeypatch.setattr(model, "encode", counted)
     walls = [envs.make("wall", resolution=56) for _ in range(2)]
