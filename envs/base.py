@@ -56,6 +56,10 @@ class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
 
         return act
 
+    def idle_action(self) -> np.ndarray:
+        """The action float32 (A,) that changes least: zero, or the nearest the bounds allow."""
+        return np.clip(0, self.action_space.low, self.action_space.high).astype(np.float32)
+
     @property
     def action_dim(self) -> int:
         """Size A of an action."""

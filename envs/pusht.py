@@ -113,7 +113,8 @@ class PushTEnv(SimulatedGoalEnv):
     pushes it) and no contact is remembered. Steps that push the T leave its angle in [0, 2 pi).
 
     ## Success
-    The error of (disc x, y, T x, y) has a norm below 20 px, and the T's angle is within 20 degrees.
+    The error of (disc x, y, T x, y) has a norm below 20 px, and the T's angle is within 20 degrees; strictly,
+    below 10 px and within 10 degrees.
 
     ## Start and goal
     Random positions in which the T lies inside the walls and the disc does not touch it. Evaluations take
@@ -236,6 +237,10 @@ class PushTEnv(SimulatedGoalEnv):
     def is_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
         error = self.distance(state, goal)
         return error["position"] < 20.0 and error["angle"] < math.pi / 9
+
+    def is_strict_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
+        error = self.distance(state, goal)
+        return error["position"] < 10.0 and error["angle"] < math.pi / 18
 
     def _default_look(self) -> _Look:
         self._table = None

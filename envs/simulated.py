@@ -126,6 +126,10 @@ class SimulatedGoalEnv(GoalEnv):
     def is_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
         """Whether a state (D,) counts as having reached a goal (D,)."""
 
+    def is_strict_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
+        """Whether a state (D,) has reached a goal (D,) by the strict thresholds; the usual ones by default."""
+        return self.is_success(state, goal)
+
     def _check_state(self, state: np.ndarray) -> None:
         """Raise ValueError where a finite state (D,) is impossible. By default all are possible."""
 

@@ -87,6 +87,12 @@ class TableEnv(SimulatedGoalEnv):
         self._settle()
         self._state = np.concatenate([self._positions().ravel(), arrived])
 
+    def idle_action(self) -> np.ndarray:
+        """A push of no length, in the corner furthest from the particles."""
+        corners = np.array([(x, y) for x in (-1.0, 1.0) for y in (-1.0, 1.0)], np.float32)
+        away = np.linalg.norm(REACH * corners[:, None] - self._state[:-2].reshape(-1, 2), axis=-1).min(1)
+        return np.tile(corners[away.argmax()], 2)
+
     def _place(self, particles: np.ndarray) -> None:
         """Put particles (N, 2) on the table, at rest and without a past."""
         mujoco.mj_resetData(self._model, self._data)

@@ -24,6 +24,8 @@ Frame = Literal["last", "min"]
 Resample = Literal["iteration", "plan", "episode"]
 TokenSelection = Literal["random", "none"]
 GoalSource = Literal["random", "trajectory"]
+TaskSet = Literal["drawn", "validation", "test"]
+Rule = Literal["arrival", "strict"]
 Actor = Literal["planner", "oracle", "nothing", "random", "policy"]
 
 NO_PROPOSALS = "none"
@@ -52,6 +54,12 @@ class GoalConfig:
     """Environment steps between start and goal of a trajectory."""
     max_steps: Annotated[int, usual("max-steps")] = 100
     """Environment steps an episode may take."""
+    tasks: TaskSet = "drawn"
+    """drawn: with the seed. validation, test: frozen ones (`configs/tasks`), the same for every seed: settings
+    are chosen on the first, the second is reported."""
+    rule: Rule = "arrival"
+    """When an episode ends before its steps are spent: on arrival, or at strict success: also after three more
+    steps of doing nothing there, PushT within half of its thresholds. Results count both."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,8 @@ class PlanConfig:
         goal, search, cost, tokens, run = self.goal, self.search, self.cost, self.tokens, self.run
         for section, name, kinds in (
             (goal, "source", GoalSource),
+            (goal, "tasks", TaskSet),
+            (goal, "rule", Rule),
             (cost, "frame", Frame),
             (tokens, "selection", TokenSelection),
             (tokens, "resample", Resample),

@@ -1,19 +1,30 @@
-"""What an evaluation asks for: the start and the goal of every episode, a function of the seed."""
+"""What an evaluation asks for: the start and the goal of every episode.
+
+Tasks are drawn, a function of the seed; or frozen, read from `configs/tasks` (`scripts.freeze_tasks`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsewm.config import EPISODES_PER_SEED, GoalConfig
+from sparsewm.config import EPISODES_PER_SEED, GoalConfig, config_folder
 from sparsewm.data.collect import explore
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.errors import UserError
+from sparsewm.files import read_json
 
 HELD_OUT = 977_000_000
 """Seeds of held-out trajectories start here; collected data never reaches it."""
+
+FROZEN = {"validation": (950_000_000, 100), "test": (960_000_000, 200)}
+"""Frozen sets: the seed of the first task, beyond all that are drawn, and how many there are."""
 
 
 def check_seed(seed: int) -> None:
@@ -37,12 +48,14 @@ class Task:
         seed: what the environment is reset with; also the seed of the agent's random numbers.
         start, goal: states (D,) of a simulator; None: as the environment draws them.
         offset: environment steps ahead at which another environment's own trajectory gives the goal.
+        frozen: the seed a frozen task was drawn with, which is its name; None: it is drawn with `seed`.
     """
 
     seed: int
     start: np.ndarray | None = None
     goal: np.ndarray | None = None
     offset: int | None = None
+    frozen: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -53,18 +66,36 @@ class Task:
 
 
 def make_tasks(env: GoalEnv, episodes: int, seed: int, goal: GoalConfig) -> list[Task]:
-    """Tasks of an evaluation; those of two seeds have nothing in common.
+    """Tasks of an evaluation; those drawn with two seeds have nothing in common.
 
     Args:
-        env: its own simulator draws them. goal: `source` "random": start and goal as `env.reset` draws them;
-            "trajectory": two moments, `offset` environment steps apart, of a scripted trajectory that no
-            dataset contains, such that the first does not count as success already.
+        env: its own simulator draws them. seed: of the tasks drawn and of the agent's random numbers.
+        goal: `source` "random": start and goal as `env.reset` draws them; "trajectory": two moments, `offset`
+            environment steps apart, of a scripted trajectory that no dataset contains, such that the first
+            does not count as success already. `tasks` "validation" or "test": the first of a frozen set.
+
+    Raises:
+        UserError: no such goal was found, or no such frozen task.
+    """
+    first = seed * EPISODES_PER_SEED
+    if goal.tasks != "drawn":
+        tasks = read_tasks(env, goal)
+        if episodes > len(tasks):
+            raise UserError(
+                f"the {goal.tasks} set of {env.name} holds {len(tasks)} tasks: lower `episodes` {episodes}"
+            )
+        return [replace(task, seed=first + i) for i, task in enumerate(tasks[:episodes])]
+    return draw_tasks(env, range(first, first + episodes), goal)
+
+
+def draw_tasks(env: GoalEnv, seeds: Sequence[int], goal: GoalConfig) -> list[Task]:
+    """The task of every seed, from an environment's simulator; see `make_tasks`.
 
     Raises:
         UserError: no such goal was found.
     """
     tasks = []
-    for i in range(seed * EPISODES_PER_SEED, seed * EPISODES_PER_SEED + episodes):
+    for i in seeds:
         if not isinstance(env, SimulatedGoalEnv):
             tasks.append(Task(i, offset=goal.offset if goal.source == "trajectory" else None))
         elif goal.source == "random":
@@ -88,3 +119,74 @@ def _trajectory_task(env: SimulatedGoalEnv, seed: int, offset: int) -> Task:
         f"{_ATTEMPTS} trajectories hold no goal {offset} steps ahead that is not reached already: raise "
         "`offset`"
     )
+
+
+# Frozen tasks: a JSON file for an environment and a kind of goal ------------------------------------------
+
+
+def tasks_file(environment: str, goal: GoalConfig) -> Path:
+    """Where the frozen tasks are: `pusht-25.json` for goals 25 steps ahead, `pusht-random.json`."""
+    kind = "random" if goal.source == "random" else str(goal.offset)
+    return config_folder() / "tasks" / f"{environment}-{kind}.json"
+
+
+def read_tasks(env: GoalEnv, goal: GoalConfig) -> list[Task]:
+    """The frozen tasks of a set, checked.
+
+    Args:
+        goal: `tasks` names the set, `source` and `offset` the kind of goal.
+
+    Raises:
+        UserError: there are none, or the file is damaged or was edited.
+    """
+    found = _read_set(env.name, goal)
+    assert isinstance(env, SimulatedGoalEnv)  # only such have a file
+    start, goals = (_unpacked(found[name], env.state_dim) for name in ("start", "goal"))
+    tasks = zip(start, goals, strict=True)
+    return [Task(found["first_seed"] + i, a, b, frozen=found["first_seed"] + i) for i, (a, b) in enumerate(tasks)]
+
+
+def tasks_hash(environment: str, goal: GoalConfig) -> str | None:
+    """The recorded SHA-256 of the tasks a goal asks for; None where they are drawn.
+
+    Raises:
+        UserError: there are none, or the file is damaged or was edited.
+    """
+    return None if goal.tasks == "drawn" else str(_read_set(environment, goal)["sha256"])
+
+
+def frozen_set(environment: str, goal: GoalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What a file holds of a set: the first of the consecutive seeds, states as base64 of float32, a hash."""
+    found: dict[str, Any] = {"first_seed": tasks[0].seed, "episodes": len(tasks)}
+    for name, states in (("start", [task.start for task in tasks]), ("goal", [task.goal for task in tasks])):
+        found[name] = b64encode(np.asarray(states, "<f4").tobytes()).decode()
+    return found | {"sha256": _digest(environment, goal, found)}
+
+
+def _digest(environment: str, goal: GoalConfig, found: dict[str, Any]) -> str:
+    kind = "random" if goal.source == "random" else goal.offset
+    words = [environment, kind, *(found[name] for name in ("first_seed", "episodes", "start", "goal"))]
+    return hashlib.sha256("\0".join(map(str, words)).encode()).hexdigest()
+
+
+def _read_set(environment: str, goal: GoalConfig) -> dict[str, Any]:
+    path = tasks_file(environment, goal)
+    if not path.is_file():
+        there = sorted(other.stem for other in path.parent.glob("*.json"))
+        raise UserError(
+            f"no frozen tasks are {path.stem}: let `tasks` be drawn, or take an environment, `source` and "
+            f"`offset` that has some ({', '.join(there)})"
+        )
+    try:
+        found: dict[str, Any] = read_json(path)[goal.tasks]
+        intact = found["sha256"] == _digest(environment, goal, found)
+    except (KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path} was edited or is damaged: get it from the repository again")
+    return found
+
+
+def _unpacked(text: str, width: int) -> np.ndarray:
+    """States float64 (N, width)."""
+    return np.frombuffer(b64decode(text), "<f4").reshape(-1, width).astype(np.float64)

@@ -62,12 +62,11 @@ class _Blind:
 
 
 class Nothing(_Blind):
-    """Does nothing: actions of zero, or the nearest the bounds allow."""
+    """Does nothing: the action of each environment that changes least."""
 
     def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
-        env = episodes[0].env
-        still = np.clip(0, env.action_space.low, env.action_space.high).astype(np.float32)
-        return [np.tile(still, (env.frameskip, 1)) for _ in active]
+        rows = [episodes[i].env for i in active]
+        return [np.tile(env.idle_action(), (env.frameskip, 1)) for env in rows]
 
 
 class RandomActions(_Blind):

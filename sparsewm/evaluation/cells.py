@@ -160,7 +160,7 @@ class _Timed:
         observation, info = env.reset(seed=task.seed, options=task.options)
         self.episode = Episode(env, task, env.goal_observation(), observation, info)
         self.actor.begin([self.episode])
-        still = np.clip(0, env.action_space.low, env.action_space.high).astype(np.float32)
+        still = env.idle_action()
         history = 1 if ready.model is None else ready.model.history
         for _ in range((history - 1) * env.frameskip):  # what it sees before its first timed decision
             observation, _, _, _, info = env.step(still)

@@ -10,12 +10,16 @@ import cv2
 import numpy as np
 
 from sparsewm.agent import Decision
+from sparsewm.config import Rule
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.evaluation.statistics import quartiles, wilson
 from sparsewm.tasks import Task
 
 SHOWN_SIDE = 256
 """Largest side of the pictures that an episode keeps for videos."""
+
+HOLD = 3
+"""Environment steps of doing nothing that a strict success outlasts."""
 
 
 @dataclass
@@ -27,7 +31,10 @@ class Episode:
         observation, info: what the environment gave last.
         states: every environment step, (steps + 1) x (D,), where the environment tells.
         frames: pictures (H, W, 3) of every environment step, small; empty where nobody wants them.
-        actions: those between, steps x (A,). success: whether the goal was reached.
+        actions: those between, steps x (A,).
+        success_step: environment steps until the goal was first reached; None: it was not.
+        strict_step: until it was first reached such that it stays so, by the strict thresholds, through `HOLD`
+            steps of doing nothing.
         distances: what the environment says of the distance to the goal, first and last.
         remaining: distance to the goal at every environment step, of a simulator in units of its success
             thresholds; where frames are kept.
@@ -42,7 +49,8 @@ class Episode:
     states: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
-    success: bool = False
+    success_step: int | None = None
+    strict_step: int | None = None
     distances: list[dict[str, float]] = field(default_factory=list)
     remaining: list[float] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -55,6 +63,16 @@ class Episode:
     def steps(self) -> int:
         """Environment steps taken."""
         return len(self.actions)
+
+    @property
+    def success(self) -> bool:
+        """Whether the goal was reached."""
+        return self.success_step is not None
+
+    @property
+    def strict(self) -> bool:
+        """Whether the goal was reached and stayed so."""
+        return self.strict_step is not None
 
     @property
     def simulator(self) -> SimulatedGoalEnv:
@@ -75,9 +93,12 @@ class Episode:
     def see(self, observation: dict[str, np.ndarray], info: dict[str, Any], keep_frame: bool) -> None:
         """Take in what the environment gave."""
         self.observation, self.info = observation, info
-        self.success = self.success or bool(info.get("is_success", False))
         if "state" in info:
             self.states.append(np.asarray(info["state"]))
+        if info.get("is_success", False):
+            self.success_step = self.steps if self.success_step is None else self.success_step
+            if self.strict_step is None and isinstance(self.env, SimulatedGoalEnv) and self._stays():
+                self.strict_step = self.steps
         if "distance" in info:
             self.distances = [*self.distances[:1], dict(info["distance"])]
         if keep_frame:
@@ -86,6 +107,22 @@ class Episode:
                 self.remaining.append(float(self.env.shortfall(self.states[-1][None], self.env.goal)[0]))
             elif "distance" in info:
                 self.remaining.append(float(next(iter(info["distance"].values()))))
+
+    def _stays(self) -> bool:
+        """Whether the simulator stays at the goal; it is left as it is."""
+        env = self.simulator
+        still = np.tile(env.idle_action(), (1, HOLD, 1))
+        return env.is_strict_success(env.rollout_states(self.states[-1], still)[0, -1], env.goal)
+
+    def wait_there(self) -> None:
+        """Do nothing at the goal in an environment that has no states to try it in, and see whether it stays."""
+        info = self.info
+        for _ in range(HOLD):
+            _, _, terminated, truncated, info = self.env.step(self.env.idle_action())
+            if terminated or truncated:
+                break
+        if info.get("is_success", False):
+            self.strict_step = self.success_step
 
 
 class Actor(Protocol):
@@ -109,21 +146,25 @@ def run_episodes(
     on_plan: Callable[[int, int, Episode], None] | None = None,
     on_episode: Callable[[int, Episode], None] | None = None,
     frames: bool = False,
+    rule: Rule = "arrival",
 ) -> list[Episode]:
     """Run the tasks, as many at a time as there are environments.
 
     An episode succeeds at the first environment step that counts as success; it ends there, when the
-    environment ends it, or after `max_steps`.
+    environment ends it, or after `max_steps`. What is done does not depend on `max_steps` before: an episode
+    of fewer steps is the beginning of a longer one.
 
     Args:
         envs: one for each episode of a batch. max_steps: environment steps an episode may take.
         on_plan: called with (episode, re-plan, episode so far) after every decision; on_episode: with
             (episode, what happened) at the end. frames: keep the pictures.
+        rule: "strict" goes on after the first success until it is a strict one. Where no simulator can try
+            whether it is, all episodes end on arrival, and the environment is left alone there.
     """
     finished: list[Episode] = []
     for first in range(0, len(tasks), len(envs)):
         group = [_begun(env, task, frames) for env, task in zip(envs, tasks[first:], strict=False)]
-        ended = [episode.success for episode in group]
+        ended = [_there(episode, rule) for episode in group]
         actor.begin(group)
         decision = 0
         while not all(ended):
@@ -135,8 +176,14 @@ def run_episodes(
                     observation, _, terminated, truncated, info = episode.env.step(action)
                     episode.actions.append(action)
                     episode.see(observation, info, frames)
-                    ended[i] = episode.success or terminated or truncated or episode.steps >= max_steps
+                    over = terminated or truncated
+                    ended[i] = _there(episode, rule) or over or episode.steps >= max_steps
                     if ended[i]:
+                        if episode.success and not isinstance(episode.env, SimulatedGoalEnv):
+                            if over:  # it may not be stepped on: taken at its word
+                                episode.strict_step = episode.success_step
+                            else:
+                                episode.wait_there()
                         break
                     actor.observe(int(i), episode)
                 if on_plan is not None:
@@ -156,6 +203,11 @@ def _begun(env: GoalEnv, task: Task, frames: bool) -> Episode:
     return episode
 
 
+def _there(episode: Episode, rule: Rule) -> bool:
+    strict = rule == "strict" and isinstance(episode.env, SimulatedGoalEnv)
+    return episode.strict if strict else episode.success
+
+
 def small(picture: np.ndarray) -> np.ndarray:
     """A picture (H, W, 3) of at most `SHOWN_SIDE` pixels a side."""
     scale = SHOWN_SIDE / max(picture.shape[:2])
@@ -166,14 +218,19 @@ def small(picture: np.ndarray) -> np.ndarray:
 
 
 def summarize(environment: str, episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Success rate with its 95% Wilson interval, timings, and one entry per episode."""
+    """Success rates with their 95% Wilson intervals, timings, and one entry per episode."""
     entries = []
     for episode in episodes:
         entry: dict[str, Any] = {
             "success": episode.success,
+            "success_step": episode.success_step,
+            "strict": episode.strict,
+            "strict_step": episode.strict_step,
             "steps": episode.steps,
             "seed": episode.task.seed,
         }
+        if episode.task.frozen is not None:
+            entry["task"] = episode.task.frozen
         if episode.distances:
             for name, found in (
                 ("distance", episode.distances[-1]),
@@ -182,6 +239,7 @@ def summarize(environment: str, episodes: Sequence[Episode]) -> dict[str, Any]:
                 entry[name] = {key: round(float(value), 4) for key, value in found.items()}
         entries.append(entry)
     result: dict[str, Any] = success_rate([entry["success"] for entry in entries])
+    result["strict"] = success_rate([entry["strict"] for entry in entries])
     times = [episode.seconds_per_plan for episode in episodes]
     result |= {
         "seconds_per_iteration": quartiles([s for one in episodes for s in one.seconds_per_iteration]),

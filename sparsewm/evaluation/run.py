@@ -34,7 +34,7 @@ from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
 from sparsewm.proposals import load_sampler
 from sparsewm.settings import make_env
-from sparsewm.tasks import Task, make_tasks
+from sparsewm.tasks import Task, make_tasks, tasks_hash
 
 OnPlan = Callable[[int, int, Episode], None]
 OnEpisode = Callable[[int, Episode], None]
@@ -178,8 +178,9 @@ def run(
     if len(devices_of(ready.config)) > 1:
         return _run_on_devices(ready, on_episode, frames)
     try:
+        goal = ready.config.goal
         return run_episodes(
-            ready.envs, ready.tasks, ready.actor(), ready.config.goal.max_steps, on_plan, on_episode, frames
+            ready.envs, ready.tasks, ready.actor(), goal.max_steps, on_plan, on_episode, frames, goal.rule
         )
     except PlanningError as error:
         raise UserError(str(error)) from None
@@ -211,6 +212,9 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
             "source": config.goal.source,
             "offset": config.goal.offset if config.goal.source == "trajectory" else None,
             "budget": config.goal.max_steps,
+            "tasks": config.goal.tasks,
+            "tasks_sha256": tasks_hash(ready.envs[0].name, config.goal),
+            "rule": config.goal.rule,
         },
         "settings": config.settings(),
         **summarize(ready.envs[0].name, episodes),

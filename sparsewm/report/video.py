@@ -46,7 +46,7 @@ def episode_frames(episode: Episode, grid: tuple[int, int] | None, frameskip: in
     for step, picture in enumerate(episode.frames):
         earlier = [decision for decision in episode.decisions if decision.step <= step]
         last = earlier[-1] if earlier else None
-        state = "reached" if episode.success and step == len(episode.frames) - 1 else f"step {step}"
+        state = "reached" if step == episode.success_step else f"step {step}"
         panels = [panel(picture, f"real, {state}"), goal]
         if grid is not None:
             total = grid[0] * grid[1]
