@@ -1,7 +1,7 @@
 r"""Which tokens to keep: success and time of every choice, at several shares of the tokens.
 
-A choice is written NAME, or NAME@TEMPERATURE (0: the highest scores, without chance), and with /COST behind it
-where the cost is of some of the imagined tokens only: goal, goal@0, random/goal.
+A choice is written NAME, or NAME@TEMPERATURE (0: the highest scores, without chance), and with /COST behind
+it where the cost is of some of the imagined tokens only: goal, goal@0, random/goal.
 
 Example, on the frozen tasks that settings are chosen on:
 
@@ -119,7 +119,7 @@ def cells(arguments: Arguments) -> Iterator[tuple[dict[str, Any], Cell]]:
 
 
 def paired(found: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """Success less that of others on the same tasks, with its 95% interval, and tasks that one alone solves."""
+    """Success less others' on the same tasks, with its 95% interval, and tasks that one alone solves."""
     ours, theirs = (np.array([one["success"] for one in part["per_episode"]]) for part in (found, others))
     won, lost, count = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours)
     mean = (won - lost) / count
@@ -133,7 +133,10 @@ def run(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Cell]]:
     done: list[Cell] = []
     reference: dict[str, Any] = {}
     for varied, cell in cells(arguments):
-        name, request = file_name(**{("label" if k == "choice" else k): v for k, v in varied.items()}), cell.request()
+        name, request = (
+            file_name(**{("label" if k == "choice" else k): v for k, v in varied.items()}),
+            cell.request(),
+        )
         result = read_cell(arguments.output, name, request)
         if result is None:
             result = {"request": request, **cell.run()}
