@@ -218,8 +218,8 @@ def measure(seen: Sequence[Seen], episodes: Sequence[Episode]) -> dict[str, Any]
     groups = {}
     for name, some in (("none_missed", False), ("some_missed", True)):
         chosen = [won for won, count in zip(success, missed, strict=True) if (count > 0) == some]
-        groups[name] = {"episodes": len(chosen), "successes": sum(chosen)}
-        groups[name] |= {"ci95": list(wilson(sum(chosen), len(chosen)))}
+        interval = list(wilson(sum(chosen), len(chosen)))
+        groups[name] = {"episodes": len(chosen), "successes": sum(chosen), "ci95": interval}
     return {
         "episodes": len(success),
         "success_rate": sum(success) / max(1, len(success)),

@@ -43,7 +43,7 @@ def choice_of(name: str, model: WorldModel, temperature: float = 1.0) -> TokenCh
 
 
 def problem_of(model: WorldModel, scene: Scene, name: str, **options: Any) -> Any:
-    usual = {"choice": choice_of(name, model), "history": scene.history, "drop": 0.5}
+    usual: dict[str, Any] = {"choice": choice_of(name, model), "history": scene.history, "drop": 0.5}
     return latent_problem(model, scene.start, scene.goal, **(usual | options))
 
 
@@ -204,7 +204,7 @@ def test_tokens_at_the_centres_of_patches_are_the_patches() -> None:
     )
     actions = random_actions(model, 3, 5, 5, generator=generator(1, "candidates"))
     for objective in ("mse", "temporal"):
-        common = {"history": scene.history, "drop": 0.75, "objective": objective}
+        common: dict[str, Any] = {"history": scene.history, "drop": 0.75, "objective": objective}
         plain, same = (
             latent_problem(model, scene.start, scene.goal, patches=patches, **common)
             for patches in (some, blended)

@@ -31,10 +31,11 @@ class Mixture(ScoredChoice):
         return drawn(self._mixed(scene, kept), kept, self.temperature, generators)
 
     def _mixed(self, scene: Scene, kept: int) -> Tensor:
-        total, left = 0.0, 1.0
+        left = torch.ones(len(scene.start.tokens), 1, device=scene.start.tokens.device)
+        mixed = torch.zeros_like(scene.start.tokens[..., 0])
         for part in (GoalDifference(self.model), Motion(self.model)):
             chances = shares(part.scores(scene))
             spread = 1 / chances.square().sum(-1, keepdim=True)
             share = (spread / kept).clamp_max(LARGEST)
-            total, left = total + share * chances, left - share
-        return torch.as_tensor(total + left / self.model.patches)
+            mixed, left = mixed + share * chances, left - share
+        return mixed + left / self.model.patches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_patch_left_out_of_the_cost(objective: str, frame: str) -> None:
     history = [(before, random_actions(model, 1, generator=source))]
     scene = Scene(start, goal, history)
     actions = random_actions(model, 1, 6, 3, generator=source)
-    options = {"history": history, "horizon": 3, "objective": objective, "frame": frame}
+    options: dict[str, Any] = {"history": history, "horizon": 3, "objective": objective, "frame": frame}
     problem = latent_problem(model, start, goal, **options)
     with torch.inference_mode():
         costs, without = blind_spots.leave_one_out(problem, scene, actions, problem.objective)
