@@ -108,7 +108,7 @@ class TokenConfig:
     """random, or none: proprioception alone is scored (a yardstick)."""
     resample: Resample = "iteration"
     """When another subset is drawn: at every iteration, plan or episode."""
-    choose: Annotated[str, usual("choose")] = "random"
+    choose: str = "random"
     """random (as published), grid, attention, ranking, motion, goal, mixture, merge, drop_merge, grids, or
     module:Class of your own."""
     temperature: float = 1.0

@@ -15,7 +15,7 @@ RIDGE = 1e-2
 class Ranking(ScoredChoice):
     """Scores: how badly a patch's token is reconstructed from those around it, in the present frame and goal.
 
-    As LTRP (Luo et al. 2023) ranks patches by what a reconstruction loses without them, but nothing is
+    As LTRP (Luo et al. 2024) ranks patches by what a reconstruction loses without them, but nothing is
     trained: the reconstruction is ridge regression of a token on its eight neighbours, one coefficient for
     each, fitted to the two frames themselves. Beyond the edge tokens are zero, the mean of the data.
     """
