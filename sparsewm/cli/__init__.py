@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)  # as a shell says that a program ended by SIGPIPE
     except KeyboardInterrupt:  # while a command is imported
         sys.exit(130)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # all is written: threads of libraries may abort a slow farewell
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

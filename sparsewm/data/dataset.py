@@ -50,6 +50,8 @@ class Dataset(ABC):
         obstacles: why training must refuse it, empty for a sound one.
     """
 
+    stride: int = 1  # windows start at every so many-th row of an episode: fewer pictures to encode
+
     def __init__(
         self,
         path: str | Path,
@@ -198,8 +200,8 @@ class Dataset(ABC):
         return np.setdiff1d(np.arange(self.episodes), held), held
 
     def rows_of(self, episodes: np.ndarray) -> np.ndarray:
-        """Rows int64 (n,) of the given episodes, one after another."""
-        parts = [np.arange(self.offsets[e], self.offsets[e] + self.lengths[e]) for e in episodes]
+        """Rows int64 (n,) of the given episodes, one after another; every `stride`-th of each."""
+        parts = [np.arange(self.offsets[e], self.offsets[e] + self.lengths[e], self.stride) for e in episodes]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def statistics(self, rows: np.ndarray) -> dict[str, np.ndarray]:

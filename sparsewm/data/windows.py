@@ -25,7 +25,7 @@ def count_windows(dataset: Dataset, frames: int, frameskip: int, episodes: np.nd
         UserError: no episode is long enough.
     """
     span, lengths = (frames - 1) * frameskip, dataset.lengths[episodes]
-    counts: np.ndarray = np.maximum(lengths - span, 0)
+    counts: np.ndarray = -(-np.maximum(lengths - span, 0) // dataset.stride)
     if counts.sum() == 0:
         raise UserError(
             f"no episode of {dataset.path} is long enough: {frames} frames {frameskip} steps apart need "
@@ -52,7 +52,8 @@ class WindowRows:
         self.dataset, self.frames, self.frameskip = dataset, frames, frameskip
         counts = count_windows(dataset, frames, frameskip, episodes)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        self.starts = np.repeat(dataset.offsets[episodes], counts) + within  # first row of each window
+        first = np.repeat(dataset.offsets[episodes], counts)
+        self.starts = first + dataset.stride * within  # first row of each window
 
     def __len__(self) -> int:
         return len(self.starts)

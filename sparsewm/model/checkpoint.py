@@ -23,6 +23,7 @@ from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
 from sparsewm.model.hub import CHECKPOINT_FILES as FILES
 from sparsewm.model.hub import checkpoint_folder
+from sparsewm.model.latent import TokenSpace
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import fastest_dtype
@@ -62,6 +63,8 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
                 config["distance"] = dataclasses.asdict(model.distance.config)
             if model.decoder is not None:
                 config["decoder"] = dataclasses.asdict(model.decoder.config)
+            if model.space is not None:
+                config["space"] = dataclasses.asdict(model.space)
             (temporary / FILES[1]).write_text(yaml.safe_dump(config, sort_keys=False))
             information = model.metadata | {
                 "environment": model.environment,
@@ -124,6 +127,7 @@ def load(
         distance, decoder = config.pop("distance", None), config.pop("decoder", None)
         distance_config = None if distance is None else DistanceConfig(**distance)
         decoder_config = None if decoder is None else DecoderConfig(**decoder)
+        space = None if (kept := config.pop("space", None)) is None else TokenSpace(**kept)
         predictor_config = PredictorConfig(**config)
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
@@ -170,7 +174,8 @@ def load(
             f"checkpoint {path} was trained on pictures of {resolution} pixels, not of "
             f"{encoder.resolution}: load the encoder with that `resolution`"
         )
-    model = WorldModel(encoder, predictor_config, name, frameskip, metadata, distance_config, decoder_config)
+    heads = distance_config, decoder_config
+    model = WorldModel(encoder, predictor_config, name, frameskip, metadata, *heads, space)
     try:
         model.load_state_dict({key: value.float() for key, value in tensors.items()})
     except RuntimeError as error:

@@ -48,27 +48,56 @@ History = Sequence[tuple[Latent, Tensor]]
 """Past frames and the actions (B, C) taken at them, oldest first."""
 
 
+@dataclass(frozen=True)
+class TokenSpace:
+    """What a world model keeps of an encoder's tokens.
+
+    Attributes:
+        features: kept of a token, those that change where the picture does and nowhere else; 0: all.
+        pool: deviation of the Gaussian by which a token is pooled with its neighbours, as a share of the
+            picture's side; 0: every patch stands for itself.
+    """
+
+    features: int = 0
+    pool: float = 0.0
+
+
 class Standardizer(nn.Module):
     """Statistics of the training data, part of every checkpoint.
 
     Tokens lose their mean *per patch* (what a fixed camera always sees is no information) and pass through a
     linear map that gives what is left unit size (`sparsewm.data.token_statistics`), so that an error of one
-    means the same in every environment and for every encoder.
+    means the same in every environment and for every encoder. The map may keep fewer features than the
+    encoder gives, and what it leaves of a patch may be pooled with its neighbours' (`TokenSpace`).
+
+    Args:
+        patches: N. token_dim: D of the encoder. proprio_dim: P. action_dim: A.
+        space: which features are kept; None: all of them, as they are.
     """
 
     token_mean: Tensor
     token_map: Tensor
     cost_map: Tensor
+    pool: Tensor | None
     proprio_mean: Tensor
     proprio_std: Tensor
     action_mean: Tensor
     action_std: Tensor
 
-    def __init__(self, patches: int, token_dim: int, proprio_dim: int, action_dim: int) -> None:
+    def __init__(
+        self,
+        patches: int,
+        token_dim: int,
+        proprio_dim: int,
+        action_dim: int,
+        space: TokenSpace | None = None,
+    ) -> None:
         super().__init__()
+        kept = (space and space.features) or token_dim
         self.register_buffer("token_mean", torch.zeros(patches, token_dim))
-        self.register_buffer("token_map", torch.eye(token_dim))
-        self.register_buffer("cost_map", torch.eye(token_dim))
+        self.register_buffer("token_map", torch.eye(token_dim)[:, :kept].contiguous())
+        self.register_buffer("cost_map", torch.eye(kept))
+        self.register_buffer("pool", torch.eye(patches) if space is not None and space.pool else None)
         for name, size in (("proprio", proprio_dim), ("action", action_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
@@ -81,8 +110,9 @@ class Standardizer(nn.Module):
             buffer.copy_(value.clamp_min(1e-4) if name.endswith("_std") else value)
 
     def tokens(self, patches: Tensor) -> Tensor:
-        """Raw patch tokens (..., N, D) -> standardised float32."""
-        return (patches.float() - self.token_mean) @ self.token_map
+        """Raw patch tokens (..., N, D) -> standardised float32 (..., N, features kept)."""
+        tokens = (patches.float() - self.token_mean) @ self.token_map
+        return tokens if self.pool is None else self.pool @ tokens
 
     def token_error(self, tokens: Tensor, goal: Tensor) -> Tensor:
         """What plans are scored by: squared error (...) of standardised tokens (..., M, D) to a goal's."""

@@ -16,7 +16,7 @@ from sparsewm.kernels import Graphs, flushed
 from sparsewm.model.decoder import Decoder, DecoderConfig
 from sparsewm.model.distance import DistanceConfig, TemporalDistance
 from sparsewm.model.interface import Interface
-from sparsewm.model.latent import History, Latent, Standardizer, gather_patches, linear_fit
+from sparsewm.model.latent import History, Latent, Standardizer, TokenSpace, gather_patches, linear_fit
 from sparsewm.model.predictor import FrameCache, Predictor, PredictorConfig
 from sparsewm.model.rollout import Past, Rollout
 from sparsewm.model.step import Step, rollout_loss
@@ -33,6 +33,7 @@ class WorldModel(nn.Module):
         frameskip: environment steps per model step.
         metadata: free information kept in checkpoints (dataset hash, training steps, ...).
         distance, decoder: sizes of the learned temporal distance and of the decoder; None: it has none.
+        space: what is kept of the encoder's tokens; None: all of them, as they are.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class WorldModel(nn.Module):
         metadata: dict[str, Any] | None = None,
         distance: DistanceConfig | None = None,
         decoder: DecoderConfig | None = None,
+        space: TokenSpace | None = None,
     ) -> None:
         super().__init__()
         rows, cols = config.grid
@@ -55,9 +57,14 @@ class WorldModel(nn.Module):
         if decoder is not None:
             self.decoder = Decoder(config.token_dim, config.grid, decoder)
         self.standardizer = Standardizer(
-            rows * cols, config.token_dim, config.proprio_dim, config.action_dim // frameskip
+            rows * cols,
+            config.token_dim if space is None else encoder.dim,
+            config.proprio_dim,
+            config.action_dim // frameskip,
+            space,
         )
         self.config, self.environment, self.frameskip = config, environment, frameskip
+        self.space = space
         self.metadata = dict(metadata or {})
         self.graphs = Graphs()  # of what planners compute with this model on a GPU
         self._packed: Rollout | None = None

@@ -18,6 +18,7 @@ from sparsewm.config import config_folder, environment_file, usual
 from sparsewm.data.token_file import CACHES, Cache
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
+from sparsewm.model.latent import TokenSpace
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.trees import at_least, merged, one_of, read_yaml
 
@@ -36,16 +37,29 @@ class EncoderConfig:
     """Height and width it sees in pixels, or one number; its own in the data's aspect ratio if left out."""
     letterbox: Annotated[bool, usual("letterbox")] = False
     """Pad pictures of another aspect ratio instead of fitting the resolution to them."""
+    features: Annotated[int, usual("features")] = 0
+    """Features kept of a token, those that change where the picture does and nowhere else; 0: all of them."""
+    pool: Annotated[float, usual("pool")] = 0.0
+    """Deviation of the Gaussian that pools a token with its neighbours, as a share of the picture's side."""
+    stride: Annotated[int, usual("stride")] = 1
+    """Windows start at every so many-th frame of an episode; the frameskip itself encodes the fewest."""
     cache: Annotated[Cache, usual("cache")] = "float16"
     """How encoded frames are kept: float16, int8 (half the disk), or none: frames are encoded as training
     reads them."""
 
     def __post_init__(self) -> None:
         one_of("cache", self.cache, CACHES)
+        at_least(0, features=self.features, pool=self.pool)
+        at_least(1, stride=self.stride)
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
             raise UserError(
                 f"`resolution` is a height and a width in pixels, or one number, not {self.resolution}"
             )
+
+    @property
+    def space(self) -> TokenSpace | None:
+        """What a world model keeps of the tokens; None: all of them, as they are."""
+        return TokenSpace(self.features, self.pool) if self.features or self.pool else None
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,9 @@ def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: 
     if given is not None:
         check_sizes(given, data)
     frameskip = frameskip_of(config, given, data, env)
+    data.stride = config.encoder.stride
+    if frameskip % data.stride:
+        raise UserError(f"`stride` {data.stride} does not divide `frameskip` {frameskip}: give one that does")
     name = given.environment if given is not None else name_of(data, env)
     history = config.model.history if given is None else given.history
     frames = DISTANCE_FRAMES if finished is not None else history + config.optim.horizon
@@ -180,7 +183,9 @@ def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: 
         held.enter_context(only_one(output_folder(folder)))
         _check_free(config, folder)
     space = None if env is None else (env.action_space.low, env.action_space.high)
-    other = first is not None and measures_otherwise(first, encoder, config.optim.whitening)
+    other = first is not None and measures_otherwise(
+        first, encoder, config.optim.whitening, config.encoder.space
+    )
     trained = None if finished is not None else history
     rows = rows_read(config, data, split, frameskip, trained, given is None or other, other)
     return _Found(config, device, encoder, data, rows, split, folder, name, frameskip, space, first, finished)
@@ -221,11 +226,11 @@ def _encoded(
 def _newborn(job: _Job, first: WorldModel | None, encoder: PatchEncoder, shown: Interface) -> WorldModel:
     """The world model to train: a new one, or one that goes on from `first`."""
     config, whitening, seed = job.config, job.config.optim.whitening, job.config.run.seed
-    data, tokens, episodes = job.data, job.tokens, job.split[0]
+    data, tokens, episodes, space = job.data, job.tokens, job.split[0], config.encoder.space
     if first is None:
-        model = new_model(encoder, data, tokens, episodes, config.model, shown, whitening, seed)
-    elif measures_otherwise(first, encoder, whitening):
-        model = translated(first, encoder, data, tokens, episodes, whitening, seed)
+        model = new_model(encoder, data, tokens, episodes, config.model, shown, whitening, seed, space)
+    elif measures_otherwise(first, encoder, whitening, space):
+        model = translated(first, encoder, data, tokens, episodes, whitening, seed, space)
     else:
         model = first
     about: dict[str, Any] = {

@@ -12,10 +12,12 @@ from sparsewm.data import Dataset, Tokens
 from sparsewm.encoders import PatchEncoder
 from sparsewm.errors import UserError
 from sparsewm.model.interface import Interface
+from sparsewm.model.latent import TokenSpace
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import ModelConfig
 from sparsewm.training.draws import translated_rows
+from sparsewm.training.space import space_statistics
 
 
 def interface(dataset: Dataset, name: str, frameskip: int, space: Any = None) -> Interface:
@@ -50,6 +52,7 @@ def new_model(
     shown: Interface,
     whitening: float,
     seed: int,
+    space: TokenSpace | None = None,
 ) -> WorldModel:
     """An untrained world model with the statistics of episodes.
 
@@ -58,15 +61,18 @@ def new_model(
     """
     torch.manual_seed(seed)
     actions = dataset.action.shape[1] * shown.frameskip
+    size = (space and space.features) or encoder.dim
+    if size > encoder.dim:
+        raise UserError(f"`features` {size} are more than encoder '{encoder.name}' gives: {encoder.dim}")
     try:
-        config = PredictorConfig(
-            encoder.dim, encoder.grid, dataset.proprio.shape[1], actions, **asdict(sizes)
-        )
+        config = PredictorConfig(size, encoder.grid, dataset.proprio.shape[1], actions, **asdict(sizes))
     except ValueError as error:
         raise UserError(str(error)) from None
-    model = WorldModel(encoder, config, shown.name, shown.frameskip)
+    model = WorldModel(encoder, config, shown.name, shown.frameskip, space=space)
     rows = dataset.rows_of(episodes)
-    statistics = tokens.statistics(rows, whitening) | dataset.statistics(rows)
+    statistics = tokens.statistics(rows, 0.0 if space is not None else whitening) | dataset.statistics(rows)
+    if space is not None:
+        statistics |= space_statistics(space, dataset, tokens, encoder, statistics, rows, whitening)
     model.standardizer.fit(statistics)
     for name, value in model.standardizer.state_dict().items():
         if not torch.isfinite(value).all():
@@ -77,10 +83,12 @@ def new_model(
     return model
 
 
-def measures_otherwise(first: WorldModel, encoder: PatchEncoder, whitening: float) -> bool:
+def measures_otherwise(
+    first: WorldModel, encoder: PatchEncoder, whitening: float, space: TokenSpace | None = None
+) -> bool:
     """Whether the tokens of a checkpoint to go on from differ from those of this run."""
     before = first.metadata.get("training", {}).get("whitening", 0.0)
-    return bool(first.encoder.key != encoder.key or before != whitening)
+    return bool(first.encoder.key != encoder.key or before != whitening or first.space != space)
 
 
 def translated(
@@ -91,8 +99,9 @@ def translated(
     episodes: np.ndarray,
     whitening: float,
     seed: int,
+    space: TokenSpace | None = None,
 ) -> WorldModel:
-    """A model on another encoder, or of other whitening, that goes on from the predictor of `first`.
+    """A model of other tokens (encoder, whitening, features) that goes on from the predictor of `first`.
 
     Raises:
         UserError: the encoders see different grids of patches.
@@ -105,7 +114,8 @@ def translated(
         )
     sizes = ModelConfig(config.width, config.depth, config.heads, config.head_dim, config.mlp, config.history)
     shown = interface(dataset, first.environment, first.frameskip)
-    model = new_model(encoder, dataset, tokens, episodes, sizes, shown, whitening, seed).place(first.device)
+    model = new_model(encoder, dataset, tokens, episodes, sizes, shown, whitening, seed, space)
+    model.place(first.device)
     rows = translated_rows(dataset.rows_of(episodes))
     with torch.inference_mode():
         theirs = [first.encoder.encode(dataset.pixels[part]).patches for part in np.array_split(rows, 8)]
