@@ -127,7 +127,7 @@ class SimulatedGoalEnv(GoalEnv):
         """Whether a state (D,) counts as having reached a goal (D,)."""
 
     def is_strict_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
-        """Whether a state (D,) has reached a goal (D,) by the strict thresholds; the usual ones by default."""
+        """Whether a state (D,) has reached a goal (D,) by strict thresholds; the usual ones by default."""
         return self.is_success(state, goal)
 
     def _check_state(self, state: np.ndarray) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from scripts.common import launch, typed_command
 from scripts.lab.states import make_simulator
-from sparsewm.config import PlanConfig
+from sparsewm.config import PlanConfig, TaskSet
 from sparsewm.envs.table import TableEnv
 from sparsewm.evaluation.actors import Nothing, Oracle, RandomActions
 from sparsewm.evaluation.episodes import Actor, run_episodes
@@ -41,6 +41,8 @@ class Arguments:
     """Episodes per cell."""
     seed: int = 0
     """Seed of tasks and candidates."""
+    tasks: TaskSet = "drawn"
+    """Tasks: drawn, or a frozen set, validation or test."""
     output: Path = Path("results/calibration.json")
     """JSON file."""
 
@@ -55,6 +57,7 @@ def main(arguments: Arguments) -> None:
     rows: list[dict[str, Any]] = []
     for name in arguments.environments:
         env, config = make_simulator(name), PlanConfig.of(name)
+        config = config.updated(tasks=arguments.tasks)
         tasks = make_tasks(env, arguments.episodes, arguments.seed, config.goal)
         for scale in arguments.scales if isinstance(env, TableEnv) else (1.0,):
             if isinstance(env, TableEnv):
@@ -70,9 +73,11 @@ def main(arguments: Arguments) -> None:
                     "scale": scale,
                     "actor": who,
                     "max_steps": config.goal.max_steps,
+                    "tasks": arguments.tasks,
                     "episodes": len(episodes),
                     "success_rate": successes / len(episodes),
                     "success_ci95": list(wilson(successes, len(episodes))),
+                    "strict_rate": sum(episode.strict for episode in episodes) / len(episodes),
                     "plans_to_success": float(np.median(plans)) if plans else None,
                     "seconds": round(time.time() - started, 1),
                 }

@@ -55,11 +55,11 @@ class GoalConfig:
     max_steps: Annotated[int, usual("max-steps")] = 100
     """Environment steps an episode may take."""
     tasks: TaskSet = "drawn"
-    """drawn: with the seed. validation, test: frozen ones (`configs/tasks`), the same for every seed: settings
-    are chosen on the first, the second is reported."""
+    """drawn: with the seed. validation, test: frozen (`configs/tasks`), the same for every seed: the first to
+    choose settings on, the second to report."""
     rule: Rule = "arrival"
-    """When an episode ends before its steps are spent: on arrival, or at strict success: also after three more
-    steps of doing nothing there, PushT within half of its thresholds. Results count both."""
+    """Where an episode ends before its steps are spent: on arrival, or only at strict success, a goal still
+    reached after three steps of doing nothing (PushT: within 10 px and 10 degrees). Results count both."""
 
 
 @dataclass(frozen=True)

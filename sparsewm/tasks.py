@@ -79,12 +79,7 @@ def make_tasks(env: GoalEnv, episodes: int, seed: int, goal: GoalConfig) -> list
     """
     first = seed * EPISODES_PER_SEED
     if goal.tasks != "drawn":
-        tasks = read_tasks(env, goal)
-        if episodes > len(tasks):
-            raise UserError(
-                f"the {goal.tasks} set of {env.name} holds {len(tasks)} tasks: lower `episodes` {episodes}"
-            )
-        return [replace(task, seed=first + i) for i, task in enumerate(tasks[:episodes])]
+        return [replace(task, seed=first + i) for i, task in enumerate(read_tasks(env, goal, episodes))]
     return draw_tasks(env, range(first, first + episodes), goal)
 
 
@@ -130,29 +125,30 @@ def tasks_file(environment: str, goal: GoalConfig) -> Path:
     return config_folder() / "tasks" / f"{environment}-{kind}.json"
 
 
-def read_tasks(env: GoalEnv, goal: GoalConfig) -> list[Task]:
-    """The frozen tasks of a set, checked.
+def read_tasks(env: GoalEnv, goal: GoalConfig, episodes: int) -> list[Task]:
+    """The first frozen tasks of a set, checked.
 
     Args:
         goal: `tasks` names the set, `source` and `offset` the kind of goal.
 
     Raises:
-        UserError: there are none, or the file is damaged or was edited.
+        UserError: there are none or fewer, or the file is damaged or was edited.
     """
-    found = _read_set(env.name, goal)
+    found = _read_set(env.name, goal, episodes)
     assert isinstance(env, SimulatedGoalEnv)  # only such have a file
-    start, goals = (_unpacked(found[name], env.state_dim) for name in ("start", "goal"))
-    tasks = zip(start, goals, strict=True)
-    return [Task(found["first_seed"] + i, a, b, frozen=found["first_seed"] + i) for i, (a, b) in enumerate(tasks)]
+    starts, goals = (_unpacked(found[name], env.state_dim) for name in ("start", "goal"))
+    seeds = range(found["first_seed"], found["first_seed"] + episodes)
+    tasks = zip(seeds, starts, goals, strict=False)
+    return [Task(seed, start, end, frozen=seed) for seed, start, end in tasks]
 
 
-def tasks_hash(environment: str, goal: GoalConfig) -> str | None:
-    """The recorded SHA-256 of the tasks a goal asks for; None where they are drawn.
+def tasks_hash(environment: str, goal: GoalConfig, episodes: int) -> str | None:
+    """The recorded SHA-256 of the set that a goal takes its tasks from; None where they are drawn.
 
     Raises:
-        UserError: there are none, or the file is damaged or was edited.
+        UserError: there are none or fewer, or the file is damaged or was edited.
     """
-    return None if goal.tasks == "drawn" else str(_read_set(environment, goal)["sha256"])
+    return None if goal.tasks == "drawn" else str(_read_set(environment, goal, episodes)["sha256"])
 
 
 def frozen_set(environment: str, goal: GoalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -169,7 +165,7 @@ def _digest(environment: str, goal: GoalConfig, found: dict[str, Any]) -> str:
     return hashlib.sha256("\0".join(map(str, words)).encode()).hexdigest()
 
 
-def _read_set(environment: str, goal: GoalConfig) -> dict[str, Any]:
+def _read_set(environment: str, goal: GoalConfig, episodes: int) -> dict[str, Any]:
     path = tasks_file(environment, goal)
     if not path.is_file():
         there = sorted(other.stem for other in path.parent.glob("*.json"))
@@ -184,6 +180,10 @@ def _read_set(environment: str, goal: GoalConfig) -> dict[str, Any]:
         intact = False
     if not intact:
         raise UserError(f"{path} was edited or is damaged: get it from the repository again")
+    if episodes > found["episodes"]:
+        raise UserError(
+            f"the {goal.tasks} set {path.stem} holds {found['episodes']} tasks: lower `episodes` {episodes}"
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 r"""What sparse imagination owes to its parts, and what cheaper searches are worth.
 
-    redraw: the mask redrawn at every optimiser iteration, at every re-plan, and once an episode.
-    groups: models trained with and without randomly grouped attention.
+    redraw: the mask redrawn at every optimiser iteration, at every re-plan, and never in an episode.
+    groups: models trained without randomly grouped attention, and with 2, 3, 4 and 8 groups.
     search: more or fewer candidates and tokens.
     proposals: candidates from a VLA (the policy alone, the best of 32 at all and half of the tokens, searched
         on) against noise, for goals far ahead.
@@ -10,14 +10,18 @@ r"""What sparse imagination owes to its parts, and what cheaper searches are wor
 Of search and proposals success is shown over the time of a decision: all of them are timed in turns, at the
 end; let nothing else run then.
 
-Example, after training a pair of models that differ by their groups alone:
+Example, after training models that differ by their groups alone:
 
-    sparsewm train --env rope --groups 1 --output runs/ungrouped/rope
-    sparsewm train --env rope --output runs/grouped/rope
-    python -m scripts.experiments.ablate --studies groups --environments rope \
-        --grouped runs/grouped --ungrouped runs/ungrouped
+    for groups in 1 2 3 4 8; do
+        sparsewm train --env rope --groups $groups --optim.trained-groups 0 \
+            --output runs/groups/$groups/rope
+    done
+    python -m scripts.experiments.ablate --studies groups redraw --environments rope --drops 0 0.5 0.9 \
+        --runs runs/groups/1 runs/groups/2 runs/groups/3 runs/groups/4 runs/groups/8 \
+        --tasks test --episodes 200
 
 Finished cells are kept, so an interrupted run continues. Of every study it writes JSON, a table and a plot.
+Rows of one environment and drop ratio are compared with the first of them, on the same tasks.
 """
 
 from __future__ import annotations
@@ -32,10 +36,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from scripts.common import launch, typed_command
-from sparsewm.config import NO_PROPOSALS, PlanConfig, Resample
+from sparsewm.config import NO_PROPOSALS, PlanConfig, Resample, TaskSet
 from sparsewm.errors import UserError
 from sparsewm.evaluation.cells import Cell, cell_path, read_cell, time_cells
-from sparsewm.evaluation.table import percent, seconds
+from sparsewm.evaluation.comparison import compared
+from sparsewm.evaluation.table import percent, points, seconds
 from sparsewm.files import atomic_path, read_json, write_json
 
 Study = Literal["redraw", "groups", "search", "proposals", "grids"]
@@ -92,10 +97,15 @@ class Arguments:
     drops: tuple[float, ...] = (0.0, 0.5)
     """Drop ratios at which models with and without groups are compared, and masks redrawn where tokens are
     dropped; the other studies take the last one."""
-    ungrouped: Path | None = None
-    """Folder of runs trained with --groups 1, by environment; the study groups needs it."""
-    grouped: Path | None = None
-    """Folder of the same runs with groups; the shipped models when left out."""
+    runs: tuple[Path, ...] = ()
+    """Folders of runs by environment (ENV/checkpoint), each trained with other --groups; of the study groups,
+    which compares with the first."""
+    checkpoints: Path | None = None
+    """Folder of such runs for the other studies; the shipped models when left out."""
+    encoder: str | None = None
+    """Encoder of the world models."""
+    tasks: TaskSet = "drawn"
+    """Tasks: drawn, or a frozen set, validation or test."""
     vla: str = "vla"
     """Policy of the study of proposals: vla, the shipped one, or the folder of one."""
     grids: Path = Path("runs/grids")
@@ -115,9 +125,18 @@ class Arguments:
 
 def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
     """What is varied, and the cell."""
-    common = {"episodes": arguments.episodes, "seed": arguments.seed, "video": False, "imagine": False}
+    common: dict[str, Any] = {
+        "episodes": arguments.episodes,
+        "seed": arguments.seed,
+        "video": False,
+        "imagine": False,
+        "tasks": arguments.tasks,
+        "encoder": arguments.encoder,
+    }
     for name in arguments.environments:
         config = PlanConfig.of(name).updated(drop=arguments.drops[-1], **common)
+        if arguments.checkpoints is not None:
+            config = config.updated(checkpoint=str(arguments.checkpoints / name / "checkpoint"))
         far = config.updated(**FAR.get(name, {}), proposals=arguments.vla)
         if study == "redraw":
             for drop in filter(None, arguments.drops):  # without a mask there is nothing to redraw
@@ -135,11 +154,17 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
                 alone = far.updated(proposals=str(folder), actor="policy")
                 yield picture_tokens(folder), Cell("policy", alone)
         else:
-            for label, runs in (("grouped", arguments.grouped), ("not grouped", arguments.ungrouped)):
-                checkpoint = None if runs is None else str(runs / name / "checkpoint")
+            for runs in arguments.runs:
+                checkpoint = runs / name / "checkpoint"
                 for drop in arguments.drops:
-                    trained = config.updated(drop=drop, checkpoint=checkpoint)
-                    yield f"trained {label}", Cell("random", trained)
+                    trained = config.updated(drop=drop, checkpoint=str(checkpoint))
+                    yield f"trained {trained_groups(checkpoint)}", Cell("random", trained)
+
+
+def trained_groups(checkpoint: Path) -> str:
+    """How a world model's attention was grouped in training, as its checkpoint says."""
+    groups = read_json(checkpoint / "metadata.json")["training"]["groups"]
+    return "without groups" if groups == 1 else f"in {groups} groups"
 
 
 def dropped(row: dict[str, Any]) -> str:
@@ -158,6 +183,7 @@ def picture_tokens(policy: Path) -> str:
 def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
     """Rows of a study, one per cell; finished ones are read."""
     rows: list[dict[str, Any]] = []
+    firsts: dict[tuple[str, float | None], dict[str, Any]] = {}
     for label, cell in cells(study, arguments):
         name = f"{cell.name}-{re.sub('[^a-z0-9.]+', '-', label)}"
         request, env = cell.request(), cell.config.env
@@ -168,17 +194,20 @@ def run(study: Study, arguments: Arguments) -> list[dict[str, Any]]:
         if result is None:
             result = {"request": request, **cell.run()}
             write_json(cell_path(arguments.output, name), result)
-        kept = ("success_rate", "success_ci95", "moved", "seconds_per_plan", "command", "threads")
+        kept = ("success_rate", "success_ci95", "strict", "moved", "seconds_per_plan", "command", "goal")
         drop = cell.config.tokens.drop if cell.config.run.actor == "planner" else None
         row: dict[str, Any] = {"environment": env, "varied": label, "drop": drop}
+        row |= {name: request[name] for name in ("code", "dtype", "machine")}
+        first = firsts.setdefault((env, drop), result)
+        row["against_first"] = None if first is result else compared(first, result)
         rows.append(row | {key: result[key] for key in kept if key in result})
         print(f"{env}, {label}, drop {dropped(row)}: {percent(result)}", flush=True)
     return rows
 
 
 def main(arguments: Arguments) -> None:
-    if "groups" in arguments.studies and arguments.ungrouped is None:
-        raise UserError("the study groups compares trained models: say with --ungrouped where they are")
+    if "groups" in arguments.studies and len(arguments.runs) < 2:
+        raise UserError("the study groups compares trained models: say with --runs where they are")
     if "redraw" in arguments.studies and not any(arguments.drops):
         raise UserError("the study redraw needs tokens to be dropped: give --drops a ratio above 0")
     (arguments.output / "cells").mkdir(parents=True, exist_ok=True)
@@ -196,10 +225,21 @@ def main(arguments: Arguments) -> None:
                 row["seconds_per_plan"] = times["seconds_per_plan"]
         report = {"command": typed_command(), "episodes": arguments.episodes, "seed": arguments.seed}
         write_json(arguments.output / f"{study}.json", report | {"rows": rows})
-        lines = ["| environment | | drop | success (95%) | T moves | a plan |", "|---|---|---|---|---|---|"]
+        names = [
+            "environment",
+            "",
+            "drop",
+            "success (95%)",
+            "against the first",
+            "strict",
+            "T moves",
+            "a plan",
+        ]
+        lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
         lines += [
             f"| {row['environment']} | {row['varied']} | {dropped(row)} | {percent(row)} "
-            f"| {percent(row.get('moved'))} | {seconds(row['seconds_per_plan'])} |"
+            f"| {points(row['against_first'])} | {percent(row['strict'])} | {percent(row.get('moved'))} "
+            f"| {seconds(row['seconds_per_plan'])} |"
             for row in rows
         ]
         with atomic_path(arguments.output / f"{study}.md") as temporary:

@@ -15,9 +15,10 @@ from sparsewm import envs
 from sparsewm.cli.common import about, command_line, output_folder, parse_plan, progress_bar
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.errors import UserError
-from sparsewm.evaluation.cells import Cell, cell_path, read_cell, retime, run_cells, time_cells
+from sparsewm.evaluation.cells import Cell, cell_path, made_on, read_cell, retime, run_cells, time_cells
+from sparsewm.evaluation.comparison import against_all_tokens, over_random, within
 from sparsewm.evaluation.machine import machine
-from sparsewm.evaluation.table import cell_row, markdown
+from sparsewm.evaluation.table import cell_row, markdown, paired_markdown
 from sparsewm.files import write_json, write_text
 from sparsewm.model.checkpoint import PRETRAINED
 from sparsewm.planners import ProposalMode
@@ -39,11 +40,12 @@ class Eval:
     """Success and time over environments and drop ratios, with yardsticks: the tables of the papers.
 
     Writes eval.json, eval.md, success against drop ratio and against time as plots. Every finished cell is
-    kept under cells/ and not run again by the same code, so an interrupted evaluation continues.
+    kept under cells/ and not run again by the same code in the same precision on the same kind of machine,
+    so an interrupted evaluation continues, and no table mixes them.
 
     Any flag of sparsewm plan holds for all cells, on top of each environment's own settings.
 
-    Example: sparsewm eval --envs all --drops 0 0.1 0.3 0.5 0.7 0.9 --episodes 60
+    Example: sparsewm eval --envs all --drops 0 0.1 0.3 0.5 0.7 0.9 --goal.tasks test --episodes 200
     """
 
     envs: tuple[str, ...] = ("all",)
@@ -60,6 +62,9 @@ class Eval:
     """Also plan without proprioception where that is the whole state, Wall and PointMaze."""
     variant_drops: tuple[float, ...] = (0.0, 0.5)
     """Those of --drops at which --mse and --vision-only add rows."""
+    budgets: tuple[int, ...] = ()
+    """Columns of success within so many environment steps, at most --max-steps: of the same episodes, for
+    what is planned does not depend on the budget."""
     policies: tuple[str, ...] = ()
     """Policies whose proposals are scored, each with rows of its own: vla, folders or hub names."""
     modes: tuple[ProposalMode, ...] = ("replace",)
@@ -101,7 +106,14 @@ class Eval:
     def run(self) -> int:
         at_least(1, workers=self.workers)
         at_least(0, timed=self.timed)
+        at_least(1, budgets=min(self.budgets, default=1))
         cells = list(self.cells())
+        longest = max((cell.config.goal.max_steps for cell in cells), default=0)
+        if cells and max(self.budgets, default=0) > longest:
+            raise UserError(
+                f"`budgets` {max(self.budgets)} is more than the {longest} steps of an episode: raise "
+                "`max_steps`"
+            )
         requests = {cell.name: cell.request() for cell in cells}  # refuses what cannot run
         waiting = [cell for cell in cells if read_cell(self.output, cell.name, requests[cell.name]) is None]
         if not self.run_missing:
@@ -120,14 +132,20 @@ class Eval:
 
             on_share(0.0)
             for name, result in run_cells(waiting, self.workers, self.ray_address, on_share):
-                write_json(cell_path(folder, name), {"request": requests[name], **result})
+                write_json(cell_path(folder, name), {"request": made_on(requests[name], result), **result})
                 finished.append(name)
                 progress(len(finished), len(cells), f"{name}: {100 * result['success_rate']:.0f}%")
-        rows = []
+        results = []
         for cell in cells:
             kept = read_cell(folder, cell.name, requests[cell.name])
-            assert kept is not None
-            rows.append(cell_row(cell.selection, kept))
+            if kept is None:  # a worker elsewhere ran it
+                raise UserError(
+                    f"{cell_path(folder, cell.name)} was made by other code, in another precision or on "
+                    "another kind of machine than this one, and a table is of one: start the evaluation on a "
+                    "machine of the workers' kind"
+                )
+            results.append(kept)
+        rows = self.rows(cells, results)
         if self.timed:
             with progress_bar("timing") as progress:
                 for row, times in zip(rows, time_cells(cells, self.timed, progress), strict=True):
@@ -135,10 +153,21 @@ class Eval:
         self.report(folder, cells, rows)
         return 0
 
+    def rows(self, cells: list[Cell], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of the table, with what cells say of each other."""
+        rows = [cell_row(cell.selection, result) for cell, result in zip(cells, results, strict=True)]
+        pairs = zip(over_random(cells, results), against_all_tokens(cells, results), strict=True)
+        for row, result, (random, full) in zip(rows, results, pairs, strict=True):
+            row |= {"over_random": random, "against_all_tokens": full}
+            row["within"] = [within(result, budget) for budget in self.budgets]
+        return rows
+
     def report(self, folder: Path, cells: list[Cell], rows: list[dict[str, Any]]) -> None:
         """Write the table, its picture and its JSON."""
-        run = cells[0].config.run
-        title = f"{run.episodes} episodes a cell, seed {run.seed}, {cells[0].config.search.planner}"
+        run, goal = cells[0].config.run, cells[0].config.goal
+        title = f"{run.episodes} {goal.tasks} tasks a cell, seed {run.seed}, {cells[0].config.search.planner}"
+        precision = next((row["dtype"] for row in rows if row["dtype"] is not None), None)
+        made = [f"code {rows[0]['code']}", *([] if precision is None else [precision]), rows[0]["machine"]]
         report = {
             "rows": rows,
             "command": command_line("eval"),
@@ -147,10 +176,13 @@ class Eval:
         }
         report |= {"timed": self.timed, "machine": machine(choose_device(run.device.split(",")[0]))}
         write_json(folder / "eval.json", report)
-        write_text(folder / "eval.md", markdown(rows, title))
+        tables = markdown(rows, f"{title}; {', '.join(made)}", self.budgets)
+        if paired := paired_markdown(rows):
+            tables += f"\n{paired}"
+        write_text(folder / "eval.md", tables)
         plot_success(folder / "success_by_drop.png", rows, "drop", title)
         plot_success(folder / "success_by_time.png", rows, "seconds", title)
-        print(markdown(rows, title))
+        print(tables)
         print(f"results in {folder}/")
 
     def cells(self) -> Iterator[Cell]:

@@ -89,11 +89,12 @@ def summary_line(config: PlanConfig, found: dict[str, Any]) -> str:
     low, high = found["success_ci95"]
     goal, tokens = found["goal"], found["tokens"]
     ahead = f" {goal['offset']} steps ahead" if goal["offset"] else ""
-    successes = sum(entry["success"] for entry in found["per_episode"])
+    frozen = "" if goal["tasks"] == "drawn" else f" of the {goal['tasks']} set"
+    successes, strict = (sum(entry[name] for entry in found["per_episode"]) for name in ("success", "strict"))
     line = (
-        f"{found['environment']}, {goal['source']} goals{ahead}, at most {goal['budget']} steps, "
+        f"{found['environment']}, {goal['source']} goals{ahead}{frozen}, at most {goal['budget']} steps, "
         f"seed {found['seed']}: success {successes}/{found['episodes']} "
-        f"({100 * low:.0f}-{100 * high:.0f}%, 95% Wilson)"
+        f"({100 * low:.0f}-{100 * high:.0f}%, 95% Wilson), {strict} strictly"
     )
     if tokens is None:
         line += f"; acts: {config.run.actor}"

@@ -19,7 +19,7 @@ import torch
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.errors import UserError
 from sparsewm.evaluation.episodes import Episode
-from sparsewm.evaluation.machine import code_hash
+from sparsewm.evaluation.machine import code_hash, machine_kind
 from sparsewm.evaluation.run import prepare, results, run
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.files import slug
@@ -27,6 +27,7 @@ from sparsewm.memory import PeakMemory
 from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals import check_proposals
+from sparsewm.tasks import tasks_hash
 from sparsewm.trees import differences, plain
 
 WARM_UP = 2
@@ -65,7 +66,7 @@ class Cell:
         return "-".join(parts)
 
     def request(self) -> dict[str, Any]:
-        """What the result depends on: settings, weights, precision, device and code.
+        """What the result depends on: settings, weights, tasks, precision, kind of machine and code.
 
         Raises:
             UserError: the cell cannot run.
@@ -86,8 +87,9 @@ class Cell:
                 **settings,
                 "weights": weights,
                 "dtype": str(choose_dtype(run.dtype, device, planning=True)).removeprefix("torch."),
-                "device": device.type,
+                "machine": machine_kind(device),
                 "code": code_hash(),
+                "tasks": tasks_hash(config.env, config.goal, run.episodes),
                 "policy": proposals,
             }
         )
@@ -247,6 +249,12 @@ def _by_ray(cells: Sequence[Cell], workers: int, ray_address: str) -> Iterator[t
             yield waiting.pop(finished), ray.get(finished)
     finally:
         ray.shutdown()
+
+
+def made_on(request: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """The request that a result answers: with the code, precision and machine it says it was made on."""
+    made = {"machine": result["machine"]["kind"], "code": result["machine"]["code"]}
+    return request | made | ({} if result["dtype"] is None else {"dtype": result["dtype"]})
 
 
 def cell_path(folder: Path, name: str) -> Path:

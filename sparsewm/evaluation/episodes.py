@@ -33,8 +33,8 @@ class Episode:
         frames: pictures (H, W, 3) of every environment step, small; empty where nobody wants them.
         actions: those between, steps x (A,).
         success_step: environment steps until the goal was first reached; None: it was not.
-        strict_step: until it was first reached such that it stays so, by the strict thresholds, through `HOLD`
-            steps of doing nothing.
+        strict_step: until it was first reached such that `HOLD` steps of doing nothing later it is so by
+            strict thresholds; None: it was not.
         distances: what the environment says of the distance to the goal, first and last.
         remaining: distance to the goal at every environment step, of a simulator in units of its success
             thresholds; where frames are kept.
@@ -114,13 +114,18 @@ class Episode:
         still = np.tile(env.idle_action(), (1, HOLD, 1))
         return env.is_strict_success(env.rollout_states(self.states[-1], still)[0, -1], env.goal)
 
-    def wait_there(self) -> None:
-        """Do nothing at the goal in an environment that has no states to try it in, and see whether it stays."""
+    def wait_there(self, over: bool) -> None:
+        """Do nothing at the goal of an environment that has no states to try it in: does it stay there?
+
+        Args:
+            over: the environment ended the episode and takes no more steps; it is taken at its word.
+        """
         info = self.info
         for _ in range(HOLD):
-            _, _, terminated, truncated, info = self.env.step(self.env.idle_action())
-            if terminated or truncated:
+            if over:
                 break
+            _, _, terminated, truncated, info = self.env.step(self.env.idle_action())
+            over = terminated or truncated
         if info.get("is_success", False):
             self.strict_step = self.success_step
 
@@ -164,11 +169,11 @@ def run_episodes(
     finished: list[Episode] = []
     for first in range(0, len(tasks), len(envs)):
         group = [_begun(env, task, frames) for env, task in zip(envs, tasks[first:], strict=False)]
-        ended = [_there(episode, rule) for episode in group]
+        ended, over = [_there(episode, rule) for episode in group], [False] * len(group)
         actor.begin(group)
         decision = 0
         while not all(ended):
-            active = np.array([i for i, over in enumerate(ended) if not over], dtype=int)
+            active = np.flatnonzero(~np.array(ended))
             for i, actions in zip(active, actor.act(group, active), strict=True):
                 episode = group[i]
                 for action in actions[: max_steps - episode.steps]:
@@ -176,20 +181,17 @@ def run_episodes(
                     observation, _, terminated, truncated, info = episode.env.step(action)
                     episode.actions.append(action)
                     episode.see(observation, info, frames)
-                    over = terminated or truncated
-                    ended[i] = _there(episode, rule) or over or episode.steps >= max_steps
+                    over[i] = terminated or truncated
+                    ended[i] = _there(episode, rule) or over[i] or episode.steps >= max_steps
                     if ended[i]:
-                        if episode.success and not isinstance(episode.env, SimulatedGoalEnv):
-                            if over:  # it may not be stepped on: taken at its word
-                                episode.strict_step = episode.success_step
-                            else:
-                                episode.wait_there()
                         break
                     actor.observe(int(i), episode)
                 if on_plan is not None:
                     on_plan(first + int(i), decision, episode)
             decision += 1
         for i, episode in enumerate(group):
+            if episode.success and not isinstance(episode.env, SimulatedGoalEnv):
+                episode.wait_there(over[i])
             if on_episode is not None:
                 on_episode(first + i, episode)
         finished += group

@@ -43,6 +43,7 @@ def wait(device: torch.device) -> None:
 def machine(device: torch.device) -> dict[str, Any]:
     """The machine, and what of the project ran on it."""
     return {
+        "kind": machine_kind(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "processor": processor_name(),
         "bfloat16": fast_bfloat16(device),
@@ -54,6 +55,12 @@ def machine(device: torch.device) -> dict[str, Any]:
         "code": code_hash(),
         **{name: found for name in PACKAGES if (found := _version(name)) is not None},
     }
+
+
+def machine_kind(device: torch.device) -> str:
+    """What has to be alike of two machines for a table of both: processor, and kernels in use."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return f"{name} ({device.type}, kernels: {', '.join(compiled_kernels(device)) or 'none'})"
 
 
 def compiled_kernels(device: torch.device) -> list[str]:

@@ -213,7 +213,7 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
             "offset": config.goal.offset if config.goal.source == "trajectory" else None,
             "budget": config.goal.max_steps,
             "tasks": config.goal.tasks,
-            "tasks_sha256": tasks_hash(ready.envs[0].name, config.goal),
+            "tasks_sha256": tasks_hash(ready.envs[0].name, config.goal, len(episodes)),
             "rule": config.goal.rule,
         },
         "settings": config.settings(),

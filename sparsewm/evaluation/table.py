@@ -10,32 +10,74 @@ from typing import Any
 def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
     """One row of eval.json from what `plan` found; `selection` is what the table calls it."""
     settings = result["settings"]
-    keys = ("environment", "drop", "planner", "proposals", "episodes", "success_rate", "success_ci95")
+    keys: tuple[str, ...] = ("environment", "drop", "planner", "proposals", "episodes")
+    keys += ("success_rate", "success_ci95", "strict")
     times = ("seconds_per_iteration", "seconds_per_plan", "seconds_per_episode")
     row = {key: result[key] for key in (*keys, *times, "tokens", "goal", "seed", "command", "dtype")}
     row |= {"selection": selection, "actor": result["actor"], "threads": result["machine"]["threads"]}
     row |= {"proprio_weight": settings["cost"]["proprio_weight"], "cost": settings["cost"]["objective"]}
     row |= {"proposal_mode": settings["proposals"]["mode"], "code": result["machine"]["code"]}
+    row |= {"machine": result["machine"]["kind"]}
+    row |= {"encoder": None if result["encoder"] is None else result["encoder"]["name"]}
     if "moved" in result:
         row["moved"] = result["moved"]
     return row
 
 
-def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
-    """The table, one line per cell."""
-    names = ["environment", "tokens", "cost", "candidates", "success (95%)", "T moves"]
-    names += ["an iteration", "a decision", "an episode"]
-    lines = [title, "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+def markdown(rows: Sequence[dict[str, Any]], title: str, budgets: Sequence[int] = ()) -> str:
+    """The table, one line per cell, with success within smaller `budgets` (`row["within"]`)."""
+    names = [*_named(rows, None), "success (95%)", *(f"in {budget} steps" for budget in budgets), "strict"]
+    names += ["over random", "T moves", "an iteration", "a decision", "an episode"]
+    lines = []
     for row in rows:
-        yardstick = row["selection"] != "random"
-        tokens = row["selection"].replace("_", " ") if yardstick else f"drop {100 * row['drop']:.0f}%"
-        cost = ""
-        if row["selection"] in ("random", "cls"):
-            cost = row["cost"] + vision_only(row)
-        cells = [row["environment"], tokens, cost, candidates(row), percent(row), percent(row.get("moved"))]
-        cells += [seconds(row[f"seconds_per_{name}"]) for name in ("iteration", "plan", "episode")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        cells = [*_named(rows, row), percent(row), *map(percent, row["within"]), percent(row["strict"])]
+        cells += [points(row["over_random"]), percent(row.get("moved"))]
+        lines.append(
+            cells + [seconds(row[f"seconds_per_{name}"]) for name in ("iteration", "plan", "episode")]
+        )
+    return f"{title}\n\n{_lines(names, lines)}"
+
+
+def paired_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of the rows that have a rival with all tokens; empty where none has."""
+    names = [*_named(rows, None), "all tokens", "fewer", "difference (95%)", "only all", "only fewer", "p"]
+    lines = []
+    for row in rows:
+        if (pair := row["against_all_tokens"]) is not None:
+            found, rates = pair["success"], [f"{100 * rate:.0f}%" for rate in pair["rates"]]
+            counts = [str(found["only_first"]), str(found["only_second"]), f"{found['p']:.2g}"]
+            lines.append([*_named(rows, row), *rates, points(found), *counts, points(pair["strict"])])
+    if not lines:
+        return ""
+    title = (
+        "Fewer tokens against all of them on the same tasks, in points; p of the exact sign test (McNemar)"
+    )
+    return f"{title}\n\n{_lines([*names, 'strict difference'], lines)}"
+
+
+def _named(rows: Sequence[dict[str, Any]], row: dict[str, Any] | None) -> list[str]:
+    """What tells a row from others; without one, the heads of these columns."""
+    several = len({one["encoder"] for one in rows if one["encoder"] is not None}) > 1
+    if row is None:
+        return ["environment", *(["encoder"] if several else []), "tokens", "cost", "candidates"]
+    yardstick = row["selection"] != "random"
+    tokens = row["selection"].replace("_", " ") if yardstick else f"drop {100 * row['drop']:.0f}%"
+    cost = row["cost"] + vision_only(row) if row["selection"] in ("random", "cls") else ""
+    encoder = [row["encoder"] or ""] if several else []
+    return [row["environment"], *encoder, tokens, cost, candidates(row)]
+
+
+def _lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    dashes = "|" + "---|" * len(names)
+    return "\n".join([f"| {' | '.join(names)} |", dashes, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def points(pair: dict[str, Any] | None) -> str:
+    """A difference of rates in percentage points with its interval: -3 (-9 to +2)."""
+    if pair is None:
+        return ""
+    low, high = pair["ci95"]
+    return f"{100 * pair['difference']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
 
 
 def vision_only(row: dict[str, Any]) -> str:

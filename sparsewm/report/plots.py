@@ -41,7 +41,9 @@ def plot_plan(
         seen = start if kept is None or grid is None else dim_dropped(start, kept, grid)
         label = "all tokens" if kept is None else f"{len(kept)} tokens kept"
         panels = [(start, "start"), (seen, "" if grid is None else label)]
-        panels += [(end, "end: reached" if one.success else "end: missed"), (goal, "goal")]
+        there = one.success and one.steps in (one.success_step, one.strict_step)
+        came = "reached" if there else "left again" if one.success else "missed"
+        panels += [(end, f"end: {came}"), (goal, "goal")]
         if imagining:
             last = one.decisions[-1].imagined if one.decisions else None
             panels.insert(2, (np.full_like(start, 255) if last is None else last[-1], "last plan imagines"))

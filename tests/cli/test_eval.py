@@ -46,9 +46,74 @@ def test_eval_writes_every_row_a_table_and_two_plots(wall: Path) -> None:
         expected += [("random", drop, alpha, cost) for drop in (0.0, 0.5)]
     assert cells == expected
     table = (wall / "ev" / "eval.md").read_text()
-    assert table.count("| wall |") == len(cells) and "drop 50%" in table and "vision only" in table
+    rows, pairs = table.split("Fewer tokens against all")
+    assert rows.count("| wall |") == len(cells) and "drop 50%" in rows and "vision only" in rows
+    assert pairs.count("| wall |") == 3 and pairs.count("| drop 50% |") == 3
     for plot in ("success_by_drop.png", "success_by_time.png"):
         assert (wall / "ev" / plot).stat().st_size > 1000
+
+
+def test_rows_say_how_much_is_owed_to_chance_to_tokens_and_to_the_budget(wall: Path) -> None:
+    content = json.loads((wall / "ev" / "eval.json").read_text())
+    for row in content["rows"]:
+        assert (row["over_random"] is None) == (row["selection"] == "random_actions")
+        assert (row["against_all_tokens"] is None) == (row["selection"] != "random" or row["drop"] == 0)
+        assert row["strict"].keys() == {"success_rate", "success_ci95"}
+        assert row["strict"]["success_rate"] <= row["success_rate"]
+    pair = content["rows"][-1]["against_all_tokens"]
+    assert pair["rates"] == [row["success_rate"] for row in content["rows"][-2:]]
+    assert pair["success"]["difference"] == pytest.approx(pair["rates"][1] - pair["rates"][0])
+
+
+def test_a_table_says_once_what_it_was_made_with(wall: Path) -> None:
+    content = json.loads((wall / "ev" / "eval.json").read_text())
+    caption = (wall / "ev" / "eval.md").read_text().splitlines()[0]
+    row = content["rows"][-1]
+    assert caption.startswith("2 drawn tasks a cell, seed 0, cem; ")
+    assert caption.endswith(f"; code {row['code']}, {row['dtype']}, {row['machine']}")
+    kept = json.loads((wall / "ev" / "cells" / "wall-random-drop0.5.json").read_text())
+    made = {name: kept["request"][name] for name in ("code", "dtype", "machine", "tasks")}
+    assert made == {name: row[name] for name in ("code", "dtype", "machine")} | {"tasks": None}
+
+
+def test_cells_made_elsewhere_are_kept_but_in_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Cell.run
+
+    def elsewhere(cell: Cell, on_share: object = None) -> dict[str, object]:
+        result = real(cell)
+        result["machine"]["kind"] = "another processor"
+        return result
+
+    monkeypatch.setattr(Cell, "run", elsewhere)
+    monkeypatch.chdir(tmp_path)
+    flags = "--envs wall --episodes 1 --max-steps 5 --drops --yardsticks nothing --timed 0 --output ev"
+    code, _, err = call("eval", flags)
+    assert code == 2 and "another kind of machine" in err and "wall-nothing.json" in err
+    kept = json.loads((tmp_path / "ev" / "cells" / "wall-nothing.json").read_text())
+    assert kept["request"]["machine"] == "another processor"
+    monkeypatch.setattr(Cell, "run", real)
+    assert call("eval", flags)[0] == 0  # it was no cell of this machine: it is run here
+
+
+def test_frozen_tasks_and_smaller_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = "--envs wall --episodes 3 --drops --yardsticks random_actions oracle --goal.tasks validation"
+    flags += " --candidates 16 --iterations 2 --max-steps 40 --budgets 20 40 --timed 0 --output ev"
+    code, _, err = call("eval", flags)
+    assert code == 0, err
+    content = json.loads((tmp_path / "ev" / "eval.json").read_text())
+    assert "3 validation tasks a cell" in (tmp_path / "ev" / "eval.md").read_text()
+    for row in content["rows"]:
+        assert [one["budget"] for one in row["within"]] == [20, 40]
+        assert row["within"][0]["success_rate"] <= row["within"][1]["success_rate"] == row["success_rate"]
+        assert row["goal"]["tasks"] == "validation" and len(row["goal"]["tasks_sha256"]) == 64
+    shorter = flags.replace("--max-steps 40 --budgets 20 40", "--max-steps 20").replace("ev", "short")
+    assert call("eval", shorter)[0] == 0
+    short = json.loads((tmp_path / "short" / "eval.json").read_text())["rows"]
+    for row, alone in zip(content["rows"], short, strict=True):
+        assert row["within"][0]["success_rate"] == alone["success_rate"]
 
 
 def cells_of(flags: str) -> list[Cell]:
@@ -216,7 +281,9 @@ def test_candidates_of_a_policy_have_rows_of_their_own(tmp_path: Path) -> None:
         ("random", "rest", "replace"),
         ("random", "rest", "seed"),
     ]
-    assert all(row["goal"] == {"source": "trajectory", "offset": 10, "budget": 10} for row in found)
+    goal = {"source": "trajectory", "offset": 10, "budget": 10, "rule": "arrival"}
+    goal |= {"tasks": "drawn", "tasks_sha256": None}
+    assert all(row["goal"] == goal for row in found)
     table = (tmp_path / "ev" / "eval.md").read_text()
     for words in ("| rest, the first |", "| rest, replace |", "| rest, seed |", "| cem |", "a decision"):
         assert words in table
@@ -271,6 +338,13 @@ def shell_dataset(place: Path) -> Path:
         ("--envs wall --cls-checkpoints nowhere", ["nowhere/wall", "is no checkpoint folder"]),
         ("--envs wall --search.elites 99", ["--search.elites 99 is more than --candidates 64"]),
         ("--envs wall --episodes 0", ["--episodes must be at least 1"]),
+        ("--envs wall --budgets 50 101", ["--budgets 101 is more than the 100 steps", "--max-steps"]),
+        ("--envs wall --goal.tasks tests", ["--goal.tasks", "tests"]),
+        (
+            "--envs wall --goal.tasks test --goal.source trajectory",
+            ["wall-25", "wall-random", "--goal.offset"],
+        ),
+        ("--envs wall --goal.tasks test --episodes 201", ["holds 200 tasks", "--episodes"]),
         ("--envs wall --workers 0", ["--workers must be at least 1"]),
     ],
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from typing import get_args
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from sparsewm import envs
-from sparsewm.config import GoalConfig, PlanConfig
+from sparsewm.config import GoalConfig, PlanConfig, Rule
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.evaluation.actors import Nothing, Oracle, RandomActions
 from sparsewm.evaluation.episodes import Episode, run_episodes, summarize
@@ -92,10 +94,81 @@ def test_summary_counts_and_measures(walls: list[SimulatedGoalEnv]) -> None:
     assert result["seconds_per_plan"] is None and result["seconds_per_iteration"] is None
     found = [(entry["seed"], entry["success"], entry["steps"]) for entry in result["per_episode"]]
     assert found == [(4, True, 8), (5, False, 10)]
+    held = [(entry["success_step"], entry["strict"], entry["strict_step"]) for entry in result["per_episode"]]
+    assert held == [(8, True, 8), (None, False, None)] and result["strict"]["success_rate"] == 0.5
     assert [entry["initial_distance"]["position"] for entry in result["per_episode"]] == [20, 40]
     assert [entry["distance"]["position"] for entry in result["per_episode"]] == [4, 20]
     # what travels between processes leaves the environment behind
     assert summarize("wall", pickle.loads(pickle.dumps(episodes))) == result
+
+
+class Creeping(Straight):
+    """Moves PushT's disc downwards by about 4 px a step."""
+
+    def act(self, episodes: Sequence[Episode], active: np.ndarray) -> list[np.ndarray]:
+        return [np.tile([0.0, 0.1], (self.steps, 1)) for _ in active]
+
+
+def test_strict_success_is_still_there_after_three_steps_of_doing_nothing() -> None:
+    """Creeping to a goal 60 px away, away from the T: within 20 px some steps before it is within 10."""
+    env = envs.make_simulated("pusht", resolution=32)
+    start = np.array([60.0, 60.0, 300.0, 300.0, 1.0, 0.0, 0.0])
+    goal = start + np.array([0.0, 60.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    loose, strict = (
+        run_episodes([env], [Task(0, start, goal)], Creeping(), 40, rule=rule)[0] for rule in get_args(Rule)
+    )
+    assert loose.success and not loose.strict and loose.steps == loose.success_step
+    assert strict.success_step == loose.steps and np.array_equal(
+        strict.states[: len(loose.states)], loose.states
+    )
+    ends = [env.rollout_states(state, np.zeros((1, 3, 2)))[0, -1] for state in strict.states]
+    expected = [env.is_strict_success(end, goal) for end in ends].index(True)
+    assert strict.strict_step == strict.steps == expected > loose.steps
+    assert np.array_equal(env.state, strict.states[-1])  # it was only tried
+
+
+def test_where_things_rest_both_rules_are_one(walls: list[SimulatedGoalEnv]) -> None:
+    for rule in get_args(Rule):
+        (episode,) = run_episodes(walls[:1], [room_task(20)], Straight(), 100, rule=rule)
+        assert episode.strict_step == episode.success_step == episode.steps == 8
+
+
+class Drifting(gym.Env):  # type: ignore[type-arg]
+    """Somebody else's: a number that actions are added to; it may end the episode at the goal."""
+
+    observation_space = gym.spaces.Box(-99, 99, (1,), np.float32)
+    action_space = gym.spaces.Box(np.float32([0.5]), np.float32([1.0]))
+
+    def __init__(self, ends: bool, width: float) -> None:
+        self.ends, self.width, self.render_mode = ends, width, "rgb_array"
+
+    def render(self) -> np.ndarray:
+        return np.zeros((16, 16, 3), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.place, self.over = 0.0, False
+        return np.zeros(1, np.float32), {"goal": self.render()}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert not self.over, "the episode was over"
+        self.place += float(action[0])
+        there = abs(self.place - 3) < self.width
+        self.over = there and self.ends
+        return np.array([self.place], np.float32), 0.0, self.over, False, {"is_success": there}
+
+
+@pytest.mark.parametrize(
+    ("ends", "width", "strict"), [(False, 1.1, True), (False, 0.6, False), (True, 0.6, True)]
+)
+def test_elsewhere_the_hold_is_tried_for_real_unless_the_episode_is_over(
+    ends: bool, width: float, strict: bool
+) -> None:
+    """It cannot stand still: 0.5 a step is the least. From 2.5, three steps lead to 4."""
+    env = envs.PixelGoals(Drifting(ends, width))
+    (episode,) = run_episodes([env], [Task(0)], Nothing(), 20)
+    assert episode.success and episode.strict is strict
+    assert len(episode.actions) == episode.success_step == episode.steps
 
 
 def oracle(horizon: int, execute: int, **search: object) -> Oracle:

@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from sparsewm.evaluation.statistics import pearson, quartiles, ranks, spearman, wilson
+from sparsewm.evaluation.statistics import (
+    paired_difference,
+    pearson,
+    quartiles,
+    ranks,
+    sign_test,
+    spearman,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +32,34 @@ from sparsewm.evaluation.statistics import pearson, quartiles, ranks, spearman, 
 )
 def test_wilson_interval(successes: int, episodes: int, interval: tuple[float, float]) -> None:
     assert wilson(successes, episodes) == pytest.approx(interval, abs=1e-4)
+
+
+def pairs(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:
+    """Successes of two ways."""
+    counts = (both, only_first, only_second, neither)
+    outcomes = ((True, True), (True, False), (False, True), (False, False))
+    found = [pair for pair, count in zip(outcomes, counts, strict=True) for _ in range(count)]
+    return [first for first, _ in found], [second for _, second in found]
+
+
+def test_paired_difference() -> None:
+    """36 pairs alike, 12 and 2 unlike: the example of Newcombe (1998b), method 10, 0.0569 to 0.3404."""
+    found = paired_difference(*pairs(36, 2, 12, 0))
+    assert found["difference"] == pytest.approx(0.2)
+    assert found["ci95"] == pytest.approx([0.0569, 0.3404], abs=1e-4)
+    assert (found["only_first"], found["only_second"]) == (2, 12)
+    assert found["p"] == pytest.approx(0.0129, abs=1e-4)  # of 14 flips: 2 (1 + 14 + 91) / 2^14
+    swapped = paired_difference(*pairs(36, 12, 2, 0))
+    assert swapped["ci95"] == pytest.approx([-high for high in found["ci95"][::-1]])
+
+
+def test_pairs_that_say_nothing() -> None:
+    same = paired_difference(*pairs(5, 0, 0, 3))
+    assert same["difference"] == 0 and same["p"] == 1 and same["ci95"][0] < 0 < same["ci95"][1]
+    assert paired_difference([], [])["ci95"] == [-1, 1]
+    assert sign_test(8, 1) == pytest.approx(2 * 10 / 2**9) and sign_test(0, 0) == sign_test(4, 4) == 1
+    with pytest.raises(ValueError, match="no pairs"):
+        paired_difference([True], [])
 
 
 def test_quartiles() -> None:

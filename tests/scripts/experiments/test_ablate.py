@@ -11,23 +11,37 @@ import pytest
 from scripts.experiments import ablate
 from sparsewm.config import PlanConfig
 from sparsewm.errors import UserError
+from sparsewm.files import write_json
 
 
 def test_every_study_varies_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "few" / "pusht" / "policy").mkdir(parents=True)
     shown = {"image_tokens": 4, "choice": "random"}
     (tmp_path / "few" / "pusht" / "policy" / "config.json").write_text(json.dumps(shown))
+    runs = tmp_path / "runs"
+    for groups in (1, 3):
+        for name in ("pusht", "blockpush"):
+            write_json(
+                runs / str(groups) / name / "checkpoint" / "metadata.json", {"training": {"groups": groups}}
+            )
     arguments = ablate.Arguments(
-        environments=("pusht", "blockpush"), drops=(0.0, 0.5), ungrouped=tmp_path, grids=tmp_path
+        environments=("pusht", "blockpush"),
+        drops=(0.0, 0.5),
+        runs=(runs / "1", runs / "3"),
+        grids=tmp_path,
+        tasks="validation",
     )
     for study in get_args(ablate.Study):
         found = list(ablate.cells(study, arguments))
         assert found
         for _, cell in found:
+            assert cell.config.goal.tasks == "validation"
             assert cell.config.run.episodes == 60 and not cell.config.run.video
             cell.config.checked()
         same = [config for _, cell in found if (config := cell.config)]
         assert len({repr(config) for config in same}) == len(same)
+    grouped = [label for label, cell in ablate.cells("groups", arguments) if cell.config.env == "pusht"]
+    assert grouped == 2 * ["trained without groups"] + 2 * ["trained in 3 groups"]
     noise = dict(ablate.cells("proposals", arguments))["noise, 54 candidates"].config
     assert (noise.proposals.source, noise.search.candidates, noise.search.iterations) == ("none", 54, 2)
     assert noise.goal.source == "random"  # Block Push's own targets
@@ -45,6 +59,8 @@ def test_finished_cells_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "redrawn: plan",
         "redrawn: episode",
     ]
+    against = [row["against_first"] for row in report["rows"]]
+    assert against[0] is None and all(pair["ci95"][0] <= pair["difference"] for pair in against[1:])
     assert "redrawn: plan" in (tmp_path / "redraw.md").read_text() and (tmp_path / "redraw.png").is_file()
     monkeypatch.setattr(ablate.Cell, "run", lambda cell: pytest.fail("was run before"))
     ablate.main(arguments)
