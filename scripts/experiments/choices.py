@@ -14,7 +14,6 @@ interrupted run continues. Writes JSON, a table and a plot.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from scripts.common import launch, typed_command
 from sparsewm.config import PlanConfig, TaskSet
 from sparsewm.errors import UserError
 from sparsewm.evaluation.cells import Cell, cell_path, read_cell, time_cells
-from sparsewm.evaluation.table import percent, seconds
+from sparsewm.evaluation.comparison import compared
+from sparsewm.evaluation.table import percent, points, seconds
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.choices import CHOICES
 
@@ -40,6 +40,9 @@ SHARP = ("attention@0", "ranking@0", "motion@0", "goal@0", "mixture@0")
 
 COMPARED = ("random/goal", "random/goal@0")
 """Random tokens imagined, those that differ from the goal compared."""
+
+KEPT = ("success_rate", "success_ci95", "strict", "moved", "seconds_per_plan", "goal", "tokens", "command")
+"""What a row has of its cell."""
 
 
 @dataclass
@@ -103,9 +106,9 @@ def planned(arguments: Any, environment: str, encoder: str, label: str, drop: fl
     return config
 
 
-def file_name(environment: str, encoder: str, label: str, drop: float) -> str:
+def file_name(environment: str, encoder: str, choice: str, drop: float) -> str:
     """Of a cell."""
-    return re.sub("[^a-z0-9.@_]+", "-", f"{environment}-{encoder}-{label}-drop{drop:g}")
+    return re.sub("[^a-z0-9.@_]+", "-", f"{environment}-{encoder}-{choice}-drop{drop:g}")
 
 
 def cells(arguments: Arguments) -> Iterator[tuple[dict[str, Any], Cell]]:
@@ -118,34 +121,25 @@ def cells(arguments: Arguments) -> Iterator[tuple[dict[str, Any], Cell]]:
                     yield varied, Cell("random", planned(arguments, environment, encoder, label, drop))
 
 
-def paired(found: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """Success less others' on the same tasks, with its 95% interval, and tasks that one alone solves."""
-    ours, theirs = (np.array([one["success"] for one in part["per_episode"]]) for part in (found, others))
-    won, lost, count = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours)
-    mean = (won - lost) / count
-    half = 1.96 * math.sqrt(max(won + lost - (won - lost) ** 2 / count, 0)) / count
-    return {"difference": mean, "ci95": [mean - half, mean + half], "won": won, "lost": lost}
-
-
 def run(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Cell]]:
     """A row of every cell, and the cells; finished ones are read."""
     rows: list[dict[str, Any]] = []
     done: list[Cell] = []
     reference: dict[str, Any] = {}
     for varied, cell in cells(arguments):
-        name, request = (
-            file_name(**{("label" if k == "choice" else k): v for k, v in varied.items()}),
-            cell.request(),
-        )
+        name, request = file_name(**varied), cell.request()
         result = read_cell(arguments.output, name, request)
         if result is None:
             result = {"request": request, **cell.run()}
             write_json(cell_path(arguments.output, name), result)
         if varied["choice"] == "random":
             reference = result
-        kept = ("success_rate", "success_ci95", "strict", "moved", "seconds_per_plan", "command", "tokens")
-        rows.append(varied | {key: result[key] for key in kept if key in result})
-        rows[-1]["against_random"] = paired(result, reference)
+        row = varied | {key: result[key] for key in KEPT if key in result}
+        row |= {key: request[key] for key in ("code", "dtype", "machine")}
+        for name in ("success", "strict"):
+            same = reference is result
+            row[f"{name}_against_random"] = None if same else compared(reference, result, name)
+        rows.append(row)
         done.append(cell)
         print(*varied.values(), percent(result), flush=True)
     return rows, done
@@ -153,16 +147,14 @@ def run(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Cell]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line for every cell."""
-    lines = ["| environment | encoder | kept | choice | success (95%) | less random's | won, lost | a plan |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    names = ("environment", "encoder", "kept", "choice", "success (95%)", "over random (95%)", "p", "strict")
+    lines = [f"| {' | '.join((*names, 'over random (95%)', 'a plan'))} |", "|---" * 10 + "|"]
     for row in rows:
-        pair = row["against_random"]
-        gain = "" if row["choice"] == "random" else f"{100 * pair['difference']:+.0f}"
-        beside = "" if row["choice"] == "random" else f"{pair['won']}, {pair['lost']}"
-        lines.append(
-            f"| {row['environment']} | {row['encoder']} | {100 * (1 - row['drop']):.0f}% | {row['choice']} "
-            f"| {percent(row)} | {gain} | {beside} | {seconds(row['seconds_per_plan'])} |"
-        )
+        pairs = [row[f"{name}_against_random"] for name in ("success", "strict")]
+        cells = [row["environment"], row["encoder"], f"{_kept(row):.0f}%", row["choice"], percent(row)]
+        cells += [points(pairs[0]), "" if pairs[0] is None else f"{pairs[0]['p']:.2g}"]
+        cells += [percent(row["strict"]), points(pairs[1]), seconds(row["seconds_per_plan"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -38,16 +38,6 @@ def test_every_cell_differs_and_can_be_asked_for() -> None:
     assert found[0][0]["choice"] == "random"
 
 
-def test_success_is_compared_task_by_task() -> None:
-    def row(*success: int) -> dict[str, list[dict[str, bool]]]:
-        return {"per_episode": [{"success": bool(one)} for one in success]}
-
-    pair = choices.paired(row(1, 1, 1, 0), row(0, 1, 0, 1))
-    assert (pair["won"], pair["lost"], pair["difference"]) == (2, 1, 0.25)
-    assert pair["ci95"][0] < 0 < pair["ci95"][1]
-    assert choices.paired(row(1, 0), row(1, 0))["ci95"] == [0, 0]
-
-
 def test_the_study_keeps_finished_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = choices.PlanConfig.of("wall")
     quick = usual.updated(max_steps=5, candidates=8, iterations=2, elites=2)
