@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from scripts.common import launch, typed_command
-from scripts.experiments.choices import SHIPPED, file_name, planned
+from scripts.experiments.choices import EMBEDDED, file_name, planned
 from sparsewm.agent import Agent
 from sparsewm.config import TaskSet
 from sparsewm.evaluation.actors import AgentActor
@@ -49,8 +49,8 @@ class Arguments:
 
     environments: tuple[str, ...] = ("pusht", "rope")
     """Environments."""
-    encoders: tuple[str, ...] = (SHIPPED,)
-    """Encoders of the shipped models; "shipped": the one that is planned with where none is named."""
+    encoders: tuple[str, ...] = (EMBEDDED,)
+    """Encoders of the world models."""
     checkpoints: Path | None = None
     """Folder of trained runs by environment, instead of shipped models."""
     choices: tuple[str, ...] = (*CHOICES.names(), "attention@0", "goal@0", "motion@0")

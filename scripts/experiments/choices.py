@@ -32,8 +32,8 @@ from sparsewm.evaluation.table import percent, points, seconds
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.choices import CHOICES
 
-SHIPPED = "shipped"
-"""In the place of an encoder: the model that is planned with where none is named."""
+EMBEDDED = "embedded"
+"""The encoder of models that are planned with where none is named."""
 
 SHARP = ("attention@0", "ranking@0", "motion@0", "goal@0", "mixture@0")
 """Choices by scores without chance."""
@@ -51,8 +51,8 @@ class Arguments:
 
     environments: tuple[str, ...] = ("pusht", "blockpush", "rope", "pointmaze")
     """Environments."""
-    encoders: tuple[str, ...] = (SHIPPED,)
-    """Encoders of the shipped models; "shipped": the one that is planned with where none is named."""
+    encoders: tuple[str, ...] = (EMBEDDED,)
+    """Encoders of the world models."""
     checkpoints: Path | None = None
     """Folder of trained runs by environment, instead of shipped models."""
     choices: tuple[str, ...] = (*CHOICES.names(), *SHARP, *COMPARED)
@@ -99,7 +99,7 @@ def planned(arguments: Any, environment: str, encoder: str, label: str, drop: fl
         goal={"tasks": arguments.tasks},
         run={"episodes": arguments.episodes, "seed": arguments.seed, "video": False, "imagine": False},
     )
-    if encoder != SHIPPED:
+    if encoder != EMBEDDED:
         config = config.updated(encoder=encoder)
     if arguments.checkpoints is not None:
         config = config.updated(checkpoint=str(arguments.checkpoints / environment / "checkpoint"))

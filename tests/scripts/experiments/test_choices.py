@@ -28,7 +28,7 @@ def test_a_label_stands_for_settings_of_tokens() -> None:
 
 
 def test_every_cell_differs_and_can_be_asked_for() -> None:
-    arguments = choices.Arguments(environments=("rope", "pointmaze"), encoders=("shipped",), drops=(0.5, 0.9))
+    arguments = choices.Arguments(environments=("rope", "pointmaze"), drops=(0.5, 0.9))
     found = list(choices.cells(arguments))
     assert len(found) == 2 * 2 * len(arguments.choices)
     for _, cell in found:
@@ -114,6 +114,6 @@ def test_blind_spots_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     blind_spots.main(arguments)
     random, merge = json.loads((tmp_path / "blind_spots.json").read_text())["rows"]
     assert random["plans"] == 2 and abs(random["kept_share"] - 6 / 64) < 1e-6
-    assert merge["kept_share"] < 0.5 and (tmp_path / "wall-shipped-all-drop0.9.png").is_file()
-    plain = choices.Cell("random", choices.planned(arguments, "wall", "shipped", "random", 0.9)).run()
+    assert merge["kept_share"] < 0.5 and (tmp_path / "wall-embedded-all-drop0.9.png").is_file()
+    plain = choices.Cell("random", choices.planned(arguments, "wall", "embedded", "random", 0.9)).run()
     assert [one["success"] for one in plain["per_episode"]] == random["successes"]  # judged, not changed
