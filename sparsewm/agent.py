@@ -124,12 +124,19 @@ class Agent:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", **settings: Any
+        cls,
+        name: str,
+        *,
+        encoder: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        **settings: Any,
     ) -> Agent:
         """An agent with a shipped world model, a checkpoint folder, or one of the hub.
 
         Args:
             name: environment with a shipped model, folder, or user/name.
+            encoder: of the model, e.g. ``"dinov2_vits14"``; of shipped ones the embedded when left out.
             settings: of `PlanConfig`, by leaf (``drop=0.5``) or section (``search={"iterations": 8}``).
 
         Raises:
@@ -137,8 +144,8 @@ class Agent:
         """
         place = choose_device(device)
         own = canonical(str(name))
-        path = pretrained_path(own) if own in shipped() else name
-        model = load(path, place, choose_dtype(dtype, place, planning=True))
+        path = pretrained_path(own, encoder) if own in (*shipped(), *shipped(encoder)) else name
+        model = load(path, place, choose_dtype(dtype, place, planning=True), encoder_name=encoder)
         config = PlanConfig.of(model.environment).updated(**settings)
         return cls(model, config)
 

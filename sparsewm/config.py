@@ -152,8 +152,8 @@ class RunConfig:
     """Seed of tasks, candidates and dropped tokens."""
     checkpoint: Annotated[str | None, usual("checkpoint")] = None
     """Folder of a world model, or user/name on the hub; the shipped one when left out."""
-    encoder: str | None = None
-    """Encoder the checkpoint must have been trained on."""
+    encoder: Annotated[str | None, usual("encoder")] = None
+    """Encoder the checkpoint must have been trained on; without a checkpoint, the shipped one on it."""
     encoder_weights: Annotated[Path | None, usual("encoder-weights")] = None
     """Local weights file of the encoder."""
     hub_repo: Annotated[Path | None, usual("hub-repo")] = None

@@ -197,6 +197,12 @@ def _range_lock(file: IO[bytes], number: int, kind: str, wait: bool) -> bool:
     return True
 
 
+def cache_folder() -> Path:
+    """Where files go that are made again if they are missing: $SPARSEWM_CACHE, or in the user's own."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SPARSEWM_CACHE") or Path(user) / "sparsewm")
+
+
 def umask() -> int:
     """The permissions that new files of this process do without."""
     mask = os.umask(0)

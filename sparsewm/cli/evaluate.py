@@ -20,7 +20,7 @@ from sparsewm.evaluation.comparison import against_all_tokens, over_random, with
 from sparsewm.evaluation.machine import machine
 from sparsewm.evaluation.table import cell_row, markdown, paired_markdown
 from sparsewm.files import write_json, write_text
-from sparsewm.model.checkpoint import PRETRAINED
+from sparsewm.model.checkpoint import PRETRAINED, encoder_folder
 from sparsewm.planners import ProposalMode
 from sparsewm.precision import choose_device
 from sparsewm.report.plots import plot_success
@@ -28,6 +28,8 @@ from sparsewm.settings import make_env
 from sparsewm.trees import at_least, one_of
 
 YARDSTICKS = ("nothing", "random_actions", "oracle", "cls", "proprio", "policy")
+OF_MODELS = ("cls", "proprio")
+"""Those that plan in a world model, and so differ from one encoder to another."""
 PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large")
 """Where vision alone (no weight of proprioception) is a column of its own."""
 
@@ -50,6 +52,9 @@ class Eval:
 
     envs: tuple[str, ...] = ("all",)
     """Environments; all: every one that has a world model."""
+    encoders: tuple[str, ...] = ()
+    """Encoders of the world models, each with rows of its own: embedded, dinov2_vits14, ...; the embedded
+    one when left out."""
     drops: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7, 0.9)
     """Fractions of the patch tokens dropped."""
     yardsticks: tuple[str, ...] = YARDSTICKS
@@ -72,7 +77,8 @@ class Eval:
     noise: bool = True
     """Rows of the planner's own candidates, beside those of policies."""
     checkpoints: Path | None = None
-    """Folder of training runs named by environment (ENV/checkpoint); the shipped ones when left out."""
+    """Folder of training runs named by environment (ENV/checkpoint), those on other encoders than the
+    embedded one in folders of theirs (ENCODER/ENV/checkpoint); the shipped ones when left out."""
     cls_checkpoints: Path | None = None
     """Folder of training runs on the image token (sparsewm train --encoder embedded:cls); without it the
     cls rows are left out."""
@@ -97,7 +103,8 @@ class Eval:
             cls, prog="sparsewm eval", args=arguments, description=about(cls), return_unknown_args=True
         )
         made.rest = rest
-        parse_plan(rest, "sparsewm eval", usual=USUAL)  # says at once what is no flag
+        encoder = parse_plan(rest, "sparsewm eval", usual=USUAL).run.encoder  # says at once what is no flag
+        made.encoders = made.encoders or (() if encoder is None else (encoder,))
         return made
 
     def __post_init__(self) -> None:
@@ -189,22 +196,18 @@ class Eval:
         """Every cell, in the order of the table."""
         for name in self.yardsticks:
             one_of("yardsticks", name, YARDSTICKS)
-        for name in self.environments():
-            plan = parse_plan(["--env", name, *self.rest], "sparsewm eval", usual=USUAL)
-            checkpoint = self.checkpoint(self.checkpoints, name)
-            if checkpoint is not None:
-                _check_folder(checkpoint)
-                plan = plan.updated(checkpoint=str(checkpoint))
+        for name, encoders in self.models().items():
+            plans = [self.plan(name, encoder) for encoder in encoders]
             blind = self.vision_only and name in PROPRIO_IS_STATE
-            policies = [plan.updated(proposals=source) for source in self.policies]
             for selection in self.yardsticks:
-                yield from self.yardstick(selection, plan, policies, blind)
-            planned = [plan] if self.noise else []
-            planned += [policy.updated(mode=mode) for policy in policies for mode in self.modes]
+                for plan in plans if selection in OF_MODELS else plans[:1]:
+                    yield from self.yardstick(selection, plan, blind)
+            planned = [*plans] if self.noise else []
+            planned += [one.updated(mode=mode) for one in self.with_policies(plans) for mode in self.modes]
             variants: list[PlanConfig] = []
             if blind:
                 variants += [one.updated(proprio_weight=0.0) for one in planned]
-            if self.mse and plan.cost.objective != "mse":
+            if self.mse and plans[0].cost.objective != "mse":
                 variants += [one.updated(objective="mse") for one in planned]
             few = [drop for drop in self.drops if drop in self.variant_drops]
             for rows, drops in ((planned, self.drops), (variants, few)):
@@ -212,19 +215,31 @@ class Eval:
                     for drop in drops:
                         yield Cell("random", row.updated(drop=drop))
 
-    def yardstick(
-        self, selection: str, plan: PlanConfig, policies: list[PlanConfig], blind: bool
-    ) -> Iterator[Cell]:
+    def plan(self, name: str, encoder: str | None) -> PlanConfig:
+        """How is planned in an environment, in the world model on an encoder."""
+        plan = parse_plan(["--env", name, *self.rest], "sparsewm eval", usual=USUAL)
+        checkpoint = self.checkpoint(self.checkpoints, name, encoder)
+        if checkpoint is None:
+            return plan.updated(encoder=encoder)
+        _check_folder(checkpoint)
+        return plan.updated(encoder=encoder, checkpoint=str(checkpoint))
+
+    def with_policies(self, plans: list[PlanConfig]) -> list[PlanConfig]:
+        """The same with the proposals of each policy."""
+        return [plan.updated(proposals=source) for plan in plans for source in self.policies]
+
+    def yardstick(self, selection: str, plan: PlanConfig, blind: bool) -> Iterator[Cell]:
         """Cells of one kind of yardstick in one environment."""
-        plain = plan.updated(drop=0.0, checkpoint=None)
+        plain = plan.updated(drop=0.0, checkpoint=None, encoder=None)
         if selection == "policy":
-            for policy in policies:
-                yield Cell(selection, policy.updated(drop=0.0, actor="policy", checkpoint=None))
+            for policy in self.with_policies([plain]):
+                yield Cell(selection, policy.updated(actor="policy"))
         elif selection == "cls":
-            checkpoint = self.checkpoint(self.cls_checkpoints, plan.env)
+            checkpoint = self.checkpoint(self.cls_checkpoints, plan.env, plan.run.encoder)
             if checkpoint is not None and (self.run_missing or checkpoint.is_dir()):
                 _check_folder(checkpoint)
-                row = plan.updated(drop=0.0, checkpoint=str(checkpoint))
+                encoder = plan.run.encoder and f"{plan.run.encoder}:cls"
+                row = plan.updated(drop=0.0, checkpoint=str(checkpoint), encoder=encoder)
                 yield Cell(selection, row)
                 if blind:
                     yield Cell(selection, row.updated(proprio_weight=0.0))
@@ -237,25 +252,36 @@ class Eval:
             actor = {"nothing": "nothing", "random_actions": "random", "oracle": "oracle"}[selection]
             yield Cell(selection, plain.updated(actor=actor, proposals=NO_PROPOSALS))
 
-    def environments(self) -> list[str]:
-        """Canonical names of the environments asked for; "all" are those that have a world model."""
+    def models(self) -> dict[str, list[str | None]]:
+        """Encoders by canonical names of the environments asked for; "all" are those with a world model."""
+        encoders: list[str | None] = [*{encoder_folder(one): one for one in self.encoders}.values()] or [None]
         if "all" not in self.envs:
-            return [make_env(name).name for name in self.envs]
-        known = {name: self.checkpoint(self.checkpoints, name) or PRETRAINED / name for name in envs.names()}
-        found = [name for name, path in known.items() if path.is_dir()]
+            return {make_env(name).name: encoders for name in self.envs}
+        found: dict[str, list[str | None]] = {}
+        missing = []
+        for name in envs.names():
+            for encoder in encoders:
+                shipped = PRETRAINED / encoder_folder(encoder) / name
+                if (self.checkpoint(self.checkpoints, name, encoder) or shipped).is_dir():
+                    found.setdefault(name, []).append(encoder)
+                else:
+                    missing.append(name if encoder is None else f"{name} on {encoder}")
         if not found:
+            if self.checkpoints is None:
+                raise UserError(
+                    f"no world model on {', '.join(self.encoders)} is shipped: correct `encoders`"
+                )
             raise UserError(f"`checkpoints` {self.checkpoints} holds no run: train one with sparsewm train")
-        missing = sorted(set(known) - set(found))
         if missing:
-            print(f"no world model yet, left out: {', '.join(missing)}", file=sys.stderr)
+            print(f"no world model yet, left out: {', '.join(sorted(missing))}", file=sys.stderr)
         return found
 
-    def checkpoint(self, folder: Path | None, name: str) -> Path | None:
+    def checkpoint(self, folder: Path | None, name: str, encoder: str | None) -> Path | None:
         """Checkpoint of an environment in a folder of runs."""
         if folder is None:
             return None
-        path = folder / name / "checkpoint"
-        return path if path.is_dir() else folder / name
+        place = folder / encoder_folder(encoder) / name
+        return place / "checkpoint" if (place / "checkpoint").is_dir() else place
 
 
 def _check_folder(checkpoint: Path) -> None:

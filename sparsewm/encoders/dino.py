@@ -6,8 +6,9 @@ They are recognised as the same by `dino_hash`.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,10 +54,9 @@ def from_timm(network: Any) -> dict[str, Tensor]:
     return state
 
 
-def from_transformers(network: nn.Module) -> dict[str, Tensor]:
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of transformers' Dinov2Model, with registers or without, under official names."""
     found: dict[str, Tensor] = {}
-    state = network.state_dict()
     for key, tensor in state.items():
         name = key
         if ".attention.attention." in name:
@@ -141,3 +141,25 @@ class TimmDino(nn.Module):
         tokens = self.network.forward_features(images)
         first = self.network.num_prefix_tokens
         return {"x_norm_clstoken": tokens[:, 0], "x_norm_patchtokens": tokens[:, first:]}
+
+
+def cls_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Attention of the first token to all tokens, averaged over heads: qkv (B, L, 3 * D) -> (B, L)."""
+    b, length, _ = qkv.shape
+    q, k, _ = qkv.view(b, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, L, D / heads)
+    scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, 1, L)
+    return scores.softmax(-1).mean(1)[:, 0]
+
+
+@contextlib.contextmanager
+def recorded_qkv(network: Any, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects what the last block's qkv layer returns, so that attention costs no second pass."""
+    recorded: list[Tensor] = []
+    if not wanted:
+        yield recorded
+        return
+    handle = network.blocks[-1].attn.qkv.register_forward_hook(lambda _m, _i, out: recorded.append(out))
+    try:
+        yield recorded
+    finally:
+        handle.remove()

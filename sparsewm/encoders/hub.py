@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsewm.encoders.base import PatchEncoder, PatchFeatures, weights_hash, whole_patches
-from sparsewm.encoders.dino import TimmDino, dino_hash
+from sparsewm.encoders.dino import TimmDino, cls_attention, dino_hash, recorded_qkv
 from sparsewm.encoders.fast import Fast
 from sparsewm.encoders.weights import difference, read_weights
 from sparsewm.errors import UserError, suggest
@@ -132,7 +132,7 @@ class HubEncoder(PatchEncoder):
         tokens = None if attention else self.fast(inner, images)
         if tokens is not None:
             return PatchFeatures(tokens[:, -self.tokens :], tokens[:, 0], self.grid)
-        with _recorded_qkv(self.network, attention) as recorded:
+        with recorded_qkv(self.network, attention) as recorded:
             if self.name.startswith("dinov2_") or isinstance(self.network, TimmDino):
                 features = self.network.forward_features(images)
                 patches, cls = features["x_norm_patchtokens"], features["x_norm_clstoken"]
@@ -144,28 +144,6 @@ class HubEncoder(PatchEncoder):
             every = cls_attention(recorded[0], self.network.blocks[-1].attn.num_heads)
             weights = every[:, -self.tokens :]  # CLS and registers stand before the patches
         return PatchFeatures(patches, cls, self.grid, weights)
-
-
-def cls_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Attention of the first token to all tokens, averaged over heads: qkv (B, L, 3 * D) -> (B, L)."""
-    b, length, _ = qkv.shape
-    q, k, _ = qkv.view(b, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, L, D / heads)
-    scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, 1, L)
-    return scores.softmax(-1).mean(1)[:, 0]
-
-
-@contextlib.contextmanager
-def _recorded_qkv(network: Any, wanted: bool) -> Iterator[list[Tensor]]:
-    """Collects what the last block's qkv layer returns, so that attention costs no second pass."""
-    recorded: list[Tensor] = []
-    if not wanted:
-        yield recorded
-        return
-    handle = network.blocks[-1].attn.qkv.register_forward_hook(lambda _m, _i, out: recorded.append(out))
-    try:
-        yield recorded
-    finally:
-        handle.remove()
 
 
 def load_hub_encoder(
@@ -194,17 +172,32 @@ def load_hub_encoder(
             f"unknown hub encoder '{name}'.{suggest(name, HUB_ENCODERS)} Known: {', '.join(HUB_ENCODERS)}"
         )
     spec = HUB_ENCODERS[name]
-    size = whole_patches(resolution, spec.patch, name)
-    network = _build(name, spec, hub_repo)
+    whole_patches(resolution, spec.patch, name)  # refused before anything is downloaded
+    network = build(name, spec, hub_repo)
     path = Path(weights).expanduser() if weights is not None else _download_weights(name, spec)
     network = TimmDino(name) if network is None else network
-    state = _load_weights(name, spec, network, path)
-    encoder = HubEncoder(name, network, state, size)
+    return filled(name, network, _read(name, spec, network, path), resolution)
+
+
+def filled(
+    name: str, network: nn.Module, state: dict[str, Tensor], resolution: int | tuple[int, int] = 224
+) -> HubEncoder:
+    """A network with the weights of a state that has the names and shapes of `wanted`, as an encoder."""
+    if isinstance(network, TimmDino):
+        network.load_official(state)
+    else:
+        network.load_state_dict(state)
+    encoder = HubEncoder(name, network, state, whole_patches(resolution, HUB_ENCODERS[name].patch, name))
     encoder.freeze()
     return encoder
 
 
-def _build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module | None:
+def wanted(network: nn.Module) -> dict[str, Tensor]:
+    """What a state for a network must hold: official names, and tensors of the right shapes."""
+    return network.official if isinstance(network, TimmDino) else network.state_dict()
+
+
+def build(name: str, spec: HubSpec, hub_repo: str | Path | None) -> nn.Module | None:
     """The network without weights, by the hub repository's code; None where only timm can build it."""
     place, source = f"{spec.repository}:{spec.commit}", "github"
     if hub_repo is not None:
@@ -236,29 +229,29 @@ def _download_weights(name: str, spec: HubSpec) -> Path:
     return spec.weights
 
 
-def _load_weights(name: str, spec: HubSpec, network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Fill the network from a file, after checking that it is this network's; what the file holds."""
+def _read(name: str, spec: HubSpec, network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """What a file holds, after checking that it is this network's."""
     if not path.is_file():
         raise UserError(f"no encoder weights at {path}: give `weights` the file from {spec.url}")
     again = f"fetch {spec.url} again and give it as `weights`"
     if path == spec.weights:
         again = f"delete {path} to download it again"
     try:
-        state = read_weights(path)
+        state: dict[str, Tensor] = read_weights(path)
     except UserError:
         raise UserError(f"{path} is not a readable weights file: {again}") from None
-    wrong = difference(state, network.official if isinstance(network, TimmDino) else network.state_dict())
+    wrong = difference(state, wanted(network))
     if wrong:
         raise UserError(f"{path} holds no weights of {name} ({wrong}): {again}")
-    if isinstance(network, TimmDino):
-        network.load_official(state)
-    else:
-        network.load_state_dict(state)
     return state
 
 
 def _clone(spec: HubSpec) -> str:
     return f"a clone of https://github.com/{spec.repository} at commit {spec.commit[:7]}"
+
+
+class Unreachable(UserError):
+    """Something that cannot be downloaded."""
 
 
 def unreachable(name: str, spec: HubSpec, error: Exception) -> UserError:
@@ -269,7 +262,7 @@ def unreachable(name: str, spec: HubSpec, error: Exception) -> UserError:
             "to a folder that can be written"
         )
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    return UserError(
+    return Unreachable(
         f"cannot download {name} ({reason}): connect this machine to the network; or give `hub_repo` "
         f"{_clone(spec)} and `weights` the file from {spec.url} (with timm installed the file is enough); or "
         "set TORCH_HOME to a folder where another machine has downloaded them; or use the encoder "

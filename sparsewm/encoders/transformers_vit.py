@@ -139,7 +139,7 @@ def _load(model: str) -> tuple[Any, dict[str, Any]]:
 def _network_hash(network: nn.Module) -> str:
     """Hash of what tokens depend on; that of the official weights where they are DINOv2's."""
     if type(network).__name__ in ("Dinov2Model", "Dinov2WithRegistersModel"):
-        return dino_hash(from_transformers(network))
+        return dino_hash(from_transformers(network.state_dict()))
     state = network.state_dict()
     return weights_hash(
         {

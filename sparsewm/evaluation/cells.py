@@ -24,7 +24,7 @@ from sparsewm.evaluation.run import prepare, results, run
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.files import slug
 from sparsewm.memory import PeakMemory
-from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path
+from sparsewm.model.checkpoint import checkpoint_hash, encoder_folder, pretrained_path
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals import check_proposals
 from sparsewm.tasks import tasks_hash
@@ -63,7 +63,7 @@ class Cell:
                 parts.append(slug(f"{name}-{value}"))
         if config.proposals.source != NO_PROPOSALS:
             parts += [config.proposals.source.strip("./").replace("/", "-"), config.proposals.mode]
-        return "-".join(parts)
+        return "-".join([*parts, *encoder_folder(config.run.encoder).parts])
 
     def request(self) -> dict[str, Any]:
         """What the result depends on: settings, weights, tasks, precision, kind of machine and code.
@@ -76,9 +76,9 @@ class Cell:
         device = choose_device(run.device.split(",")[0])
         weights = None
         if run.actor == "planner":
-            weights = checkpoint_hash(run.checkpoint or pretrained_path(config.env))
+            weights = checkpoint_hash(run.checkpoint or pretrained_path(config.env, run.encoder))
         settings = config.settings()
-        for name in ("output", "video", "imagine", "device", "dtype", "checkpoint"):
+        for name in ("output", "video", "imagine", "device", "dtype", "checkpoint", "encoder"):
             settings["run"].pop(name)
         names = config.proposals.names
         proposals = check_proposals(config.proposals.source, config.env, config.proposals.instruction, names)

@@ -29,7 +29,7 @@ from sparsewm.evaluation.actors import (
 from sparsewm.evaluation.episodes import Actor, Episode, deadline_report, run_episodes, summarize
 from sparsewm.evaluation.machine import machine
 from sparsewm.model import WorldModel, kept_patches, load
-from sparsewm.model.checkpoint import pretrained_path
+from sparsewm.model.checkpoint import encoder_folder, pretrained_path
 from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
 from sparsewm.proposals import load_sampler
@@ -135,7 +135,7 @@ def load_model(config: PlanConfig, env: GoalEnv, device: torch.device, dtype: to
     """The world model of a configuration, checked against its environment."""
     run = config.run
     model = load(
-        run.checkpoint or pretrained_path(env.name),
+        run.checkpoint or pretrained_path(env.name, run.encoder),
         device,
         dtype,
         encoder_name=run.encoder,
@@ -195,6 +195,7 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
         if config.tokens.selection == "none":
             kept["kept"] = 0
     deadline = config.search.deadline_ms
+    shipped = f"pretrained/{(encoder_folder(config.run.encoder) / ready.envs[0].name).as_posix()}"
     return {
         "environment": ready.envs[0].name,
         "actor": config.run.actor,
@@ -203,7 +204,7 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
         "planner": config.search.planner,
         "proposals": config.proposals.source,
         "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
-        "checkpoint": None if model is None else config.run.checkpoint or f"pretrained/{ready.envs[0].name}",
+        "checkpoint": None if model is None else config.run.checkpoint or shipped,
         "device": config.run.device if len(devices_of(config)) > 1 else str(ready.device),
         "dtype": None if model is None else str(ready.dtype).removeprefix("torch."),
         "seed": config.run.seed,

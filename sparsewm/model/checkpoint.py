@@ -16,9 +16,9 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sparsewm.encoders import PatchEncoder, load_encoder, names_code
+from sparsewm.encoders import PatchEncoder, base_name, load_encoder, names_code
 from sparsewm.errors import UserError, suggest
-from sparsewm.files import disk_errors, umask
+from sparsewm.files import disk_errors, slug, umask
 from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
 from sparsewm.model.hub import CHECKPOINT_FILES as FILES
@@ -106,7 +106,7 @@ def load(
         device, dtype: where and in what precision the predictor computes.
         environment: name the checkpoint must be for, if given.
         encoder: a loaded encoder to use instead of loading the recorded one.
-        encoder_name: name the checkpoint's encoder must have, if given.
+        encoder_name: of the network that the checkpoint's encoder must be, if given.
         encoder_weights, hub_repo: local files for the encoder (see `load_encoder`).
         token: of the hub, for private repositories; None: the one this machine is logged in with.
 
@@ -142,7 +142,7 @@ def load(
         raise UserError(
             f"checkpoint {path} was trained for {name}, not {environment}: give `env` {name} or another one"
         )
-    if encoder_name is not None and recorded["name"] != encoder_name:
+    if encoder_name is not None and base_name(recorded["name"]) != base_name(encoder_name):
         raise UserError(
             f"checkpoint {path} was trained on encoder {recorded['name']}, not {encoder_name}: leave "
             f"`encoder` out, or train with {encoder_name}"
@@ -203,34 +203,56 @@ def checkpoint_hash(path: str | Path) -> str:
     return hashlib.sha256(content + str(encoder).encode()).hexdigest()
 
 
-def shipped() -> list[str]:
-    """Environments that a world model is shipped for."""
-    return sorted(path.name for path in PRETRAINED.glob("*") if (path / FILES[2]).is_file())
+def encoder_folder(encoder: str | None = None) -> Path:
+    """Where world models on an encoder lie among shipped ones, and in folders of runs: in one that it names.
+
+    Those on the embedded encoder (None) lie in none of their own.
+    """
+    name = "embedded" if encoder is None else base_name(encoder).removesuffix(":cls")
+    return Path() if name == "embedded" else Path(slug(name))
 
 
-def pretrained_path(environment: str) -> Path:
+def shipped(encoder: str | None = None) -> list[str]:
+    """Environments that a world model on an encoder, the embedded one when left out, is shipped for."""
+    folder = PRETRAINED / encoder_folder(encoder)
+    return sorted(path.name for path in folder.glob("*") if (path / FILES[2]).is_file())
+
+
+def pretrained_path(environment: str, encoder: str | None = None) -> Path:
     """Folder of the shipped world model of an environment.
+
+    Args:
+        encoder: on which it was trained; the embedded one when left out. DINOv2 is one, by either name.
 
     Raises:
         UserError: none is shipped.
     """
-    path = PRETRAINED / environment
-    if not path.is_dir():
-        raise UserError(
-            f"no world model is shipped for '{environment}'.{suggest(environment, shipped())} Train one: "
-            f"sparsewm train --env {environment}, then give its folder"
-        )
-    return path
+    path = PRETRAINED / encoder_folder(encoder) / environment
+    if (path / FILES[2]).is_file():
+        return path
+    train, on = f"sparsewm train --env {environment}", ""
+    if encoder_folder(encoder) != Path():
+        train, on = f"{train} --encoder {encoder}", f" on encoder '{encoder}'"
+        if known := shipped(encoder):
+            on += f" (there are those for {', '.join(known)})"
+    raise UserError(
+        f"no world model{on} is shipped for '{environment}'.{suggest(environment, shipped(encoder))} "
+        f"Train one: {train}, then give its folder"
+    )
 
 
 def load_pretrained(
-    environment: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    environment: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    encoder: str | None = None,
 ) -> WorldModel:
     """The shipped world model of an environment, e.g. ``load_pretrained("pusht")``.
 
     Args:
         dtype: precision it computes in, as `WorldModel.place` has it; None: bfloat16 where the device is
             fast in it, else float32.
+        encoder: on which it was trained, e.g. ``"dinov2_vits14"``; the embedded one when left out.
     """
     dtype = fastest_dtype(torch.device(device)) if dtype is None else dtype
-    return load(pretrained_path(environment), device, dtype, environment=environment)
+    return load(pretrained_path(environment, encoder), device, dtype, environment=environment)

@@ -182,6 +182,7 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
         rows: of eval.json. over: "drop", or "seconds" for the time per planner iteration.
     """
     names = list(dict.fromkeys(row["environment"] for row in rows))
+    several = len({row["encoder"] for row in rows if row["encoder"] is not None}) > 1
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     colours = {"oracle": "#2f855a", "cls": "#805ad5", "proprio": "#b7791f"}
@@ -193,7 +194,7 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
         yardsticks: list[tuple[float, str]] = []
         for row in (row for row in rows if row["environment"] == name):
             if row["selection"] == "random":
-                label = row["cost"] + vision_only(row)
+                label = (f"{row['encoder']}, " if several else "") + row["cost"] + vision_only(row)
                 if row["proposals"] != "none":
                     label += f", {candidates(row)}"
                 curves.setdefault(label, []).append(row)
@@ -201,6 +202,8 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
                 percent, label = 100 * row["success_rate"], row["selection"].replace("_", " ")
                 if row["selection"] == "cls":
                     label += vision_only(row)
+                if several and row["encoder"] is not None:
+                    label += f", {row['encoder']}"
                 yardsticks.append((percent, label))
                 colour = colours.get(row["selection"], "#999999")
                 axis.axhline(percent, linestyle="--", linewidth=0.8, color=colour)

@@ -319,7 +319,7 @@ def forget_hash(path: Path) -> None:
         (
             "--run.encoder dinov2_vits14",
             None,
-            ["on encoder random, not dinov2_vits14", "leave --run.encoder out"],
+            ["on encoder random, not dinov2_vits14", "leave --encoder out"],
         ),
         ("", forget_hash, ["differ from those", "--encoder-weights"]),
         ("", lambda path: truncate(path / "model.safetensors"), ["is damaged", "copy it again"]),

