@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+NAMED = ("environment", "encoder", "tokens", "cost", "candidates")
+
 
 def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
     """One row of eval.json from what `plan` found; `selection` is what the table calls it."""
@@ -26,11 +28,11 @@ def cell_row(selection: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(rows: Sequence[dict[str, Any]], title: str, budgets: Sequence[int] = ()) -> str:
     """The table, one line per cell, with success within smaller `budgets` (`row["within"]`)."""
-    names = [*_named(rows, None), "success (95%)", *(f"in {budget} steps" for budget in budgets), "strict"]
+    names = [*NAMED, "success (95%)", *(f"in {budget} steps" for budget in budgets), "strict"]
     names += ["over random", "T moves", "an iteration", "a decision", "an episode"]
     lines = []
     for row in rows:
-        cells = [*_named(rows, row), percent(row), *map(percent, row["within"]), percent(row["strict"])]
+        cells = [*_named(row), percent(row), *map(percent, row["within"]), percent(row["strict"])]
         cells += [points(row["over_random"]), percent(row.get("moved"))]
         lines.append(
             cells + [seconds(row[f"seconds_per_{name}"]) for name in ("iteration", "plan", "episode")]
@@ -40,13 +42,13 @@ def markdown(rows: Sequence[dict[str, Any]], title: str, budgets: Sequence[int] 
 
 def paired_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table of the rows that have a rival with all tokens; empty where none has."""
-    names = [*_named(rows, None), "all tokens", "fewer", "difference (95%)", "only all", "only fewer", "p"]
+    names = [*NAMED, "all tokens", "fewer", "difference (95%)", "only all", "only fewer", "p"]
     lines = []
     for row in rows:
         if (pair := row["against_all_tokens"]) is not None:
             found, rates = pair["success"], [f"{100 * rate:.0f}%" for rate in pair["rates"]]
             counts = [str(found["only_first"]), str(found["only_second"]), f"{found['p']:.2g}"]
-            lines.append([*_named(rows, row), *rates, points(found), *counts, points(pair["strict"])])
+            lines.append([*_named(row), *rates, points(found), *counts, points(pair["strict"])])
     if not lines:
         return ""
     title = (
@@ -55,16 +57,12 @@ def paired_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return f"{title}\n\n{_lines([*names, 'strict difference'], lines)}"
 
 
-def _named(rows: Sequence[dict[str, Any]], row: dict[str, Any] | None) -> list[str]:
-    """What tells a row from others; without one, the heads of these columns."""
-    several = len({one["encoder"] for one in rows if one["encoder"] is not None}) > 1
-    if row is None:
-        return ["environment", *(["encoder"] if several else []), "tokens", "cost", "candidates"]
+def _named(row: dict[str, Any]) -> list[str]:
+    """What tells a row from others, under the heads `NAMED`."""
     yardstick = row["selection"] != "random"
     tokens = row["selection"].replace("_", " ") if yardstick else f"drop {100 * row['drop']:.0f}%"
     cost = row["cost"] + vision_only(row) if row["selection"] in ("random", "cls") else ""
-    encoder = [row["encoder"] or ""] if several else []
-    return [row["environment"], *encoder, tokens, cost, candidates(row)]
+    return [row["environment"], row["encoder"] or "", tokens, cost, candidates(row)]
 
 
 def _lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
