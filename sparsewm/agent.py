@@ -18,8 +18,10 @@ from sparsewm.errors import UserError
 from sparsewm.interfaces import interface_of as interface_of
 from sparsewm.kernels import flushed
 from sparsewm.model.checkpoint import load, pretrained_path, shipped
+from sparsewm.model.choices import CHOICES, Scene, compared_by
+from sparsewm.model.choices.uniform import RandomPatches
 from sparsewm.model.drop import kept_patches
-from sparsewm.model.latent import Latent, random_patches
+from sparsewm.model.latent import Latent, nearest_patches
 from sparsewm.model.objectives import OBJECTIVES, Objective, TokenError
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import WorldModel
@@ -51,7 +53,7 @@ class Decision:
         step: environment step of the episode it was made at.
         actions: environment actions (n, A) to execute.
         cost: of the plan, as its last iteration scored it.
-        kept: patches (M,) of the last iteration.
+        kept: patches (M,) of the last iteration; where tokens are blended, the nearest to each.
         plan: planned actions (H, action_dim) before any is executed.
         imagined: pictures uint8 (H, R, R, 3) of what the plan leads to; None: not asked for.
         seconds, seconds_per_iteration: of this decision, per episode of the batch.
@@ -88,8 +90,8 @@ class Agent:
         sampler: proposes candidates; loaded from `config.proposals` when left out.
 
     Raises:
-        UserError: a setting is out of range, the model has no such objective, or it does not say what its
-            actions are.
+        UserError: a setting is out of range, the model has no such objective or choice of tokens, or it does
+            not say what its actions are.
     """
 
     def __init__(
@@ -103,6 +105,10 @@ class Agent:
         self.interface = interface_of(model)
         self.objective = self._objective(config.cost.proprio_weight)
         self._blind: Objective | None = None  # the same without proprioception
+        tokens = config.tokens
+        self.choice = CHOICES.get(tokens.choose)(model, tokens.temperature)
+        self.comparison = compared_by(model, tokens.cost, tokens.temperature)
+        self._attends = self.choice.attention or (self.comparison is not None and self.comparison.attention)
         self._receding = Receding(config)
         source = config.proposals.source
         if sampler is None and source != NO_PROPOSALS:
@@ -315,7 +321,7 @@ class Agent:
         sizes = {one.pixels.shape for one in seen}
         if len(sizes) > 1:
             return [frame for one in seen for frame in self._encode([one])]
-        frames = self.model.encode(*stacked(seen, self.model.device))
+        frames = self.model.encode(*stacked(seen, self.model.device), attention=self._attends)
         return [frames[i : i + 1] for i in range(len(seen))]
 
     def _frames(self, memories: Sequence[Memory], ago: Sequence[int]) -> list[Latent]:
@@ -342,10 +348,12 @@ class Agent:
             taken = [list(memory.taken)[len(memory.taken) - ago :][:frameskip] for memory in memories]
             actions = torch.as_tensor(np.asarray(taken, np.float32)).flatten(1).to(model.device)
             history.append((frame, actions))
+        goal = Latent.cat([memory.goal for memory in memories if memory.goal is not None])
+        resample = config.tokens.resample
         return LatentProblem(
             model,
             present,
-            Latent.cat([memory.goal for memory in memories if memory.goal is not None]),
+            goal,
             self._low,
             self._high,
             objective=self.objective,
@@ -355,19 +363,22 @@ class Agent:
             action_repeat=config.search.action_repeat,
             init_std=config.search.init_std,
             generators=masks,
+            choice=self.choice,
+            comparison=self.comparison,
+            cost_drop=config.tokens.cost_drop,
             history=history,
-            redraw=config.tokens.resample == "iteration",
-            patches=self._kept(numbers) if config.tokens.resample == "episode" else None,
+            redraw=resample == "iteration",
+            patches=self._kept(numbers, Scene(present, goal, history)) if resample == "episode" else None,
             memory=None if config.run.memory_gb is None else config.run.memory_gb * 1e9,
         )
 
-    def _kept(self, numbers: np.ndarray) -> Tensor:
+    def _kept(self, numbers: np.ndarray, scene: Scene) -> Tensor:
         """The patches (B, M) that episodes keep to their ends."""
-        total = self.model.patches
-        for i in numbers:
+        count = kept_patches(self.model.patches, self.config.tokens.drop)
+        choice = self.choice if count < self.model.patches else RandomPatches(self.model)
+        for row, i in enumerate(numbers):
             if self._patches[i] is None:
-                count = kept_patches(total, self.config.tokens.drop)
-                self._patches[i] = random_patches(1, total, count, self._masks[i])
+                self._patches[i] = choice.choose(scene[row : row + 1], count, [self._masks[i]])
         return torch.cat([patches for i in numbers if (patches := self._patches[i]) is not None])
 
     def _decide(self, numbers: np.ndarray, memories: Sequence[Memory], started: float) -> list[np.ndarray]:
@@ -391,7 +402,7 @@ class Agent:
                 memory.step,
                 steps,
                 float(plan.cost[row]),
-                problem.patches[row].cpu().numpy(),
+                nearest_patches(problem.patches[row]).cpu().numpy(),
                 plan.actions[row].cpu().numpy(),
                 None if imagined is None else imagined[row],
                 seconds,

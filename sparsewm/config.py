@@ -100,7 +100,7 @@ class CostConfig:
 
 @dataclass(frozen=True)
 class TokenConfig:
-    """Which patch tokens are imagined."""
+    """Which tokens are imagined, and which of these are compared with the goal (docs/howto/tokens.md)."""
 
     drop: Annotated[float, usual("drop")] = 0.5
     """Fraction dropped, at least 0 and below 1."""
@@ -108,6 +108,15 @@ class TokenConfig:
     """random, or none: proprioception alone is scored (a yardstick)."""
     resample: Resample = "iteration"
     """When another subset is drawn: at every iteration, plan or episode."""
+    choose: str = "random"
+    """random (as published), grid, attention, ranking, motion, goal, mixture, merge, drop_merge, grids, or
+    module:Class of your own."""
+    temperature: float = 1.0
+    """Of a choice by scores: 0 keeps the highest, 1 draws in proportion, more is nearer to random."""
+    cost: str = "all"
+    """Imagined tokens that are compared with the goal: all, or a choice by scores, such as goal."""
+    cost_drop: float = 0.5
+    """Fraction of the imagined tokens that such a choice leaves out of the cost."""
 
 
 @dataclass(frozen=True)
@@ -251,17 +260,18 @@ class PlanConfig:
             (run, "actor", Actor),
         ):
             one_of(name, getattr(section, name), get_args(kinds))
-        if not 0 <= tokens.drop < 1:
-            raise UserError(
-                f"`drop` must be at least 0 and below 1, got {tokens.drop:g}: 0.5 drops half of the tokens"
-            )
+        for name, drop in (("drop", tokens.drop), ("cost_drop", tokens.cost_drop)):
+            if not 0 <= drop < 1:
+                raise UserError(
+                    f"`{name}` must be at least 0 and below 1, got {drop:g}: 0.5 drops half of the tokens"
+                )
         gradient = search.planner == "gd"
         at_least(1 if gradient else 2, candidates=search.candidates)
         at_least(2, elites=search.elites)
         at_least(1, iterations=search.iterations, horizon=search.horizon, execute=search.execute)
         at_least(1, max_steps=goal.max_steps, offset=goal.offset, episodes=run.episodes, batch=run.batch)
         at_least(1, samples=self.proposals.samples, deadline_ms=search.deadline_ms)
-        at_least(0, proprio_weight=cost.proprio_weight)
+        at_least(0, proprio_weight=cost.proprio_weight, temperature=tokens.temperature)
         at_least(1e-3, init_std=search.init_std, memory_gb=run.memory_gb)
         if not 0 <= run.seed < SEEDS:
             raise UserError(f"`seed` must be at least 0 and below {SEEDS}, got {run.seed}")

@@ -24,10 +24,7 @@ def sincos_positions(rows: int, cols: int, dim: int, finest: int | None = None) 
     """
     if dim % 4:
         raise ValueError(f"the position code needs a dimension divisible by 4, got {dim}")
-    quarter = dim // 4
-    frequencies = torch.logspace(
-        math.log2(0.5), math.log2((finest or max(rows, cols)) / 2), quarter, base=2.0
-    )
+    frequencies = _frequencies(dim, finest or max(rows, cols))
     y = (torch.arange(rows) + 0.5) / rows
     x = (torch.arange(cols) + 0.5) / cols
     angle_y = 2 * math.pi * y[:, None] * frequencies  # (rows, quarter)
@@ -35,3 +32,13 @@ def sincos_positions(rows: int, cols: int, dim: int, finest: int | None = None) 
     code_y = torch.cat([angle_y.sin(), angle_y.cos()], -1)[:, None].expand(rows, cols, -1)
     code_x = torch.cat([angle_x.sin(), angle_x.cos()], -1)[None].expand(rows, cols, -1)
     return torch.cat([code_y, code_x], -1).reshape(rows * cols, dim)
+
+
+def sincos_at(places: Tensor, dim: int, finest: int) -> Tensor:
+    """The same code (..., dim) of any places (..., 2), each (y, x) from 0 to 1 across the picture."""
+    angles = 2 * math.pi * places[..., None] * _frequencies(dim, finest, places.device)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def _frequencies(dim: int, finest: int, device: torch.device | None = None) -> Tensor:
+    return torch.logspace(math.log2(0.5), math.log2(finest / 2), dim // 4, base=2.0, device=device)

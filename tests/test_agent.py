@@ -266,9 +266,9 @@ def test_no_frame_is_encoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     encode = model.encode
 
-    def counted(pixels: Any, proprio: Any) -> Any:
+    def counted(pixels: Any, proprio: Any, attention: bool) -> Any:
         encoded.append(len(pixels))
-        return encode(pixels, proprio)
+        return encode(pixels, proprio, attention)
 
     monkeypatch.setattr(model, "encode", counted)
     walls = [envs.make("wall", resolution=56) for _ in range(2)]
@@ -291,6 +291,39 @@ def test_patches_are_drawn_as_often_as_asked(resample: str) -> None:
     assert before.shape == (2, 8) and not before[0].equal(before[1])
     assert before.equal(first.patches) == (resample != "iteration")
     assert before.equal(second.patches) == (resample == "episode")
+
+
+@pytest.mark.parametrize("choose", ["attention", "goal", "motion", "merge"])
+@pytest.mark.parametrize("resample", ["iteration", "plan", "episode"])
+def test_tokens_are_chosen_as_asked(choose: str, resample: str) -> None:
+    model = tiny_model(frameskip=5)
+    together, alone = (
+        make_agent(model, tokens={"choose": choose, "resample": resample, "cost": "goal"}) for _ in range(2)
+    )
+    together.reset(seen(1, 3), seeds=[5, 6, 7])
+    alone.reset({name: value[1] for name, value in seen(1, 3).items()}, seeds=[6])
+    for moment in (0, 1):
+        actions = together.act(seen(moment, 3))
+        single = alone.act({name: value[1] for name, value in seen(moment, 3).items()})
+        np.testing.assert_allclose(single, actions[1], atol=1e-4)
+        assert together.decisions[1] is not None and together.decisions[1].kept is not None
+        assert len(together.decisions[1].kept) == 8
+    problem = together.problem()
+    before = problem.patches
+    problem.resample(0)
+    assert torch.equal(problem.patches, before) == (resample != "iteration")
+    whole = make_agent(model, drop=0.0, tokens={"choose": choose, "resample": resample})
+    whole.reset(seen(1))
+    assert whole.problem(seen(0)).patches.tolist() == [list(range(16))]
+
+
+def test_a_choice_of_tokens_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"unknown choice of tokens .atention.\. Did you mean .attention."):
+        make_agent(choose="atention")
+    with pytest.raises(UserError, match="`cost_drop` must be at least 0 and below 1, got 1"):
+        make_agent(cost_drop=1.0)
+    with pytest.raises(UserError, match="`temperature` must be at least 0"):
+        make_agent(temperature=-1.0)
 
 
 def test_settings_are_given_by_name() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from scripts import settings_table
 from sparsewm.cli import COMMANDS
+from sparsewm.model.choices import CHOICES
 from tests.cli.commands import call
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,7 @@ RUN_BY = {
     "robot.md": "tests/integrations/test_pages.py",
     "several_devices.md": "tests/training/test_parallel.py",
     "stable_worldmodel.md": "tests/integrations/test_pages.py",
+    "tokens.md": "tests/test_docs.py",
     "train_own_data.md": "tests/training/test_page.py",
 }
 """Which test runs the programs of a page."""
@@ -113,6 +115,30 @@ def test_a_cost_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (command,) = [words for words in commands(page) if words[0] == "plan"]
     code, out, err = call(shlex.join(command), "--max-steps 25 --run.no-video --iterations 1")
     assert code == 0 and "wall, random goals" in out, err
+
+
+def test_a_choice_of_tokens_of_ones_own(tmp_path: Path) -> None:
+    page = HOWTO / "tokens.md"
+    (program,) = programs(page)
+    (tmp_path / "my_choice.py").write_text(program)
+    kept = [int(word) for word in run(tmp_path, "my_choice.py").removeprefix("kept ").split()]
+    assert len(set(kept)) == 19 and kept == sorted(kept)  # three tenths of 64
+    *_, command = [words for words in commands(page) if words[0] == "plan"]
+    words = [*command, "--max-steps", "25", "--run.no-video", "--iterations", "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsewm", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "wall, random goals" in done.stdout, done.stderr
+
+
+def test_every_choice_of_tokens_is_told_of() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (HOWTO / "tokens.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == CHOICES.names()
 
 
 # Command lines and flags ----------------------------------------------------------------------------------

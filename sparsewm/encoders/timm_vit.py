@@ -79,7 +79,10 @@ class TimmEncoder(PatchEncoder):
         weights = None
         if attention:
             if not self.has_cls or not recorded:
-                raise ValueError(f"encoder '{self.name}' has no attention of an image token to patches")
+                raise UserError(
+                    f"encoder '{self.name}' has no attention of an image token to patches: choose tokens by "
+                    "something else"
+                )
             weights = recorded[0].mean(1)[:, 0, self.prefix :]
         return PatchFeatures(patches, cls, self.grid, weights)
 

@@ -93,7 +93,10 @@ class TransformersEncoder(PatchEncoder):
                 tokens, _ = self._forward(images)
         else:
             if not self.prefix:
-                raise ValueError(f"encoder '{self.name}' has no attention of an image token to patches")
+                raise UserError(
+                    f"encoder '{self.name}' has no attention of an image token to patches: choose tokens by "
+                    "something else"
+                )
             config = self.network.config
             usual, config._attn_implementation = config._attn_implementation, "eager"  # others return none
             try:

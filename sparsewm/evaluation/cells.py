@@ -22,6 +22,7 @@ from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.machine import code_hash, machine_kind
 from sparsewm.evaluation.run import prepare, results, run
 from sparsewm.evaluation.statistics import quartiles
+from sparsewm.files import slug
 from sparsewm.memory import PeakMemory
 from sparsewm.model.checkpoint import checkpoint_hash, encoder_folder, pretrained_path
 from sparsewm.precision import choose_device, choose_dtype
@@ -50,13 +51,16 @@ class Cell:
         """File name."""
         config = self.config
         parts = [config.env.replace("/", "-").replace(":", "-"), self.selection]
-        usual = PlanConfig.of(config.env).cost
+        usual = PlanConfig.of(config.env)
         if self.selection in ("random", "proprio"):
             parts.append(f"drop{config.tokens.drop:g}")
-        if config.cost.proprio_weight != usual.proprio_weight:
+        if config.cost.proprio_weight != usual.cost.proprio_weight:
             parts.append(f"proprio{config.cost.proprio_weight:g}")
-        if config.cost.objective != usual.objective:
+        if config.cost.objective != usual.cost.objective:
             parts.append(config.cost.objective)
+        for name in ("choose", "temperature", "cost", "cost_drop"):
+            if (value := getattr(config.tokens, name)) != getattr(usual.tokens, name):
+                parts.append(slug(f"{name}-{value}"))
         if config.proposals.source != NO_PROPOSALS:
             parts += [config.proposals.source.strip("./").replace("/", "-"), config.proposals.mode]
         return "-".join([*parts, *encoder_folder(config.run.encoder).parts])

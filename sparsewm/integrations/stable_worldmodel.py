@@ -18,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from sparsewm.config import PlanConfig
+from sparsewm.model.choices import CHOICES, compared_by
 from sparsewm.model.latent import Latent
 from sparsewm.model.objectives import OBJECTIVES
 from sparsewm.model.problem import LatentProblem
@@ -96,6 +97,10 @@ class CostModel:
             None if bound is None else torch.as_tensor(bound, dtype=torch.float32, device=model.device)
             for bound in (known[0] if low is None else low, known[1] if high is None else high)
         )
+        tokens = self.config.tokens
+        self.choice = CHOICES.get(tokens.choose)(model, tokens.temperature)
+        self.comparison = compared_by(model, tokens.cost, tokens.temperature)
+        self._attends = self.choice.attention or (self.comparison is not None and self.comparison.attention)
         self._asked: list[Tensor | int | None] = []
         self._problem: LatentProblem | None = None
         self._calls = 0
@@ -158,7 +163,7 @@ class CostModel:
 
     def _encode(self, pixels: Tensor, proprio: Tensor) -> Latent:
         with torch.inference_mode(False), torch.no_grad():  # gradient descent differentiates through it
-            return self.model.encode(pixels, proprio)
+            return self.model.encode(pixels, proprio, attention=self._attends)
 
     def _new(self, start: Latent, goal: Latent, weight: float, horizon: int) -> LatentProblem:
         model, config = self.model, self.config
@@ -182,6 +187,9 @@ class CostModel:
             action_repeat=False,
             init_std=config.search.init_std,
             generators=self._masks[:batch],
+            choice=self.choice,
+            comparison=self.comparison,
+            cost_drop=config.tokens.cost_drop,
             redraw=config.tokens.resample == "iteration",
         )
 

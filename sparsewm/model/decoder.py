@@ -59,7 +59,13 @@ class Decoder(nn.Module):
         rows, cols = self.grid
         here = self.token_in(tokens.to(self.token_in.weight.dtype))
         frame = self.absent.expand(len(tokens), rows * cols, -1)
-        frame = frame.scatter(1, patches[..., None].expand_as(here), here) + self.place
+        if patches.is_floating_point():
+            covers = patches[..., :-2].mT.to(here.dtype)  # (B, N, M)
+            total = covers.sum(-1, keepdim=True)
+            frame = torch.where(total > 0, covers @ here / total.clamp_min(1e-6), frame)
+        else:
+            frame = frame.scatter(1, patches[..., None].expand_as(here), here)
+        frame = frame + self.place
         x = frame.transpose(1, 2).unflatten(2, (rows, cols))
         for layer in self.mix:
             x = x + F.gelu(layer(x))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.positions import sincos_positions
+from sparsewm.positions import sincos_at, sincos_positions
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TemporalDistance(nn.Module):
         self, token_dim: int, grid: tuple[int, int], proprio_dim: int, config: DistanceConfig
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.finest = config, max(grid)
         width, heads, features = config.width, config.heads, config.features
         self.token_in = nn.Linear(token_dim, width)
         self.position_in = nn.Linear(width, width)
@@ -68,7 +68,11 @@ class TemporalDistance(nn.Module):
         Without proprioception (None) the distance is one of pictures alone.
         """
         dtype = self.token_in.weight.dtype
-        place = self.position_in(self.positions.to(dtype))[patches][:, None]  # (B, 1, M, W)
+        if patches.is_floating_point():
+            codes = sincos_at(patches[..., -2:], self.config.width, self.finest)
+            place = self.position_in(codes.to(dtype))[:, None]
+        else:
+            place = self.position_in(self.positions.to(dtype))[patches][:, None]  # (B, 1, M, W)
         x = F.relu(self.token_in(tokens.to(dtype)) + place)
         x = F.relu(self.token_up(x))
         weights = self.score(x).float().softmax(-2).to(dtype)  # (B, S, M, heads)

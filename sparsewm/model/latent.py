@@ -142,9 +142,33 @@ def linear_fit(x: Tensor, y: Tensor, ridge: float = 1e-4) -> Tensor:
 
 
 def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:
-    """Tokens (B, ..., N, D) at patch indices (B, M) -> (B, ..., M, D)."""
+    """Tokens (B, ..., N, D) at patch indices (B, M), or blended (`blend`) -> (B, ..., M, D)."""
+    if patches.is_floating_point():
+        weights = patches[..., :-2]
+        return weights.view(len(weights), *[1] * (tokens.ndim - 3), *weights.shape[1:]) @ tokens
     index = patches.view(patches.shape[0], *([1] * (tokens.ndim - 3)), patches.shape[1], 1)
     return tokens.gather(-2, index.expand(*tokens.shape[:-2], -1, tokens.shape[-1]))
+
+
+def blend(weights: Tensor, places: Tensor) -> Tensor:
+    """Tokens that are no patches, in the place of their indices, float (..., M, N + 2).
+
+    Args:
+        weights: (..., M, N) of the patches that each is a mean of. places: (..., M, 2), where each stands,
+            (y, x) from 0 to 1 across the picture.
+    """
+    return torch.cat([weights, places], -1)
+
+
+def patch_places(rows: int, cols: int) -> Tensor:
+    """Centres (N, 2) of the patches, (y, x) from 0 to 1 across the picture."""
+    y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(cols) + 0.5) / cols
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flatten(0, 1)
+
+
+def nearest_patches(patches: Tensor) -> Tensor:
+    """Indices (B, M) of patches; of blended tokens those of the largest weights."""
+    return patches[..., :-2].argmax(-1) if patches.is_floating_point() else patches
 
 
 def random_patches(episodes: int, patches: int, kept: int, generator: torch.Generator) -> Tensor:

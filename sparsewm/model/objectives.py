@@ -17,7 +17,8 @@ class Objective(Protocol):
     """Scores frames. Draws no random numbers and keeps nothing: the same frames have the same cost.
 
     Frames are standardised tokens (B, S, M, D) of the patches (B, M) that were kept, and standardised
-    proprioception (B, S, P); the goal's have S = 1. B episodes, S candidates.
+    proprioception (B, S, P); the goal's have S = 1. B episodes, S candidates. Where tokens are merged or lie
+    between patches, `patches` is float (B, M, N + 2), as `sparsewm.model.latent.blend` makes it.
     """
 
     @property

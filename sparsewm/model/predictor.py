@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.positions import sincos_positions
+from sparsewm.positions import sincos_at, sincos_positions
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,13 @@ class Predictor(nn.Module):
         }
 
     def positions_of(self, patches: Tensor) -> Tensor:
-        """Embedded coordinates (B, M, W) of patch indices (B, M): computed once for a whole rollout."""
+        """Embedded coordinates (B, M, W) of patch indices (B, M): computed once for a whole rollout.
+
+        Blended tokens (`sparsewm.model.latent.blend`) have those of their own places.
+        """
+        if patches.is_floating_point():
+            codes = sincos_at(patches[..., -2:], self.config.width, max(self.config.grid))
+            return self.embed_positions(codes.to(self.embed_positions.weight.dtype))
         return self.embed_positions(self.positions.to(self.embed_positions.weight.dtype))[patches]
 
     def forward(

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from sparsewm.errors import UserError
 from sparsewm.kernels import flushed
+from sparsewm.model.choices.base import Scene, ScoredChoice, TokenChoice, drawn, patch_errors
+from sparsewm.model.choices.uniform import RandomPatches
 from sparsewm.model.drop import kept_patches
-from sparsewm.model.latent import History, Latent, gather_patches, random_patches
+from sparsewm.model.latent import History, Latent, gather_patches
 from sparsewm.model.objectives import Objective
 from sparsewm.model.predictor import FrameCache
 from sparsewm.model.rollout import Past, Rollout
@@ -29,7 +31,8 @@ class View:
     """What a subset of the patches shows, and what was computed from it.
 
     Attributes:
-        patches: (B, M) indices.
+        patches: (B, M) indices, or blended tokens (`sparsewm.model.latent.blend`).
+        compared: (B, K) which of them the objective sees; None: all.
         tokens, proprio: (B, M, D) and (B, P) of the present frame.
         goal: what the objective compares imagined frames with.
         history: earlier frames and the actions taken at them.
@@ -38,6 +41,7 @@ class View:
     """
 
     patches: Tensor
+    compared: Tensor | None
     tokens: Tensor
     proprio: Tensor
     goal: Any
@@ -57,7 +61,7 @@ class LatentProblem:
         low, high: (A,) bounds of the environment's action.
         objective: scores frames.
         horizon: H, model steps imagined.
-        drop: fraction of patches dropped; the kept ones are shared by the candidates of an episode.
+        drop: fraction of tokens dropped; the kept ones are shared by the candidates of an episode.
         frame: which imagined frame is scored. "last", or "min", the nearest of all: a sequence may then pass
             the goal on its way, and `steps` tells where to stop. A goal half a horizon away so needs no plan
             that waits for it, and one rollout tries as many lengths as it has frames.
@@ -65,6 +69,9 @@ class LatentProblem:
             search is smaller by the factor frameskip, and its noise lasts long enough to get round obstacles.
         init_std: deviation of the first candidates, in deviations of the recorded actions.
         generators: sources of the subsets, one per episode.
+        choice: of the kept tokens; random patches when left out.
+        comparison: picks which of the kept tokens the objective compares; None: all.
+        cost_drop: fraction of the kept tokens that it leaves out.
         history: earlier (frame, action (B, C)) pairs, oldest first.
         redraw: draw a new subset at every `resample`; otherwise the first one is kept.
         patches: the subset (B, M) to start with; None: a random one.
@@ -89,6 +96,9 @@ class LatentProblem:
         action_repeat: bool,
         init_std: float,
         generators: Sequence[torch.Generator],
+        choice: TokenChoice | None = None,
+        comparison: ScoredChoice | None = None,
+        cost_drop: float = 0.5,
         history: History = (),
         redraw: bool = True,
         patches: Tensor | None = None,
@@ -115,36 +125,75 @@ class LatentProblem:
         self.kept = kept_patches(model.patches, drop)
         self.objective, self.frame, self.redraw = objective, frame, redraw
         self.generators, self.memory = list(generators), memory
+        self.choice = choice if choice is not None and self.kept < model.patches else RandomPatches(model)
+        self.comparison, self._cost_drop = comparison, cost_drop
         self._rollout: Rollout | None = None
         self._fresh = False  # whether packed weights were compared with the predictor's
+        self._middle: Tensor | None = None  # the first candidate of the last iteration, a planner's mean
+        self._whole: View | None = None  # of all patches
         self.patches = (self._draw() if patches is None else patches).to(self.device)
+        self.compared = self._pick()
         self._seen: View | None = None
 
     @property
     def view(self) -> View:
         """What the present subset shows, computed when it is first asked for."""
         if self._seen is None:
-            self._seen = self._view(self.start, self.goal, self.history, self.patches)
+            self._seen = self._view(self.start, self.goal, self.history, self.patches, self.compared)
         return self._seen
 
     def resample(self, iteration: int) -> None:
-        """Draw a new subset of patches for every episode."""
+        """Draw a new subset of tokens for every episode."""
         if self.redraw and self.kept < self.model.patches:
             self.patches, self._seen = self._draw().to(self.device), None
+        if self.redraw and self.comparison is not None:
+            self.compared, self._seen = self._pick(), None
+
+    def scene(self, imagination: bool = False) -> Scene:
+        """What a choice of tokens may look at, with what imagination changed where it is wanted."""
+        imagined = self._imagined_change() if imagination else None
+        return Scene(self.start, self.goal, self.history, imagined)
 
     def _draw(self) -> Tensor:
-        drawn = [random_patches(1, self.model.patches, self.kept, each) for each in self.generators]
-        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+        with torch.inference_mode(False), torch.no_grad():  # see `_view`
+            return self.choice.choose(self.scene(self.choice.imagination), self.kept, self.generators)
 
-    def _view(self, start: Latent, goal: Latent, history: History, patches: Tensor) -> View:
+    def _pick(self) -> Tensor | None:
+        """Which of the kept tokens are compared with the goal, (B, K)."""
+        choice = self.comparison
+        if choice is None:
+            return None
+        with torch.inference_mode(False), torch.no_grad():  # see `_view`
+            scores = choice.scores(self.scene(choice.imagination))
+            scores = gather_patches(scores[..., None], self.patches)[..., 0]
+            count = kept_patches(self.kept, self._cost_drop)
+            return drawn(scores, count, choice.temperature, self.generators).to(self.device)
+
+    def _imagined_change(self) -> Tensor | None:
+        """Error (B, N) between the present frame and the end of the last mean, of all patches."""
+        if self._middle is None:
+            return None
+        if self._whole is None:
+            every = torch.arange(self.model.patches, device=self.device).expand(self.batch, -1)
+            self._whole = self._view(self.start, self.goal, self.history, every, None)
+        with torch.inference_mode():
+            (last,) = deque(self._frames(self.executed(self._middle), self._whole), maxlen=1)
+            change = patch_errors(self.model, last[0][:, 0], self.start.tokens)
+        return change.clone()
+
+    def _view(
+        self, start: Latent, goal: Latent, history: History, patches: Tensor, compared: Tensor | None
+    ) -> View:
         """What patches (B, M) show."""
         with torch.inference_mode(False), torch.no_grad():  # gradient descent differentiates through it
-            wanted = gather_patches(goal.tokens, patches)[:, None], goal.proprio[:, None]
+            seen = patches if compared is None else picked(patches, compared)
+            wanted = gather_patches(goal.tokens, seen)[:, None], goal.proprio[:, None]
             return View(
                 patches,
+                compared,
                 gather_patches(start.tokens, patches),
                 start.proprio,
-                self.objective.goal(*wanted, patches),
+                self.objective.goal(*wanted, seen),
                 history,
             )
 
@@ -162,6 +211,7 @@ class LatentProblem:
     @flushed()
     def cost(self, actions: Tensor) -> Tensor:
         """(B, S, H, action_dim) in the environment's units -> (B, S)."""
+        self._middle = actions[:, :1].detach()
         actions = self.executed(actions)
         if actions.requires_grad:
             return self._cost(actions, self.view)
@@ -199,7 +249,7 @@ class LatentProblem:
             tokens, _ = self.model.rollout(
                 view.tokens, view.proprio, sequences, view.patches, self._past(view)
             )
-            return self.model.decoder.pictures(tokens[:, 0], self.patches)
+            return self.model.decoder.pictures(tokens[:, 0], view.patches)
 
     @flushed()
     def steps(self, actions: Tensor) -> Tensor:
@@ -218,15 +268,18 @@ class LatentProblem:
             self._fresh = True
         history = [part for frame, action in self.history for part in (frame.tokens, frame.proprio, action)]
         ends = [self.start.tokens, self.start.proprio, self.goal.tokens, self.goal.proprio]
+        some = [] if self.compared is None else [self.compared]
 
         def cost(inputs: Sequence[Tensor]) -> Tensor:
             actions, patches, *ends = inputs[:6]
-            frames = [inputs[i : i + 3] for i in range(6, len(inputs), 3)]
+            compared, others = (inputs[6], inputs[7:]) if some else (None, inputs[6:])
+            frames = [others[i : i + 3] for i in range(0, len(others), 3)]
             earlier = [(Latent(tokens, proprio), action) for tokens, proprio, action in frames]
-            return self._cost(actions, self._view(Latent(*ends[:2]), Latent(*ends[2:]), earlier, patches))
+            view = self._view(Latent(*ends[:2]), Latent(*ends[2:]), earlier, patches, compared)
+            return self._cost(actions, view)
 
-        name = (self.objective.key, self.frame)
-        return self.model.graphs.run(name, cost, [actions, self.patches, *ends, *history])
+        name = (self.objective.key, self.frame, bool(some))
+        return self.model.graphs.run(name, cost, [actions, self.patches, *ends, *some, *history])
 
     def _cost(self, actions: Tensor, view: View) -> Tensor:
         frames = self._frames(actions, view)
@@ -248,4 +301,14 @@ class LatentProblem:
 
     def _distance(self, tokens: Tensor, proprio: Tensor, view: View) -> Tensor:
         """From frames (B, S, M, D), (B, S, P) to the goal, (B, S)."""
-        return self.objective.distance(tokens, proprio, view.goal, view.patches)
+        if view.compared is None:
+            return self.objective.distance(tokens, proprio, view.goal, view.patches)
+        seen = picked(view.patches, view.compared)
+        return self.objective.distance(gather_patches(tokens, view.compared), proprio, view.goal, seen)
+
+
+def picked(patches: Tensor, compared: Tensor) -> Tensor:
+    """Patches (B, M), or blended tokens, at (B, K) of their numbers."""
+    if patches.is_floating_point():
+        return gather_patches(patches, compared)
+    return patches.gather(1, compared)

@@ -230,7 +230,7 @@ def test_a_vision_model_of_transformers(config: Any, prefix: int, tmp_path: Path
         assert ((with_attention.attention.sum(1) > 0) & (with_attention.attention.sum(1) < 1)).all()
     else:
         assert torch.equal(features.cls, features.patches.mean(1))
-        with pytest.raises(ValueError, match="no attention of an image token"):
+        with pytest.raises(UserError, match="no attention of an image token"):
             encoder.encode(WIDE, attention=True)
 
 

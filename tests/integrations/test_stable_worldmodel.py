@@ -105,7 +105,7 @@ def test_what_is_seen_is_encoded_once_and_tokens_are_drawn_for_every_call(
 ) -> None:
     model, info = tiny_model(), observed()
     encode, encoded = model.encode, []
-    monkeypatch.setattr(model, "encode", lambda *frame: encoded.append(len(frame[0])) or encode(*frame))
+    monkeypatch.setattr(model, "encode", lambda *frame, **_: encoded.append(len(frame[0])) or encode(*frame))
     actions, cost = candidates(model), CostModel(model, settings(drop=0.5), **BOUNDS)
     asked = repeated(info, 5)
     first, second = (cost.get_cost(asked, actions) for _ in range(2))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsewm.kernels import graphs
 from sparsewm.kernels.graphs import Function, Graphs
+from sparsewm.model.choices import CHOICES, compared_by
 from tests.model.test_problem import candidates, make_problem
 from tests.model.tiny import tiny_model
 
@@ -52,13 +53,20 @@ def test_shapes_are_recorded_when_they_return_and_the_least_used_are_forgotten(
 
 
 @pytest.mark.parametrize("frame", ["last", "min"])
-def test_a_problem_hands_in_all_that_changes(monkeypatch: pytest.MonkeyPatch, frame: str) -> None:
+@pytest.mark.parametrize(("choose", "cost"), [("random", "all"), ("goal", "motion"), ("merge", "goal")])
+def test_a_problem_hands_in_all_that_changes(
+    monkeypatch: pytest.MonkeyPatch, frame: str, choose: str, cost: str
+) -> None:
     """What was recorded for one observation must be right for the next one, whose tensors lie elsewhere."""
     monkeypatch.setattr(graphs, "Recorded", Noted)
     Noted.made = []
     model = tiny_model()
+    choice = CHOICES.get(choose)(model, 1.0)
+    comparison = compared_by(model, cost, 1.0)
     for seed in range(4):
-        problem = make_problem(model, seen=2, seed=seed, drop=0.5, frame=frame)
+        problem = make_problem(
+            model, seen=2, seed=seed, drop=0.5, frame=frame, choice=choice, comparison=comparison
+        )
         shift = torch.randn(1, generator=torch.Generator().manual_seed(seed))
         problem.start.proprio.add_(shift)
         problem.goal.proprio.sub_(shift)

@@ -73,7 +73,7 @@ def test_cost_in_little_memory_equals_cost_at_once(memory: float) -> None:
 
 
 def test_cost_does_not_depend_on_the_order_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sparsewm.model.problem as module
+    import sparsewm.model.choices.uniform as module
 
     model, actions = tiny_model(), candidates(tiny_model())
     cost = make_problem(model, seen=2, drop=0.5).cost(actions)
