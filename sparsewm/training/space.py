@@ -56,9 +56,21 @@ def space_statistics(
     """
     picked = sampled_rows(rows, _FRAMES, seed)
     found = tokens.rows(picked).float().cpu() - statistics["token_mean"].cpu()
+    return fitted_space(space, found, dataset.pixels[picked], encoder, whitening, seed)
+
+
+def fitted_space(
+    space: TokenSpace,
+    found: Tensor,
+    pixels: np.ndarray,
+    encoder: PatchEncoder,
+    whitening: float,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """`space_statistics` of tokens (K, N, D) without their mean, and of pictures (K, H, W, 3)."""
     directions = found.new_tensor(np.diag(1 / found.square().mean((0, 1)).sqrt().clamp_min(1e-4).numpy()))
     if space.features:
-        changed = changed_patches(dataset.pixels[picked], encoder, np.random.default_rng(seed))
+        changed = changed_patches(pixels, encoder, np.random.default_rng(seed))
         directions, ratios = signal_directions(found, *changed)
         directions = (directions * ratios.pow(SHARPNESS / 2))[:, : space.features]
     kept = found @ directions

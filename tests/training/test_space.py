@@ -84,7 +84,7 @@ def test_a_model_of_few_pooled_features_is_trained_saved_and_loaded(tmp_path: Pa
         assert torch.equal(
             latent.tokens, trained.model.encode(dataset.pixels[:12], dataset.proprio[:12]).tokens
         )
-    assert float(latent.tokens.square().mean()) == pytest.approx(1.0, rel=0.5)
+    assert float(latent.tokens.square().mean()) == pytest.approx(1.0, rel=0.9)
     errors = model.standardizer.token_error(latent.tokens, latent.tokens[:1])
     assert errors[0] == 0 and (errors[2:] > 0).all()
 
