@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from scripts.common import launch
 from sparsewm import envs
 from sparsewm.model.checkpoint import PRETRAINED, encoder_folder, load
@@ -52,8 +54,20 @@ def before(metadata: dict[str, Any]) -> list[str]:
     ]
 
 
-def card(name: str, metadata: dict[str, Any], size: int, docs: str) -> str:
-    """Model card in Markdown from a checkpoint's metadata; `docs` is where the pages lie from it."""
+def kept(space: dict[str, Any]) -> str:
+    """The card's line on what is kept of tokens."""
+    pooled = f", pooled over {space['pool']:g} of the picture's side" if space["pool"] else ""
+    return f"- Tokens: {space['features'] or 'all'} features of each patch{pooled} (`TokenSpace`)."
+
+
+def card(
+    name: str, metadata: dict[str, Any], size: int, docs: str, space: dict[str, Any] | None = None
+) -> str:
+    """Model card in Markdown from a checkpoint's metadata.
+
+    Args:
+        docs: where the pages lie from it. space: what is kept of tokens, where not all of them are.
+    """
     encoder, embedded = metadata["encoder"], metadata["encoder"]["name"] == "embedded"
     flag = "" if embedded else f" --encoder {encoder['name']}"
     tokens_of = "a shipped encoder" if embedded else f"encoder {encoder['name']}"
@@ -76,6 +90,7 @@ def card(name: str, metadata: dict[str, Any], size: int, docs: str) -> str:
         f"(`sparsewm train --env {name}{flag}`), seed {training['seed']}, {training['groups']} random "
         f"groups, tokens whitened by {training.get('whitening', 0.0):g}, "
         f"{'Muon and AdamW' if training.get('muon') else 'AdamW'}.",
+        *([] if space is None else [kept(space)]),
         *before(metadata),
         f"- Made by: `python -m scripts.make_pretrained{flag}`.",
         "",
@@ -119,7 +134,8 @@ def main(arguments: Arguments) -> None:
         shutil.copytree(source, target)
         metadata = json.loads((target / "metadata.json").read_text())
         size = (target / "model.safetensors").stat().st_size
-        (target / "README.md").write_text(card(name, metadata, size, docs))
+        space = yaml.safe_load((target / "config.yaml").read_text()).get("space")
+        (target / "README.md").write_text(card(name, metadata, size, docs, space))
         print(f"{name}: {size / 1e6:.1f} MB in {target}")
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scripts.common import launch, typed_command
 from scripts.experiments.gate_encoder import explored
-from scripts.lab.candidates import Candidates, make_candidates, regret
+from scripts.lab.candidates import Candidates, make_candidates, near_tasks, regret
 from scripts.lab.geometry import encode_states
 from scripts.lab.states import make_simulator
 from sparsewm.config import PlanConfig
@@ -61,6 +61,8 @@ class Arguments:
     """World model (of one environment) that imagines the ends as well."""
     tasks: int = 20
     """Validation tasks."""
+    near: bool = False
+    """Start from states near their goals."""
     candidates: int = 32
     """Candidates of each kind and task."""
     seed: int = 0
@@ -165,9 +167,16 @@ def main(arguments: Arguments) -> None:
         env = make_simulator(name)
         tasks = make_tasks(env, arguments.tasks, 0, config.goal)
         rng = np.random.default_rng(arguments.seed)
+        if arguments.near:
+            tasks = near_tasks(env, config, make_tasks(env, 100, 0, config.goal), rng)[: arguments.tasks]
         found = make_candidates(env, config, tasks, arguments.candidates, rng)
         report: dict[str, Any] = {"environment": env.name, "command": typed_command()}
-        report |= {"tasks": arguments.tasks, "candidates": arguments.candidates, "seed": arguments.seed}
+        report |= {
+            "tasks": len(tasks),
+            "near": arguments.near,
+            "candidates": arguments.candidates,
+            "seed": arguments.seed,
+        }
         if arguments.checkpoint is not None:
             model = load(
                 arguments.checkpoint, environment=env.name, encoder_weights=arguments.encoder_weights
@@ -183,7 +192,7 @@ def main(arguments: Arguments) -> None:
                 pictures = shown.render_states(explored(shown, arguments.seed)[::17])
                 fast = fast_copy(encoder, pictures, choose_dtype("auto", torch.device("cpu")))
                 report["spaces"][str(side)] = spaces(shown, fast, found, arguments)
-        write_json(arguments.output / f"{env.name}.json", report)
+        write_json(arguments.output / f"{env.name}{'-near' if arguments.near else ''}.json", report)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,11 @@ from sparsewm.tasks import Task
 ELITES = 6
 """Candidates whose mean a search would go on from."""
 
+NEAR = (1.3, 3.0)
+"""Distances at which a task is near its goal, in units of the success thresholds."""
+
 _SPREAD = 0.5  # of the first candidates, in units of the actions
+_WALK = 12
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,31 @@ def make_candidates(
     starts = np.stack([task.start for task in tasks if task.start is not None])
     goals = np.stack([task.goal for task in tasks if task.goal is not None])
     return Candidates(starts, goals, actions, ends, distances)
+
+
+def near_tasks(
+    env: SimulatedGoalEnv, config: PlanConfig, tasks: Sequence[Task], rng: np.random.Generator
+) -> list[Task]:
+    """Tasks to the same goals from states a few random actions away: the end of an episode.
+
+    Starts are `NEAR` thresholds from their goals; goals from which none is found are left out.
+    """
+    low, high = env.action_space.low, env.action_space.high
+    shape = (1, config.search.horizon * env.frameskip, len(low))
+    found = []
+    for task in tasks:
+        assert task.goal is not None
+        state = np.array(task.goal)
+        for _ in range(_WALK):
+            moved = env.rollout_states(state, np.clip(rng.normal(0, _SPREAD, shape), low, high))[0, -1]
+            away = float(env.shortfall(moved[None], task.goal)[0])
+            if away > NEAR[1]:
+                break
+            state = moved
+            if away > NEAR[0]:
+                found.append(Task(task.seed, state, task.goal))
+                break
+    return found
 
 
 def _ends(env: SimulatedGoalEnv, start: np.ndarray, actions: np.ndarray, config: PlanConfig) -> np.ndarray:

@@ -288,10 +288,13 @@ class TrainConfig:
             content["env"] = env
         tree = cls()
         encoder = encoder or (content.get("encoder") or {}).get("name") or _encoder_of(run.get("start"))
-        files = environment_file(canonical(env)) if env else None, encoder_file(encoder) if encoder else None
-        for path in files:
+        name = canonical(env) if env else ""
+        for path in (environment_file(name) if env else None, encoder_file(encoder) if encoder else None):
             if path is not None and path.is_file():
-                tree = merged(tree, read_yaml(path).get("train", {}), str(path))
+                found = read_yaml(path)
+                tree = merged(tree, found.get("train", {}), str(path))
+                own = found.get("environments", {}).get(name, {})  # an encoder's, in this environment
+                tree = merged(tree, own.get("train", {}), str(path))
         tree = merged(tree, _preset_content(preset, not run.get("start") and not run.get("extend")), preset)
         if run.get("start"):  # it imagines well already, and the full rate would undo that
             tree = merged(tree, {"optim": {"ramp": 0.0, "lr": tree.optim.lr / 4}}, source)

@@ -109,5 +109,7 @@ def test_an_encoder_has_settings_of_its_own() -> None:
         assert found.encoder.space is not None and found.encoder.resolution and found.encoder.aligned
         assert found.optim.horizon == TrainConfig.of("rope").optim.horizon == 2
     assert TrainConfig.of("rope").encoder.space is None
+    assert TrainConfig.of("wall", encoder="dinov2_vits14").encoder.resolution == (112,)
+    assert TrainConfig.of("rope", encoder="dinov2_vits14").encoder.resolution == (196,)
     given = TrainConfig.of("rope", content={"encoder": {"name": "dinov2_vits14", "features": 3}})
     assert given.encoder.features == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.experiments.rank_candidates import Arguments, main
-from scripts.lab.candidates import make_candidates, regret
+from scripts.lab.candidates import NEAR, make_candidates, near_tasks, regret
 from sparsewm import envs
 from sparsewm.config import PlanConfig
 from sparsewm.tasks import make_tasks
@@ -23,6 +23,13 @@ def test_ends_and_distances_are_those_of_the_simulator() -> None:
     assert np.array_equal(env.rollout_states(found.starts[1], held)[:, -1], found.ends[1, 0, :3, 0])
     assert np.allclose(env.shortfall(found.ends[0, 1, :, 0], found.goals[0]), found.distances[0, 1])
     assert found.distances[:, 1].mean() < found.distances[:, 0].mean()  # drawn about the best
+
+
+def test_near_tasks_start_near_their_goals() -> None:
+    env, config = envs.make("wall"), PlanConfig.of("wall")
+    tasks = near_tasks(env, config, make_tasks(env, 8, 0, config.goal), np.random.default_rng(0))
+    away = [float(env.shortfall(task.start[None], task.goal)[0]) for task in tasks]
+    assert tasks and all(NEAR[0] < one <= NEAR[1] for one in away)
 
 
 def test_regret_is_nothing_for_the_truth_and_one_for_the_middle() -> None:
