@@ -114,7 +114,8 @@ def regret(costs: np.ndarray, distances: np.ndarray) -> dict[str, list[float]]:
     """
     found: dict[str, list[float]] = {"best": [], "elites": []}
     for kind in range(costs.shape[1]):
-        best, elites = [], []
+        best: list[float] = []
+        elites: list[float] = []
         for cost, distance in zip(costs[:, kind], distances[:, kind], strict=True):
             order, middle = np.argsort(cost, kind="stable"), np.median(distance)
             nearest = np.sort(distance)[:ELITES].mean()

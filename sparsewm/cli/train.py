@@ -57,9 +57,7 @@ class Train:
         start, extend = (
             None if found[name] is None else Path(str(found[name])) for name in ("start", "extend")
         )
-        encoder = next(
-            (name for flag in ("encoder", "encoder.name") if (name := taken(arguments, f"--{flag}")[0])), None
-        )
+        encoder = taken(arguments, "--encoder")[0] or taken(arguments, "--encoder.name")[0]
         file = found["config"]
         config = TrainConfig.of(
             found["env"],
