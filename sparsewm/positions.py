@@ -42,3 +42,11 @@ def sincos_at(places: Tensor, dim: int, finest: int) -> Tensor:
 
 def _frequencies(dim: int, finest: int, device: torch.device | None = None) -> Tensor:
     return torch.logspace(math.log2(0.5), math.log2(finest / 2), dim // 4, base=2.0, device=device)
+
+
+def gaussian_pooling(rows: int, cols: int, sigma: float) -> Tensor:
+    """Matrix (N, N) that makes every patch a Gaussian average of its surroundings, `sigma` in patches."""
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    place = torch.stack([y.flatten(), x.flatten()], -1).float()
+    weights = torch.exp(-torch.cdist(place, place).square() / (2 * sigma**2))
+    return weights / weights.sum(1, keepdim=True)

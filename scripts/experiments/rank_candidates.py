@@ -97,7 +97,7 @@ def spaces(
     for features in arguments.features:
         for pool in arguments.pools:
             space = TokenSpace(features, pool)
-            standardizer = Standardizer(encoder.tokens, encoder.dim, 1, 1, space)
+            standardizer = Standardizer(encoder.tokens, encoder.dim, 1, 1, space, encoder.grid)
             statistics = fitted_space(space, some - mean, pictures, encoder, 0.0)
             standardizer.fit({"token_mean": mean, **statistics})
             scored = torch.cat([standardizer.tokens(part) for part in ends.split(256)]).unflatten(0, shape)

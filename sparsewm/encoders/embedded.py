@@ -23,7 +23,7 @@ from sparsewm.encoders.fast import Fast
 from sparsewm.encoders.surroundings import PATCH, blurred_surroundings
 from sparsewm.errors import UserError
 from sparsewm.kernels import FrozenLinear, Graphs
-from sparsewm.positions import sincos_positions
+from sparsewm.positions import gaussian_pooling, sincos_positions
 
 POOLING = (0.8, 2.0)
 """Widths, in patches, of the Gaussian averages joined to every token."""
@@ -33,14 +33,6 @@ RECORDED = 8
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "encoder" / "model.safetensors"
 """The shipped weights; beside them lie earlier ones that shipped world models were trained on."""
-
-
-def gaussian_pooling(rows: int, cols: int, sigma: float) -> Tensor:
-    """Matrix (N, N) that makes every patch a Gaussian average of its surroundings, `sigma` in patches."""
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
-    place = torch.stack([y.flatten(), x.flatten()], -1).float()
-    weights = torch.exp(-torch.cdist(place, place).square() / (2 * sigma**2))
-    return weights / weights.sum(1, keepdim=True)
 
 
 class Block(nn.Module):

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsewm.positions import gaussian_pooling
+
 
 @dataclass
 class Latent:
@@ -55,11 +57,15 @@ class TokenSpace:
     Attributes:
         features: kept of a token, those that change where the picture does and nowhere else; 0: all.
         pool: deviation of the Gaussian by which a token is pooled with its neighbours, as a share of the
-            picture's side; 0: every patch stands for itself.
+            picture's longer side; 0: every patch stands for itself.
     """
 
     features: int = 0
     pool: float = 0.0
+
+    def pooling(self, grid: tuple[int, int]) -> Tensor | None:
+        """Weights (N, N) of the patches that each patch of a grid is pooled from; None: of itself alone."""
+        return gaussian_pooling(*grid, self.pool * max(grid)) if self.pool else None
 
 
 class Standardizer(nn.Module):
@@ -72,7 +78,7 @@ class Standardizer(nn.Module):
 
     Args:
         patches: N. token_dim: D of the encoder. proprio_dim: P. action_dim: A.
-        space: which features are kept; None: all of them, as they are.
+        space: which features are kept, of patches that lie in a `grid`; None: all of them, as they are.
     """
 
     token_mean: Tensor
@@ -91,19 +97,26 @@ class Standardizer(nn.Module):
         proprio_dim: int,
         action_dim: int,
         space: TokenSpace | None = None,
+        grid: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
         kept = (space and space.features) or token_dim
-        self.register_buffer("token_mean", torch.zeros(patches, token_dim))
+        self.mapped = (
+            space is not None
+        )  # the mean is then that of mapped tokens: so much smaller a checkpoint
+        self.register_buffer("token_mean", torch.zeros(patches, kept))
         self.register_buffer("token_map", torch.eye(token_dim)[:, :kept].contiguous())
         self.register_buffer("cost_map", torch.eye(kept))
-        self.register_buffer("pool", torch.eye(patches) if space is not None and space.pool else None)
+        self.register_buffer("pool", space.pooling(grid) if space is not None else None, persistent=False)
         for name, size in (("proprio", proprio_dim), ("action", action_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
 
     def fit(self, statistics: dict[str, Tensor | np.ndarray]) -> None:
         """Fill in `token_mean` (N, D), `token_map`, `cost_map` (D, D), `proprio_mean` ... from the data."""
+        if self.mapped:
+            mean, token_map = (torch.as_tensor(statistics[name]) for name in ("token_mean", "token_map"))
+            statistics = statistics | {"token_mean": mean.float() @ token_map.to(mean.device)}
         for name, value in statistics.items():
             buffer = getattr(self, name)
             value = torch.as_tensor(value, dtype=torch.float32)
@@ -111,7 +124,9 @@ class Standardizer(nn.Module):
 
     def tokens(self, patches: Tensor) -> Tensor:
         """Raw patch tokens (..., N, D) -> standardised float32 (..., N, features kept)."""
-        tokens = (patches.float() - self.token_mean) @ self.token_map
+        if not self.mapped:
+            return (patches.float() - self.token_mean) @ self.token_map
+        tokens = patches.float() @ self.token_map - self.token_mean
         return tokens if self.pool is None else self.pool @ tokens
 
     def token_error(self, tokens: Tensor, goal: Tensor) -> Tensor:

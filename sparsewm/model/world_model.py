@@ -62,6 +62,7 @@ class WorldModel(nn.Module):
             config.proprio_dim,
             config.action_dim // frameskip,
             space,
+            config.grid,
         )
         self.config, self.environment, self.frameskip = config, environment, frameskip
         self.space = space

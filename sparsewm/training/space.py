@@ -52,7 +52,7 @@ def space_statistics(
         whitening: 0 leaves the directions as wide as they stand out; 1 makes all of them equally wide.
 
     Returns:
-        `token_map` (D, K), `cost_map` (K, K), and `pool` (N, N) where tokens are pooled.
+        `token_map` (D, K) and `cost_map` (K, K).
     """
     picked = sampled_rows(rows, _FRAMES, seed)
     found = tokens.rows(picked).float().cpu() - statistics["token_mean"].cpu()
@@ -74,26 +74,15 @@ def fitted_space(
         directions, ratios = signal_directions(found, *changed)
         directions = (directions * ratios.pow(SHARPNESS / 2))[:, : space.features]
     kept = found @ directions
-    result: dict[str, Tensor] = {}
-    if space.pool:
-        result["pool"] = gaussian_pool(encoder.grid, space.pool)
-        kept = result["pool"] @ kept
+    pool = space.pooling(encoder.grid)
+    if pool is not None:
+        kept = pool @ kept
     variances = kept.square().mean((0, 1)).clamp_min(1e-12)
     gains = variances.pow(-whitening / 2)
     gains = gains / (gains.square() * variances).mean().sqrt()
     plain = variances.mean().rsqrt()
-    result["token_map"] = directions * gains
-    result["cost_map"] = torch.diag(plain / gains)
+    result = {"token_map": directions * gains, "cost_map": torch.diag(plain / gains)}
     return {name: value.float().contiguous() for name, value in result.items()}
-
-
-def gaussian_pool(grid: tuple[int, int], deviation: float) -> Tensor:
-    """Weights (N, N) of the patches that each patch is pooled from; `deviation` in sides of the picture."""
-    rows, cols = grid
-    across, along = torch.arange(rows).div(rows), torch.arange(cols).div(cols)
-    places = torch.cartesian_prod(across, along)
-    weights = torch.exp(-torch.cdist(places, places).square() / (2 * deviation**2))
-    return weights / weights.sum(1, keepdim=True)
 
 
 def changed_patches(

@@ -18,7 +18,7 @@ from sparsewm.model import load
 from sparsewm.model.latent import TokenSpace
 from sparsewm.training import train
 from sparsewm.training.config import TrainConfig
-from sparsewm.training.space import changed_patches, gaussian_pool, signal_directions
+from sparsewm.training.space import changed_patches, signal_directions
 from tests.training.test_run import config, write
 
 
@@ -54,11 +54,11 @@ def test_directions_exist_where_everything_or_nothing_changes() -> None:
 
 
 def test_pooling_weighs_near_patches() -> None:
-    weights = gaussian_pool((4, 6), 0.2)
-    assert torch.allclose(weights.sum(1), torch.ones(24))
+    weights = TokenSpace(0, 0.2).pooling((4, 6))
+    assert weights is not None and torch.allclose(weights.sum(1), torch.ones(24))
     assert weights.argmax(1).equal(torch.arange(24))
-    assert torch.allclose(gaussian_pool((4, 6), 1e-3), torch.eye(24))
-    assert weights[0, 6] < weights[0, 1]  # a row is a quarter of the side, a column a sixth
+    assert weights[0, 1] == pytest.approx(float(weights[0, 0]) * np.exp(-1 / (2 * 1.2**2)), rel=1e-4)
+    assert TokenSpace(3, 0.0).pooling((4, 6)) is None
 
 
 def test_changed_patches_are_those_whose_pixels_differ() -> None:

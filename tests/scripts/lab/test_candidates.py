@@ -41,7 +41,7 @@ def test_regret_is_nothing_for_the_truth_and_one_for_the_middle() -> None:
 
 
 def test_spaces_and_world_models_are_judged(tmp_path: Path) -> None:
-    some = Arguments(("wall",), "random", None, (112,), (0, 4), (0.0, 0.125), (0.0, 0.5), None, 2, 6)
+    some = Arguments(("wall",), "random", features=(0, 4), drops=(0.0, 0.5), tasks=2, candidates=6)
     some.output = tmp_path
     main(some)
     rows = json.loads((tmp_path / "wall.json").read_text())["spaces"]["112"]
