@@ -103,7 +103,7 @@ class Standardizer(nn.Module):
         kept = (space and space.features) or token_dim
         self.mapped = (
             space is not None
-        )  # the mean is then that of mapped tokens: so much smaller a checkpoint
+        )  # the mean is that of mapped tokens, for checkpoints of a smaller size
         self.register_buffer("token_mean", torch.zeros(patches, kept))
         self.register_buffer("token_map", torch.eye(token_dim)[:, :kept].contiguous())
         self.register_buffer("cost_map", torch.eye(kept))

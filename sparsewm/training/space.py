@@ -68,11 +68,12 @@ def fitted_space(
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """`space_statistics` of tokens (K, N, D) without their mean, and of pictures (K, H, W, 3)."""
-    directions = found.new_tensor(np.diag(1 / found.square().mean((0, 1)).sqrt().clamp_min(1e-4).numpy()))
     if space.features:
         changed = changed_patches(pixels, encoder, np.random.default_rng(seed))
         directions, ratios = signal_directions(found, *changed)
         directions = (directions * ratios.pow(SHARPNESS / 2))[:, : space.features]
+    else:
+        directions = torch.diag(1 / found.square().mean((0, 1)).sqrt().clamp_min(1e-4))
     kept = found @ directions
     pool = space.pooling(encoder.grid)
     if pool is not None:
