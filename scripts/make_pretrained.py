@@ -116,7 +116,7 @@ def card(
             "",
             f"Decoder: {decoder['steps']} steps of {decoder['batch']} frames, seed {decoder['seed']}.",
         ]
-    lines += ["", f"Closed-loop success and its limits: [results]({docs}/results.md)."]
+    lines += ["", f"Closed-loop success and its limits: [results]({docs}/laboratory/results.md)."]
     return "\n".join(lines) + "\n"
 
 

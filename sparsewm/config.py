@@ -133,7 +133,7 @@ class ProposalConfig:
     instruction: str | None = None
     """What a language-conditioned policy is told; the environment's own text when left out."""
     names: Path | None = None
-    """YAML file that maps a policy's cameras, states and actions (docs/proposals.md)."""
+    """YAML file that maps a policy's cameras, states and actions (docs/howto/policy.md)."""
 
 
 @dataclass(frozen=True)

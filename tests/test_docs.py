@@ -23,7 +23,7 @@ from tests.cli.commands import call
 
 ROOT = Path(__file__).parents[1]
 HOWTO = ROOT / "docs" / "howto"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(HOWTO.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HISTORY = {"results.md"}  # commands as they were typed with version 0.1
 
 RUN_BY = {

@@ -178,7 +178,7 @@ class LeRobotProposals:
     def _check(self) -> list[int | None]:
         """Refuse names that do not fit; the column of proprioception behind each number of the state."""
         config, names, interface = self.config, self.names, self.interface
-        remedy = "say what they are with a file of names (see docs/proposals.md)"
+        remedy = "say what they are with a file of names (see docs/howto/policy.md)"
         if set(names.cameras) != set(config.image_features):
             cameras = ", ".join(config.image_features) or "none"
             raise UserError(f"the cameras of policy {self.path} are {cameras}: {remedy}")

@@ -46,10 +46,10 @@ def read_names(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"names {path} is not readable YAML ({error}): see docs/proposals.md") from None
+        raise UserError(f"names {path} is not readable YAML ({error}): see docs/howto/policy.md") from None
     known = [entry.name for entry in fields(Names)]
     if not isinstance(content, dict) or not set(content) <= set(known):
-        raise UserError(f"names {path} must hold some of {', '.join(known)}: see docs/proposals.md")
+        raise UserError(f"names {path} must hold some of {', '.join(known)}: see docs/howto/policy.md")
     cameras, state, action = (content.get(key) for key in ("cameras", "state", "action"))
     if cameras is not None and not (
         isinstance(cameras, dict) and all(seen in (*SEEN, None) for seen in cameras.values())
