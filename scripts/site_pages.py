@@ -81,8 +81,8 @@ def commands_page() -> str:
 
     parts = [
         "# Commands",
-        "`sparsewm COMMAND --help`, as it is printed. `plan`, `train` and `eval` have more settings than their "
-        "help lists: `-H` explains them all, and so does [the page of settings](../configuration.md).",
+        "`sparsewm COMMAND --help`, as it is printed. `-H` explains the settings of `plan`, `train` and "
+        "`eval`, and so does [their page](../configuration.md).",
     ]
     for name, (_, summary) in COMMANDS.items():
         out = io.StringIO()

@@ -217,8 +217,8 @@ def test_times_of_an_iteration_are_those_of_the_file() -> None:
     body = [row for row in rows(page) if row[0].isdigit()]
     assert len(body) == 3
     for tokens, *cells in body:
-        assert [int(cell) for cell in cells] == [round(1000 * seconds[int(tokens), *way]) for way in ways]
+        assert [int(cell) for cell in cells] == [round(1000 * seconds[(int(tokens), *way)]) for way in ways]
     sentence = (ROOT / "README.md").read_text(encoding="utf-8")
-    ours, bfloat16, float32 = (seconds[98, *way] for way in ways)
+    ours, bfloat16, float32 = (seconds[(98, *way)] for way in ways)
     assert f"{ours:.1f} s in bfloat16" in sentence
     assert f"{bfloat16:.1f} s in bfloat16 and {float32:.0f} s in float32" in sentence

@@ -12,6 +12,7 @@ from rich.table import Table
 
 COMMANDS = {
     "plan": ("sparsewm.cli.plan:Plan", "reach goals by planning in a world model"),
+    "demo": ("sparsewm.cli.demo:Demo", "set a goal by hand and watch, in a browser"),
     "train": ("sparsewm.cli.train:Train", "train a world model on an offline dataset"),
     "collect": ("sparsewm.cli.collect:Collect", "record exploratory data in an environment"),
     "eval": ("sparsewm.cli.evaluate:Eval", "success tables over environments, drop ratios and yardsticks"),

@@ -20,6 +20,9 @@ from sparsewm.evaluation.table import candidates, vision_only
 from sparsewm.files import atomic_path
 from sparsewm.report.video import dim_dropped
 
+COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b7791f")
+"""Of lines, in order: readable on light and on dark."""
+
 
 def _save(figure: Any, path: str | Path) -> None:
     with atomic_path(path) as temporary:
