@@ -171,6 +171,9 @@ class RunConfig:
     """Write a video per episode."""
     imagine: bool = True
     """Show imagined frames, where the world model has a decoder."""
+    landscape: Annotated[bool, usual("landscape")] = False
+    """Draw the cost of a grid of first actions of the first episode, of all and of the kept tokens, beside
+    the true distance: landscape.png, landscape.json."""
     output: Annotated[Path, usual("output")] = Path("runs/plan")
     """Folder of results.json, plan.png and the videos."""
 
@@ -280,6 +283,8 @@ class PlanConfig:
         PLANNERS.get(search.planner)
         if run.actor == "oracle" and gradient:
             raise UserError("gradient descent cannot see through the simulator: give another `planner`")
+        if run.landscape and run.actor != "planner":
+            raise UserError(f"`actor` {run.actor} imagines nothing: leave `landscape` out")
         if tokens.selection == "none":
             if cost.objective != "mse":
                 raise UserError(

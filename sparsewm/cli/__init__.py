@@ -63,6 +63,14 @@ def _run(words: list[str]) -> int:
     from sparsewm.cli.common import exit_code, said
     from sparsewm.errors import UserError, suggest
 
+    if words[0] == "--completion":
+        from sparsewm.cli.completion import print_completion
+
+        try:
+            print_completion(words[1] if words[1:] else "bash", COMMANDS)
+        except UserError as error:
+            return said(error)
+        return 0
     name, rest = words[0].lower(), words[1:]
     if name not in COMMANDS:
         return said(UserError(f"unknown command '{words[0]}'.{suggest(name, COMMANDS)} See sparsewm --help"))

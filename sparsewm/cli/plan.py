@@ -7,12 +7,14 @@ from typing import Any
 
 from sparsewm.cli.common import command_line, output_folder, parse_plan, progress_bar
 from sparsewm.config import NO_PROPOSALS, PlanConfig
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.evaluation.episodes import Episode
+from sparsewm.evaluation.landscape import make_landscape
 from sparsewm.evaluation.run import Prepared, devices_of, prepare, results, run
 from sparsewm.evaluation.table import seconds
 from sparsewm.files import write_json
 from sparsewm.memory import PeakMemory
-from sparsewm.report.plots import plot_plan
+from sparsewm.report.plots import plot_landscape, plot_plan
 from sparsewm.report.video import episode_frames, write_video
 
 
@@ -31,7 +33,8 @@ class Plan:
     def run(self) -> int:
         ready = prepare(self.config)
         folder = output_folder(ready.config.run.output)
-        for old in (*folder.glob("episode-*.mp4"), folder / "results.json", folder / "plan.png"):
+        written = ("results.json", "plan.png", "landscape.json", "landscape.png")
+        for old in (*folder.glob("episode-*.mp4"), *(folder / name for name in written)):
             old.unlink(missing_ok=True)  # of an earlier run: nothing of it is to stand beside this one's
         finished: dict[int, Episode] = {}
         memory = PeakMemory(ready.device)
@@ -45,6 +48,8 @@ class Plan:
             print(f"interrupted: these are the {len(finished)} finished of {len(ready.tasks)} episodes")
             return 130
         self.report(ready, folder, memory, [finished[i] for i in range(len(ready.tasks))])
+        if ready.config.run.landscape:
+            draw_landscape(ready, folder)
         return 0
 
     def watch(self, ready: Prepared, folder: Path, finished: dict[int, Episode], progress: Any) -> None:
@@ -82,6 +87,16 @@ class Plan:
         if shown:
             plot_plan(folder / "plan.png", shown, ready.grid, summary)
         print(f"{summary}\nresults in {folder}/")
+
+
+def draw_landscape(ready: Prepared, folder: Path) -> None:
+    """Write landscape.png and landscape.json of the first episode's start."""
+    env = ready.envs[0]
+    assert ready.model is not None and isinstance(env, SimulatedGoalEnv)
+    found = make_landscape(ready.model, ready.config, env, ready.tasks[0])
+    write_json(folder / "landscape.json", found.content())
+    how = "held for the whole horizon" if found.held else "of the first action, the others as planned"
+    plot_landscape(folder / "landscape.png", found, f"{env.name}: cost of two numbers {how}")
 
 
 def summary_line(config: PlanConfig, found: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ class Cell:
         if run.actor == "planner":
             weights = checkpoint_hash(run.checkpoint or pretrained_path(config.env, run.encoder))
         settings = config.settings()
-        for name in ("output", "video", "imagine", "device", "dtype", "checkpoint", "encoder"):
+        for name in ("output", "video", "imagine", "landscape", "device", "dtype", "checkpoint", "encoder"):
             settings["run"].pop(name)
         names = config.proposals.names
         proposals = check_proposals(config.proposals.source, config.env, config.proposals.instruction, names)

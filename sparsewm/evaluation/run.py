@@ -98,6 +98,8 @@ def prepare(config: PlanConfig) -> Prepared:
         raise UserError(
             f"{env.name} is no simulator whose states can be set: `actor` oracle cannot plan in it"
         )
+    if run.landscape and not (isinstance(env, SimulatedGoalEnv) and env.action_dim > 1):
+        raise UserError(f"{env.name} is no simulator with two actions: leave `landscape` out")
     device, *_ = [choose_device(name) for name in devices_of(config)]
     dtype = choose_dtype(run.dtype, device, planning=True)
     model = load_model(config, env, device, dtype) if run.actor == "planner" else None

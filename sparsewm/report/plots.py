@@ -16,6 +16,7 @@ import numpy as np
 from sparsewm.data import Dataset
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.evaluation.episodes import Episode, small
+from sparsewm.evaluation.landscape import Landscape
 from sparsewm.evaluation.table import candidates, vision_only
 from sparsewm.files import atomic_path
 from sparsewm.report.video import dim_dropped
@@ -271,4 +272,26 @@ def plot_cases(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[np.nda
             axis.set_title(label, fontsize=8)
         line[0].text(0, -0.08, name, transform=line[0].transAxes, fontsize=8, va="top")
     figure.tight_layout()
+    _save(figure, path)
+
+
+def plot_landscape(path: str | Path, found: Landscape, title: str) -> None:
+    """Scene and goal; beside them each cost over two numbers of an action, its lowest place marked."""
+    content = found.content()["rank_correlation_with_truth"]
+    columns = 2 + len(found.costs)
+    figure, axes = plt.subplots(1, columns, figsize=(2.9 * columns, 3.1), layout="constrained")
+    for axis, (picture, name) in zip(axes, ((found.scene, "now"), (found.goal, "goal")), strict=False):
+        axis.imshow(picture)
+        axis.set_title(name, fontsize=9)
+        axis.set_axis_off()
+    (left, right), (bottom, top) = found.values[:, [0, -1]]
+    for axis, (name, cost) in zip(axes[2:], found.costs.items(), strict=True):
+        axis.imshow(cost, origin="lower", extent=(left, right, bottom, top), aspect="auto", cmap="viridis")
+        axis.contour(*found.values, cost, levels=10, colors="white", linewidths=0.4, alpha=0.6)
+        row, column = np.unravel_index(cost.argmin(), cost.shape)
+        axis.plot(found.values[0, column], found.values[1, row], "x", color=COLOURS[1], markersize=9, mew=2.5)
+        like = f", rank correlation {content[name]:.2f}" if name in content else ""
+        axis.set_title(f"{name}{like}", fontsize=9)
+        axis.set(xlabel=found.names[0], ylabel=found.names[1])
+    figure.suptitle(title, fontsize=10)
     _save(figure, path)
