@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,21 @@ def test_the_device_message_has_a_bounded_length() -> None:
     done = python("-m", "sparsewm", "plan", "--env", "wall", "--device", "mps")
     if done.returncode == 2:  # on a Mac it works
         assert "--device mps does not work here" in done.stderr and len(done.stderr) < 300
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_commands_and_their_flags(tmp_path: Path) -> None:
+    done = python("-m", "sparsewm", "--completion", "bash")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "script").write_text(done.stdout)
+
+    def completed(*words: str) -> list[str]:
+        line = f"source script; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _tyro_sparsewm; "
+        line += 'printf "%s\\n" "${COMPREPLY[@]}"'
+        found = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        return found.stdout.split()
+
+    assert completed("sparsewm", "pl") == ["plan"]
+    assert completed("sparsewm", "plan", "--search.it") == ["--search.iterations"]
+    refused = python("-m", "sparsewm", "--completion", "dos")
+    assert refused.returncode == 2 and "bash, zsh, fish" in refused.stderr
