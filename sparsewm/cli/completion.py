@@ -29,8 +29,5 @@ def print_completion(shell: str, commands: dict[str, tuple[str, str]]) -> None:
         made = getattr(importlib.import_module(module), attribute)
         tree = getattr(made, "tree", made)
         kinds.append(Annotated[tree, tyro.conf.subcommand(name, description=summary)])
-    tyro.cli(
-        Union[tuple(kinds)],  # type: ignore[arg-type]  # noqa: UP007  # made at run time
-        prog="sparsewm",
-        args=["--tyro-write-completion", shell, "-"],
-    )
+    every: Any = Union[tuple(kinds)]  # noqa: UP007  # made at run time
+    tyro.cli(every, prog="sparsewm", args=["--tyro-write-completion", shell, "-"])
