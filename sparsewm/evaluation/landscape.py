@@ -80,7 +80,8 @@ def make_landscape(
         agents.append(agent)
     problem = agents[-1].problem(observation)
     held, first = size == 2, size - 2
-    low, high = env.action_space.low[first:], env.action_space.high[first:]
+    space = env.action_space
+    low, high = (bound[first:].astype(np.float64) for bound in (space.low, space.high))
     values = np.linspace(low, high, side).T  # (2, K)
     grid = np.stack(np.meshgrid(*values), -1).reshape(-1, 2)  # (K * K, 2), the second number by rows
     count = problem.action_dim // size
