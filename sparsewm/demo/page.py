@@ -119,6 +119,11 @@ def make_page(env: str = "wall") -> Any:
     def episode(session: Session, *settings: Any) -> Iterator[tuple[Any, ...]]:
         yield from run(session, False, *settings)
 
+    def picture(label: str) -> Any:
+        with gradio.Column(min_width=200):
+            gradio.Markdown(label)  # a label of its own would cover the corner
+            return gradio.Image(label=label, show_label=False, interactive=False)
+
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gradio.themes.Default(**fonts)  # type: ignore[arg-type]  # names of fonts that are here
     with gradio.Blocks(title="sparsewm", theme=theme, analytics_enabled=False) as page:
@@ -143,10 +148,10 @@ def make_page(env: str = "wall") -> Any:
             back = gradio.Button("Start again")
         text = gradio.Textbox(label="What happened", interactive=False)
         with gradio.Row():
-            scene = gradio.Image(label="Scene", interactive=False)
-            goal = gradio.Image(label="Goal: click to set it", interactive=False)
-            kept = gradio.Image(label="Kept patches", interactive=False)
-        imagined = gradio.Image(label="What the plan imagines, one picture a model step", interactive=False)
+            scene, goal, kept = (
+                picture(label) for label in ("Scene", "Goal: click to set it", "Kept patches")
+            )
+        imagined = picture("What the plan imagines, one picture a model step")
         costs = gradio.Plot(label="Costs of the candidates")
         moment = [scene, kept, imagined, costs, text]
         settings = [drop, planner, candidates, iterations]
