@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsewm.config import ProposalConfig
+from sparsewm.errors import UserError
 from sparsewm.model.latent import Latent
 from sparsewm.positions import sincos_positions
 from sparsewm.proposals.flow import FlowBlock, PolicySizes, level_code, noised, random_levels
@@ -22,16 +23,18 @@ from sparsewm.proposals.flow import FlowBlock, PolicySizes, level_code, noised, 
 
 @dataclass(frozen=True)
 class InverseConfig:
-    """Sizes of the inverse dynamics.
-
-    Attributes:
-        width: of all layers, a multiple of 4. heads: pooled summaries of the patches. depth: layers of the
-            head that makes chunks.
-    """
+    """Sizes of the inverse dynamics."""
 
     width: int = 256
+    """Features of all layers, a multiple of 4."""
     heads: int = 8
+    """Pooled summaries of the patches."""
     depth: int = 3
+    """Layers of the head that makes chunks."""
+
+    def __post_init__(self) -> None:
+        if self.width % 4 or min(self.width, self.heads, self.depth) < 1:
+            raise UserError("of inverse dynamics, width must be a multiple of 4, heads and depth at least 1")
 
 
 class InverseDynamics(nn.Module):

@@ -22,8 +22,12 @@ from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.interface import ActionInterface
 from sparsewm.proposals.inverse import InverseConfig, InverseDynamics
+from sparsewm.proposals.wam import WamConfig, WorldActionModel
 
-KINDS: dict[str, tuple[type[Any], type[Any]]] = {"inverse": (InverseDynamics, InverseConfig)}
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    "inverse": (InverseDynamics, InverseConfig),
+    "wam": (WorldActionModel, WamConfig),
+}
 """Network and sizes of each kind of policy."""
 
 WEIGHTS, ABOUT = "policy.safetensors", "policy.json"
@@ -125,7 +129,7 @@ def load_policy(folder: Path, model: WorldModel, dtype: torch.dtype = torch.floa
         made.load_state_dict({name: value.float() for name, value in tensors.items()})
         if not all(value.isfinite().all() for value in tensors.values()):
             raise ValueError("its weights are not finite")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (UserError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"policy {folder} is damaged ({reason}): copy it again or train anew") from None
     if encoder.get("hash") != model.encoder.hash:
@@ -161,7 +165,8 @@ class LatentProposals:
         reads_frames: it is glad of `frame`, the `Latent` of what is seen, where somebody has encoded it.
 
     Raises:
-        UserError: the policy imagines no future, and one is asked for.
+        UserError: the policy imagines no future, and one is asked for; or none is to be imagined, and it is
+            to rank.
     """
 
     reads_frames = True
@@ -182,10 +187,13 @@ class LatentProposals:
         self._low, self._high = low.cpu(), high.cpu()
         self._generator = torch.Generator().manual_seed(seed)
         self._goal: tuple[np.ndarray, Latent] | None = None  # the last one, encoded
-        if not getattr(policy, "imagines", False) and (self.how.future_steps or self.how.ranked > 1):
+        imagines = getattr(policy, "imagines", False)
+        if not imagines and (self.how.future_steps or self.how.ranked > 1):
             raise UserError(
                 f"this policy ({policy.kind}) imagines no future: leave `future_steps` and `ranked` out"
             )
+        if self.how.ranked > 1 and self.how.future_steps == 0:
+            raise UserError("`ranked` candidates need an imagined future: raise `future_steps`")
 
     @torch.no_grad()
     def propose(

@@ -31,6 +31,7 @@ from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.latent import KINDS, save_policy, token_space_hash
+from sparsewm.proposals.wam import WorldActionModel
 from sparsewm.report.plots import plot_policy
 from sparsewm.settings import make_env
 from sparsewm.training.draws import generators
@@ -261,7 +262,7 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         data = held.enter_context(closing(_dataset(config, model)))
         dtype = choose_dtype(config.dtype, device)
         torch.manual_seed(config.seed)
-        policy = _newborn(config, model)
+        policy = _newborn(config, model, say)
         train, held_out = data.split(shortest=2)
         folder = config.output or default_folder(config.kind, model)
         if (folder / STATE_FILE).exists() and not config.resume:
@@ -313,7 +314,7 @@ def _dataset(config: PolicyTrainConfig, model: WorldModel) -> Dataset:
     return data
 
 
-def _newborn(config: PolicyTrainConfig, model: WorldModel) -> Any:
+def _newborn(config: PolicyTrainConfig, model: WorldModel, say: Say) -> Any:
     """A new policy of the model's sizes."""
     network, _ = KINDS[config.kind]
     sizes = model.config
@@ -321,10 +322,14 @@ def _newborn(config: PolicyTrainConfig, model: WorldModel) -> Any:
     if chunk is None:
         chunk = PlanConfig.of(model.environment).search.horizon if config.env else PlanConfig().search.horizon
     shape = PolicySizes(sizes.token_dim, sizes.grid, sizes.proprio_dim, sizes.action_dim, chunk)
-    try:
-        policy = network(shape, getattr(config, config.kind))
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    policy = network(shape, getattr(config, config.kind))
+    if isinstance(policy, WorldActionModel) and policy.imagines and config.wam.from_predictor:
+        agree = policy.begin(model.predictor)
+        say(
+            "the future expert starts from the predictor"
+            if agree
+            else "the future expert starts anew: the predictor has other sizes"
+        )
     return policy.to(model.device)
 
 

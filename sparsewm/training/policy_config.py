@@ -9,6 +9,7 @@ from sparsewm.data.token_file import CACHES, Cache
 from sparsewm.errors import UserError
 from sparsewm.proposals.inverse import InverseConfig
 from sparsewm.proposals.latent import KINDS
+from sparsewm.proposals.wam import WamConfig
 from sparsewm.trees import at_least, one_of
 
 
@@ -51,6 +52,7 @@ class PolicyTrainConfig:
     cache: Cache = "float16"
     """How encoded frames are kept: float16, int8, or none."""
     inverse: InverseConfig = field(default_factory=InverseConfig)
+    wam: WamConfig = field(default_factory=WamConfig)
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"

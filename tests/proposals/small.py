@@ -12,6 +12,7 @@ from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.inverse import InverseConfig, InverseDynamics
+from sparsewm.proposals.wam import WamConfig, WorldActionModel
 
 CHUNK = 2
 HOW = ProposalConfig(action_steps=4)
@@ -28,6 +29,15 @@ def inverse(model: WorldModel, seed: int = 0) -> InverseDynamics:
         torch.manual_seed(seed)
         made = InverseDynamics(sizes_of(model), InverseConfig(width=32, heads=2, depth=2))
         return stirred(made)
+
+
+def wam(model: WorldModel, seed: int = 0, **changes: Any) -> WorldActionModel:
+    """Likewise, with two future frames of three patches."""
+    sizes: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "mlp": 48, "action_width": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = WamConfig(**sizes | {"tokens": 3, "frames": 2} | changes)
+        return stirred(WorldActionModel(sizes_of(model), config))
 
 
 def stirred(policy: Any) -> Any:

@@ -90,7 +90,7 @@ def test_a_stretch_ends_at_its_goal(still: bool, tmp_path: Path) -> None:
     assert torch.equal(batch["future"], wanted) and batch["present"].shape == (300, 16, 8)
 
 
-@pytest.mark.parametrize("kind", ["inverse"])
+@pytest.mark.parametrize("kind", ["inverse", "wam"])
 def test_an_interrupted_training_goes_on_bit_for_bit(kind: str, place: Path) -> None:
     whole = train_policy(config(place, f"{kind}-whole", kind=kind))
     half = config(place, f"{kind}-half", kind=kind)
@@ -131,10 +131,13 @@ class interrupting:
             raise KeyboardInterrupt
 
 
-SMALL = {"inverse": "--inverse.width 16 --inverse.heads 2 --inverse.depth 1"}
+SMALL = {
+    "inverse": "--inverse.width 16 --inverse.heads 2 --inverse.depth 1",
+    "wam": "--wam.width 24 --wam.heads 2 --wam.depth 1 --wam.mlp 48 --wam.action-width 16 --wam.tokens 2",
+}
 
 
-@pytest.mark.parametrize("kind", ["inverse"])
+@pytest.mark.parametrize("kind", ["inverse", "wam"])
 def test_from_the_command_to_a_plan(kind: str, here: Path) -> None:
     """Trained beside the world model, it is found by its name, alone and as candidates."""
     usual = f"train-policy --kind {kind} --env wall --dataset wall.h5 --checkpoint run/checkpoint"
