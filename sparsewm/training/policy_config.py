@@ -66,6 +66,12 @@ class PolicyTrainConfig:
     left out, or runs/ENV/KIND where that one is shipped."""
 
     def __post_init__(self) -> None:
+        if self.kind == "smolvla":
+            raise UserError(
+                "a SmolVLA is trained in this package's repository by python -m scripts.train_vla, or by "
+                "LeRobot's own lerobot-train on segments that sparsewm convert writes: here `kind` is "
+                f"{' or '.join(KINDS)}"
+            )
         one_of("kind", self.kind, KINDS)
         one_of("cache", self.cache, CACHES)
         at_least(0, episodes=self.episodes, seed=self.seed)
