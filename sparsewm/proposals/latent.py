@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.files import atomic_path, read_json, sha256_file, write_json
+from sparsewm.model.checkpoint import PRETRAINED
 from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals.flow import PolicySizes
@@ -58,6 +59,19 @@ def token_space_hash(model: WorldModel) -> str:
     return digest.hexdigest()
 
 
+def kept_beside(kind: str, environment: str, checkpoint: str | Path | None) -> Path:
+    """Folder of a kind of policy beside a run's checkpoint; of a shipped world model, or one of the hub, in
+    `runs`."""
+    place = Path("runs") / environment if checkpoint is None else Path(checkpoint)
+    if PRETRAINED in place.parents:
+        return Path("runs") / place.relative_to(PRETRAINED) / kind
+    if place.name == "checkpoint":
+        return place.parent / kind
+    if (place / "checkpoint").is_dir():
+        return place / kind
+    return Path("runs") / environment / kind
+
+
 def policy_folder(name: str, environment: str, checkpoint: str | Path | None = None) -> Path | None:
     """Folder of the policy that is meant; None: another kind of proposals is.
 
@@ -70,9 +84,9 @@ def policy_folder(name: str, environment: str, checkpoint: str | Path | None = N
     """
     if name not in KINDS:
         return Path(name) if (Path(name) / ABOUT).is_file() else None
-    places = [Path("runs") / environment / name]  # where training writes that is told nothing else
+    places = [kept_beside(name, environment, checkpoint)]
     if checkpoint is not None:
-        places = [Path(checkpoint) / name, Path(checkpoint).parent / name, *places]
+        places.insert(0, Path(checkpoint) / name)
     for place in places:
         if (place / ABOUT).is_file():
             return place

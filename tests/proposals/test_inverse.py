@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from sparsewm.agent import Agent
 from sparsewm.config import PlanConfig, ProposalConfig
 from sparsewm.errors import UserError
+from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.model.interface import Interface
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals import check_proposals, load_sampler, reads_tokens
 from sparsewm.proposals.inverse import InverseConfig, InverseDynamics
-from sparsewm.proposals.latent import ABOUT, WEIGHTS, LatentProposals, load_policy, save_policy
+from sparsewm.proposals.latent import ABOUT, WEIGHTS, LatentProposals, kept_beside, load_policy, save_policy
 from tests.model.tiny import random_latent, tiny_encoder, tiny_model
 from tests.proposals.small import HOW, SIZES, forked, frames_of, inverse, taught
 
@@ -197,6 +198,10 @@ def test_where_a_policy_is_found(
     for place in (tmp_path / "checkpoint", tmp_path):  # beside a run's checkpoint, or in a shipped model's
         found = check_proposals("inverse", "wall", checkpoint=place)
         assert found["policy"] == check_proposals(str(folder), "wall")["policy"]
+    assert kept_beside("inverse", "wall", pretrained_path("wall")) == Path("runs/wall/inverse")
+    assert kept_beside("wam", "wall", Path("a/checkpoint")) == Path("a/wam")
+    (tmp_path / "a" / "checkpoint").mkdir(parents=True)
+    assert kept_beside("wam", "wall", "a") == Path("a/wam")
     with pytest.raises(
         UserError, match=r"no policy 'inverse' of wall in .* sparsewm train-policy --kind inv"
     ):
