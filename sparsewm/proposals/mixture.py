@@ -26,7 +26,7 @@ class Expert(nn.Module):
 
     def condition(self, levels: Tensor) -> Tensor:
         """Noise levels (B, S) -> what modulates the norms, (B, S, 1, width)."""
-        code = level_code(levels, self.width).to(self.level[0].weight.dtype)
+        code = level_code(levels, self.width).to(next(self.level.parameters()).dtype)
         condition: Tensor = self.level(code)[:, :, None]
         return condition
 

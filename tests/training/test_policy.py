@@ -17,6 +17,7 @@ from sparsewm.data import TokenCache, open_dataset
 from sparsewm.errors import UserError
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.latent import WEIGHTS
+from sparsewm.proposals.wam import WamConfig
 from sparsewm.training.policy import train_policy
 from sparsewm.training.policy_config import PolicyTrainConfig
 from sparsewm.training.stretches import Stretches
@@ -60,6 +61,7 @@ def config(place: Path, output: str, **changes: object) -> PolicyTrainConfig:
         steps=6,
         batch=8,
         save_every=3,
+        wam=WamConfig(24, 1, 2, 48, 16, tokens=2),
         output=place / output,
     )
     return replace(usual, **changes)  # type: ignore[arg-type]
