@@ -124,7 +124,7 @@ def save_policy(policy: nn.Module, model: WorldModel, folder: Path, training: di
     write_json(folder / ABOUT, about)
 
 
-def load_policy(folder: Path, model: WorldModel, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_policy(folder: Path, model: WorldModel, dtype: torch.dtype = torch.float32) -> Any:
     """A policy on the device of the world model whose tokens it reads.
 
     Raises:

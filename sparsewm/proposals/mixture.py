@@ -20,9 +20,13 @@ class Expert(nn.Module):
 
     def __init__(self, width: int, mlp: int, depth: int, heads: int, head_size: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_Layer(width, mlp, depth, heads, head_size) for _ in range(depth))
+        self.layers = nn.ModuleList(Layer(width, mlp, depth, heads, head_size) for _ in range(depth))
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.width = width
+
+    def each(self) -> list[Layer]:
+        """The layers, one after the other."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
 
     def condition(self, levels: Tensor) -> Tensor:
         """Noise levels (B, S) -> what modulates the norms, (B, S, 1, width)."""
@@ -31,7 +35,7 @@ class Expert(nn.Module):
         return condition
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """A transformer layer whose norms are modulated, in two halves around an attention."""
 
     def __init__(self, width: int, mlp: int, depth: int, heads: int, head_size: int) -> None:

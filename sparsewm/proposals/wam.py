@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.model.latent import Latent, gather_patches, random_patches
-from sparsewm.model.predictor import Predictor, attend
+from sparsewm.model.predictor import ConditionedBlock, Predictor, attend
 from sparsewm.positions import sincos_positions
 from sparsewm.proposals.flow import PolicySizes, noised, random_levels
 from sparsewm.proposals.mixture import Expert
@@ -113,15 +113,12 @@ class WorldActionModel(nn.Module):
         ours = (mine.width, mine.heads, mine.width // mine.heads, mine.mlp, mine.depth)
         if ours != (theirs.width, theirs.heads, theirs.head_size, theirs.mlp, theirs.depth):
             return False
-        pairs = [
-            (self.embed_tokens, predictor.embed_tokens),
-            (self.embed_positions, predictor.embed_positions),
-        ]
-        pairs.append((self.embed_proprio, predictor.embed_proprio))
-        for layer, block in zip(self.future.layers, predictor.blocks, strict=True):
-            names = ("qkv", "out", "up", "down")
-            pairs += [(getattr(layer, name), getattr(block, name)) for name in names]
-            layer.modulation.bias.copy_(block.modulation.bias)  # type: ignore[union-attr, operator]
+        names = ("embed_tokens", "embed_positions", "embed_proprio")
+        pairs = [(getattr(self, name), getattr(predictor, name)) for name in names]
+        for layer, block in zip(self.future.each(), predictor.blocks, strict=True):
+            assert isinstance(block, ConditionedBlock)
+            pairs += [(getattr(layer, name), getattr(block, name)) for name in ("qkv", "out", "up", "down")]
+            layer.modulation.bias.copy_(block.modulation.bias)
         for to, source in pairs:
             to.weight.copy_(source.weight)
             to.bias.copy_(source.bias)
@@ -149,10 +146,10 @@ class WorldActionModel(nn.Module):
         )[:, None]
         condition = self.future.condition(torch.zeros(len(x), 1, device=x.device))
         cache: Cache = []
-        for number, layer in enumerate(self.future.layers, 1):
+        for number, layer in enumerate(self.future.each(), 1):
             q, k, v, parts = layer.read(x, condition)
             cache.append((k[:, 0], v[:, 0]))
-            if number < len(self.future.layers):
+            if number < len(self.future.each()):
                 x = layer.write(x, attend(q, [k], [v]), parts)
         return cache
 
@@ -190,7 +187,7 @@ class WorldActionModel(nn.Module):
             y = self.embed_tokens(future.to(dtype)) + places[:, None]
             future_condition = self.future.condition(future_levels)
         kept: Cache = []
-        for number, (layer, other) in enumerate(zip(self.action.layers, self.future.layers, strict=True)):
+        for number, (layer, other) in enumerate(zip(self.action.each(), self.future.each(), strict=True)):
             q, k, v, parts = layer.read(x, condition)
             keys, values = [cache[number][0], k], [cache[number][1], v]
             if y is not None:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,13 @@ class PolicyTrainer:
             self.seconds += time.perf_counter() - started
             if self.step % config.save_every == 0 or self.step == config.steps:
                 values = {name: float(value.detach()) for name, value in losses.items()}
-                self._with_average(lambda values=values: self._keep(values))
+                self._with_average(partial(self._keep, values))
             if on_step is not None:
                 on_step(self.step, loss)
 
     def _with_average(self, work: Callable[[], Any]) -> None:
         """Call `work` while the policy holds the averaged weights."""
-        live = list(self.policy.parameters())
+        live: list[Tensor] = list(self.policy.parameters())
         with torch.no_grad():
             torch._foreach_copy_(live, self.average)
         self.policy.eval()
