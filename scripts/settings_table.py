@@ -1,4 +1,4 @@
-"""The settings of plan and train as tables, in docs/configuration.md.
+"""The settings of plan, train and train-policy as tables, in docs/configuration.md.
 
     python -m scripts.settings_table
 
@@ -17,9 +17,10 @@ from scripts.common import launch
 from sparsewm.config import PlanConfig
 from sparsewm.files import write_text
 from sparsewm.training.config import TrainConfig
+from sparsewm.training.policy_config import PolicyTrainConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
-TREES = {"plan": PlanConfig, "train": TrainConfig}
+TREES = {"plan": PlanConfig, "train": TrainConfig, "train-policy": PolicyTrainConfig}
 
 
 def descriptions(tree: type) -> dict[str, str]:

@@ -113,8 +113,10 @@ class Agent:
         source = config.proposals.source
         if sampler is None and source != NO_PROPOSALS:
             dtype = choose_dtype("auto", model.device)
-            names = config.proposals.names
-            sampler = load_sampler(source, self.interface, model.device, config.run.seed, names, dtype)
+            names, seed = config.proposals.names, config.run.seed
+            sampler = load_sampler(
+                source, self.interface, model.device, seed, names, dtype, model, config.proposals
+            )
         self.sampler = sampler
         self._low = torch.as_tensor(self.interface.action_low, dtype=torch.float32)
         self._high = torch.as_tensor(self.interface.action_high, dtype=torch.float32)

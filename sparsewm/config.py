@@ -124,7 +124,8 @@ class ProposalConfig:
     """Action sequences that a policy proposes as candidates."""
 
     source: Annotated[str, usual("proposals")] = NO_PROPOSALS
-    """none, vla (shipped), folder or hub name of a LeRobot policy, or module:name of your own."""
+    """none, inverse or wam (by sparsewm train-policy), vla (shipped), a policy's folder, the hub name of one
+    of LeRobot's, or module:name of your own."""
     mode: ProposalMode = "replace"
     """replace: score the proposals, take the best. seed: mix them into the first iteration. prior: search
     from a Gaussian fitted to them."""
@@ -134,6 +135,14 @@ class ProposalConfig:
     """What a language-conditioned policy is told; the environment's own text when left out."""
     names: Path | None = None
     """YAML file that maps a policy's cameras, states and actions (docs/howto/policy.md)."""
+    action_steps: int = 4
+    """Denoising steps of inverse's and wam's actions."""
+    future_steps: int | None = None
+    """Steps of wam's imagined future, which then stays as noisy as it is while actions go on; 0: it imagines
+    none. As many as the actions' when left out."""
+    ranked: int = 1
+    """Candidates wam draws for each it proposes: it keeps those whose imagined futures come nearest to the
+    goal."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +283,8 @@ class PlanConfig:
         at_least(1, iterations=search.iterations, horizon=search.horizon, execute=search.execute)
         at_least(1, max_steps=goal.max_steps, offset=goal.offset, episodes=run.episodes, batch=run.batch)
         at_least(1, samples=self.proposals.samples, deadline_ms=search.deadline_ms)
+        at_least(1, action_steps=self.proposals.action_steps, ranked=self.proposals.ranked)
+        at_least(0, future_steps=self.proposals.future_steps)
         at_least(0, proprio_weight=cost.proprio_weight, temperature=tokens.temperature)
         at_least(1e-3, init_std=search.init_std, memory_gb=run.memory_gb)
         if not 0 <= run.seed < SEEDS:

@@ -14,6 +14,10 @@ COMMANDS = {
     "plan": ("sparsewm.cli.plan:Plan", "reach goals by planning in a world model"),
     "demo": ("sparsewm.cli.demo:Demo", "set a goal by hand and watch, in a browser"),
     "train": ("sparsewm.cli.train:Train", "train a world model on an offline dataset"),
+    "train-policy": (
+        "sparsewm.cli.train_policy:TrainPolicy",
+        "train a policy that proposes candidates beside a world model",
+    ),
     "collect": ("sparsewm.cli.collect:Collect", "record exploratory data in an environment"),
     "eval": ("sparsewm.cli.evaluate:Eval", "success tables over environments, drop ratios and yardsticks"),
     "evaluate": (

@@ -23,6 +23,7 @@ from sparsewm.files import write_json, write_text
 from sparsewm.model.checkpoint import PRETRAINED, encoder_folder
 from sparsewm.planners import ProposalMode
 from sparsewm.precision import choose_device
+from sparsewm.proposals import reads_tokens
 from sparsewm.report.plots import plot_success
 from sparsewm.settings import make_env
 from sparsewm.trees import at_least, one_of
@@ -200,8 +201,8 @@ class Eval:
             plans = [self.plan(name, encoder) for encoder in encoders]
             blind = self.vision_only and name in PROPRIO_IS_STATE
             for selection in self.yardsticks:
-                for plan in plans if selection in OF_MODELS else plans[:1]:
-                    yield from self.yardstick(selection, plan, blind)
+                for plan in plans if selection in (*OF_MODELS, "policy") else plans[:1]:
+                    yield from self.yardstick(selection, plan, blind, plan is plans[0])
             planned = [*plans] if self.noise else []
             planned += [one.updated(mode=mode) for one in self.with_policies(plans) for mode in self.modes]
             variants: list[PlanConfig] = []
@@ -228,12 +229,15 @@ class Eval:
         """The same with the proposals of each policy."""
         return [plan.updated(proposals=source) for plan in plans for source in self.policies]
 
-    def yardstick(self, selection: str, plan: PlanConfig, blind: bool) -> Iterator[Cell]:
-        """Cells of one kind of yardstick in one environment."""
+    def yardstick(self, selection: str, plan: PlanConfig, blind: bool, first: bool) -> Iterator[Cell]:
+        """Cells of one kind of yardstick in one environment, `first` on its first encoder."""
         plain = plan.updated(drop=0.0, checkpoint=None, encoder=None)
         if selection == "policy":
-            for policy in self.with_policies([plain]):
-                yield Cell(selection, policy.updated(actor="policy"))
+            for policy in self.with_policies([plan.updated(drop=0.0, actor="policy")]):
+                if reads_tokens(policy.proposals.source):
+                    yield Cell(selection, policy)
+                elif first:
+                    yield Cell(selection, policy.updated(checkpoint=None, encoder=None))
         elif selection == "cls":
             checkpoint = self.checkpoint(self.cls_checkpoints, plan.env, plan.run.encoder)
             if checkpoint is not None and (self.run_missing or checkpoint.is_dir()):

@@ -26,7 +26,7 @@ from sparsewm.files import slug
 from sparsewm.memory import PeakMemory
 from sparsewm.model.checkpoint import checkpoint_hash, encoder_folder, pretrained_path
 from sparsewm.precision import choose_device, choose_dtype
-from sparsewm.proposals import check_proposals
+from sparsewm.proposals import check_proposals, reads_tokens
 from sparsewm.tasks import tasks_hash
 from sparsewm.trees import differences, plain
 
@@ -75,13 +75,15 @@ class Cell:
         run = config.run
         device = choose_device(run.device.split(",")[0])
         weights = None
-        if run.actor == "planner":
-            weights = checkpoint_hash(run.checkpoint or pretrained_path(config.env, run.encoder))
+        source, checkpoint = config.proposals.source, None
+        if run.actor == "planner" or reads_tokens(source):
+            checkpoint = run.checkpoint or pretrained_path(config.env, run.encoder)
+            weights = checkpoint_hash(checkpoint)
         settings = config.settings()
         for name in ("output", "video", "imagine", "landscape", "device", "dtype", "checkpoint", "encoder"):
             settings["run"].pop(name)
         names = config.proposals.names
-        proposals = check_proposals(config.proposals.source, config.env, config.proposals.instruction, names)
+        proposals = check_proposals(source, config.env, config.proposals.instruction, names, checkpoint)
         return plain(
             {
                 **settings,

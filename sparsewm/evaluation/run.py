@@ -32,7 +32,7 @@ from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import encoder_folder, pretrained_path
 from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
-from sparsewm.proposals import load_sampler
+from sparsewm.proposals import load_sampler, reads_tokens
 from sparsewm.settings import make_env
 from sparsewm.tasks import Task, make_tasks, tasks_hash
 
@@ -109,10 +109,11 @@ def prepare(config: PlanConfig) -> Prepared:
     sampler = None
     if config.proposals.source != NO_PROPOSALS:
         interface = interface_of_env(env) if model is None else interface_of(model)
-        kept = dtype if dtype.is_floating_point else fastest_dtype(device)
-        sampler = load_sampler(
-            config.proposals.source, interface, device, run.seed, config.proposals.names, kept
-        )
+        kept, read = dtype if dtype.is_floating_point else fastest_dtype(device), model
+        if read is None and reads_tokens(config.proposals.source):
+            read = load_model(config, env, device, kept)
+        asked = config.proposals
+        sampler = load_sampler(asked.source, interface, device, run.seed, asked.names, kept, read, asked)
     envs = [env, *(make_env(config.env) for _ in range(min(run.batch, run.episodes) - 1))]
     prepared = Prepared(config, envs, device, dtype, model, sampler, tasks)
     prepared.actor()  # an objective that the model lacks is refused here
@@ -198,6 +199,7 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
             kept["kept"] = 0
     deadline = config.search.deadline_ms
     shipped = f"pretrained/{(encoder_folder(config.run.encoder) / ready.envs[0].name).as_posix()}"
+    read = getattr(ready.sampler, "model", None) if model is None else model  # whose tokens
     return {
         "environment": ready.envs[0].name,
         "actor": config.run.actor,
@@ -205,8 +207,8 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
         "tokens": kept,
         "planner": config.search.planner,
         "proposals": config.proposals.source,
-        "encoder": None if model is None else {"name": model.encoder.name, "hash": model.encoder.hash},
-        "checkpoint": None if model is None else config.run.checkpoint or shipped,
+        "encoder": None if read is None else {"name": read.encoder.name, "hash": read.encoder.hash},
+        "checkpoint": None if read is None else config.run.checkpoint or shipped,
         "device": config.run.device if len(devices_of(config)) > 1 else str(ready.device),
         "dtype": None if model is None else str(ready.dtype).removeprefix("torch."),
         "seed": config.run.seed,

@@ -184,6 +184,7 @@ def load(
         ) from None
     if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise UserError(f"checkpoint {path} holds numbers that are not finite: train anew")
+    model.folder = folder
     model.eval().requires_grad_(False)
     return model.place(device, dtype)
 

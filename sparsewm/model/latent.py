@@ -167,6 +167,11 @@ class Standardizer(nn.Module):
         repeats = actions.shape[-1] // self.action_mean.shape[0]
         return (actions.float() - self.action_mean.repeat(repeats)) / self.action_std.repeat(repeats)
 
+    def raw_actions(self, actions: Tensor) -> Tensor:
+        """Standardised actions (..., frameskip * A) -> float32 in the environment's units."""
+        repeats = actions.shape[-1] // self.action_mean.shape[0]
+        return actions.float() * self.action_std.repeat(repeats) + self.action_mean.repeat(repeats)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         deviations = state_dict.pop(f"{prefix}token_std", None)
         if deviations is not None:  # a checkpoint from before there was a map

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -67,6 +68,7 @@ class WorldModel(nn.Module):
         self.config, self.environment, self.frameskip = config, environment, frameskip
         self.space = space
         self.metadata = dict(metadata or {})
+        self.folder: Path | None = None  # it was read from
         self.graphs = Graphs()  # of what planners compute with this model on a GPU
         self._packed: Rollout | None = None
         self._packed_of: list[tuple[int, int]] = []  # see `_weights`

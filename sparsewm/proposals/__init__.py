@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError, suggest
 from sparsewm.files import sha256_file
 from sparsewm.model.checkpoint import PRETRAINED
+from sparsewm.model.world_model import WorldModel
 from sparsewm.planners import ProposalSampler
 from sparsewm.proposals.interface import ActionInterface
+from sparsewm.proposals.latent import ABOUT, KINDS, LatentProposals, check_policy, load_policy, policy_folder
 from sparsewm.proposals.names import read_names
 from sparsewm.registry import Registry
 
@@ -34,7 +37,7 @@ HUB_NAME = re.compile(r"(hf:)?[\w.-]+/[\w.-]+")
 
 def known_names() -> list[str]:
     """What proposals may be called, besides folders, hub names and `module:callable`."""
-    return [NONE, *SAMPLERS.names()]
+    return [NONE, *KINDS, *SAMPLERS.names()]
 
 
 def shipped_vlas() -> list[str]:
@@ -77,9 +80,16 @@ def policy_path(name: str, environment: str) -> str:
 
 
 def check_proposals(
-    name: str, environment: str, instruction: str | None = None, names: Path | None = None
+    name: str,
+    environment: str,
+    instruction: str | None = None,
+    names: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> dict[str, Any]:
     """What the candidates of a sampler depend on, for the record; no policy is loaded.
+
+    Args:
+        checkpoint: folder of the world model, beside which policies that read its tokens lie.
 
     Raises:
         UserError: no such sampler.
@@ -89,6 +99,8 @@ def check_proposals(
     if _is_sampler(name):
         _factory(name)
         return {"proposals": name}
+    if (folder := policy_folder(name, environment, checkpoint)) is not None:
+        return {"proposals": name, "policy": check_policy(folder)}
     weights = Path(policy_path(name, environment)) / "model.safetensors"
     policy = {"weights": sha256_file(weights) if weights.is_file() else None, "instruction": instruction}
     return {"proposals": name, "policy": policy | {"names": None if names is None else read_names(names)}}
@@ -101,16 +113,20 @@ def load_sampler(
     seed: int = 0,
     names: Path | None = None,
     dtype: torch.dtype = torch.float32,
+    model: WorldModel | None = None,
+    how: ProposalConfig | None = None,
 ) -> ProposalSampler:
     """The sampler called `name`.
 
     Args:
-        name: "vla" (the shipped policy), a registered or installed one, `module:callable`, or the folder or
-            hub name of a LeRobot policy.
+        name: "vla" (the shipped policy), a kind of policy that lies beside the world model or the folder of
+            one, a registered or installed one, `module:callable`, or the folder or hub name of a LeRobot
+            policy.
         interface: what the sampler is told: names of proprioception, action size and bounds.
         seed: of a policy's noise.
         names: YAML file that maps a policy's names to the interface's (see `sparsewm.proposals.lerobot`).
-        dtype: of a SmolVLA's action expert, float32 or bfloat16.
+        dtype: of a SmolVLA's action expert or of a policy that reads tokens, float32 or bfloat16.
+        model: world model whose tokens such a policy reads. how: it draws its candidates.
 
     Raises:
         UserError: no such sampler, LeRobot is not installed, or the policy does not fit the interface.
@@ -125,10 +141,21 @@ def load_sampler(
                 "docs/howto/proposals.md"
             )
         return sampler
+    if reads_tokens(name):
+        if model is None:
+            raise UserError(f"proposals '{name}' are made of a world model's tokens: give the `model`")
+        folder = policy_folder(name, model.environment, model.folder)
+        assert folder is not None
+        return LatentProposals(load_policy(folder, model, dtype), model, interface, how, seed)
     path = policy_path(name, interface.name)
     from sparsewm.proposals.lerobot import LeRobotProposals  # loads LeRobot, which takes seconds
 
     return LeRobotProposals(path, interface, device, seed, names, dtype)
+
+
+def reads_tokens(name: str) -> bool:
+    """Whether a name means a policy that reads a world model's tokens."""
+    return name not in SAMPLERS and (name in KINDS or (Path(name) / ABOUT).is_file())
 
 
 def _factory(name: str) -> Callable[[ActionInterface], ProposalSampler]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from sparsewm.model.latent import Latent
 from sparsewm.observations import Memory
 from sparsewm.planners import PlanningError, PlanningProblem, ProposalSampler
 
@@ -21,24 +23,27 @@ def propose(
 ) -> Tensor:
     """Environment actions (B, samples, steps, A) that a sampler proposes for what is seen now.
 
-    A sampler with an attribute `frames` above 1 is shown that many environment steps up to now.
+    A sampler with an attribute `frames` above 1 is shown that many environment steps up to now. One with
+    `reads_frames` also gets what a world model has encoded of them, as `frame`.
 
     Raises:
         PlanningError: the sampler returned another shape, or NaN.
     """
     frames: int = getattr(sampler, "frames", 1)
     seen = [memory.last(frames) for memory in memories]
-    present: dict[str, np.ndarray] = {
+    present: dict[str, Any] = {
         "pixels": np.stack([[one.pixels for one in row] for row in seen]),
         "proprio": np.stack([[one.proprio for one in row] for row in seen]),  # type: ignore[misc]
     }
     if frames == 1:
         present = {name: value[:, 0] for name, value in present.items()}
     goals = [memory.goal_seen for memory in memories]
-    goal = {
+    goal: dict[str, Any] = {
         "pixels": np.stack([one.pixels for one in goals]),
         "proprio": np.stack([one.proprio for one in goals if one.proprio is not None]),
     }
+    if getattr(sampler, "reads_frames", False):
+        _add_frames(present, goal, memories)
     actions = sampler.propose(present, goal, instruction, samples, steps)
     shape = (len(memories), samples, steps, action_dim)
     if tuple(actions.shape) != shape:
@@ -46,6 +51,15 @@ def propose(
     if not bool(actions.isfinite().all()):
         raise PlanningError("proposals contain NaN or infinite values")
     return actions
+
+
+def _add_frames(present: dict[str, Any], goal: dict[str, Any], memories: Sequence[Memory]) -> None:
+    """Add the frames that are encoded already."""
+    now = [memory.latents.get(memory.step) for memory in memories]
+    for seen, frames in ((present, now), (goal, [memory.goal for memory in memories])):
+        known = [frame for frame in frames if frame is not None]
+        if len(known) == len(frames):
+            seen["frame"] = Latent.cat(known)
 
 
 def as_planned(actions: Tensor, problem: PlanningProblem) -> Tensor:

@@ -18,7 +18,7 @@ from sparsewm.errors import UserError
 from sparsewm.proposals import policy_path
 from sparsewm.proposals.expert import Expert, shares_prefix
 from sparsewm.proposals.interface import ActionInterface
-from sparsewm.proposals.loading import check_statistics, load_policy
+from sparsewm.proposals.loading import check_statistics, load_policy, rename_statistics
 from sparsewm.proposals.names import Names, read_names
 from sparsewm.proposals.version import lerobot_imports
 
@@ -70,6 +70,8 @@ class LeRobotProposals:
         file = names or (beside if beside.is_file() else None)
         self.names = Names() if file is None else Names(**read_names(file))
         self._columns = self._check()
+        if self.names.statistics:
+            rename_statistics(self.path, self._before, self._after, self.names.statistics)
         shown = [camera for camera, seen in self.names.cameras.items() if seen is not None]
         check_statistics(self.path, self.config, self._before, self._after, shown)
         self._expert: Expert | None = None
@@ -180,8 +182,8 @@ class LeRobotProposals:
         config, names, interface = self.config, self.names, self.interface
         remedy = "say what they are with a file of names (see docs/howto/policy.md)"
         if set(names.cameras) != set(config.image_features):
-            cameras = ", ".join(config.image_features) or "none"
-            raise UserError(f"the cameras of policy {self.path} are {cameras}: {remedy}")
+            cameras, known = ", ".join(config.image_features) or "none", ", ".join(names.cameras)
+            raise UserError(f"the cameras of policy {self.path} are {cameras}, not {known}: {remedy}")
         feature = config.robot_state_feature
         size = 0 if feature is None else feature.shape[0]
         state = list(interface.proprio_names) if names.state is None else names.state

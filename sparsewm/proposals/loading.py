@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,31 @@ def load_policy(path: str, device: torch.device) -> tuple[Any, Any, Any]:
         ) from None
 
 
+def rename_statistics(path: str, before: Any, after: Any, names: Mapping[str, str]) -> None:
+    """Give processors their statistics under the names of the policy's features.
+
+    Args:
+        path: of the policy, for messages. before, after: its processors.
+        names: what statistics are kept under, by feature.
+
+    Raises:
+        UserError: none are kept under such a name.
+    """
+    for pipeline, kind in ((before, NormalizerProcessorStep), (after, UnnormalizerProcessorStep)):
+        for step in (step for step in pipeline.steps if isinstance(step, kind)):
+            state = dict(step.state_dict())
+            known = sorted({name.rpartition(".")[0] for name in state})
+            for feature, kept in names.items():
+                if kept not in known:
+                    raise UserError(
+                        f"statistics {kept} are not in policy {path} (found {', '.join(known) or 'none'}): "
+                        "correct its file of names"
+                    )
+                taken = {name: value for name, value in state.items() if name.rpartition(".")[0] == kept}
+                state |= {feature + name.removeprefix(kept): value for name, value in taken.items()}
+            step.load_state_dict(state)
+
+
 def check_statistics(path: str, config: Any, before: Any, after: Any, cameras: Collection[str]) -> None:
     """Refuse processors that would leave as it is what the policy was trained on normalised.
 
@@ -123,7 +148,10 @@ def _check_feature(path: str, name: str, feature: Any, step: Any, mode: Normaliz
     stats, remedy = step.stats or {}, "save its processors with the statistics of its own data"
     if name not in stats:
         found = ", ".join(sorted(stats)) or "none"
-        raise UserError(f"statistics of {name} are not in policy {path} (found {found}): {remedy}")
+        raise UserError(
+            f"statistics of {name} are not in policy {path} (found {found}): {remedy}, or say which they are "
+            "by `statistics` in a file of names"
+        )
     for key in NEEDED[mode]:
         if key not in stats[name]:
             found = ", ".join(sorted(stats[name]))

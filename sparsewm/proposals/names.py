@@ -27,6 +27,7 @@ class Names:
         state: the environment's proprioception by name, in the policy's order; None stands for 0.
         action: which of the policy's action numbers are the environment's, in its order.
         scale, offset: environment action = scale * policy action + offset.
+        statistics: of a feature of the policy, the name that its processors keep them under.
     """
 
     cameras: dict[str, str | None] = field(default_factory=lambda: {CAMERA: "pixels", GOAL: "goal"})
@@ -35,6 +36,7 @@ class Names:
     action: list[int] | None = None
     scale: float = 1.0
     offset: float = 0.0
+    statistics: dict[str, str] = field(default_factory=dict)
 
 
 def read_names(path: Path) -> dict[str, Any]:
@@ -65,6 +67,9 @@ def read_names(path: Path) -> dict[str, Any]:
         isinstance(action, list) and all(type(number) is int and number >= 0 for number in action)
     ):
         raise UserError(f"action of names {path} must be a list of whole numbers from 0")
+    statistics = content.get("statistics", {})
+    if not isinstance(statistics, dict) or not all(isinstance(name, str) for name in statistics.values()):
+        raise UserError(f"statistics of names {path} must be names by feature")
     for key in ("scale", "offset"):
         if not isinstance(content.get(key, 1.0), int | float):
             raise UserError(f"{key} of names {path} must be a number")

@@ -142,6 +142,24 @@ def plot_rates(
     _save(figure, path)
 
 
+def plot_policy(path: str | Path, metrics: Sequence[dict[str, Any]], title: str) -> None:
+    """What a policy's proposals miss of recorded actions and what else it tells, over training."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    names = {
+        "error": "first proposal",
+        "best": "best of several",
+        "other_goals": "first, with others' goals",
+        "future": "imagined future (share of copying the present)",
+    }
+    for name, label in names.items():
+        if name in metrics[-1]["validation"]:
+            curve = [entry["validation"][name] for entry in metrics]
+            axis.plot([entry["step"] for entry in metrics], curve, marker=".", label=label)
+    axis.set(xlabel="step", ylabel="error, share of the actions' mean square", title=title, ylim=0)
+    axis.legend(fontsize=8)
+    _save(figure, path)
+
+
 def plot_training(path: str | Path, metrics: Sequence[dict[str, Any]], title: str) -> None:
     """Rollout error as a share of copying the last frame, over training and over the horizon."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))

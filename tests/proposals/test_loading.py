@@ -103,6 +103,29 @@ def test_foreign_statistics_are_refused(folder: Path) -> None:
         LeRobotProposals(folder, ARM)
 
 
+def test_foreign_statistics_are_mapped_by_names(act: Path, folder: Path) -> None:
+    """As in `lerobot/smolvla_base`, whose statistics have a robot's name before theirs."""
+    for file in (BEFORE, AFTER):
+        renamed(folder, file, lambda name: f"so100.buffer.{name}")
+    kept = {name: f"so100.buffer.{name}" for name in ("action", "observation.state")}
+    kept |= {
+        f"observation.images.{name}": f"so100.buffer.observation.images.{name}" for name in ("camera", "goal")
+    }
+    (folder / "names.yaml").write_text(json.dumps({"statistics": kept}))
+    pixels, proprio = np.zeros((1, 48, 48, 3), np.uint8), np.full((1, 2), 30, np.float32)
+    seen = {"pixels": pixels, "proprio": proprio}
+    proposed = [LeRobotProposals(place, ARM).propose(seen, seen, "go", 2, 10) for place in (act, folder)]
+    assert torch.equal(*proposed)
+    (folder / "names.yaml").write_text(json.dumps({"statistics": kept | {"action": "so101.action"}}))
+    with pytest.raises(
+        UserError, match=r"statistics so101.action are not in policy .* \(found .*so100.buffer"
+    ):
+        LeRobotProposals(folder, ARM)
+    (folder / "names.yaml").write_text("statistics: [action]")
+    with pytest.raises(UserError, match=r"statistics of names .* must be names by feature"):
+        LeRobotProposals(folder, ARM)
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [

@@ -1,0 +1,57 @@
+"""`sparsewm train-policy`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import tyro
+
+from sparsewm.cli.common import about, progress_bar
+from sparsewm.training.policy import TrainedPolicy, train_policy
+from sparsewm.training.policy_config import PolicyTrainConfig
+
+
+class TrainPolicy:
+    """Train a policy that proposes candidates to the planner, on recorded transitions."""
+
+    tree = PolicyTrainConfig
+    interrupted = "interrupted: the same command with --resume goes on from the last checkpoint"
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> TrainPolicy:
+        arguments = ["--help" if word in ("-H", "--help-verbose") else word for word in arguments]
+        return cls(
+            tyro.cli(
+                PolicyTrainConfig,
+                prog="sparsewm train-policy",
+                args=arguments,
+                description=about(PolicyTrainConfig),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+        )
+
+    def __init__(self, config: PolicyTrainConfig) -> None:
+        self.config = config
+
+    def run(self) -> int:
+        done = train_policy(self.config, progress_bar, lambda text: print(text, file=sys.stderr, flush=True))
+        found = done.metrics["validation"]
+        print(f"{done.steps} steps in {done.seconds / 60:.1f} min")
+        print(
+            f"held-out actions: error {found['error']:.2f} of their mean square, {found['best']:.2f} "
+            f"in the best of 16; with others' goals {found['other_goals']:.2f}"
+        )
+        if "future" in found:
+            print(f"the imagined future errs by {found['future']:.2f} of what copying the present would")
+        print(f"policy in {done.folder}")
+        print(f"plan with it: sparsewm {shlex.join(_next(self.config, done))}")
+        return 0
+
+
+def _next(config: PolicyTrainConfig, done: TrainedPolicy) -> list[str]:
+    """What to do with the policy, as a command to copy."""
+    words = ["plan", "--env", done.environment, "--proposals", str(done.folder)]
+    for flag, value in (("--checkpoint", config.checkpoint), ("--encoder", config.encoder)):
+        words += [flag, value] if value is not None else []
+    return words

@@ -1,0 +1,142 @@
+"""Training of a policy beside a world model: stretches of recorded episodes, drawn anew at every step."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsewm.config import PlanConfig
+from sparsewm.data import Dataset, Tokens, fast_copy, open_dataset, tokens_of
+from sparsewm.errors import UserError
+from sparsewm.files import only_one, output_folder
+from sparsewm.model.checkpoint import load, pretrained_path
+from sparsewm.model.world_model import WorldModel
+from sparsewm.precision import choose_device, choose_dtype
+from sparsewm.proposals.flow import PolicySizes
+from sparsewm.proposals.latent import KINDS, kept_beside
+from sparsewm.proposals.wam import WorldActionModel
+from sparsewm.settings import make_env
+from sparsewm.training.draws import generators
+from sparsewm.training.inputs import token_folder
+from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.policy_trainer import STATE_FILE, PolicyTrainer, validation_draw
+from sparsewm.training.report import Progress, Say, quiet, silent
+from sparsewm.training.start import check_sizes
+from sparsewm.training.stretches import Stretches
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """What a training leaves: the policy's folder, its environment, the last metrics, steps and seconds."""
+
+    folder: Path
+    environment: str
+    metrics: dict[str, Any]
+    steps: int
+    seconds: float
+
+
+def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say = silent) -> TrainedPolicy:
+    """Train a policy beside a world model.
+
+    Args:
+        config: the settings. progress: makes a bar of a label. say: takes what is worth knowing.
+
+    Raises:
+        UserError: settings, data or a world model that cannot be trained with; training diverges; the disk is
+            full.
+    """
+    with ExitStack() as held:
+        device = choose_device(config.device)
+        model = _world_model(config, device)
+        data = held.enter_context(closing(_dataset(config, model)))
+        dtype = choose_dtype(config.dtype, device)
+        torch.manual_seed(config.seed)
+        policy = _newborn(config, model, say)
+        train, held_out = data.split(shortest=2)
+        folder = config.output or kept_beside(config.kind, model.environment, model.folder)
+        if (folder / STATE_FILE).exists() and not config.resume:
+            raise UserError(f"{folder} holds a run already: `resume` it, or give another `output`")
+        held.enter_context(only_one(output_folder(folder)))
+        if 0 < config.episodes < len(train):
+            train = np.sort(np.random.default_rng(config.seed).choice(train, config.episodes, replace=False))
+        future = getattr(policy, "frames", 0)
+        parts = [
+            Stretches(data, part, model.frameskip, policy.sizes, config.longest, config.still, future)
+            for part in (train, held_out)
+        ]
+        tokens = _tokens(config, data, model, parts, folder, dtype, progress, say)
+        trainer = PolicyTrainer(policy, model, parts[0], parts[1], tokens, folder, config, dtype)
+        if config.resume:
+            found = trainer.resume()
+            say(f"continuing at step {trainer.step}" if found else f"no run in {folder}: starting one")
+        with progress("training") as bar:
+            trainer.run(lambda step, loss: bar(step, config.steps, f"loss {loss:.3f}"))
+    return TrainedPolicy(folder, model.environment, trainer.metrics[-1], trainer.step, trainer.seconds)
+
+
+def _world_model(config: PolicyTrainConfig, device: torch.device) -> WorldModel:
+    if config.env is None and config.checkpoint is None:
+        raise UserError("give an `env` whose shipped world model is used, or the `checkpoint` of another one")
+    name = None if config.env is None else make_env(config.env).name
+    path = config.checkpoint or pretrained_path(str(name), config.encoder)
+    return load(path, device, environment=name, encoder_name=config.encoder)
+
+
+def _dataset(config: PolicyTrainConfig, model: WorldModel) -> Dataset:
+    name = config.dataset or f"data/{model.environment}.h5"
+    if config.dataset is None and not Path(name).is_file():
+        raise UserError(f"there is no {name}: give a `dataset`, or record one by sparsewm collect")
+    shown = model.interface
+    cameras = () if shown is None else shown.cameras
+    data = open_dataset(name, None if config.env is None else model.environment, cameras)
+    check_sizes(model, data)
+    return data
+
+
+def _newborn(config: PolicyTrainConfig, model: WorldModel, say: Say) -> Any:
+    """A new policy of the model's sizes."""
+    network, _ = KINDS[config.kind]
+    sizes = model.config
+    chunk = config.chunk
+    if chunk is None:
+        chunk = PlanConfig.of(model.environment).search.horizon if config.env else PlanConfig().search.horizon
+    shape = PolicySizes(sizes.token_dim, sizes.grid, sizes.proprio_dim, sizes.action_dim, chunk)
+    policy = network(shape, getattr(config, config.kind))
+    if isinstance(policy, WorldActionModel) and policy.imagines and config.wam.from_predictor:
+        agree = policy.begin(model.predictor)
+        say(
+            "the future expert starts from the predictor"
+            if agree
+            else "the future expert starts anew: the predictor has other sizes"
+        )
+    return policy.to(model.device)
+
+
+def _tokens(
+    config: PolicyTrainConfig,
+    data: Dataset,
+    model: WorldModel,
+    parts: list[Stretches],
+    folder: Path,
+    dtype: torch.dtype,
+    progress: Progress,
+    say: Say,
+) -> Tokens:
+    """The tokens of all rows that this training reads."""
+    read = np.zeros(data.rows, bool)
+    for step in range(config.steps):
+        read[parts[0].draw(generators(config.seed, 3, step)[0], config.batch).rows] = True
+    read[validation_draw(parts[1]).rows] = True
+    rows = np.flatnonzero(read)
+    pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
+    whitening = float(model.metadata.get("training", {}).get("whitening", 0.0))
+    fast = fast_copy(model.encoder, pictures, dtype, whitening, report=say)
+    place = None if config.cache == "none" else token_folder(data, fast, folder, config.cache, len(rows))
+    with progress("encoding") as bar:
+        return tokens_of(data, fast, config.cache, place, bar, say, rows)

@@ -1,0 +1,227 @@
+"""Steps, validation and state of a policy's training.
+
+Every random choice of step i is a function of (seed, i), so a resumed run continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsewm.config import ProposalConfig
+from sparsewm.data import Tokens
+from sparsewm.errors import UserError
+from sparsewm.files import atomic_path, write_json
+from sparsewm.kernels import flushed
+from sparsewm.model.latent import Latent
+from sparsewm.model.world_model import WorldModel
+from sparsewm.proposals.latent import save_policy, token_space_hash
+from sparsewm.report.plots import plot_policy
+from sparsewm.training.draws import generators
+from sparsewm.training.optim import MasterAdamW
+from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.stretches import Drawn, Stretches
+from sparsewm.training.trainer import device_name
+
+STATE_FILE = "training_state.safetensors"
+
+VALIDATED = 256
+"""Held-out stretches, always the same."""
+OFFERED = 16
+"""Candidates of which the nearest to what was recorded is told."""
+
+_CHANGEABLE = {"steps", "resume", "output", "device", "save_every"}  # by a run that is resumed
+_EMA = 0.998
+
+
+class PolicyTrainer:
+    """One training run in one folder.
+
+    Args:
+        policy: float32, on the model's device. model: whose tokens it reads.
+        train, validation: what is drawn from. tokens: of the dataset.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        model: WorldModel,
+        train: Stretches,
+        validation: Stretches,
+        tokens: Tokens,
+        folder: Path,
+        config: PolicyTrainConfig,
+        dtype: torch.dtype,
+    ) -> None:
+        self.policy, self.model, self.train, self.validation = policy, model, train, validation
+        self.tokens, self.folder, self.config, self.dtype = tokens, folder, config, dtype
+        self.average = [p.detach().float().clone() for p in policy.parameters()]
+        policy.to(dtype).train().requires_grad_(True)
+        warmup = min(100, config.steps // 10 + 1)
+        self.optimizer = MasterAdamW(policy, config.lr, config.steps, warmup, weight_decay=0.01)
+        self.step, self.seconds = 0, 0.0
+        self.metrics: list[dict[str, Any]] = []
+
+    @flushed()
+    def run(self, on_step: Callable[[int, float], None] | None = None, until: int | None = None) -> None:
+        """Train to the last step, or to `until`, validating and saving on the way.
+
+        Raises:
+            UserError: training diverges, or the disk is full.
+        """
+        config = self.config
+        while self.step < min(until or config.steps, config.steps):
+            started = time.perf_counter()
+            rng, generator = generators(config.seed, 3, self.step)
+            batch = self.train.batch(self.train.draw(rng, config.batch), self.tokens, self.model)
+            losses = self.policy.loss(batch, generator)  # type: ignore[operator]
+            self.optimizer.zero_grad()
+            losses["loss"].backward()
+            norm = float(self.optimizer.step(self.step))
+            loss = float(losses["loss"].detach())
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise UserError(
+                    f"training diverged at step {self.step} (loss {loss:g}, gradient {norm:g}): train anew "
+                    "with a lower `lr` and another `output`"
+                )
+            self.optimizer.ema_update(self.average, min(_EMA, (1 + self.step) / (10 + self.step)))
+            self.step += 1
+            self.seconds += time.perf_counter() - started
+            if self.step % config.save_every == 0 or self.step == config.steps:
+                values = {name: float(value.detach()) for name, value in losses.items()}
+                self._with_average(partial(self._keep, values))
+            if on_step is not None:
+                on_step(self.step, loss)
+
+    def _with_average(self, work: Callable[[], Any]) -> None:
+        """Call `work` while the policy holds the averaged weights."""
+        live: list[Tensor] = list(self.policy.parameters())
+        with torch.no_grad():
+            torch._foreach_copy_(live, self.average)
+        self.policy.eval()
+        try:
+            work()
+        finally:
+            self.policy.train()
+            with torch.no_grad():
+                torch._foreach_copy_(live, self.optimizer.masters)
+
+    def _keep(self, losses: dict[str, float]) -> None:
+        found = validate_policy(self.policy, self.model, self.validation, self.tokens)
+        seconds = round(self.seconds, 1)
+        self.metrics.append({"step": self.step, "seconds": seconds, "train": losses, "validation": found})
+        training = self.settings() | {
+            "step": self.step,
+            "seconds": seconds,
+            "device": device_name(self.model.device),
+            "dataset": self.train.dataset.hash,
+        }
+        save_policy(self.policy, self.model, self.folder, training | {"validation": found})
+        write_json(self.folder / "metrics.json", {"metrics": self.metrics, "training": training})
+        plot_policy(
+            self.folder / "training.png", self.metrics, f"{self.model.environment}, {self.config.kind}"
+        )
+        adam = self.optimizer.adamw.state_dict()["state"]
+        tensors = {f"master.{i}": m for i, m in enumerate(self.optimizer.masters)}
+        tensors |= {f"average.{i}": a for i, a in enumerate(self.average)}
+        for i, entry in adam.items():
+            tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+        about = {"config": self.settings(), "identity": self.identity(), "step": self.step}
+        about |= {"seconds": self.seconds, "metrics": self.metrics}
+        with atomic_path(self.folder / STATE_FILE, self.folder / f".{STATE_FILE}") as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"run": json.dumps(about)})
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self.config), default=str))
+        return found
+
+    def identity(self) -> dict[str, str]:
+        """What else a run depends on, and what it must find again to be resumed."""
+        space, data = token_space_hash(self.model), self.train.dataset.hash
+        return {"world model": space, "dataset": data, "dtype": str(self.dtype)}
+
+    def resume(self) -> bool:
+        """Continue from the folder's last state; False when there is none.
+
+        Raises:
+            UserError: the state is damaged, or of a run with other settings.
+        """
+        path = self.folder / STATE_FILE
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["run"])
+            tensors = load_file(path)
+            now, before = self.settings(), about["config"]
+            other = [name for name in now if now[name] != before.get(name) and name not in _CHANGEABLE]
+            other += [name for name, value in self.identity().items() if about["identity"].get(name) != value]
+            if other:
+                raise UserError(
+                    f"{self.folder} holds a run with another {', '.join(other)}: give the same to resume it, "
+                    "or another `output`"
+                )
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith("adam."):
+                    _, index, name = key.split(".", 2)
+                    state.setdefault(int(index), {})[name] = value
+            groups = self.optimizer.adamw.state_dict()["param_groups"]
+            masters = [tensors[f"master.{i}"] for i in range(len(self.average))]
+            self.optimizer.load_state_dict(
+                {"masters": masters, "adamw": {"state": state, "param_groups": groups}}
+            )
+            with torch.no_grad():
+                for i, average in enumerate(self.average):
+                    average.copy_(tensors[f"average.{i}"])
+            self.step, self.seconds, self.metrics = about["step"], about["seconds"], about["metrics"]
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it to start this run anew") from None
+        return True
+
+
+@torch.no_grad()
+def validate_policy(
+    policy: Any, model: WorldModel, stretches: Stretches, tokens: Tokens, count: int = VALIDATED
+) -> dict[str, float]:
+    """What proposals miss of recorded actions, as a share of these' mean square, in held-out stretches.
+
+    Returns:
+        `error` of the first proposal, `best` of several, `other_goals` of the first for the goal of another
+        stretch (a policy that does not look at goals errs no more); and what the policy itself tells.
+    """
+    _, generator = generators(0)
+    batch = stretches.batch(validation_draw(stretches, count), tokens, model)
+    action, weight = batch["action"], batch["weight"]
+    present = Latent(batch["present"], batch["proprio"])
+    size = (weight * action.square()).sum().clamp(min=1e-9)
+
+    def missed(goal: Tensor, samples: int) -> Tensor:
+        wanted = Latent(goal, batch["proprio"])
+        chunks = policy.propose(present, wanted, samples, generator, ProposalConfig())
+        return (weight[:, None] * (chunks - action[:, None]).square()).flatten(2).sum(2)  # (B, samples)
+
+    own = missed(batch["goal"], OFFERED)
+    other = missed(batch["goal"].roll(1, 0), 1)
+    found = {"error": own[:, 0].sum(), "best": own.amin(1).sum(), "other_goals": other.sum()}
+    shares = {name: float(value / size) for name, value in found.items()}
+    tell = getattr(policy, "tell", None)
+    return shares if tell is None else shares | tell(batch, generator)
+
+
+def validation_draw(stretches: Stretches, count: int = VALIDATED) -> Drawn:
+    """The stretches that are validated on."""
+    return stretches.draw(np.random.default_rng(0), count)

@@ -1,0 +1,221 @@
+"""Inverse dynamics: it learns both ways and the goal, is kept beside its world model, and proposes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sparsewm.agent import Agent
+from sparsewm.config import PlanConfig, ProposalConfig
+from sparsewm.errors import UserError
+from sparsewm.model.checkpoint import pretrained_path
+from sparsewm.model.interface import Interface
+from sparsewm.model.world_model import WorldModel
+from sparsewm.proposals import check_proposals, load_sampler, reads_tokens
+from sparsewm.proposals.inverse import InverseConfig, InverseDynamics
+from sparsewm.proposals.latent import ABOUT, WEIGHTS, LatentProposals, kept_beside, load_policy, save_policy
+from tests.model.tiny import random_latent, tiny_encoder, tiny_model
+from tests.proposals.small import HOW, SIZES, forked, frames_of, inverse, taught
+
+CPU = torch.device("cpu")
+
+
+def told(model: WorldModel) -> Interface:
+    found = model.interface
+    assert found is not None
+    return found
+
+
+def views(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 255, (count, 56, 56, 3), np.uint8)
+    return {"pixels": pixels, "proprio": rng.normal(30, 10, (count, 2)).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return tiny_model()
+
+
+@pytest.fixture
+def folder(model: WorldModel, tmp_path: Path) -> Path:
+    save_policy(inverse(model), model, tmp_path / "inverse", {"steps": 0})
+    return tmp_path / "inverse"
+
+
+def test_it_learns_how_far_and_both_ways() -> None:
+    """A regression would propose the mean of left and right, which leads nowhere."""
+    torch.manual_seed(0)
+    policy = taught(InverseDynamics(SIZES, InverseConfig(width=64, heads=2, depth=2)), 400)
+    batch = forked(64, torch.Generator().manual_seed(7))
+    chunks = policy.propose(*frames_of(batch), 16, torch.Generator().manual_seed(0), HOW)[:, 1:, 0, 0]
+    far = batch["goal"][:, 0, -1]
+    error = (chunks.abs() - far[:, None]).abs()
+    assert error.median() < 0.15, "as far as the goal says"
+    assert (error.median() < 0.5 * (chunks.abs() - far.roll(1)[:, None]).abs().median()).item()
+    right = (chunks > 0).float().mean(1)
+    assert 0.2 < right.mean() < 0.8 and ((right > 0.1) & (right < 0.9)).float().mean() > 0.7
+
+
+def test_the_first_candidate_draws_nothing_and_others_differ(model: WorldModel) -> None:
+    policy, seeds = inverse(model), torch.Generator().manual_seed(0)
+    frames = [random_latent(model, 2, seeds) for _ in range(2)]
+    one, two = (policy.propose(*frames, 5, torch.Generator().manual_seed(seed), HOW) for seed in (1, 2))
+    assert torch.equal(one[:, 0], two[:, 0])
+    assert not torch.isclose(one[:, 1:], two[:, 1:]).any()
+    assert len({tuple(row.flatten().tolist()) for row in one[0]}) == 5
+
+
+def test_unknown_actions_teach_nothing(model: WorldModel) -> None:
+    policy = inverse(model)
+    batch = forked(8, torch.Generator().manual_seed(0))
+    small = InverseDynamics(SIZES, InverseConfig(width=32, heads=2, depth=1))
+    batch["weight"][:, 1] = 0
+    changed = batch | {"action": batch["action"].clone()}
+    changed["action"][:, 1] += 5
+    losses = [small.loss(one, torch.Generator().manual_seed(3))["loss"].item() for one in (batch, changed)]
+    # what is noised is read, so outputs differ, but an untrained head answers zero to both
+    assert losses[0] == pytest.approx(losses[1])
+    assert policy.kind == "inverse"
+
+
+def test_it_is_kept_beside_its_world_model(model: WorldModel, folder: Path) -> None:
+    seeds = torch.Generator().manual_seed(0)
+    frames = [random_latent(model, 2, seeds) for _ in range(2)]
+    chunks = [
+        policy.propose(*frames, 3, torch.Generator().manual_seed(1), HOW)
+        for policy in (inverse(model), load_policy(folder, model))
+    ]
+    assert torch.equal(*chunks)
+    about = json.loads((folder / ABOUT).read_text())
+    assert about["encoder"]["hash"] == model.encoder.hash and about["training"] == {"steps": 0}
+    assert not list(folder.glob(".*")), "nothing temporary is left"
+
+
+def test_a_world_model_may_learn_on(model: WorldModel, folder: Path) -> None:
+    """A policy reads tokens, not the predictor."""
+    later = tiny_model()
+    with torch.no_grad():
+        next(later.predictor.parameters()).add_(1)
+    load_policy(folder, later)
+
+
+def other_statistics() -> WorldModel:
+    model = tiny_model()
+    model.standardizer.proprio_mean.add_(1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tiny_model(encoder=tiny_encoder(weights_hash="f" * 64)), "reads tokens of encoder embedded"),
+        (other_statistics, "was trained beside another world model of wall"),
+        (lambda: tiny_model(frameskip=3), "was trained beside another world model of wall"),
+    ],
+)
+def test_another_world_model_is_refused(make: Any, message: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load_policy(folder, make())
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "infinite", "missing", "sizes", "kind"])
+def test_a_damaged_policy_is_one_sentence(damage: str, folder: Path, model: WorldModel) -> None:
+    weights, about = folder / WEIGHTS, folder / ABOUT
+    content = json.loads(about.read_text())
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "other":
+        save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    elif damage == "infinite":
+        with pytest.raises(UserError, match=r"of this policy is not finite"):
+            policy = inverse(model)
+            policy.out.weight.fill_(float("inf"))
+            save_policy(policy, model, folder, {})
+        return
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "sizes":
+        content["sizes"]["chunk"] = 3
+    else:
+        content["kind"] = "nothing"
+    about.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"policy .* is damaged .*copy it again or train anew"):
+        load_policy(folder, model)
+
+
+def test_actions_are_the_environments(model: WorldModel) -> None:
+    """Inside the bounds, one per environment step, cut to the horizon or going on with the last."""
+    sampler = LatentProposals(inverse(model), model, told(model))
+    actions = sampler.propose(views(2), views(2, 1), None, 5, 7)
+    assert actions.shape == (2, 5, 7, 2) and actions.abs().max() <= 1
+    assert torch.equal(actions[:, :, 3], actions[:, :, 6])
+    again = LatentProposals(inverse(model), model, told(model))
+    assert torch.equal(again.propose(views(2), views(2, 1), None, 5, 3), actions[:, :, :3])
+    wide = replace(told(model), action_low=(-9.0, -9.0), action_high=(9.0, 9.0))
+    free = LatentProposals(inverse(model), model, wide).propose(views(2), views(2, 1), None, 5, 4)
+    frames = [model.encode(one["pixels"], one["proprio"]) for one in (views(2), views(2, 1))]
+    chunk = inverse(model).propose(*frames, 5, torch.Generator().manual_seed(0), HOW)
+    mean, std = model.standardizer.action_mean, model.standardizer.action_std
+    assert torch.allclose(free, (chunk.reshape(2, 5, 4, 2) * std + mean).clamp(-9, 9), atol=1e-5)
+
+
+def test_what_is_encoded_is_not_encoded_again(
+    model: WorldModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent hands on its frames; alone, the policy reads the goal once."""
+    config = PlanConfig.of("wall").updated(proposals=str(folder), samples=3, objective="mse", horizon=2)
+    plain = Agent(model, config.updated(proposals="none", candidates=4, elites=2, iterations=1))
+    counts = {}
+    encode, asked = type(model).encode, []
+    monkeypatch.setattr(type(model), "encode", lambda self, *a, **k: asked.append(1) or encode(self, *a, **k))
+    for name, agent in (("plain", plain), ("policy", Agent(model, config))):
+        asked.clear()
+        goal, seen = ({k: v[0] for k, v in views(1, seed).items()} for seed in (0, 1))
+        agent.reset(goal)
+        assert agent.act(seen).shape[1] == 2
+        counts[name] = len(asked)
+    assert counts["policy"] == counts["plain"] == 2
+    asked.clear()
+    alone = LatentProposals(inverse(model), model, told(model))
+    for step in range(3):
+        alone.propose(views(1, step), views(1, 9), None, 1, 4)
+    assert len(asked) == 4
+
+
+def test_where_a_policy_is_found(
+    model: WorldModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert reads_tokens("inverse") and reads_tokens(str(folder)) and not reads_tokens(str(tmp_path))
+    for place in (tmp_path / "checkpoint", tmp_path):  # beside a run's checkpoint, or in a shipped model's
+        found = check_proposals("inverse", "wall", checkpoint=place)
+        assert found["policy"] == check_proposals(str(folder), "wall")["policy"]
+    assert kept_beside("inverse", "wall", pretrained_path("wall")) == Path("runs/wall/inverse")
+    assert kept_beside("wam", "wall", Path("a/checkpoint")) == Path("a/wam")
+    (tmp_path / "a" / "checkpoint").mkdir(parents=True)
+    assert kept_beside("wam", "wall", "a") == Path("a/wam")
+    with pytest.raises(
+        UserError, match=r"no policy 'inverse' of wall in .* sparsewm train-policy --kind inv"
+    ):
+        check_proposals("inverse", "wall")
+    with pytest.raises(UserError, match=r"give the `model`"):
+        load_sampler(str(folder), told(model), CPU)
+    model.folder = tmp_path / "checkpoint"
+    try:
+        assert isinstance(load_sampler("inverse", told(model), CPU, model=model), LatentProposals)
+    finally:
+        model.folder = None
+
+
+def test_inverse_dynamics_imagine_nothing(model: WorldModel) -> None:
+    for how in (ProposalConfig(future_steps=1), ProposalConfig(ranked=4)):
+        with pytest.raises(UserError, match=r"imagines no future: leave `future_steps` and `ranked` out"):
+            LatentProposals(inverse(model), model, told(model), how)

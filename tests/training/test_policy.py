@@ -1,0 +1,193 @@
+"""Training of policies: what is drawn, resumed bit for bit, and the command from end to end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sparsewm.data import TokenCache, open_dataset
+from sparsewm.errors import UserError
+from sparsewm.proposals.flow import PolicySizes
+from sparsewm.proposals.latent import WEIGHTS
+from sparsewm.proposals.wam import WamConfig
+from sparsewm.training.policy import train_policy
+from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.stretches import Stretches
+from tests.cli.commands import call
+from tests.data.tiny import write_dataset
+from tests.model.tiny import tiny_encoder
+from tests.training.tiny import make_model
+
+SIZES = PolicySizes(8, (4, 4), 2, 4, 3)
+TRAIN = (
+    "train --env wall --dataset wall.h5 --encoder random --steps 2 --batch 4 --horizon 2 --model.width 24 "
+    "--model.heads 2 --model.depth 1 --model.mlp 48 --distance-steps 0 --decoder-steps 0 "
+    "--resolution 28 --groups 1 --output run"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small dataset and a world model of it in run/checkpoint."""
+    folder = tmp_path_factory.mktemp("policies")
+    write_dataset(folder / "wall.h5", [14] * 12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code, _, err = call(TRAIN)
+    assert code == 0, err
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+def config(place: Path, output: str, **changes: object) -> PolicyTrainConfig:
+    usual = PolicyTrainConfig(
+        env="wall",
+        dataset=str(place / "wall.h5"),
+        checkpoint=str(place / "run" / "checkpoint"),
+        chunk=2,
+        steps=6,
+        batch=8,
+        save_every=3,
+        wam=WamConfig(24, 1, 2, 48, 16, tokens=2),
+        output=place / output,
+    )
+    return replace(usual, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_a_stretch_ends_at_its_goal(still: bool, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data.h5", [5, 2, 9])
+    data = open_dataset(tmp_path / "data.h5")
+    tokens = TokenCache(data, tiny_encoder())
+    model = make_model(data, tokens)
+    stretches = Stretches(data, np.array([0, 1, 2]), 2, SIZES, longest=4, still=still, future=2)
+    drawn = stretches.draw(np.random.default_rng(0), 300)
+    episode = np.repeat([0, 1, 2], [5, 2, 9])
+    ahead = drawn.goal - drawn.present
+    assert (episode[drawn.goal] == episode[drawn.present]).all() and set(ahead) == {1, 2, 3, 4}
+    assert set(drawn.present) == {0, 1, 2, 3, 5, *range(7, 15)}, "a last row has no action"
+    assert (drawn.future == np.minimum(drawn.present[:, None] + [[4, 6]], drawn.goal[:, None])).all()
+    batch = stretches.batch(drawn, tokens, model)
+    raw = model.standardizer.raw_actions(batch["action"]).reshape(300, 6, 2).numpy()
+    weight = batch["weight"].reshape(300, 6, 2).numpy()
+    for i in range(300):
+        taken = data.action[drawn.present[i] : drawn.goal[i]]
+        np.testing.assert_allclose(raw[i, : len(taken)], taken, atol=1e-5)
+        np.testing.assert_allclose(raw[i, len(taken) :], 0, atol=1e-5)
+        assert (weight[i, : len(taken)] == 1).all() and (weight[i, len(taken) :] == still).all()
+    wanted = model.standardizer.tokens(tokens.rows(drawn.future))
+    assert torch.equal(batch["future"], wanted) and batch["present"].shape == (300, 16, 8)
+
+
+@pytest.mark.parametrize("kind", ["inverse", "wam"])
+def test_an_interrupted_training_goes_on_bit_for_bit(kind: str, place: Path) -> None:
+    whole = train_policy(config(place, f"{kind}-whole", kind=kind))
+    half = config(place, f"{kind}-half", kind=kind)
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(half, interrupting(4))
+    with pytest.raises(UserError, match="holds a run already: `resume` it"):
+        train_policy(half)
+    with pytest.raises(UserError, match="holds a run with another batch, lr: give the same to resume it"):
+        train_policy(replace(half, resume=True, batch=9, lr=0.1))
+    resumed = train_policy(replace(half, resume=True))
+    one, two = (load_file(done.folder / WEIGHTS) for done in (whole, resumed))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    metrics = [json.loads((done.folder / "metrics.json").read_text())["metrics"] for done in (whole, resumed)]
+    shares = [[entry["validation"] for entry in part] for part in metrics]
+    assert shares[0] == shares[1] and [entry["step"] for entry in metrics[0]] == [3, 6]
+    assert cv2.imread(str(resumed.folder / "training.png")) is not None
+
+
+class interrupting:
+    """Progress that interrupts at a step of training."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.label = step, ""
+
+    def __call__(self, label: str) -> interrupting:
+        self.label = label
+        return self
+
+    def __enter__(self) -> interrupting:
+        self.report = lambda done, *_: self._stop(done)
+        return self.report  # type: ignore[return-value]
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+    def _stop(self, done: float) -> None:
+        if self.label == "training" and done == self.step:
+            raise KeyboardInterrupt
+
+
+SMALL = {
+    "inverse": "--inverse.width 16 --inverse.heads 2 --inverse.depth 1",
+    "wam": "--wam.width 24 --wam.heads 2 --wam.depth 1 --wam.mlp 48 --wam.action-width 16 --wam.tokens 2",
+}
+
+
+@pytest.mark.parametrize("kind", ["inverse", "wam"])
+def test_from_the_command_to_a_plan(kind: str, here: Path) -> None:
+    """Trained beside the world model, it is found by its name, alone and as candidates."""
+    usual = f"train-policy --kind {kind} --env wall --dataset wall.h5 --checkpoint run/checkpoint"
+    code, out, err = call(f"{usual} --steps 4 --batch 4 --chunk 2 --save-every 4 {SMALL[kind]}")
+    assert code == 0, err
+    assert f"policy in run/{kind}\n" in out and "with others' goals" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("plan with it: sparsewm ")]
+    plan = "--max-steps 4 --run.no-video --run.no-imagine --cost.objective mse --candidates 4 --iterations 1"
+    words = shlex.split(line.removeprefix("plan with it: sparsewm "))
+    assert words == shlex.split(f"plan --env wall --proposals run/{kind} --checkpoint run/checkpoint")
+    for output, more in (
+        ("one", shlex.join(words[1:])),
+        ("two", f"--env wall --checkpoint run/checkpoint --proposals {kind} --proposals.mode seed"),
+        ("three", f"--env wall --checkpoint run/checkpoint --proposals {kind} --run.actor policy"),
+    ):
+        code, _, err = call(f"plan {more} {plan} --output {output}")
+        assert code == 0, err
+        found = json.loads((here / output / "results.json").read_text())
+        assert found["encoder"]["name"] == "random" and found["checkpoint"] == "run/checkpoint"
+    assert call(f"{usual} --steps 4 --batch 4 --chunk 2 --save-every 4 {SMALL[kind]} --resume")[0] == 0
+    table = (
+        f"eval --envs wall --policies {kind} --yardsticks policy --drops 0.5 --no-noise --no-vision-only "
+        "--episodes 1 --timed 1 --max-steps 4 --cost.objective mse --no-mse --candidates 4 --iterations 1 "
+        "--run.checkpoint run/checkpoint --output table"
+    )
+    code, out, err = call(table)
+    assert code == 0, err
+    rows = json.loads((here / "table" / "eval.json").read_text())["rows"]
+    assert [row["selection"] for row in rows] == ["policy", "random"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--kind invers --env wall", "unknown --kind 'invers'. Did you mean 'inverse'?"),
+        ("--kind smolvla --env wall", "by python -m scripts.train_vla, or by LeRobot's own lerobot-train"),
+        ("--kind wam --env wall --wam.heads 5", "of a wam, width must be a multiple of 4 and of heads"),
+        ("", "give an --env whose shipped world model is used, or the --checkpoint of another one"),
+        ("--env wall --dataset nowhere.h5", "nowhere.h5"),
+        ("--env pointmaze", "there is no data/pointmaze.h5: give a --dataset"),
+        ("--env wall --dataset wall.h5 --steps 0", "--steps must be at least 1"),
+        ("--env wall --dataset wall.h5 --lr 2", "--lr must be above 0 and below 1"),
+        ("--env pusht --dataset wall.h5", "pusht"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(arguments: str, message: str, here: Path) -> None:
+    before = {*here.rglob("*")}
+    code, _, err = call(f"train-policy {arguments}")
+    said = " ".join(err.split())
+    assert code == 2 and message in said and said.startswith("error: ")
+    assert {*here.rglob("*")} == before
