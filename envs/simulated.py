@@ -34,15 +34,15 @@ class SimulatedGoalEnv(GoalEnv):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    state_names: ClassVar[tuple[str, ...]]
+    state_names: tuple[str, ...]
     angle_symmetry: ClassVar[int] = 1  # how many angles of a body look the same: of a square, 4
-    state_dim: ClassVar[int]  # D, counted from the names
-    proprio_dim: ClassVar[int]  # P, likewise
-    proprio_low: ClassVar[tuple[float, ...]]  # bounds of the observation space
-    proprio_high: ClassVar[tuple[float, ...]]
+    state_dim: int  # D, counted from the names
+    proprio_dim: int  # P, likewise
+    proprio_low: tuple[float, ...]  # bounds of the observation space
+    proprio_high: tuple[float, ...]
     _geometry: ClassVar[tuple[str, ...]] = ()  # fields of the look that are shapes, not colours
-    action_low: ClassVar[tuple[float, ...]] = (-1.0, -1.0)
-    action_high: ClassVar[tuple[float, ...]] = (1.0, 1.0)
+    action_low: tuple[float, ...] = (-1.0, -1.0)
+    action_high: tuple[float, ...] = (1.0, 1.0)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
