@@ -117,16 +117,12 @@ class OGBenchEnv(PhysicsEnv):
         site, buttons = self._raw._pinch_site_id, self._raw._cur_button_states if self._buttons else ()
         return np.concatenate([self._data.site_xpos[site], self._data.site_xmat[site], buttons])
 
+    def _fits(self, extra: np.ndarray) -> bool:
+        return not self._buttons or np.array_equal(extra[len(_SEEN) :], self._raw._cur_button_states)
+
     def _prepare(self, extra: np.ndarray) -> None:
-        buttons = np.rint(extra[len(_SEEN) :]).astype(self._raw._cur_button_states.dtype) if self._buttons else ()
-        if self._buttons and not np.array_equal(buttons, self._raw._cur_button_states):
-            self._raw._cur_button_states = buttons
-            seen = self._extra()
-            kept = np.empty(len(self.state_names) - self._first)
-            mujoco.mj_getState(self._model, self._data, kept, self._kept)
-            self._raw._apply_button_states()  # colours and locks; runs forward, which is taken back
-            mujoco.mj_setState(self._model, self._data, kept, self._kept)
-            self._restore(seen)
+        self._raw._cur_button_states = np.rint(extra[len(_SEEN) :]).astype(int)
+        self._raw._apply_button_states()  # colours and locks
 
     def _restore(self, extra: np.ndarray) -> None:
         site = self._raw._pinch_site_id

@@ -74,8 +74,12 @@ class PhysicsEnv(PartedEnv):
     def _extra(self) -> np.ndarray:
         """What the benchmark keeps beside the physics, (E,)."""
 
+    def _fits(self, extra: np.ndarray) -> bool:
+        """Whether the model is such as the benchmark has it with these (E,)."""
+        return True
+
     def _prepare(self, extra: np.ndarray) -> None:
-        """Make the model such as the benchmark has it with these (E,); before the physics is set."""
+        """Make it so; before the physics is set."""
 
     def _restore(self, extra: np.ndarray) -> None:
         """Put back what the benchmark keeps (E,); after the physics is set."""
@@ -91,7 +95,8 @@ class PhysicsEnv(PartedEnv):
         if np.array_equal(state, self._read_state()):
             return
         extra, physics = state[: self._first], state[self._first :]
-        self._prepare(extra)
+        if not self._fits(extra):
+            self._prepare(extra)
         mujoco.mj_setState(self._model, self._data, physics, self._kept)
         mujoco.mj_forward(self._model, self._data)
         mujoco.mj_setState(self._model, self._data, physics, self._kept)  # forward moves the warm start
@@ -102,11 +107,16 @@ class PhysicsEnv(PartedEnv):
     def _draw(self, state: np.ndarray, resolution: int) -> np.ndarray:
         if resolution != self._drawn_at:
             self._open_renderer(resolution)
-        with self._as_in(state[: self._first]), self._dressed():
+        before = None if self._fits(state[: self._first]) else self._read_state()
+        if before is not None:
+            self._write_state(state)
+        with self._dressed():
             mujoco.mj_setState(self._model, self._canvas, state[self._first :], self._kept)
             mujoco.mj_forward(self._model, self._canvas)
             self._renderer.update_scene(self._canvas, self._viewpoint)
             picture: np.ndarray = self._renderer.render()
+        if before is not None:
+            self._write_state(before)
         return np.ascontiguousarray(picture[::-1, ::-1]) if self._flipped else picture
 
     def _open_renderer(self, resolution: int) -> None:
@@ -127,16 +137,6 @@ class PhysicsEnv(PartedEnv):
 
     def close(self) -> None:
         self._close_renderer()
-
-    @contextmanager
-    def _as_in(self, extra: np.ndarray) -> Iterator[None]:
-        """The model as it is in a state with these (E,), for as long as it is drawn."""
-        now = self._extra()
-        self._prepare(extra)
-        try:
-            yield
-        finally:
-            self._prepare(now)
 
     @contextmanager
     def _dressed(self) -> Iterator[None]:
