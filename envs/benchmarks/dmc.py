@@ -45,7 +45,14 @@ class ReacherEnv(PhysicsEnv):
     """
 
     name = "dmc/reacher"
-    proprio_names = ("cos_shoulder", "sin_shoulder", "cos_wrist", "sin_wrist", "shoulder_speed", "wrist_speed")
+    proprio_names = (
+        "cos_shoulder",
+        "sin_shoulder",
+        "cos_wrist",
+        "sin_wrist",
+        "shoulder_speed",
+        "wrist_speed",
+    )
     proprio_low = (-1.0,) * 4 + (-np.inf,) * 2
     proprio_high = (1.0,) * 4 + (np.inf,) * 2
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from sparsewm import envs
-from sparsewm.config import environment_file
 from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.config import environment_file
 from sparsewm.data import collect, open_dataset
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
