@@ -68,8 +68,9 @@ def make(name: str, **options: Any) -> GoalEnv:
     """The environment called `name`, without time limit.
 
     Args:
-        name: one of ours (any case, or its Gymnasium id), of a benchmark (`ogbench/cube-single`), of a plugin,
-            `module:attribute` (a class, or a function that makes one), or any Gymnasium id, also `module:id`.
+        name: one of ours (any case, or its Gymnasium id), of a benchmark (`ogbench/cube-single`), of a
+            plugin, `module:attribute` (a class, or a function that makes one), or any Gymnasium id, also
+            `module:id`.
         options: of the environment's class, e.g. `resolution`. What is no `GoalEnv` is wrapped in
             `PixelGoals`, which takes its own ones out.
 

@@ -163,8 +163,8 @@ class OGBenchEnv(PhysicsEnv):
 class OracleExploration:
     """OGBench's Markovian oracles, each task followed by another one, with the noise of stable-worldmodel.
 
-    The noise of an episode is Gaussian, of a deviation drawn from 0 to `NOISE` (three times that for the turn,
-    ten times for the opening), as in the "noisy" data of OGBench and in stable-worldmodel's.
+    The noise of an episode is Gaussian, of a deviation drawn from 0 to `NOISE` (three times that for the
+    turn, ten times for the opening), as in the "noisy" data of OGBench and in stable-worldmodel's.
     """
 
     NOISE = 0.1

@@ -30,9 +30,9 @@ class Look:
 class PhysicsEnv(PartedEnv):
     """A MuJoCo simulation of a benchmark.
 
-    A state is what the benchmark keeps beside the physics (`_extra`, E numbers), then MuJoCo's own: positions,
-    velocities, activations, the solver's warm start, controls, and bodies moved by hand where `_hands` says
-    that there are some. What is drawn is drawn from a state, in a simulation of its own.
+    A state is what the benchmark keeps beside the physics (`_extra`, E numbers), then MuJoCo's own:
+    positions, velocities, activations, the solver's warm start, controls, and bodies moved by hand where
+    `_hands` says that there are some. What is drawn is drawn from a state, in a simulation of its own.
 
     A subclass makes `_model` and `_data`, then calls `_describe` and `__init__`.
     """

@@ -34,7 +34,8 @@ class Collect:
     (ogbench/cube-single, metaworld/reach-v3), a Gymnasium id, or module:Class of your own."""
     policy: Literal["exploration", "expert"] = "exploration"
     """exploration, for world models; or expert: short ways to goals, for policies to imitate, scripted (wall,
-    pointmaze, pointmaze-large, pusht, blockpush, Meta-World) or planned on the true simulator (seconds an episode)."""
+    pointmaze, pointmaze-large, pusht, blockpush, Meta-World) or planned on the true simulator (seconds an
+    episode)."""
     episodes: int = 0
     """Episodes to record; 0 takes the environment's usual number."""
     steps: int = 0

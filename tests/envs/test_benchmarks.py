@@ -155,7 +155,7 @@ def test_angles_are_compared_around_the_circle() -> None:
     assert part.away(np.array([[3.13], [-3.13]]), np.array([-3.13])) == pytest.approx([0.0232, 0], abs=1e-4)
 
 
-# Where nothing is installed ----------------------------------------------------------------------------------
+# Where nothing is installed -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
