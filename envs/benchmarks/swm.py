@@ -129,27 +129,28 @@ _PAINTED = ("background", "wall", "door", "agent")
 
 
 class NoisyExpert:
-    """stable-worldmodel's `ExpertPolicy` with the noise of its data; at a target it gets another one."""
+    """stable-worldmodel's `ExpertPolicy` with the noise of its data; at a target it gets another one.
 
-    NOISE, REPEAT = 2.0, 0.05
+    Its script also asks for repeated actions, of which its version 0.1.1 makes none.
+    """
+
+    NOISE = 2.0
 
     def __init__(self, env: TwoRoomEnv, rng: np.random.Generator) -> None:
         from stable_worldmodel.envs.two_room.expert_policy import ExpertPolicy
 
         self._env, self._rng = env, rng
-        self._policy: Any = ExpertPolicy(action_noise=self.NOISE, action_repeat_prob=self.REPEAT)
+        self._policy: Any = ExpertPolicy(action_noise=self.NOISE)
         self._policy.set_env(env._raw)
         self._policy.rng = rng
 
     def reset(self, state: np.ndarray) -> None:
-        self._policy._last_action = None
         self._target = self._draw_target()
 
     def act(self, state: np.ndarray) -> np.ndarray:
         if self._env.is_success(state, self._target):
             self._target = self._draw_target()
         action = self._policy.get_action({"state": state, "goal_state": self._target})
-        self._policy._last_action = action  # it reads this and never writes it
         return np.asarray(action, np.float32)
 
     def _draw_target(self) -> np.ndarray:
