@@ -168,9 +168,9 @@ def test_moments_that_are_solved_already_are_passed_over_and_counted(
         return asked[-1]
 
     monkeypatch.setattr(env, "is_success", noted)
-    monkeypatch.setattr(env, "_part", lambda draw_state: None)  # resets ask, too, about goals of no use here
+    monkeypatch.setattr(env, "_part", lambda draw_state: None)  # a reset asks about its own goal, too
     counted = solved_at_start(draw_tasks(env, range(6), GoalConfig("trajectory", 3)))
-    assert counted == sum(asked) == len(asked) - 6 and counted > 0
+    assert counted == sum(asked) > 0
     assert solved_at_start(draw_tasks(env, range(2), RANDOM)) is None
 
 
