@@ -26,11 +26,16 @@ class ExplorationPolicy(Protocol):
 
 
 def exploration_policy(env: SimulatedGoalEnv, rng: np.random.Generator) -> ExplorationPolicy:
-    """The exploration policy of an environment; all its randomness comes from `rng`.
+    """The exploration policy of an environment, its own where it has a method `scripted(rng)` that makes one.
+
+    All its randomness comes from `rng`.
 
     Raises ValueError for an environment that has none.
     """
     env = getattr(env, "unwrapped", env)
+    if callable(scripted := getattr(env, "scripted", None)):
+        own: ExplorationPolicy = scripted(rng)
+        return own
     if env.name == "pusht":
         return PushTExploration(rng)
     if env.name == "wall":

@@ -27,6 +27,7 @@ _OURS = {
     "granular": ("sparsewm/Granular-v0", "sparsewm.envs.granular:GranularEnv", 20),
     "blockpush": ("sparsewm/BlockPush-v0", "sparsewm.envs.blockpush:BlockPushEnv", 150),
 }
+_BENCHMARKS = {"ogbench": "ogbench", "metaworld": "metaworld", "dmc": "dmc", "swm": "swm"}  # family -> module
 _STEPS = 100  # of an episode, where an environment does not say
 
 for _id, _entry_point, _steps in _OURS.values():
@@ -34,9 +35,12 @@ for _id, _entry_point, _steps in _OURS.values():
         gym.register(_id, entry_point=_entry_point, max_episode_steps=_steps)
 
 ENVIRONMENTS: Registry[Callable[..., gym.Env[Any, Any]]] = Registry(
-    "environment", "sparsewm.envs", {name: path for name, (_, path, _) in _OURS.items()}
+    "environment",
+    "sparsewm.envs",
+    {name: path for name, (_, path, _) in _OURS.items()},
+    {family: f"sparsewm.envs.benchmarks.{module}:make" for family, module in _BENCHMARKS.items()},
 )
-"""Environment classes (or functions that make one) by name."""
+"""Environment classes (or functions that make one) by name; benchmarks' as `ogbench/cube-single`."""
 
 
 def names() -> tuple[str, ...]:
@@ -64,8 +68,9 @@ def make(name: str, **options: Any) -> GoalEnv:
     """The environment called `name`, without time limit.
 
     Args:
-        name: one of ours (any case, or its Gymnasium id), of a plugin, `module:attribute` (a class, or a
-            function that makes one), or any Gymnasium id, also `module:id`.
+        name: one of ours (any case, or its Gymnasium id), of a benchmark (`ogbench/cube-single`), of a
+            plugin, `module:attribute` (a class, or a function that makes one), or any Gymnasium id, also
+            `module:id`.
         options: of the environment's class, e.g. `resolution`. What is no `GoalEnv` is wrapped in
             `PixelGoals`, which takes its own ones out.
 
@@ -76,7 +81,8 @@ def make(name: str, **options: Any) -> GoalEnv:
     name = canonical(name)
     spec = None if name in ENVIRONMENTS else _gymnasium_spec(name)
     if spec is None and name not in ENVIRONMENTS and ":" not in name:
-        known = [*ENVIRONMENTS.names(), *(id for id, _, _ in _OURS.values())]
+        families = [f"{family}/TASK" for family in ENVIRONMENTS.families]
+        known = [*ENVIRONMENTS.names(), *families, *(id for id, _, _ in _OURS.values())]
         near = suggest(name, [*known, *gym.registry])
         raise UserError(
             f"unknown environment '{name}'.{near} Known: {', '.join(known)}, any Gymnasium id, or "

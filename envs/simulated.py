@@ -25,7 +25,9 @@ class SimulatedGoalEnv(GoalEnv):
     The state is Markov: after `set_state(s)` an environment does bit for bit what any in state `s` does.
 
     A subclass gives the class attributes below, the action space as `action_low` and `action_high`, and the
-    abstract methods; `_look` is whatever its `_draw` needs to know about colours and shapes.
+    abstract methods; `_look` is whatever its `_draw` needs to know about colours and shapes. It may have
+    scripted policies of its own, made by `scripted(rng)` for recordings and by `expert(goal, rng)`
+    (`sparsewm.envs.policies.ExplorationPolicy`).
 
     Arguments:
         resolution: side of the square observation in pixels, 16 to 2048.
@@ -34,15 +36,15 @@ class SimulatedGoalEnv(GoalEnv):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    state_names: ClassVar[tuple[str, ...]]
+    state_names: tuple[str, ...]
     angle_symmetry: ClassVar[int] = 1  # how many angles of a body look the same: of a square, 4
-    state_dim: ClassVar[int]  # D, counted from the names
-    proprio_dim: ClassVar[int]  # P, likewise
-    proprio_low: ClassVar[tuple[float, ...]]  # bounds of the observation space
-    proprio_high: ClassVar[tuple[float, ...]]
+    state_dim: int  # D, counted from the names
+    proprio_dim: int  # P, likewise
+    proprio_low: tuple[float, ...]  # bounds of the observation space
+    proprio_high: tuple[float, ...]
     _geometry: ClassVar[tuple[str, ...]] = ()  # fields of the look that are shapes, not colours
-    action_low: ClassVar[tuple[float, ...]] = (-1.0, -1.0)
-    action_high: ClassVar[tuple[float, ...]] = (1.0, 1.0)
+    action_low: tuple[float, ...] = (-1.0, -1.0)
+    action_high: tuple[float, ...] = (1.0, 1.0)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -167,10 +169,14 @@ class SimulatedGoalEnv(GoalEnv):
         """The observation one would have in the goal state."""
         return self.render_state(self.goal)
 
+    def advance(self, action: np.ndarray) -> dict[str, Any]:
+        """A `step` without its picture, which takes longest where software draws: only its `info`."""
+        self._advance(self._valid_actions(action, 1))
+        return self._info()
+
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One environment step. The action (A,) is clipped to the action space; NaN raises ValueError."""
-        self._advance(self._valid_actions(action, 1))
-        info = self._info()
+        info = self.advance(action)
         return self._observe(), float(info["is_success"]), False, False, info
 
     def render(self) -> np.ndarray:  # type: ignore[override]

@@ -218,10 +218,11 @@ class Agent:
             raise UserError(str(error)) from None
         return actions[0] if self._single else actions
 
-    def observe(self, observation: Observation, action: Any = None, episode: int = 0) -> None:
+    def observe(self, observation: Observation | None, action: Any = None, episode: int = 0) -> None:
         """Report what is seen after one environment step.
 
         Args:
+            observation: None where nobody looked; the step is remembered without a picture.
             action: what was executed (A,); the next one of those `act` returned when left out.
             episode: its number in the batch.
 
@@ -235,14 +236,17 @@ class Agent:
                 "no action of the last plan is left: call `act`, or say which `action` was executed"
             )
         taken = None if action is None else checked_action(action, self.interface.action_dim)
-        parts, _ = unbatched(observation)
-        if len(parts) != 1:
-            raise UserError(f"what one episode shows is one observation, got {len(parts)}")
-        seen = self._known(parts[0])
+        seen = None
+        if observation is not None:
+            parts, _ = unbatched(observation)
+            if len(parts) != 1:
+                raise UserError(f"what one episode shows is one observation, got {len(parts)}")
+            seen = self._known(parts[0])
         following = memory.pending.popleft() if memory.pending else None
         memory.take(following if taken is None else taken)
         memory.watched = True
-        memory.show(seen)
+        if seen is not None:
+            memory.show(seen)
 
     def forget_pending(self) -> None:
         """What was handed out last is not executed: the next `act` decides for the same moment again."""

@@ -197,7 +197,7 @@ class PlanConfig:
     """
 
     env: str = "pusht"
-    """Environment: a name of sparsewm's, a Gymnasium id, or module:Class."""
+    """Environment: a name of sparsewm's or of a benchmark's, a Gymnasium id, or module:Class."""
     goal: GoalConfig = field(default_factory=GoalConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     cost: CostConfig = field(default_factory=CostConfig)
@@ -348,5 +348,7 @@ def encoder_file(name: str) -> Path:
 
 
 def environment_file(name: str) -> Path:
-    """The settings of an environment, where there are any."""
-    return config_folder() / "environments" / f"{name}.yaml"
+    """The settings of an environment, where there are any; a benchmark's task may have those of all."""
+    folder = config_folder() / "environments"
+    own, family = folder / f"{name}.yaml", folder / f"{name.partition('/')[0]}.yaml"
+    return family if "/" in name and not own.is_file() and family.is_file() else own

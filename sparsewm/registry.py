@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from sparsewm.errors import UserError, suggest
 
@@ -23,11 +24,19 @@ class Registry(Generic[T]):
         group: entry-point group, e.g. "sparsewm.encoders".
         builtin: names known from the start, each with the thing or with its place `module:attribute`, which
             is imported when it is first asked for.
+        families: places of functions that make the thing `FAMILY/MEMBER` of a member's name, by family.
     """
 
-    def __init__(self, kind: str, group: str, builtin: dict[str, T | str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        builtin: dict[str, T | str] | None = None,
+        families: dict[str, str] | None = None,
+    ) -> None:
         self.kind, self.group = kind, group
         self._known: dict[str, T | str] = dict(builtin or {})
+        self._families = dict(families or {})
 
     def register(self, name: str, thing: T | str) -> None:
         """Add a thing, or its place `module:attribute`, under a name; a later one replaces an earlier."""
@@ -38,7 +47,17 @@ class Registry(Generic[T]):
         return list(dict.fromkeys([*self._known, *(found.name for found in self._plugins())]))
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return name in self.names() or self._member(name) is not None
+
+    @property
+    def families(self) -> list[str]:
+        """Families whose members are known by `FAMILY/MEMBER`."""
+        return list(self._families)
+
+    def _member(self, name: str) -> tuple[str, str] | None:
+        """Place of the family's function and the member's name."""
+        family, slash, member = name.partition("/")
+        return (self._families[family], member) if slash and member and family in self._families else None
 
     def get(self, name: str) -> T:
         """The thing called `name`, or at the place `module:attribute`.
@@ -59,6 +78,9 @@ class Registry(Generic[T]):
                         "install it again"
                     ) from None
                 return loaded
+        if (member := self._member(name)) is not None:
+            place, task = member
+            return cast(T, partial(cast(Any, self._at(place)), task))
         if ":" in name:
             return self._at(name)
         known = self.names()

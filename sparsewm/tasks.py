@@ -49,6 +49,8 @@ class Task:
         start, goal: states (D,) of a simulator; None: as the environment draws them.
         offset: environment steps ahead at which another environment's own trajectory gives the goal.
         frozen: the seed a frozen task was drawn with, which is its name; None: it is drawn with `seed`.
+        solved: moments of trajectories that were passed over before this one, because their start counts as
+            success already; None where nobody counted.
     """
 
     seed: int
@@ -56,6 +58,7 @@ class Task:
     goal: np.ndarray | None = None
     offset: int | None = None
     frozen: int | None = None
+    solved: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -101,7 +104,14 @@ def draw_tasks(env: GoalEnv, seeds: Sequence[int], goal: GoalConfig) -> list[Tas
     return tasks
 
 
+def solved_at_start(tasks: Sequence[Task]) -> int | None:
+    """Moments of trajectories that were left out because they count as success already; None: not counted."""
+    counted = [task.solved for task in tasks if task.solved is not None]
+    return sum(counted) if counted else None
+
+
 def _trajectory_task(env: SimulatedGoalEnv, seed: int, offset: int) -> Task:
+    solved = 0
     for attempt in range(_ATTEMPTS):
         states, _ = explore(env, HELD_OUT + attempt, seed, max(100, offset))
         rng = np.random.default_rng([HELD_OUT + attempt, seed, 1])
@@ -109,7 +119,8 @@ def _trajectory_task(env: SimulatedGoalEnv, seed: int, offset: int) -> Task:
             first = int(rng.integers(len(states) - offset))
             start, goal = states[first], states[first + offset]
             if not env.is_success(start, goal):
-                return Task(seed, start, goal)
+                return Task(seed, start, goal, solved=solved)
+            solved += 1
     raise UserError(
         f"{_ATTEMPTS} trajectories hold no goal {offset} steps ahead that is not reached already: raise "
         "`offset`"

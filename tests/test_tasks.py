@@ -18,7 +18,7 @@ from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.actors import Nothing, RandomActions
 from sparsewm.evaluation.episodes import run_episodes
-from sparsewm.tasks import FROZEN, HELD_OUT, Task, make_tasks, tasks_hash
+from sparsewm.tasks import FROZEN, HELD_OUT, Task, draw_tasks, make_tasks, solved_at_start, tasks_hash
 
 RANDOM, TRAJECTORY = GoalConfig("random"), GoalConfig("trajectory")
 
@@ -155,6 +155,23 @@ def test_edited_and_missing_files_are_refused(
     assert make_tasks(env, 1, 0, frozen(RANDOM, "validation"))
     with pytest.raises(UserError, match=r"no frozen tasks are wall-25.*wall-random"):
         make_tasks(env, 1, 0, frozen(TRAJECTORY, "test"))
+
+
+def test_moments_that_are_solved_already_are_passed_over_and_counted(
+    env: SimulatedGoalEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    rule = env.is_success
+
+    def noted(state: np.ndarray, goal: np.ndarray) -> bool:
+        asked.append(rule(state, goal))
+        return asked[-1]
+
+    monkeypatch.setattr(env, "is_success", noted)
+    monkeypatch.setattr(env, "_part", lambda draw_state: None)  # a reset asks about its own goal, too
+    counted = solved_at_start(draw_tasks(env, range(6), GoalConfig("trajectory", 3)))
+    assert counted == sum(asked) > 0
+    assert solved_at_start(draw_tasks(env, range(2), RANDOM)) is None
 
 
 def test_freezing_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sparsewm import envs
 from sparsewm.cli.common import command_line, output_folder, progress_bar
+from sparsewm.config import environment_file
 from sparsewm.data import collect, open_dataset
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
@@ -29,11 +30,12 @@ class Collect:
     """
 
     env: str
-    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular, blockpush, a Gymnasium id, or
-    module:Class of your own."""
+    """Environment: pusht, wall, pointmaze, pointmaze-large, rope, granular, blockpush, a benchmark's
+    (ogbench/cube-single, metaworld/reach-v3), a Gymnasium id, or module:Class of your own."""
     policy: Literal["exploration", "expert"] = "exploration"
     """exploration, for world models; or expert: short ways to goals, for policies to imitate, scripted (wall,
-    pointmaze, pointmaze-large, pusht, blockpush) or planned on the true simulator (seconds an episode)."""
+    pointmaze, pointmaze-large, pusht, blockpush, Meta-World) or planned on the true simulator (seconds an
+    episode)."""
     episodes: int = 0
     """Episodes to record; 0 takes the environment's usual number."""
     steps: int = 0
@@ -56,14 +58,14 @@ class Collect:
         at_least(1, workers=self.workers)
         check_seed(self.seed)
         env = make_env(self.env, **({} if self.resolution is None else {"resolution": self.resolution}))
-        if env.name in envs.names():
+        if environment_file(env.name).is_file():
             usual = environment_settings(env.name)
             episodes, steps, held = usual.episodes, usual.steps, usual.held
         else:
             episodes, steps, held = EPISODES, min(STEPS, envs.max_episode_steps(env.name)), 0.0
         expert = None
         if self.policy == "expert":
-            if not isinstance(env, SimulatedGoalEnv) or env.name not in envs.names():
+            if not isinstance(env, SimulatedGoalEnv) or not environment_file(env.name).is_file():
                 raise UserError(f"there is no expert for {env.name}: leave `policy` out")
             expert, held, steps = demonstrator(env), 0.0, demonstration_steps(env)
         path = output_folder(self.output) / f"{slug(env.name)}{'-expert' if expert else ''}.h5"

@@ -47,8 +47,15 @@ class AgentActor:
             episodes[i].decisions.append(decision)
         return actions
 
+    def looks(self, left: int) -> bool:
+        """At what it sees again when it decides: frames a model step apart, all for a policy of several."""
+        model = self.agent.model
+        several = getattr(self.agent.sampler, "frames", 1) > 1
+        return several or left == 0 or (model.history > 1 and left % model.frameskip == 0)
+
     def observe(self, number: int, episode: Episode) -> None:
-        self.agent.observe(episode.observation, episode.actions[-1], number)
+        seen = episode.observation if episode.looked else None
+        self.agent.observe(seen, episode.actions[-1], number)
 
 
 class _Blind:
@@ -56,6 +63,9 @@ class _Blind:
 
     def begin(self, episodes: Sequence[Episode]) -> None:
         """Nothing to prepare."""
+
+    def looks(self, left: int) -> bool:
+        return False
 
     def observe(self, number: int, episode: Episode) -> None:
         """Nothing to remember."""
@@ -119,10 +129,14 @@ class PolicyActor:
             episodes[i].decisions.append(decision)
         return list(chunks)
 
+    def looks(self, left: int) -> bool:
+        return left == 0 or getattr(self.sampler, "frames", 1) > 1
+
     def observe(self, number: int, episode: Episode) -> None:
         memory = self._memories[number]
         memory.take(episode.actions[-1])
-        memory.show(self._seen(episode.observation))
+        if episode.looked:
+            memory.show(self._seen(episode.observation))
 
 
 class Oracle:
@@ -152,6 +166,9 @@ class Oracle:
         self._receding.reset([episode.task.seed for episode in episodes])
         if self._policy is not None:
             self._policy.begin(episodes)
+
+    def looks(self, left: int) -> bool:
+        return self._policy is not None and self._policy.looks(left)
 
     def observe(self, number: int, episode: Episode) -> None:
         if self._policy is not None:

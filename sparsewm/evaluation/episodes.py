@@ -28,7 +28,8 @@ class Episode:
 
     Attributes:
         env: it runs in. task: start and goal. goal: the goal's observation.
-        observation, info: what the environment gave last.
+        observation, info: what the environment gave last. looked: whether the observation is of now; where
+            the actor did not look, it is older.
         states: every environment step, (steps + 1) x (D,), where the environment tells.
         frames: pictures (H, W, 3) of every environment step, small; empty where nobody wants them.
         actions: those between, steps x (A,).
@@ -46,6 +47,7 @@ class Episode:
     goal: dict[str, Any]
     observation: dict[str, np.ndarray]
     info: dict[str, Any]
+    looked: bool = True
     states: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
@@ -139,8 +141,11 @@ class Actor(Protocol):
     def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
         """Actions (n, A) of every active episode to execute now, by their numbers; may note decisions."""
 
+    def looks(self, left: int) -> bool:
+        """Whether it wants to see what follows a step, `left` steps before it decides again."""
+
     def observe(self, number: int, episode: Episode) -> None:
-        """One environment step of an episode was taken."""
+        """One environment step of an episode was taken; its observation is old where it does not look."""
 
 
 def run_episodes(
@@ -176,12 +181,13 @@ def run_episodes(
             active = np.flatnonzero(~np.array(ended))
             for i, actions in zip(active, actor.act(group, active), strict=True):
                 episode = group[i]
-                for action in actions[: max_steps - episode.steps]:
+                actions = actions[: max_steps - episode.steps]
+                for left, action in zip(reversed(range(len(actions))), actions, strict=True):
                     action = np.asarray(action, np.float32)
-                    observation, _, terminated, truncated, info = episode.env.step(action)
+                    looks = frames or actor.looks(left)
+                    observation, info, over[i] = _step(episode, action, looks)
                     episode.actions.append(action)
                     episode.see(observation, info, frames)
-                    over[i] = terminated or truncated
                     ended[i] = _there(episode, rule) or over[i] or episode.steps >= max_steps
                     if ended[i]:
                         break
@@ -196,6 +202,19 @@ def run_episodes(
                 on_episode(first + i, episode)
         finished += group
     return finished
+
+
+def _step(
+    episode: Episode, action: np.ndarray, looks: bool
+) -> tuple[dict[str, np.ndarray], dict[str, Any], bool]:
+    """One environment step: what is observed, what was observed last where nobody looks; info; is it over?"""
+    env = episode.env
+    if not looks and isinstance(env, SimulatedGoalEnv):
+        episode.looked = False
+        return episode.observation, env.advance(action), False
+    episode.looked = True
+    observation, _, terminated, truncated, info = env.step(action)
+    return observation, info, terminated or truncated
 
 
 def _begun(env: GoalEnv, task: Task, frames: bool) -> Episode:

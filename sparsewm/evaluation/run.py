@@ -34,7 +34,7 @@ from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
 from sparsewm.proposals import load_sampler, reads_tokens
 from sparsewm.settings import make_env
-from sparsewm.tasks import Task, make_tasks, tasks_hash
+from sparsewm.tasks import Task, make_tasks, solved_at_start, tasks_hash
 
 OnPlan = Callable[[int, int, Episode], None]
 OnEpisode = Callable[[int, Episode], None]
@@ -218,6 +218,7 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
             "offset": config.goal.offset if config.goal.source == "trajectory" else None,
             "budget": config.goal.max_steps,
             "tasks": config.goal.tasks,
+            "solved_at_start": solved_at_start([episode.task for episode in episodes]),
             "tasks_sha256": tasks_hash(ready.envs[0].name, config.goal, len(episodes)),
             "rule": config.goal.rule,
         },

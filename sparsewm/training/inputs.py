@@ -12,6 +12,7 @@ from sparsewm.data.tokens import token_bytes, token_file_name
 from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
+from sparsewm.files import slug
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import TrainConfig
 from sparsewm.training.report import Progress
@@ -43,7 +44,7 @@ def named_dataset(config: TrainConfig, env: GoalEnv | None) -> Dataset:
 def recorded_dataset(env: GoalEnv | None, progress: Progress) -> Dataset:
     """The usual dataset of an environment, recorded first where it is not there."""
     assert env is not None
-    path = Path("data") / f"{env.name}.h5"
+    path = Path("data") / f"{slug(env.name)}.h5"
     if not path.is_file():
         file = environment_file(env.name)
         usual = read_yaml(file).get("collect") if file.is_file() else None

@@ -102,6 +102,32 @@ def test_summary_counts_and_measures(walls: list[SimulatedGoalEnv]) -> None:
     assert summarize("wall", pickle.loads(pickle.dumps(episodes))) == result
 
 
+class Looking(Straight):
+    """Sees what follows the last step of a decision."""
+
+    def looks(self, left: int) -> bool:
+        return left == 0
+
+    def observe(self, number: int, episode: Episode) -> None:
+        if episode.looked:
+            seen = episode.env.render_state(episode.states[-1])  # type: ignore[attr-defined]
+            assert np.array_equal(seen["pixels"], episode.observation["pixels"])
+
+
+def test_no_picture_is_drawn_that_nobody_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = envs.make_simulated("wall", resolution=32)
+    drawn: list[int] = []
+    draw = env._observe
+    monkeypatch.setattr(env, "_observe", lambda: drawn.append(1) or draw())
+    seen = []
+    for actor, expected in ((Straight(), 1), (Looking(), 4)):  # the first picture, and three decisions
+        drawn.clear()
+        (episode,) = run_episodes([env], [room_task(40)], actor, 15)
+        assert sum(drawn) == expected and episode.steps == 15
+        seen.append(episode.states)
+    assert np.array_equal(*seen)
+
+
 class Creeping(Straight):
     """Moves PushT's disc downwards by about 4 px a step."""
 

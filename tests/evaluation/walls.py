@@ -20,6 +20,9 @@ class Straight:
     def begin(self, episodes: Sequence[Episode]) -> None:
         """Nothing to prepare."""
 
+    def looks(self, left: int) -> bool:
+        return False
+
     def observe(self, number: int, episode: Episode) -> None:
         """Nothing to remember."""
 

@@ -1,0 +1,195 @@
+"""Other people's benchmarks as simulators: their physics and rules, exact states, data that repeats."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from sparsewm import envs
+from sparsewm.config import GoalConfig, PlanConfig, environment_file
+from sparsewm.data.collect import demonstrate, explore
+from sparsewm.envs.benchmarks.parts import Part
+from sparsewm.errors import UserError
+from sparsewm.tasks import make_tasks
+
+PACKAGES = {"ogbench": "ogbench", "metaworld": "metaworld", "dmc": "dm_control", "swm": "stable_worldmodel"}
+NAMES = (
+    "ogbench/cube-single",
+    "ogbench/puzzle-3x3",
+    "ogbench/pointmaze-medium",
+    "metaworld/drawer-close-v3",
+    "dmc/reacher",
+    "swm/tworoom",
+)
+STEPS = 8
+_made: dict[str, envs.SimulatedGoalEnv] = {}
+
+
+def made(name: str, number: int = 0) -> envs.SimulatedGoalEnv:
+    """The environment, made once and used by all tests; skips where its package is not installed."""
+    if importlib.util.find_spec(PACKAGES[name.partition("/")[0]]) is None:
+        pytest.skip(f"{name} is not installed")
+    key = f"{name} {number}"
+    if key not in _made:
+        _made[key] = envs.make_simulated(name, resolution=32)
+    return _made[key]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed() -> object:
+    yield
+    while _made:
+        _made.popitem()[1].close()
+
+
+@pytest.fixture(params=NAMES)
+def env(request: pytest.FixtureRequest) -> envs.SimulatedGoalEnv:
+    return made(request.param)
+
+
+def test_follows_gymnasium(env: envs.SimulatedGoalEnv) -> None:
+    check_env(env)
+
+
+def test_an_exploration_repeats_and_any_state_of_it_goes_on_alike(env: envs.SimulatedGoalEnv) -> None:
+    states, actions = explore(env, 3, 1, STEPS)
+    again, same = explore(env, 3, 1, STEPS)
+    assert np.array_equal(states, again) and np.array_equal(actions, same)
+    assert len(np.unique(states, axis=0)) == STEPS + 1 and not np.array_equal(
+        states, explore(env, 3, 2, 8)[0]
+    )
+    env.set_state(states[0])
+    for state, action in zip(states[1:], actions, strict=True):  # without stopping
+        env.advance(action)
+        assert np.array_equal(env.state, state)
+    other = made(env.name, 1)
+    other.reset(seed=9)
+    for t in (5, 0, 7):
+        assert np.array_equal(other.rollout_states(states[t], actions[None, t : t + 1])[0, 1], states[t + 1])
+    kept = env.state
+    pictures = [one.render_state(states[2])["pixels"] for one in (env, other)]
+    assert np.array_equal(*pictures) and np.array_equal(env.state, kept)
+    assert (pictures[0] != env.render_state(states[-1])["pixels"]).any()
+    env.set_state(states[2])
+    assert np.array_equal(env.render(), pictures[0])
+    assert np.array_equal(env.render_state(env.state)["proprio"], env.proprio_of(states[2]))
+
+
+def test_start_and_goal(env: envs.SimulatedGoalEnv) -> None:
+    first, info = env.reset(seed=4)
+    goal = env.goal_observation()
+    assert not info["is_success"] and (goal["pixels"] != first["pixels"]).any()
+    assert env.shortfall(info["state"][None], env.goal)[0] > env.shortfall(env.goal[None], env.goal)[0] == 0
+    assert env.is_success(env.goal, env.goal)
+    again, repeated = env.reset(seed=4)
+    assert np.array_equal(again["pixels"], first["pixels"]) and np.array_equal(repeated["goal"], info["goal"])
+    assert not np.array_equal(env.reset(seed=5)[1]["state"], info["state"])
+
+
+def test_a_random_look_changes_pictures_and_is_taken_off_again(env: envs.SimulatedGoalEnv) -> None:
+    picture = env.reset(seed=4)[0]["pixels"]
+    env.randomize_appearance(np.random.default_rng(0))
+    assert np.abs(env.render().astype(int) - picture).mean() > 2
+    env.randomize_appearance(None)
+    assert np.array_equal(env.render(), picture)
+
+
+def test_steps_are_the_benchmarks_own() -> None:
+    ours = made("ogbench/cube-single")
+    theirs = importlib.import_module("ogbench.manipspace.envs.cube_env").CubeEnv(
+        "single", mode="data_collection", visualize_info=False
+    )
+    theirs.reset(seed=0)  # the first one compiles, and its solver starts elsewhere in the last bits
+    theirs.reset(seed=11)
+    ours.reset(seed=11)
+    for part in ("qpos", "qvel"):
+        assert np.array_equal(getattr(theirs._data, part), getattr(ours._data, part))  # type: ignore[attr-defined]
+    for action in np.random.default_rng(0).uniform(-1, 1, (STEPS, 5)):  # of float32 it scales in float32
+        theirs.step(action)
+        ours.advance(action)
+        assert np.array_equal(theirs._data.qpos, ours._data.qpos)  # type: ignore[attr-defined]
+    seen = theirs.compute_ob_info()
+    proprio = ours.proprio_of(ours.state)
+    assert np.array_equal(proprio[:3], np.float32(seen["proprio/effector_pos"]))
+    assert np.arctan2(proprio[4], proprio[3]) == pytest.approx(seen["proprio/effector_yaw"][0], abs=1e-6)
+    assert proprio[5] == pytest.approx(seen["proprio/gripper_opening"][0], abs=1e-6)
+
+
+def test_a_cube_counts_within_four_centimetres() -> None:
+    env = made("ogbench/cube-single")
+    env.reset(seed=0)
+    goal = env.state
+    first = env.state_names.index("qpos_0") + 14  # after six joints of the arm and eight of the gripper
+    for away, reached in ((0.039, True), (0.041, False)):
+        state = goal.copy()
+        state[first] += away
+        assert env.is_success(state, goal) is reached
+        assert env.distance(state, goal)["cube_0"] == pytest.approx(away)
+    moved = goal.copy()
+    moved[:3] += 0.2  # the gripper may be anywhere
+    assert env.is_success(moved, goal) and env.shortfall(moved[None], goal)[0] > 0
+
+
+def test_metaworlds_expert_solves_its_task_by_metaworlds_rule() -> None:
+    env = made("metaworld/drawer-close-v3")
+    states, actions = demonstrate(env, 0, 0, 150)
+    assert len(actions) < 150 and states[-1][env.state_names.index("solved")] == 1
+    assert states[0][env.state_names.index("solved")] == 0 and env.is_success(states[-1], env.goal)
+    still = env.goal.copy()
+    still[env.state_names.index("solved")] = 0  # a goal that solves nothing: hand and object count
+    assert env.is_success(env.goal, still) and not env.is_success(states[0], still)
+
+
+def test_starts_that_are_solved_already_are_counted() -> None:
+    env = made("ogbench/cube-single")
+    (task,) = make_tasks(env, 1, 0, GoalConfig("trajectory", 25))
+    assert task.start is not None and task.goal is not None and task.solved is not None
+    assert not env.is_success(task.start, task.goal) and task.solved >= 0
+
+
+def test_angles_are_compared_around_the_circle() -> None:
+    part = Part("shoulder", (0,), 0.05, angle=True)
+    assert part.away(np.array([[3.13], [-3.13]]), np.array([-3.13])) == pytest.approx([0.0232, 0], abs=1e-4)
+
+
+# Where nothing is installed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [
+        ("ogbench/cube-single", "ogbench.manipspace.envs.cube_env", "ogbench"),
+        ("ogbench/pointmaze-medium", "ogbench.locomaze.maze", "ogbench"),
+        ("metaworld/reach-v3", "metaworld.env_dict", "metaworld"),
+        ("dmc/reacher", "dm_control.suite", "dmc"),
+        ("swm/tworoom", "stable_worldmodel.envs.two_room.env", "tworoom"),
+    ],
+)
+def test_a_missing_package_is_said_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"pip install 'sparsewm\[{extra}\]'"):
+        envs.make(name)
+
+
+def test_an_unknown_task_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'cube-single'"):
+        envs.make("ogbench/cube-singel")
+    with pytest.raises(UserError, match="only dmc/reacher"):
+        envs.make("dmc/walker")
+    with pytest.raises(UserError, match="Did you mean 'tworoom'"):
+        envs.make("swm/two-rooms")
+    with pytest.raises(UserError, match="ogbench/TASK, metaworld/TASK"):
+        envs.make("ogbensch")
+
+
+def test_a_family_has_settings_for_all_of_its_tasks() -> None:
+    assert environment_file("ogbench/scene").name == "ogbench.yaml"
+    assert environment_file("gym_pusht/PushT-v0").name == "PushT-v0.yaml"
+    goal = PlanConfig.of("ogbench/cube-single").goal
+    assert (goal.source, goal.offset, goal.max_steps) == ("trajectory", 25, 50)
