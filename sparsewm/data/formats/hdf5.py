@@ -25,6 +25,7 @@ with h5py, or set `HDF5_PLUGIN_PATH` to the folder `hdf5plugin.PLUGIN_PATH`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ import numpy as np
 from sparsewm.data.dataset import Dataset
 from sparsewm.data.frames import Frames, ReadFrames, choose_cameras, side_by_side
 from sparsewm.errors import UserError
+from sparsewm.files import size_text
+from sparsewm.memory import free_memory
+
+_COPIES = 3  # of a column, while it is checked
 
 
 class HDF5Dataset(Dataset):
@@ -122,7 +127,7 @@ class HDF5Dataset(Dataset):
             return None
         try:
             column = self._file[name]
-        except (KeyError, OSError):
+        except (KeyError, OSError, RuntimeError):
             place = getattr(link, "filename", None) or getattr(link, "path", "?")
             self._faults.append(f"column '{name}' is a link to {place}, which is not there")
             return None
@@ -140,6 +145,13 @@ class HDF5Dataset(Dataset):
         return column
 
     def _values(self, name: str, column: h5py.Dataset) -> np.ndarray | None:
+        size = math.prod(column.shape) * column.dtype.itemsize
+        if _COPIES * size > (free := free_memory()):
+            self._faults.append(
+                f"column '{name}' {column.shape} takes {size_text(size)}, where {size_text(free)} of memory "
+                "are free"
+            )
+            return None
         try:
             values: np.ndarray = column[()]
         except (OSError, RuntimeError) as error:
@@ -224,5 +236,8 @@ class HDF5Dataset(Dataset):
 def _texts(values: Any) -> list[str]:
     """Names out of an attribute: an array of texts or bytes, or one text with commas."""
     if isinstance(values, (str, bytes)):
-        values = (values.decode() if isinstance(values, bytes) else values).split(",")
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(values).ravel().tolist()]
+        values = (values.decode(errors="replace") if isinstance(values, bytes) else values).split(",")
+    return [
+        v.decode(errors="replace") if isinstance(v, bytes) else str(v)
+        for v in np.asarray(values).ravel().tolist()
+    ]
