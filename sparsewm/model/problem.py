@@ -79,8 +79,8 @@ class LatentProblem:
         history: earlier (frame, action (B, C)) pairs, oldest first.
         redraw: draw a new subset at every `resample`; otherwise the first one is kept.
         patches: the subset (B, M) to start with; None: a random one.
-        memory: bytes that a rollout may take; candidates are then imagined in parts. None: all at once, unless
-            half of the memory that a CPU has left is less.
+        memory: bytes that a rollout may take; candidates are then imagined in parts. None: all at once,
+            unless half of the memory that a CPU has left is less.
 
     Raises:
         UserError: a horizon below 1, or a drop ratio outside [0, 1).
