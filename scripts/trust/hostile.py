@@ -48,10 +48,13 @@ from scripts.trust.damage import (
     json_cases,
 )
 from sparsewm.errors import UserError
+from sparsewm.evaluation.machine import code_hash
+from sparsewm.files import read_json
 
 OPTIONAL = ("lerobot", "lerobot videos", "zarr", "zarr zip", "minari", "videos, Parquet", "videos", "policy")
 """Readers that need packages whose import takes long."""
 
+VERDICTS = ("refused", "read", "healed", "wrong")
 SECONDS = 10.0
 MEMORY = 2 << 30
 
@@ -129,11 +132,16 @@ def read_policy() -> int:
 
 
 def read_weights() -> int:
-    """Load an encoder's weights."""
+    """Load an encoder's weights, and others as those of a hub are read."""
     from sparsewm.cli.common import script_exit_code
     from sparsewm.encoders import load_encoder
+    from sparsewm.encoders.weights import read_weights
 
-    return script_exit_code(lambda: 0 * load_encoder("embedded", "weights.pth").dim)
+    def work() -> int:
+        read_weights(Path("weights.pth"))
+        return 0 * load_encoder("embedded", "weights.safetensors").dim
+
+    return script_exit_code(work)
 
 
 def read_cells() -> int:
@@ -219,7 +227,7 @@ def readers() -> list[Reader]:
             inside=[("policy/names.yaml", SETTINGS)],
             few=2,
         ),
-        Reader("encoder weights", samples.weights, read_weights, ["weights.pth"]),
+        Reader("encoder weights", samples.weights, read_weights, ["weights.*"]),
         Reader(
             "plan settings",
             samples.plan_yaml,
@@ -328,7 +336,7 @@ class Arguments:
     """Damage sound inputs of every kind and read them."""
 
     readers: tuple[str, ...] = ()
-    """Names of readers; all when left out."""
+    """Names of readers, whose results replace those there are; all when left out."""
     every: int = 1
     """Read every so many-th input."""
     values: int = 12
@@ -357,15 +365,26 @@ def sampled(reader: Reader, root: Path) -> Path:
     return sample
 
 
+def _before(folder: Path, anew: list[str]) -> dict[str, Any]:
+    """What was found of readers that are not tried anew."""
+    path = folder / "hostile.json"
+    found = read_json(path) if path.is_file() else {"readers": {}, "wrong": []}
+    return {
+        "readers": {name: one for name, one in found["readers"].items() if name not in anew},
+        "wrong": [one for one in found["wrong"] if one["reader"] not in anew],
+    }
+
+
 def main(arguments: Arguments) -> None:
     chosen = [one for one in readers() if not arguments.readers or one.name in arguments.readers]
     warm_up(optional=any(one.name in OPTIONAL for one in chosen))
-    table: dict[str, Counter[str]] = {}
-    wrong: list[dict[str, str]] = []
-    slowest, largest, number = 0.0, 0, 0
+    before = _before(arguments.output, [one.name for one in chosen])
+    wrong: list[dict[str, str]] = before["wrong"]
+    number = 0
     with tempfile.TemporaryDirectory() as place:
         for reader in chosen:
-            counts = table.setdefault(reader.name, Counter())
+            counts: Counter[str] = Counter()
+            slowest, largest = 0.0, 0
             sample = sampled(reader, Path(place))
             for name, file, case in cases(reader, sample, arguments.values):
                 number += 1
@@ -383,15 +402,21 @@ def main(arguments: Arguments) -> None:
                 elif arguments.show:
                     print(f"{verdict} {reader.name} / {name}: {outcome.sentence}", flush=True)
             print(reader.name, dict(counts), flush=True)
-            total = sum(table.values(), Counter())
-            content = {
-                "inputs": sum(total.values()),
+            before["readers"][reader.name] = {
+                **counts,
                 "every": arguments.every,
-                "verdicts": dict(total),
-                "readers": {name: dict(counts) for name, counts in table.items()},
-                "wrong": wrong,
                 "most_processor_seconds": round(slowest, 2),
                 "most_resident_bytes": largest,
+                "code": code_hash(),
+            }
+            every = before["readers"].values()
+            verdicts = {kind: sum(one.get(kind, 0) for one in every) for kind in VERDICTS}
+            content = {
+                "inputs": sum(verdicts.values()),
+                "verdicts": verdicts,
+                "most_processor_seconds": max(one["most_processor_seconds"] for one in every),
+                "most_resident_bytes": max(one["most_resident_bytes"] for one in every),
+                **before,
                 "limits": {"processor_seconds": SECONDS, "bytes": MEMORY},
             }
             report("hostile", content, arguments.output)

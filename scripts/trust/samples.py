@@ -275,12 +275,12 @@ def policy(folder: Path) -> None:
 
 
 def weights(folder: Path) -> None:
-    """Weights of the embedded encoder in a pickled file, `weights.pth`, and a dataset to encode."""
-    hdf5(folder)
-    from sparsewm.encoders.embedded import ViT
+    """Weights of an encoder as safetensors, and some in a pickled file, `weights.pth`."""
+    from safetensors.torch import save_file
 
-    torch.manual_seed(0)
-    torch.save(ViT().state_dict(), folder / "weights.pth")
+    state = load_encoder("random").state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "weights.safetensors")
+    torch.save(dict(list(state.items())[:4]), folder / "weights.pth")
 
 
 def plan_yaml(folder: Path) -> None:

@@ -110,11 +110,17 @@ class HDF5Dataset(Dataset):
 
     def columns(self) -> dict[str, str]:
         """Type and shape of everything in the file."""
+        return {
+            name: f"{thing.dtype} {thing.shape}" if isinstance(thing, h5py.Dataset) else "group"
+            for name, thing in self._things().items()
+        }
+
+    def _things(self) -> dict[str, Any]:
+        """All columns and groups by name."""
         found = {}
         for name in self._file:
-            with contextlib.suppress(KeyError, OSError):  # links that lead nowhere
-                thing = self._file[name]
-                found[name] = f"{thing.dtype} {thing.shape}" if isinstance(thing, h5py.Dataset) else "group"
+            with contextlib.suppress(KeyError, OSError, RuntimeError):  # links that lead nowhere
+                found[name] = self._file[name]
         return found
 
     def _column(self, name: str, required: bool = False) -> h5py.Dataset | None:
@@ -175,7 +181,7 @@ class HDF5Dataset(Dataset):
 
     def _lengths(self) -> np.ndarray:
         """Rows of the episodes, from `ep_len` or, without it, from `episode_idx`."""
-        columns = [c for c in self._file.values() if isinstance(c, h5py.Dataset) and c.ndim > 1]
+        columns = [c for c in self._things().values() if isinstance(c, h5py.Dataset) and c.ndim > 1]
         unknown = np.array([max((len(c) for c in columns), default=0)])  # as if all were one episode
         derived = "ep_len" not in self._file and "episode_idx" in self._file
         name = "episode_idx" if derived else "ep_len"
