@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class Arguments:
     """Features kept of a token; 0: all of them."""
     pools: tuple[float, ...] = (0.0, 0.125)
     """Deviations of pooling, in sides of the picture."""
+    readers: tuple[int, ...] = (0,)
+    """Widths of the network that reads features from tokens; 0: they are linear."""
     drops: tuple[float, ...] = (0.0, 0.5, 0.8)
     """Fractions of the tokens dropped at random."""
     checkpoint: Path | None = None
@@ -92,21 +95,21 @@ def spaces(
     shape = found.ends.shape[:-1]
     ends = encode_states(env, encoder, found.ends.reshape(-1, found.ends.shape[-1]))
     goals = encode_states(env, encoder, found.goals)
-    mean, pictures = some.mean(0), env.render_states(seen)
+    pictures = env.render_states(seen)
     rows = []
-    for features in arguments.features:
-        for pool in arguments.pools:
-            space = TokenSpace(features, pool)
+    for reader in arguments.readers:
+        for features, pool in product(arguments.features, arguments.pools):
+            space = TokenSpace(features, pool, reader)
             standardizer = Standardizer(encoder.tokens, encoder.dim, 1, 1, space, encoder.grid)
-            statistics = fitted_space(space, some - mean, pictures, encoder, 0.0)
-            standardizer.fit({"token_mean": mean, **statistics})
+            standardizer.fit(fitted_space(space, some, pictures, encoder, 0.0))
             scored = torch.cat([standardizer.tokens(part) for part in ends.split(256)]).unflatten(0, shape)
             wanted = standardizer.tokens(goals)
 
             def error(task: int, subset: Tensor, scored: Tensor = scored, wanted: Tensor = wanted) -> Tensor:
                 return (scored[task][..., subset, :] - wanted[task, subset]).square().mean((-1, -2))
 
-            row: dict[str, Any] = {"features": features, "pool": pool, "patches": encoder.tokens}
+            row: dict[str, Any] = {"features": features, "pool": pool, "reader": reader}
+            row["patches"] = encoder.tokens
             for drop in arguments.drops:
                 row[f"drop_{drop:g}"] = ordered_by(error, found, encoder.tokens, drop, arguments.seed)
             rows.append(row)

@@ -58,14 +58,37 @@ class TokenSpace:
         features: kept of a token, those that change where the picture does and nowhere else; 0: all.
         pool: deviation of the Gaussian by which a token is pooled with its neighbours, as a share of the
             picture's longer side; 0: every patch stands for itself.
+        reader: width of the network that reads from a token what its patch shows (`token_reader`), of which
+            `features` are kept; 0: features are linear in the token.
     """
 
     features: int = 0
     pool: float = 0.0
+    reader: int = 0
 
     def pooling(self, grid: tuple[int, int]) -> Tensor | None:
         """Weights (N, N) of the patches that each patch of a grid is pooled from; None: of itself alone."""
         return gaussian_pooling(*grid, self.pool * max(grid)) if self.pool else None
+
+    def largest(self, token_dim: int) -> int:
+        """How many features there are to be kept of tokens of D features."""
+        return READINGS if self.reader else token_dim
+
+
+CELLS = 2
+"""Rows and columns of the cells of a patch whose colours a reader tells."""
+
+READINGS = 3 * CELLS**2
+"""What a reader gives of a patch: red, green and blue of each cell."""
+
+
+def token_reader(token_dim: int, width: int) -> nn.Sequential:
+    """Network from raw tokens (..., D) to what their patches show (..., `READINGS`), without gradients.
+
+    A large encoder's token tells the colours of its patch, but not linearly, and with much beside it.
+    """
+    layers = [nn.Linear(token_dim, width), nn.GELU(), nn.Linear(width, width), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(width, READINGS)).requires_grad_(False)
 
 
 class Standardizer(nn.Module):
@@ -100,12 +123,13 @@ class Standardizer(nn.Module):
         grid: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
-        kept = (space and space.features) or token_dim
-        self.mapped = (
-            space is not None
-        )  # the mean is that of mapped tokens, for checkpoints of a smaller size
+        reader = None if space is None else space.reader
+        given = space.largest(token_dim) if space is not None else token_dim
+        kept = (space and space.features) or given
+        self.reader = token_reader(token_dim, reader) if reader else None
+        self.mapped = space is not None  # the mean is that of mapped tokens, which are smaller
         self.register_buffer("token_mean", torch.zeros(patches, kept))
-        self.register_buffer("token_map", torch.eye(token_dim)[:, :kept].contiguous())
+        self.register_buffer("token_map", torch.eye(given)[:, :kept].contiguous())
         self.register_buffer("cost_map", torch.eye(kept))
         self.register_buffer("pool", space.pooling(grid) if space is not None else None, persistent=False)
         for name, size in (("proprio", proprio_dim), ("action", action_dim)):
@@ -114,11 +138,9 @@ class Standardizer(nn.Module):
 
     def fit(self, statistics: dict[str, Tensor | np.ndarray]) -> None:
         """Fill in `token_mean` (N, D), `token_map`, `cost_map` (D, D), `proprio_mean` ... from the data."""
-        if self.mapped:
-            mean, token_map = (torch.as_tensor(statistics[name]) for name in ("token_mean", "token_map"))
-            statistics = statistics | {"token_mean": mean.float() @ token_map.to(mean.device)}
+        buffers = self.state_dict()
         for name, value in statistics.items():
-            buffer = getattr(self, name)
+            buffer = buffers[name]
             value = torch.as_tensor(value, dtype=torch.float32)
             buffer.copy_(value.clamp_min(1e-4) if name.endswith("_std") else value)
 
@@ -126,7 +148,10 @@ class Standardizer(nn.Module):
         """Raw patch tokens (..., N, D) -> standardised float32 (..., N, features kept)."""
         if not self.mapped:
             return (patches.float() - self.token_mean) @ self.token_map
-        tokens = patches.float() @ self.token_map - self.token_mean
+        patches = patches.float()
+        if self.reader is not None:
+            patches = self.reader(patches)
+        tokens = patches @ self.token_map - self.token_mean
         return tokens if self.pool is None else self.pool @ tokens
 
     def token_error(self, tokens: Tensor, goal: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class EncoderConfig:
     """Features kept of a token, those that change where the picture does and nowhere else; 0: all of them."""
     pool: Annotated[float, usual("pool")] = 0.0
     """Deviation of the Gaussian that pools a token with its neighbours, as a share of the picture's side."""
+    reader: Annotated[int, usual("reader")] = 0
+    """Width of a network that reads from a token what its patch shows, instead; 0: none."""
     aligned: Annotated[bool, usual("aligned")] = False
     """Windows start at multiples of the frameskip only, so that the frames between are not encoded."""
     cache: Annotated[Cache, usual("cache")] = "float16"
@@ -51,7 +53,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         one_of("cache", self.cache, CACHES)
-        at_least(0, features=self.features, pool=self.pool)
+        at_least(0, features=self.features, pool=self.pool, reader=self.reader)
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
             raise UserError(
                 f"`resolution` is a height and a width in pixels, or one number, not {self.resolution}"
@@ -60,7 +62,8 @@ class EncoderConfig:
     @property
     def space(self) -> TokenSpace | None:
         """What a world model keeps of the tokens; None: all of them, as they are."""
-        return TokenSpace(self.features, self.pool) if self.features or self.pool else None
+        space = TokenSpace(self.features, self.pool, self.reader)
+        return None if space == TokenSpace() else space
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Tokens of a large encoder show much that no dynamics explains: texture, and what its attention carries from
 anywhere in the picture to everywhere. The directions kept here change where the picture changes, and stay
 where it stays (common spatial patterns: Ramoser et al., "Optimal spatial filtering of single trial EEG during
-imagined hand movement", 2000).
+imagined hand movement", 2000). Or they are principal directions of what a reader tells of the patches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from sparsewm.data.dataset import Dataset
 from sparsewm.data.tokens import Tokens, sampled_rows
 from sparsewm.encoders import PatchEncoder
-from sparsewm.model.latent import TokenSpace
+from sparsewm.model.latent import READINGS, TokenSpace
+from sparsewm.training.reader import READ_PATCHES, fitted_reader
 
 FLOOR = 0.1
 """What is added to the variance where the picture stays, as a share of its mean over directions."""
@@ -52,11 +53,14 @@ def space_statistics(
         whitening: 0 leaves the directions as wide as they stand out; 1 makes all of them equally wide.
 
     Returns:
-        `token_map` (D, K) and `cost_map` (K, K).
+        `token_mean` (N, K), `token_map` (D, K), `cost_map` (K, K), and the weights of a reader.
     """
-    picked = sampled_rows(rows, _FRAMES, seed)
-    found = tokens.rows(picked).float().cpu() - statistics["token_mean"].cpu()
-    return fitted_space(space, found, dataset.pixels[picked], encoder, whitening, seed)
+    count = _FRAMES if not space.reader else max(_FRAMES, READ_PATCHES // encoder.tokens)
+    picked = sampled_rows(rows, count, seed)
+    found = tokens.rows(picked).cpu()
+    return fitted_space(
+        space, found, dataset.pixels[picked], encoder, whitening, statistics["token_mean"].cpu(), seed
+    )
 
 
 def fitted_space(
@@ -65,15 +69,32 @@ def fitted_space(
     pixels: np.ndarray,
     encoder: PatchEncoder,
     whitening: float,
+    mean: Tensor | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """`space_statistics` of tokens (K, N, D) without their mean, and of pictures (K, H, W, 3)."""
-    if space.features:
-        changed = changed_patches(pixels, encoder, np.random.default_rng(seed))
-        directions, ratios = signal_directions(found, *changed)
-        directions = (directions * ratios.pow(SHARPNESS / 2))[:, : space.features]
+    """`space_statistics` of raw tokens (K, N, D) and of pictures (K, H, W, 3).
+
+    Args:
+        mean: (N, D), of the tokens of more frames than these; None: of these.
+    """
+    weights: dict[str, Tensor] = {}
+    if space.reader:
+        reader = fitted_reader(found, pixels, encoder, space.reader, seed)
+        weights = {f"reader.{name}": value for name, value in reader.state_dict().items()}
+        found = torch.cat([reader(part.float()) for part in found.split(_PART)])
+        mean = found.mean(0)
+        found = found - mean
+        turned = torch.linalg.eigh(torch.einsum("knd,kne->de", found, found)).eigenvectors
+        directions = turned.flip(1)[:, : space.features or READINGS]
     else:
-        directions = torch.diag(1 / found.square().mean((0, 1)).sqrt().clamp_min(1e-4))
+        mean = found.float().mean(0) if mean is None else mean
+        found = found.float() - mean
+        if space.features:
+            changed = changed_patches(pixels, encoder, np.random.default_rng(seed))
+            directions, ratios = signal_directions(found, *changed)
+            directions = (directions * ratios.pow(SHARPNESS / 2))[:, : space.features]
+        else:
+            directions = torch.diag(1 / found.square().mean((0, 1)).sqrt().clamp_min(1e-4))
     kept = found @ directions
     pool = space.pooling(encoder.grid)
     if pool is not None:
@@ -82,8 +103,9 @@ def fitted_space(
     gains = variances.pow(-whitening / 2)
     gains = gains / (gains.square() * variances).mean().sqrt()
     plain = variances.mean().rsqrt()
-    result = {"token_map": directions * gains, "cost_map": torch.diag(plain / gains)}
-    return {name: value.float().contiguous() for name, value in result.items()}
+    token_map = directions * gains
+    result = {"token_mean": mean @ token_map, "token_map": token_map, "cost_map": torch.diag(plain / gains)}
+    return {name: value.float().contiguous() for name, value in (result | weights).items()}
 
 
 def changed_patches(

@@ -61,9 +61,11 @@ def new_model(
     """
     torch.manual_seed(seed)
     actions = dataset.action.shape[1] * shown.frameskip
-    size = (space and space.features) or encoder.dim
-    if size > encoder.dim:
-        raise UserError(f"`features` {size} are more than encoder '{encoder.name}' gives: {encoder.dim}")
+    most = encoder.dim if space is None else space.largest(encoder.dim)
+    size = (space and space.features) or most
+    if size > most:
+        giver = f"encoder '{encoder.name}'" if most == encoder.dim else "a reader"
+        raise UserError(f"`features` {size} are more than {giver} gives: {most}")
     try:
         config = PredictorConfig(size, encoder.grid, dataset.proprio.shape[1], actions, **asdict(sizes))
     except ValueError as error:

@@ -267,6 +267,7 @@ class Trainer:
             "dtype": str(self.dtype).removeprefix("torch."),
             "frameskip": model.frameskip,
             "model": asdict(model.config),
+            "space": None if model.space is None else asdict(model.space),
             "start": model.metadata.get("start"),
         }
         found: dict[str, Any] = json.loads(json.dumps(parts))

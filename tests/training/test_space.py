@@ -15,8 +15,8 @@ from sparsewm.encoders import random_twin
 from sparsewm.encoders.embedded import ViT
 from sparsewm.errors import UserError
 from sparsewm.model import load
-from sparsewm.model.latent import TokenSpace
-from sparsewm.training import train
+from sparsewm.model.latent import READINGS, TokenSpace
+from sparsewm.training import reader, train
 from sparsewm.training.config import TrainConfig
 from sparsewm.training.space import changed_patches, signal_directions
 from tests.training.test_run import config, write
@@ -89,8 +89,49 @@ def test_a_model_of_few_pooled_features_is_trained_saved_and_loaded(tmp_path: Pa
     assert errors[0] == 0 and (errors[2:] > 0).all()
 
 
+def test_a_reader_tells_the_colours_of_a_patch_and_not_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "STEPS", 150)
+    encoder = random_twin(ViT())
+    rng = np.random.default_rng(0)
+    pixels = np.full((64, 112, 112, 3), 100, np.uint8)
+    for picture in pixels:
+        x, y = rng.integers(0, 96, 2)
+        picture[y : y + 16, x : x + 16] = rng.integers(0, 255, 3)
+    wanted = reader.patch_colours(pixels, encoder)
+    assert wanted.shape == (64, 64, READINGS) and float(wanted.mean(0).abs().max()) < 1e-5
+    differ = (pixels != 100).any(-1).reshape(64, 8, 14, 8, 14).any((2, 4)).reshape(64, 64)
+    largest = wanted.abs().amax(-1).numpy()
+    assert largest[differ].mean() > 5 * largest[~differ].mean()
+    tokens = encoder.encode(pixels).patches.float()
+    network = reader.fitted_reader(tokens, pixels, encoder, 32)
+    wanted = wanted / wanted.square().mean().sqrt()
+    assert float((network(tokens) - wanted).square().mean()) < 0.75  # knowing nothing: 1
+    assert not any(weight.requires_grad for weight in network.parameters())
+    again = reader.fitted_reader(tokens, pixels, encoder, 32)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_a_model_on_readings_is_trained_resumed_saved_and_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "STEPS", 20)
+    data = write(tmp_path / "d.h5")
+    space = {"name": "random", "reader": 16, "pool": 0.09}
+    trained = train(config(data, encoder=space, run={"output": tmp_path / "run"}))
+    model = load(trained.checkpoint)
+    assert model.space == TokenSpace(0, 0.09, 16) and model.config.token_dim == READINGS
+    with closing(open_dataset(data)) as dataset:
+        latent = model.encode(dataset.pixels[:12], dataset.proprio[:12])
+        same = trained.model.encode(dataset.pixels[:12], dataset.proprio[:12])
+    assert latent.tokens.shape == (12, 64, READINGS) and torch.equal(latent.tokens, same.tokens)
+    with pytest.raises(UserError, match="other space"):
+        train(config(data, encoder=space | {"pool": 0.2}, run={"output": tmp_path / "run", "resume": True}))
+
+
 def test_impossible_features_are_refused(tmp_path: Path) -> None:
     data = write(tmp_path / "d.h5")
+    with pytest.raises(UserError, match="`features` 13 are more than a reader gives: 12"):
+        train(config(data, encoder={"name": "random", "features": 13, "reader": 16}))
     with pytest.raises(UserError, match="`features` 65 are more than encoder 'random' gives: 64"):
         train(config(data, encoder={"name": "random", "features": 65}))
 
