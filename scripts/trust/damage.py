@@ -420,6 +420,38 @@ LAUGHS = "\n".join(
 RUNS = f'!!python/object/apply:os.system ["touch {CANARY}"]'
 DEEP = 50_000
 
+SIZES: dict[str, list[Any]] = {
+    "width": [0, -8, 10**9, 10**7, 1.5, "wide", None, [24], 10**400, float("nan"), True],
+    "depth": [-1, 10**9, 200_000, "deep", float("inf")],
+    "heads": [0, 7, 10**9],
+    "mlp": [0, 10**10, -3],
+    "history": [0, -1, 10**9],
+    "grid": [[0, 0], [-8, 8], [10**6, 10**6], "8x8", [8], [8, 8, 8], [2.5, 3]],
+    "token_dim": [0, 10**9, -1],
+    "action_dim": [0, 10**9],
+    "proprio_dim": [10**9, -1],
+    "no_such_setting": [1],
+    "distance": [{"width": 10**9}, {"width": "x"}, 3, {"evil": 1}],
+    "decoder": [{"width": 10**9}, {"side": 0}, [1]],
+    "space": [{"features": 10**9}, 3],
+}
+"""What settings of a network may be."""
+
+
+def _entry(part: str, name: str, value: Any) -> Damage:
+    """Another entry in a part of the metadata."""
+    return _json(lambda content: content[part].update({name: value}))
+
+
+def _without_folder(make: Callable[[Path], Any] | None = None) -> Damage:
+    def apply(path: Path, rng: np.random.Generator) -> None:
+        shutil.rmtree(path)
+        if make is not None:
+            make(path)
+
+    return apply
+
+
 CHECKPOINT = [
     Case("NaN among the weights", _first(float("nan"))),
     Case("infinity among the weights", _first(float("inf"))),
@@ -453,21 +485,7 @@ CHECKPOINT = [
     Case("settings that contain themselves", _text("config.yaml", "&a [*a]")),
     *(
         Case(f"{name} of {value!r:.40}", _set(name, value))
-        for name, values in {
-            "width": [0, -8, 10**9, 10**7, 1.5, "wide", None, [24], 10**400, float("nan"), True],
-            "depth": [-1, 10**9, 200_000, "deep", float("inf")],
-            "heads": [0, 7, 10**9],
-            "mlp": [0, 10**10, -3],
-            "history": [0, -1, 10**9],
-            "grid": [[0, 0], [-8, 8], [10**6, 10**6], "8x8", [8], [8, 8, 8], [2.5, 3]],
-            "token_dim": [0, 10**9, -1],
-            "action_dim": [0, 10**9],
-            "proprio_dim": [10**9, -1],
-            "no_such_setting": [1],
-            "distance": [{"width": 10**9}, {"width": "x"}, 3, {"evil": 1}],
-            "decoder": [{"width": 10**9}, {"side": 0}, [1]],
-            "space": [{"features": 10**9}, 3],
-        }.items()
+        for name, values in SIZES.items()
         for value in values
     ),
     Case("metadata in each other", _text("metadata.json", '{"a":' * DEEP)),
@@ -488,14 +506,11 @@ CHECKPOINT = [
     Case("an encoder that is text", _json(lambda c: c.update(encoder="random"))),
     Case("another hash of the encoder", _json(lambda c: c["encoder"].update(hash="0" * 64))),
     *(
-        Case(f"pictures of {value!r}", _json(lambda c, value=value: c["encoder"].update(resolution=value)))
+        Case(f"pictures of {value!r}", _entry("encoder", "resolution", value))
         for value in ([10**6, 10**6], [0, 0], [-112, 112], "112", [112], [1e300, 3], [112.5, float("nan")])
     ),
     *(
-        Case(
-            f"{name} of {value!r}",
-            _json(lambda c, name=name, value=value: c["interface"].update({name: value})),
-        )
+        Case(f"{name} of {value!r}", _entry("interface", name, value))
         for name, value in {
             "action_low": "x",
             "action_high": [float("nan"), 1],
@@ -508,11 +523,9 @@ CHECKPOINT = [
     ),
     Case("an interface that is a list", _json(lambda c: c.update(interface=[1]))),
     Case("bounds the wrong way round", _json(lambda c: c["interface"].update(action_low=[5, 5]))),
-    Case("no files", lambda path, rng: shutil.rmtree(path) or path.mkdir()),
-    Case("a file in place of the folder", lambda path, rng: shutil.rmtree(path) or path.touch()),
-    Case(
-        "a folder that links to itself", lambda path, rng: shutil.rmtree(path) or path.symlink_to(path.name)
-    ),
+    Case("no files", _without_folder(Path.mkdir)),
+    Case("a file in place of the folder", _without_folder(Path.touch)),
+    Case("a folder that links to itself", _without_folder(lambda path: path.symlink_to(path.name))),
 ]
 """What can be wrong inside a checkpoint."""
 
