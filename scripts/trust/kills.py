@@ -275,18 +275,24 @@ class Arguments:
     """Folder of kills.json."""
 
 
+def _making(job: Job, ready: Path) -> Callable[[], int]:
+    def work() -> int:
+        job.make(ready)
+        return 0
+
+    return work
+
+
 def main(arguments: Arguments) -> None:
-    warm_up()
+    wanted = [job for job in jobs() if not arguments.jobs or job.name in arguments.jobs]
+    warm_up(optional=any(job.name == "convert to lerobot" for job in wanted))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as text:
         root = Path(text)
-        for job in jobs():
-            if arguments.jobs and job.name not in arguments.jobs:
-                continue
+        for job in wanted:
             ready = root / f"ready-{len(found)}"
             ready.mkdir()
-            make = Process(lambda job=job, ready=ready: (job.make(ready) and 0) or 0, ready, root / "log")
-            assert make.wait().code == 0
+            assert Process(_making(job, ready), ready, root / "log").wait().code == 0
             place = Place(root, ready)
             outcome = place.start(job).wait()
             assert outcome.code == 0, outcome.err
@@ -294,7 +300,7 @@ def main(arguments: Arguments) -> None:
             assert truth and not hidden(place.folder), f"{job.name}: {sorted(truth)} {hidden(place.folder)}"
             place.remove()
             until = time.monotonic() + 60 * arguments.minutes
-            entry = {"seconds": round(outcome.seconds, 2)}
+            entry: dict[str, Any] = {"seconds": round(outcome.seconds, 2)}
             entry |= killed(job, root, ready, truth, outcome.seconds, arguments.kills, until)
             entry["stopped"] = stopped(job, root, ready, outcome.seconds)
             entry["two_at_once"] = together(job, root, ready, truth)

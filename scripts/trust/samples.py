@@ -17,7 +17,7 @@ import yaml
 import sparsewm
 from sparsewm.data import DatasetWriter
 from sparsewm.encoders import load_encoder
-from sparsewm.envs import make
+from sparsewm.envs import make_simulated
 from sparsewm.evaluation.actors import interface_of_env
 from sparsewm.model import PredictorConfig, WorldModel
 from sparsewm.model.distance import DistanceConfig
@@ -51,7 +51,7 @@ def hdf5(folder: Path) -> None:
 
 def checkpoint(folder: Path) -> None:
     """An untrained world model for Wall on the random encoder, `model/`."""
-    encoder, env = load_encoder("random"), make("wall")
+    encoder, env = load_encoder("random"), make_simulated("wall")
     torch.manual_seed(0)
     sizes = {"width": 24, "depth": 1, "heads": 2, "mlp": 48}
     config = PredictorConfig(
@@ -104,7 +104,7 @@ def zarr(folder: Path, place: str = "demos.zarr", packed: bool = False) -> None:
     rng = np.random.default_rng(0)
     store: Any = ZipStore(folder / place, mode="w") if packed else str(folder / place)
     group = zarr.open_group(store, mode="w", zarr_format=2)
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "img": rng.integers(0, 256, (rows, 24, 24, 3), dtype=np.uint8),
         "action": rng.normal(size=(rows, 2)).astype(np.float32),
         "agent_pos": rng.normal(size=(rows, 2)).astype(np.float32),

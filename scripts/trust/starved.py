@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def lacks(mounts: bool) -> list[Lack]:
         found += [
             Lack(
                 f"a disk of more than {size}",
-                lambda size=size: _mounted("out", f"size={size}"),
+                partial(_mounted, "out", f"size={size}"),
                 every,
                 works=False,
             )
