@@ -140,8 +140,12 @@ def replace_folder(new: Path, path: Path) -> None:
         os.rename(new, path)
     elif not _exchanged(new, path):  # there is none for a moment: `recover_folder` knows where it is
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(path, old)
-        os.rename(new, path)
+        try:
+            os.rename(path, old)
+            os.rename(new, path)
+        except BaseException:
+            recover_folder(path)
+            raise
     shutil.rmtree(old, ignore_errors=True)
 
 
