@@ -57,7 +57,10 @@ def before(metadata: dict[str, Any]) -> list[str]:
 def kept(space: dict[str, Any]) -> str:
     """The card's line on what is kept of tokens."""
     pooled = f", pooled over {space['pool']:g} of the picture's side" if space["pool"] else ""
-    return f"- Tokens: {space['features'] or 'all'} features of each patch{pooled} (`TokenSpace`)."
+    few = f"{space['features'] or 'all'} features of each patch"
+    if space.get("reader"):
+        few = f"what a network of width {space['reader']} reads of each patch's colours"
+    return f"- Tokens: {few}{pooled} (`TokenSpace`)."
 
 
 def card(
