@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,23 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the known name nearest to `name`, or an empty string."""
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.4)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def machine_fault(error: BaseException) -> UserError | None:
+    """What a machine that has run out of something is to be told; None for an error of another kind."""
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        where = "" if error.filename is None else f" at {error.filename}"
+        return UserError(f"this machine refuses to go on ({error.strerror}{where}): give it more of that")
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    ):
+        reason = f" ({text.rpartition('DefaultCPUAllocator: ')[2]})" if text else ""
+        return UserError(f"this machine has too little memory{reason}: take less data, or smaller settings")
+    return None
 
 
 @contextmanager

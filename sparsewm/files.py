@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+import stat
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from safetensors import SafetensorError
 
 from sparsewm.errors import UserError
 
 REMEDY = "free some space or choose another `output`"
+
+TEXT_BYTES = 32 << 20
+"""Texts that are read are no larger."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -60,19 +67,103 @@ def atomic_path(path: str | Path, temporary: Path | None = None) -> Iterator[Pat
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if temporary is None:
-            handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        with ExitStack() as held:
+            if temporary is None:
+                _sweep(path)
+                handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+                _lock(held.enter_context(open(handle, "rb")))
+                temporary = Path(name)
+            try:
+                yield temporary
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o666 & ~umask())
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to build it in, which vanishes when the block ends."""
+    _sweep(path)
+    place = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    handle = os.open(place, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        if handle is not None:
+            _lock(handle)
+        yield place
+    finally:
+        if handle is not None:
             os.close(handle)
-            temporary = Path(name)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def check_unwritten(path: Path) -> None:
+    """Refuse a file or folder that another process is about to write.
+
+    Raises:
+        UserError: one is.
+    """
+    if _sweep(path):
+        raise UserError(f"another process writes {path} right now: wait for it, or write to another place")
+
+
+def _sweep(path: Path) -> bool:
+    """Remove what processes that were killed have left of `path`, temporaries that nobody holds.
+
+    Returns:
+        whether there are others, of processes that write it now.
+    """
+    held = False
+    names = glob.escape(f".{path.stem}-") + "????????" + glob.escape(path.suffix)
+    for old in path.parent.glob(names):
+        with suppress(OSError):
+            handle = os.open(old, os.O_RDONLY)
+            try:
+                free = _lock(handle)
+            finally:
+                os.close(handle)
+            held = held or not free
+            if free and old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old, ignore_errors=True)
+            elif free:
+                old.unlink(missing_ok=True)
+    return held
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Let a folder take the place of another one, if there is one; at no moment is there none."""
+    old = path.with_name(f".{path.name}-old")
+    if not path.exists():
+        os.rename(new, path)
+    elif not _exchanged(new, path):  # there is none for a moment: `recover_folder` knows where it is
+        shutil.rmtree(old, ignore_errors=True)
         try:
-            yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~umask())
-            os.replace(temporary, path)
+            os.rename(path, old)
+            os.rename(new, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            recover_folder(path)
             raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Put a folder back that a process was about to replace when it died."""
+    old = path.with_name(f".{path.name}-old")
+    if old.is_dir() and not path.exists():
+        os.rename(old, path)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two paths change places at once; false where the system or the disk cannot."""
+    try:
+        call = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # other than Linux with the GNU C library
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def output_folder(path: str | Path) -> Path:
@@ -92,7 +183,7 @@ def output_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path, remedy: str = "give another `output`") -> Iterator[None]:
     """Hold a folder against other processes that ask for the same.
 
     Raises:
@@ -108,7 +199,7 @@ def only_one(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UserError(f"another process writes to {folder} right now: give another `output`") from None
+        raise UserError(f"another process writes to {folder} right now: {remedy}") from None
     except OSError:  # a file system without locks
         pass
     try:
@@ -145,8 +236,15 @@ def locked_file(path: Path, waiting: Callable[[], None]) -> Iterator[tuple[IO[by
         raise
 
 
-def _lock(file: IO[bytes], waiting: Callable[[], None]) -> bool:
-    """Lock a file for as long as it is open; false where there are no locks."""
+def _lock(file: IO[bytes] | int, waiting: Callable[[], None] | None = None) -> bool:
+    """Lock a file for as long as it is open.
+
+    Args:
+        waiting: called before another process is waited for; None: it is not waited for.
+
+    Returns:
+        false where there are no locks, or where another process is not waited for.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -154,6 +252,8 @@ def _lock(file: IO[bytes], waiting: Callable[[], None]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        if waiting is None:
+            return False
         waiting()
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:  # a disk without locks
@@ -243,10 +343,43 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_text(path: str | Path, most: int = TEXT_BYTES) -> str:
+    """Text of a file of `most` bytes.
+
+    Raises:
+        OSError: it cannot be read, or is no file: pipes and devices never end.
+        ValueError: no UTF-8, or larger.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"it has {size_text(size)}, {size_text(most)} at most are read")
+    return path.read_text(encoding="utf-8")
+
+
+def parse_json(path: str | Path) -> Any:
+    """What a JSON file holds; errors as of `read_text`, ValueError where it is no JSON."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError("its values are too deep inside each other") from None
+
+
+def parse_yaml(path: str | Path) -> Any:
+    """What a YAML file holds, plain values alone; errors as of `parse_json`."""
+    try:
+        return yaml.safe_load(read_text(path, 1 << 20))
+    except RecursionError:
+        raise ValueError("its values are too deep inside each other") from None
+    except yaml.YAMLError as error:
+        raise ValueError(error) from None
+
+
 def read_json(path: str | Path) -> Any:
     """Read JSON; a missing or damaged file is a `UserError`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable JSON file ({error}): write it again") from None
 

@@ -7,8 +7,10 @@ import ctypes
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
+_CONTAINER = Path("/sys/fs/cgroup")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
 
 
@@ -31,6 +33,24 @@ def keep_freed_memory() -> bool:
     settings = (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)
     done = [mallopt(option, value) == 1 for option, value in settings]
     return all(done)
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: what the machine, its container and its own limits leave."""
+    found = [int(psutil.virtual_memory().available)]
+    try:
+        import resource
+
+        for limit, kind in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            most = resource.getrlimit(limit)[0]
+            if most != resource.RLIM_INFINITY:
+                found.append(most - _resident(kind))
+    except (ImportError, OSError, StopIteration):  # other than Linux
+        pass
+    with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+        most, taken = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        found.append(most - taken)
+    return max(0, min(found))
 
 
 class PeakMemory:

@@ -10,9 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from sparsewm.errors import UserError, suggest
+from sparsewm.files import parse_yaml
 
 Tree = TypeVar("Tree")
 
@@ -24,8 +23,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UserError: no such file, or no mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = parse_yaml(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable YAML ({error}): give another file") from None
     if content is None:
         return {}

@@ -11,6 +11,7 @@ import pytest
 
 from sparsewm.config import PlanConfig
 from sparsewm.errors import UserError
+from sparsewm.training.config import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,9 @@ def test_numbers_and_paths_of_other_libraries() -> None:
 
 def test_an_environment_in_any_spelling_has_its_own_settings() -> None:
     assert PlanConfig.of("Wall") == PlanConfig.of("sparsewm/Wall-v0") == PlanConfig.of("wall")
+
+
+@pytest.mark.parametrize("section", ["run", "optim", "encoder"])
+def test_a_section_of_training_settings_holds_settings_by_name(section: str) -> None:
+    with pytest.raises(UserError, match=f"`{section}` holds settings by name, not 'fast'"):
+        TrainConfig.of(content={section: "fast"})

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from rich.progress import (
 
 from sparsewm.config import PlanConfig
 from sparsewm.envs import canonical
-from sparsewm.errors import UserError
+from sparsewm.errors import UserError, machine_fault
 from sparsewm.files import output_folder as output_folder
 from sparsewm.trees import merged, read_yaml
 
@@ -60,27 +61,64 @@ def exit_code(command: type, name: str, arguments: list[str]) -> int:
             if parse is None
             else parse(arguments)
         )
-        return made.run() or 0
+        with ends_politely():
+            return made.run() or 0
     except UserError as error:
         if not speaks():
             time.sleep(2)  # a launcher ends all processes when one ends: the one that speaks goes first
             return 2
         return said(error, getattr(command, "tree", command), getattr(command, "passed_on", None))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         sentence = getattr(command, "interrupted", "interrupted; nothing is kept of what was not finished")
         if speaks():
             Console(stderr=True).print(sentence)
-        return 130
+        return stopped_code(stop)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if (fault := machine_fault(error)) is None:
+            raise
+        return said(fault)
+
+
+class Terminated(KeyboardInterrupt):
+    """A polite request to end (SIGTERM): what is finished is kept, as after Ctrl-C."""
+
+
+def stopped_code(stop: KeyboardInterrupt) -> int:
+    """The exit code after an interruption, as a shell says that a program ended by a signal."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+@contextmanager
+def ends_politely() -> Iterator[None]:
+    """Let SIGTERM interrupt as Ctrl-C does; only in the main thread, as Python has it."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def script_exit_code(run: Callable[[], int | None]) -> int:
     """The same of a script of this project."""
     try:
-        return run() or 0
+        with ends_politely():
+            return run() or 0
     except UserError as error:
         return said(error)
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return stopped_code(stop)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if (fault := machine_fault(error)) is None:
+            raise
+        return said(fault)
 
 
 def said(error: UserError, command: type | None = None, passed_on: type | None = None) -> int:

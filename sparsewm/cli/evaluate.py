@@ -19,7 +19,7 @@ from sparsewm.evaluation.cells import Cell, cell_path, made_on, read_cell, retim
 from sparsewm.evaluation.comparison import against_all_tokens, over_random, within
 from sparsewm.evaluation.machine import machine
 from sparsewm.evaluation.table import cell_row, markdown, paired_markdown
-from sparsewm.files import write_json, write_text
+from sparsewm.files import disk_errors, only_one, write_json, write_text
 from sparsewm.model.checkpoint import PRETRAINED, encoder_folder
 from sparsewm.planners import ProposalMode
 from sparsewm.precision import choose_device
@@ -130,8 +130,15 @@ class Eval:
                 raise UserError(
                     f"{self.output} holds no finished cell of this table: let `run_missing` be true"
                 )
-        folder = output_folder(self.output)
-        (folder / "cells").mkdir(exist_ok=True)
+        with only_one(output_folder(self.output)):
+            return self.run_here(self.output, cells, waiting, requests)
+
+    def run_here(
+        self, folder: Path, cells: list[Cell], waiting: list[Cell], requests: dict[str, dict[str, Any]]
+    ) -> int:
+        """Run the waiting cells and write the table."""
+        with disk_errors(folder):
+            (folder / "cells").mkdir(exist_ok=True)
         with progress_bar("evaluating") as progress:
             finished = [cell.name for cell in cells if cell not in waiting]
 

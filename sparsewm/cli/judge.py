@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +22,7 @@ from sparsewm.evaluation.hindsight import Cases, warnings
 from sparsewm.evaluation.machine import machine
 from sparsewm.evaluation.offline import OfflineJudge, Scores, report
 from sparsewm.evaluation.ranking import rank_scores
-from sparsewm.files import write_json
+from sparsewm.files import only_one, write_json
 from sparsewm.model.checkpoint import checkpoint_hash, load, pretrained_path, shipped
 from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.world_model import WorldModel
@@ -92,7 +92,8 @@ class Evaluate:
         name = pretrained_path(self.checkpoint) if self.checkpoint in shipped() else self.checkpoint
         path, _ = checkpoint_folder(name)
         model = load(name, device, dtype, encoder_weights=self.encoder_weights, hub_repo=self.hub_repo)
-        with closing(self.open(model)) as dataset:
+        with ExitStack() as held:
+            dataset = held.enter_context(closing(self.open(model)))
             config = self.config(model)
             judge = OfflineJudge(model, dataset, config, self.drops, self.horizon, self.ranked)
             episodes = np.arange(dataset.episodes) if self.episodes == "all" else None
@@ -101,6 +102,7 @@ class Evaluate:
             for sentence in odd:
                 print(f"warning: {sentence}", file=sys.stderr)
             folder = output_folder(self.output)
+            held.enter_context(only_one(folder))
             with progress_bar("imagining") as progress:
                 scores = judge.score(cases, self.seed, progress)
             found = report(cases, scores, model, self.seed)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparsewm.cli.common import command_line, output_folder, parse_plan, progress_bar
+from sparsewm.cli.common import command_line, output_folder, parse_plan, progress_bar, stopped_code
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.landscape import make_landscape
 from sparsewm.evaluation.run import Prepared, devices_of, prepare, results, run
 from sparsewm.evaluation.table import seconds
-from sparsewm.files import write_json
+from sparsewm.files import only_one, write_json
 from sparsewm.memory import PeakMemory
 from sparsewm.report.plots import plot_landscape, plot_plan
 from sparsewm.report.video import episode_frames, write_video
@@ -32,7 +32,11 @@ class Plan:
 
     def run(self) -> int:
         ready = prepare(self.config)
-        folder = output_folder(ready.config.run.output)
+        with only_one(output_folder(ready.config.run.output)):
+            return self.run_here(ready, ready.config.run.output)
+
+    def run_here(self, ready: Prepared, folder: Path) -> int:
+        """Run the episodes and write what came out."""
         written = ("results.json", "plan.png", "landscape.json", "landscape.png")
         for old in (*folder.glob("episode-*.mp4"), *(folder / name for name in written)):
             old.unlink(missing_ok=True)  # of an earlier run: nothing of it is to stand beside this one's
@@ -41,12 +45,12 @@ class Plan:
         try:
             with progress_bar("planning") as progress:
                 self.watch(ready, folder, finished, progress)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if not finished:
                 raise
             self.report(ready, folder, memory, [finished[i] for i in sorted(finished)])
             print(f"interrupted: these are the {len(finished)} finished of {len(ready.tasks)} episodes")
-            return 130
+            return stopped_code(stop)
         self.report(ready, folder, memory, [finished[i] for i in range(len(ready.tasks))])
         if ready.config.run.landscape:
             draw_landscape(ready, folder)

@@ -28,7 +28,7 @@ from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.envs.experts import expert_policy
 from sparsewm.envs.policies import HeldActions, exploration_policy
 from sparsewm.errors import UserError
-from sparsewm.files import disk_errors, require_space
+from sparsewm.files import disk_errors, only_one, require_space
 
 PART = 25  # episodes recorded and kept together
 STAY = 10  # environment steps an expert stays at the goal
@@ -237,25 +237,41 @@ def collect(
                 f"{error} Record exploration instead: its segments are demonstrations too"
             ) from None
     spec.close()
+    parts = path.with_name(path.name + ".parts")
     if path.is_file():
         if _same_recording(path, attributes, episodes):
+            shutil.rmtree(parts, ignore_errors=True)  # of one who was killed when all was done
             return path
         raise UserError(
             f"{path} exists and was recorded with other settings: delete it or give another `output`"
         )
-    parts = path.with_name(path.name + ".parts")
-    jobs, waiting = [], []
-    for first in range(0, episodes, PART):
-        stop = min(first + PART, episodes)
-        part = parts / f"{first:06d}-{stop:06d}.h5"
-        jobs.append(part)
-        if not (part.is_file() and _same_recording(part, attributes, stop - first)):
-            waiting.append(
-                (environment, first, stop, seed, steps, str(part), attributes, resolution, held, expert)
-            )
-    done = episodes - sum(job[2] - job[1] for job in waiting)
     with disk_errors(path):
         parts.mkdir(parents=True, exist_ok=True)
+    with only_one(parts, "wait for it, or give another `output`"):
+        jobs: list[Path] = []
+        waiting: list[Job] = []
+        for first in range(0, episodes, PART):
+            stop = min(first + PART, episodes)
+            part = parts / f"{first:06d}-{stop:06d}.h5"
+            jobs.append(part)
+            if not (part.is_file() and _same_recording(part, attributes, stop - first)):
+                waiting.append(
+                    (environment, first, stop, seed, steps, str(part), attributes, resolution, held, expert)
+                )
+        _record(waiting, workers, episodes, progress)
+        _join(jobs, path, attributes)
+        shutil.rmtree(parts)
+    return path
+
+
+def _record(
+    waiting: list[Job],
+    workers: int,
+    episodes: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Record the parts that are missing, in worker processes."""
+    done = episodes - sum(job[2] - job[1] for job in waiting)
     if progress is not None:
         progress(done, episodes)
     if waiting:
@@ -272,9 +288,6 @@ def collect(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-    _join(jobs, path, attributes)
-    shutil.rmtree(parts)
-    return path
 
 
 def _join(parts: list[Path], path: Path, attributes: dict[str, Any]) -> None:

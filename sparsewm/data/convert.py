@@ -12,6 +12,7 @@ from sparsewm.data.dataset import Dataset
 from sparsewm.data.frames import resized
 from sparsewm.data.writer import DatasetWriter
 from sparsewm.errors import UserError
+from sparsewm.files import check_unwritten
 
 Progress = Callable[[int, int], None]
 Resize = Callable[[np.ndarray], np.ndarray]
@@ -37,6 +38,7 @@ def write_hdf5(
     """
     if path.exists():
         raise UserError(f"{path} exists: delete it, or write to another place")
+    check_unwritten(path)
     dataset = next(iter(views.values()))
     said: dict[str, Any] = {
         k: v for k, v in dataset.attributes.items() if isinstance(v, (str, int, float)) and k != "format"

@@ -20,6 +20,9 @@ from sparsewm.data.checks import are_bounds, damaged_numbers, matrix
 from sparsewm.data.frames import Frames
 from sparsewm.errors import UserError
 
+LARGEST_SIDE = 1 << 14
+"""Pixels of a picture's side, at most."""
+
 
 class Dataset(ABC):
     """Recorded episodes.
@@ -104,6 +107,11 @@ class Dataset(ABC):
             self.obstacles.append("it holds no rows: collect some")
         if min(pixels.shape[1:3]) < 1 and not obstacles:
             self.obstacles.append(f"its pictures have size {pixels.shape[1]} x {pixels.shape[2]}")
+        if max(pixels.shape[1:3]) > LARGEST_SIDE:
+            self.obstacles.append(
+                f"its pictures have size {pixels.shape[1]} x {pixels.shape[2]}: no side may be above "
+                f"{LARGEST_SIDE}"
+            )
         action = np.array(action, np.float64)  # a copy: the last rows are changed
         if len(action) == total:
             action[self.last_rows] = 0

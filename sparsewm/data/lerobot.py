@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from sparsewm.data.cameras import CAMERA, GOAL
 from sparsewm.data.convert import Progress, Resize
 from sparsewm.data.dataset import Dataset
 from sparsewm.errors import UserError, needs_extra
-from sparsewm.files import disk_errors
+from sparsewm.files import check_unwritten, disk_errors, temporary_folder
 
 with needs_extra("datasets of LeRobot", "vla"):
     from datasets import disable_progress_bars, enable_progress_bars
@@ -156,15 +155,13 @@ def _new_dataset(
     """An empty LeRobotDataset in a place of its own, which becomes `folder` if all goes well."""
     if folder.exists():
         raise UserError(f"{folder} exists: delete it, or write to another place")
+    check_unwritten(folder)
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with temporary_folder(folder) as place:
             root = place / "dataset"
             yield LeRobotDataset.create(repo_id(dataset), fps, features, root=root, use_videos=False), root
             os.replace(root, folder)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def _write(

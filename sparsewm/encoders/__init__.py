@@ -122,6 +122,12 @@ def names_code(name: str) -> bool:
     return ":" in name and name.partition(":")[0] not in ENCODERS and name not in ENCODERS
 
 
+def is_class(name: str) -> bool:
+    """Whether a name is that of a `PatchEncoder` class; what it names is imported, and not called."""
+    thing: Any = _factory(name.removesuffix(":cls"))[0]
+    return isinstance(thing, type) and issubclass(thing, PatchEncoder)
+
+
 def _factory(name: str) -> tuple[Callable[..., PatchEncoder], str | None]:
     """What makes the encoder, and the model behind the colon where a family such as timm makes it."""
     family, colon, model = name.partition(":")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.machine import code_hash, machine_kind
 from sparsewm.evaluation.run import prepare, results, run
 from sparsewm.evaluation.statistics import quartiles
-from sparsewm.files import slug
+from sparsewm.files import parse_json, slug
 from sparsewm.memory import PeakMemory
 from sparsewm.model.checkpoint import checkpoint_hash, encoder_folder, pretrained_path
 from sparsewm.precision import choose_device, choose_dtype
@@ -271,7 +270,7 @@ def read_cell(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any
         UserError: the file is damaged.
     """
     try:
-        result: dict[str, Any] = json.loads(cell_path(folder, name).read_text())
+        result: dict[str, Any] = parse_json(cell_path(folder, name))
         return result if result["request"] == request else None
     except FileNotFoundError:
         return None

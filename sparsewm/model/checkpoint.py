@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,18 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sparsewm.encoders import PatchEncoder, base_name, load_encoder, names_code
+from sparsewm.encoders import PatchEncoder, base_name, is_class, load_encoder, names_code
 from sparsewm.errors import UserError, suggest
-from sparsewm.files import disk_errors, slug, umask
+from sparsewm.files import (
+    disk_errors,
+    parse_json,
+    parse_yaml,
+    recover_folder,
+    replace_folder,
+    slug,
+    temporary_folder,
+    umask,
+)
 from sparsewm.model.decoder import DecoderConfig
 from sparsewm.model.distance import DistanceConfig
 from sparsewm.model.hub import CHECKPOINT_FILES as FILES
@@ -29,6 +36,14 @@ from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import fastest_dtype
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
+
+LARGEST_SIDE = 1 << 14
+"""Pixels of a picture that an encoder sees, at most."""
+
+SPARE = 1 << 24
+"""Numbers that a world model may have beside its weights, such as those that follow from its grid."""
+
+_DAMAGE = (ValueError, KeyError, TypeError, IndexError, ArithmeticError, AttributeError)
 
 
 def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
@@ -42,9 +57,10 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        old = path.with_name(f".{path.name}-old")
-        try:
+        recover_folder(path)
+        with temporary_folder(path) as place:
+            temporary = place / path.name
+            temporary.mkdir()
             networks = {"predictor": model.predictor, "distance": model.distance, "decoder": model.decoder}
             tensors = {
                 f"{name}.{key}": value.bfloat16().contiguous()
@@ -73,18 +89,8 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
             }
             information |= metadata or {}
             (temporary / FILES[2]).write_text(json.dumps(information, indent=2) + "\n")
-            temporary.chmod(0o777 & ~umask())  # what mkdtemp and safetensors make is for the owner alone
-            (temporary / FILES[0]).chmod(0o666 & ~umask())
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(path, old)
-            os.rename(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if old.exists() and not path.exists():
-                os.rename(old, path)
-            raise
+            (temporary / FILES[0]).chmod(0o666 & ~umask())  # what safetensors makes is for the owner alone
+            replace_folder(temporary, path)
     return path
 
 
@@ -120,8 +126,8 @@ def load(
             f"{path} is no checkpoint folder ({missing[0]} is missing): give the folder that `train` wrote"
         )
     try:
-        config = yaml.safe_load((folder / FILES[1]).read_text())
-        metadata = json.loads((folder / FILES[2]).read_text())
+        config = parse_yaml(folder / FILES[1])
+        metadata = parse_json(folder / FILES[2])
         tensors = load_file(folder / FILES[0])
         config["grid"] = tuple(config["grid"])
         distance, decoder = config.pop("distance", None), config.pop("decoder", None)
@@ -129,15 +135,20 @@ def load(
         decoder_config = None if decoder is None else DecoderConfig(**decoder)
         space = None if (kept := config.pop("space", None)) is None else TokenSpace(**kept)
         predictor_config = PredictorConfig(**config)
+        layers = predictor_config.depth, 0 if decoder_config is None else decoder_config.layers
+        if max(layers) > len(tensors):
+            raise ValueError(f"its settings have {max(layers)} layers, its weights have not")
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
         height, width = seen["resolution"] or (0, 0)
         resolution = (int(height), int(width)) if height else None
+        if resolution is not None and not 1 <= min(resolution) <= max(resolution) <= LARGEST_SIDE:
+            raise ValueError(f"its encoder sees pictures of {height} x {width}")
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
         if not isinstance(name, str) or frameskip < 1:
             raise ValueError(f"environment {name!r}, frameskip {frameskip}")
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}): copy it again or train anew") from None
+    except (*_DAMAGE, OSError, SafetensorError) as error:
+        raise _damaged(path, error) from None
     if environment is not None and name != environment:
         raise UserError(
             f"checkpoint {path} was trained for {name}, not {environment}: give `env` {name} or another one"
@@ -151,6 +162,11 @@ def load(
         if downloaded and encoder_name is None and names_code(recorded["name"]):
             raise UserError(
                 f"the encoder of {path} is {recorded['name']}, code that nothing from the hub may choose: "
+                "name the encoder yourself if you trust it"
+            )
+        if encoder_name is None and names_code(recorded["name"]) and not is_class(recorded["name"]):
+            raise UserError(
+                f"the encoder of checkpoint {path} is {recorded['name']}, which is no PatchEncoder class: "
                 "name the encoder yourself if you trust it"
             )
         try:
@@ -174,8 +190,16 @@ def load(
             f"checkpoint {path} was trained on pictures of {resolution} pixels, not of "
             f"{encoder.resolution}: load the encoder with that `resolution`"
         )
-    heads = distance_config, decoder_config
-    model = WorldModel(encoder, predictor_config, name, frameskip, metadata, *heads, space)
+    parts = encoder, predictor_config, name, frameskip, metadata, distance_config, decoder_config, space
+    try:
+        with torch.device("meta"):  # how large it is, before it is made
+            drawn = WorldModel(*parts)
+        sizes = [sum(t.numel() for t in some) for some in (tensors.values(), _tensors(drawn))]
+        if sizes[1] > 2 * sizes[0] + SPARE:
+            raise ValueError(f"its settings describe {sizes[1]:.3g} numbers, its weights are {sizes[0]:.3g}")
+        model = WorldModel(*parts)
+    except (*_DAMAGE, RuntimeError) as error:
+        raise _damaged(path, error) from None
     try:
         model.load_state_dict({key: value.float() for key, value in tensors.items()})
     except RuntimeError as error:
@@ -189,6 +213,16 @@ def load(
     return model.place(device, dtype)
 
 
+def _tensors(model: WorldModel) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _damaged(path: str | Path, error: Exception) -> UserError:
+    said = " ".join(str(error).split())[:300]
+    return UserError(f"checkpoint {path} is damaged ({said}): copy it again or train anew")
+
+
 def checkpoint_hash(path: str | Path) -> str:
     """SHA-256 (hex) of what a checkpoint, found as `load` finds it, computes: its weights, sizes and encoder.
 
@@ -197,7 +231,7 @@ def checkpoint_hash(path: str | Path) -> str:
     """
     folder, _ = checkpoint_folder(path)
     try:
-        encoder = json.loads((folder / FILES[2]).read_text())["encoder"]["hash"]
+        encoder = parse_json(folder / FILES[2])["encoder"]["hash"]
         content = b"".join((folder / name).read_bytes() for name in FILES[:2])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no checkpoint ({error}): give the folder that `train` wrote") from None

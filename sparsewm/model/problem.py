@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparsewm.errors import UserError
 from sparsewm.kernels import flushed
+from sparsewm.memory import free_memory
 from sparsewm.model.choices.base import Scene, ScoredChoice, TokenChoice, drawn, patch_errors
 from sparsewm.model.choices.uniform import RandomPatches
 from sparsewm.model.drop import kept_patches
@@ -24,6 +25,9 @@ from sparsewm.model.objectives import Objective
 from sparsewm.model.predictor import FrameCache
 from sparsewm.model.rollout import Past, Rollout
 from sparsewm.model.world_model import WorldModel
+
+PLENTY = 1 << 28
+"""Bytes that a rollout may take without a look at how many are left."""
 
 
 @dataclass
@@ -75,7 +79,8 @@ class LatentProblem:
         history: earlier (frame, action (B, C)) pairs, oldest first.
         redraw: draw a new subset at every `resample`; otherwise the first one is kept.
         patches: the subset (B, M) to start with; None: a random one.
-        memory: bytes that a rollout may take; candidates are then imagined in parts. None: all at once.
+        memory: bytes that a rollout may take; candidates are then imagined in parts. None: all at once,
+            unless half of the memory that a CPU has left is less.
 
     Raises:
         UserError: a horizon below 1, or a drop ratio outside [0, 1).
@@ -225,14 +230,17 @@ class LatentProblem:
 
     def _part(self, candidates: int) -> int:
         """How many candidates are imagined at once."""
-        if self.memory is None:
-            return candidates
         config, length = self.model.config, self.kept + 1
         inner = config.heads * config.head_size
         cached = 2 * config.history * config.depth * inner  # numbers per token: keys and values
         passing = config.width + 3 * inner + config.mlp
         size = self.batch * length * (cached + passing) * 4
-        return max(1, min(candidates, int(self.memory / size)))
+        room = self.memory
+        if room is None:
+            if self.device.type != "cpu" or candidates * size < PLENTY:
+                return candidates
+            room = free_memory() / 2
+        return max(1, min(candidates, int(room / size)))
 
     @flushed()
     def imagined(self, actions: Tensor) -> Tensor:

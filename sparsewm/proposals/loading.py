@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from sparsewm.errors import UserError
+from sparsewm.files import parse_json
 from sparsewm.proposals.version import lerobot_imports
 
 with lerobot_imports():
@@ -174,7 +174,7 @@ def _check_files(folder: Path) -> None:
         if name in missing:
             continue
         try:
-            steps = json.loads((folder / name).read_text(encoding="utf-8"))["steps"]
+            steps = parse_json(folder / name)["steps"]
             named = [step["state_file"] for step in steps if step.get("state_file")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sparsewm.data.cameras import CAMERA, GOAL, LUMINANCE
 from sparsewm.errors import UserError
+from sparsewm.files import parse_yaml
+
+HUGE = 1e12
+"""Scales and offsets are smaller."""
 
 SEEN = ("pixels", "goal", "both")
 """What a camera may see."""
@@ -46,8 +48,8 @@ def read_names(path: Path) -> dict[str, Any]:
         UserError: no such file, no YAML, or an entry of the wrong kind.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = parse_yaml(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"names {path} is not readable YAML ({error}): see docs/howto/policy.md") from None
     known = [entry.name for entry in fields(Names)]
     if not isinstance(content, dict) or not set(content) <= set(known):
@@ -71,7 +73,8 @@ def read_names(path: Path) -> dict[str, Any]:
     if not isinstance(statistics, dict) or not all(isinstance(name, str) for name in statistics.values()):
         raise UserError(f"statistics of names {path} must be names by feature")
     for key in ("scale", "offset"):
-        if not isinstance(content.get(key, 1.0), int | float):
+        value = content.get(key, 1.0)
+        if not isinstance(value, int | float) or not -HUGE < value < HUGE:
             raise UserError(f"{key} of names {path} must be a number")
     return content
 

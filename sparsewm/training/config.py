@@ -282,10 +282,10 @@ class TrainConfig:
             UserError: unknown preset or setting, or a value that is impossible.
         """
         content = dict(content or {})
+        content["run"] = content.get("run") or {}
+        merged(cls(), content, source)  # refuses what has another shape than the tree
         given = {"start": start, "extend": extend}
-        run = dict(content.get("run") or {}) | {
-            name: path for name, path in given.items() if path is not None
-        }
+        run = dict(content["run"]) | {name: path for name, path in given.items() if path is not None}
         content |= {"run": run}
         if env := env or content.get("env"):
             content["env"] = env

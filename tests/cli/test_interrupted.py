@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from sparsewm import cli
 from sparsewm.cli import collect, convert
 from sparsewm.evaluation.actors import Nothing
+from sparsewm.files import only_one
 from tests.cli.commands import call
 
 
@@ -33,6 +37,34 @@ def test_plan_keeps_the_finished_episodes(tmp_path: Path, monkeypatch: pytest.Mo
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["episodes"] == len(found["per_episode"]) == 2
     assert found["settings"]["run"]["episodes"] == 5
+
+
+def test_a_polite_request_to_end_keeps_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decide, asked = Nothing.act, []
+
+    def act(self: Nothing, episodes: Any, active: Any) -> Any:
+        asked.append(episodes[0].task.seed)
+        if len(set(asked)) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return decide(self, episodes, active)
+
+    monkeypatch.setattr(Nothing, "act", act)
+    before = signal.getsignal(signal.SIGTERM)
+    flags = "--env wall --run.actor nothing --episodes 5 --max-steps 5 --run.no-video"
+    code, out, err = call("plan", flags, "--output", tmp_path)
+    assert code == 143 and "these are the 2 finished of 5 episodes" in out, err
+    assert json.loads((tmp_path / "results.json").read_text())["episodes"] == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_one_output_is_one_processs(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("of another process")
+    flags = "--env wall --run.actor nothing --max-steps 5 --run.no-video"
+    with only_one(tmp_path):
+        code, _, err = call("plan", flags, "--output", tmp_path)
+    assert code == 2 and "another process writes to" in err and "give another --output" in err
+    assert (tmp_path / "results.json").read_text() == "of another process"
 
 
 def test_results_record_the_command_that_python_ran(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from scripts import common
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = sorted(
     ".".join(path.relative_to(SCRIPTS.parent).with_suffix("").parts)
-    for place in (SCRIPTS, SCRIPTS / "experiments")
+    for place in (SCRIPTS, SCRIPTS / "experiments", SCRIPTS / "trust")
     for path in place.glob("*.py")
-    if path.stem not in ("__init__", "common")
+    if path.stem not in ("__init__", "common", "damage", "samples")
 )
 
 

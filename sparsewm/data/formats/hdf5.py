@@ -25,6 +25,7 @@ with h5py, or set `HDF5_PLUGIN_PATH` to the folder `hdf5plugin.PLUGIN_PATH`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ import numpy as np
 from sparsewm.data.dataset import Dataset
 from sparsewm.data.frames import Frames, ReadFrames, choose_cameras, side_by_side
 from sparsewm.errors import UserError
+from sparsewm.files import size_text
+from sparsewm.memory import free_memory
+
+_COPIES = 3  # of a column, while it is checked
 
 
 class HDF5Dataset(Dataset):
@@ -105,11 +110,17 @@ class HDF5Dataset(Dataset):
 
     def columns(self) -> dict[str, str]:
         """Type and shape of everything in the file."""
+        return {
+            name: f"{thing.dtype} {thing.shape}" if isinstance(thing, h5py.Dataset) else "group"
+            for name, thing in self._things().items()
+        }
+
+    def _things(self) -> dict[str, Any]:
+        """All columns and groups by name."""
         found = {}
         for name in self._file:
-            with contextlib.suppress(KeyError, OSError):  # links that lead nowhere
-                thing = self._file[name]
-                found[name] = f"{thing.dtype} {thing.shape}" if isinstance(thing, h5py.Dataset) else "group"
+            with contextlib.suppress(KeyError, OSError, RuntimeError):  # links that lead nowhere
+                found[name] = self._file[name]
         return found
 
     def _column(self, name: str, required: bool = False) -> h5py.Dataset | None:
@@ -122,7 +133,7 @@ class HDF5Dataset(Dataset):
             return None
         try:
             column = self._file[name]
-        except (KeyError, OSError):
+        except (KeyError, OSError, RuntimeError):
             place = getattr(link, "filename", None) or getattr(link, "path", "?")
             self._faults.append(f"column '{name}' is a link to {place}, which is not there")
             return None
@@ -140,6 +151,13 @@ class HDF5Dataset(Dataset):
         return column
 
     def _values(self, name: str, column: h5py.Dataset) -> np.ndarray | None:
+        size = math.prod(column.shape) * column.dtype.itemsize
+        if _COPIES * size > (free := free_memory()):
+            self._faults.append(
+                f"column '{name}' {column.shape} takes {size_text(size)}, where {size_text(free)} of memory "
+                "are free"
+            )
+            return None
         try:
             values: np.ndarray = column[()]
         except (OSError, RuntimeError) as error:
@@ -163,7 +181,7 @@ class HDF5Dataset(Dataset):
 
     def _lengths(self) -> np.ndarray:
         """Rows of the episodes, from `ep_len` or, without it, from `episode_idx`."""
-        columns = [c for c in self._file.values() if isinstance(c, h5py.Dataset) and c.ndim > 1]
+        columns = [c for c in self._things().values() if isinstance(c, h5py.Dataset) and c.ndim > 1]
         unknown = np.array([max((len(c) for c in columns), default=0)])  # as if all were one episode
         derived = "ep_len" not in self._file and "episode_idx" in self._file
         name = "episode_idx" if derived else "ep_len"
@@ -224,5 +242,8 @@ class HDF5Dataset(Dataset):
 def _texts(values: Any) -> list[str]:
     """Names out of an attribute: an array of texts or bytes, or one text with commas."""
     if isinstance(values, (str, bytes)):
-        values = (values.decode() if isinstance(values, bytes) else values).split(",")
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(values).ravel().tolist()]
+        values = (values.decode(errors="replace") if isinstance(values, bytes) else values).split(",")
+    return [
+        v.decode(errors="replace") if isinstance(v, bytes) else str(v)
+        for v in np.asarray(values).ravel().tolist()
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from sparsewm.data.dataset import Dataset
 from sparsewm.data.frames import Frames, ReadFrames, choose_cameras, side_by_side
 from sparsewm.errors import UserError, needs_extra
+from sparsewm.files import parse_json
 
 _PREFIX = re.compile(r"^observation\.(images\.)?")
 Progress = Callable[[int, int], None]
@@ -136,7 +136,7 @@ def _check_info(root: Path, flags: str) -> None:
     """Raise a `UserError` for an old version, or where LeRobot would look on the hub for what is missing."""
     file = root / "meta" / "info.json"
     try:
-        version = str(json.loads(file.read_text(encoding="utf-8"))["codebase_version"])
+        version = str(parse_json(file)["codebase_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{root} is no LeRobotDataset: meta/info.json is missing or damaged ({error})"
@@ -206,7 +206,10 @@ def _image_frames(read: Any, key: str, rows: int) -> Frames:
     def load(wanted: np.ndarray) -> np.ndarray:
         return np.stack([_rgb(picture) for picture in pictures[wanted.tolist()][key]])
 
-    first = _rgb(pictures[0][key]) if rows else np.zeros((0, 0, 3), np.uint8)
+    try:
+        first = _rgb(pictures[0][key]) if rows else np.zeros((0, 0, 3), np.uint8)
+    except Exception as error:  # whatever pyarrow or PIL say of a damaged file
+        raise UserError(f"pictures of {read.root} ({key}) are damaged ({error}): copy it again") from None
     return ReadFrames((rows, *first.shape), f"{read.root} ({key})", load)
 
 
