@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ class Standardizer(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
 
-    def fit(self, statistics: dict[str, Tensor | np.ndarray]) -> None:
+    def fit(self, statistics: Mapping[str, Tensor | np.ndarray]) -> None:
         """Fill in `token_mean` (N, D), `token_map`, `cost_map` (D, D), `proprio_mean` ... from the data."""
         buffers = self.state_dict()
         for name, value in statistics.items():
