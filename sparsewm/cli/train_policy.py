@@ -27,7 +27,6 @@ class TrainPolicy:
                 prog="sparsewm train-policy",
                 args=arguments,
                 description=about(PolicyTrainConfig),
-                config=(tyro.conf.FlagCreatePairsOff,),
             )
         )
 

@@ -68,5 +68,5 @@ def fitted_reader(
     assert isinstance(first, nn.Linear)
     with torch.no_grad():  # raw tokens in
         first.weight /= scale
-        first.bias -= first.weight @ mean
+        first.bias.sub_(first.weight @ mean)
     return network.requires_grad_(False).eval()
