@@ -6,7 +6,7 @@ import numpy as np
 
 from sparsewm.envs.benchmarks.parts import Part
 from sparsewm.envs.benchmarks.physics import PhysicsEnv
-from sparsewm.envs.physics import load
+from sparsewm.envs.physics import mujoco
 from sparsewm.errors import UserError, needs_extra
 
 REPEAT = 2  # control steps of an environment step, as in stable-worldmodel
@@ -59,12 +59,12 @@ class ReacherEnv(PhysicsEnv):
     _viewpoint = 0
 
     def __init__(self, resolution: int = 112, render_mode: str = "rgb_array") -> None:
-        load()  # before dm_control imports MuJoCo
         with needs_extra("dm_control's environments", "dmc"):
             from dm_control.suite import reacher
-        self._physics = reacher.Physics.from_xml_string(*reacher.get_model_and_assets())
-        self._model, self._data = self._physics.model.ptr, self._physics.data.ptr
-        self._physics.named.model.mat_rgba["target", 3] = 0.0
+        # its own Physics asks MuJoCo 4 for what is no longer there; the model alone needs nothing of it
+        self._model = mujoco.MjModel.from_xml_string(*reacher.get_model_and_assets())
+        self._data = mujoco.MjData(self._model)
+        self._model.mat("target").rgba[3] = 0.0
         self._describe(())
         self._parts = [Part(name, self._joint(name), 0.05, angle=True) for name in ("shoulder", "wrist")]
         super().__init__(resolution, render_mode)
@@ -73,9 +73,8 @@ class ReacherEnv(PhysicsEnv):
         return np.empty(0)
 
     def _advance(self, action: np.ndarray) -> None:
-        for _ in range(REPEAT):
-            self._physics.set_control(action)
-            self._physics.step()
+        self._data.ctrl[:] = action
+        mujoco.mj_step(self._model, self._data, REPEAT)
 
     def proprio_of(self, state: np.ndarray) -> np.ndarray:
         cosine, sine = np.cos(state[:2]), np.sin(state[:2])
