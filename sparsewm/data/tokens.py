@@ -37,11 +37,13 @@ class Tokens(ABC):
     Attributes:
         shape: (rows, N, D). kind: one of `CACHES`.
         ahead: whether they can be read in a thread beside the one that computes.
+        standard: whether they are no longer raw, but in the units of a world model.
     """
 
     shape: tuple[int, int, int]
     kind: str
     ahead: bool
+    standard = False
 
     @abstractmethod
     def rows(self, rows: np.ndarray) -> Tensor:

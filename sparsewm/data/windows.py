@@ -84,13 +84,14 @@ class Windows(WindowRows):
         """Windows by number (B,), or their first `frames` frames.
 
         Returns:
-            `tokens` (B, T, N, D) raw, `proprio` float32 (B, T, P) raw, `action` float32
-            (B, T-1, frameskip * A), and `state` float64 (B, T, D_state) where it is recorded.
+            `tokens` (B, T, N, D) raw, or `standard_tokens` where they are so; `proprio` float32 (B, T, P)
+            raw, `action` float32 (B, T-1, frameskip * A), and `state` float64 (B, T, D_state) where it is
+            recorded.
         """
         rows = self.rows(windows, frames)
         steps = rows[:, :-1, None] + np.arange(self.frameskip)
         batch = {
-            "tokens": self.tokens.rows(rows),
+            "standard_tokens" if self.tokens.standard else "tokens": self.tokens.rows(rows),
             "proprio": torch.from_numpy(self.dataset.proprio[rows]),
             "action": torch.from_numpy(self.dataset.action[steps]).flatten(2),
         }

@@ -37,6 +37,7 @@ from sparsewm.training.inputs import (
 )
 from sparsewm.training.parallel import Processes, connect
 from sparsewm.training.report import Progress, Say, quiet, silent
+from sparsewm.training.standard_tokens import standard_tokens
 from sparsewm.training.start import (
     check_sizes,
     interface,
@@ -325,6 +326,7 @@ def _train_predictor(job: _Job, model: WorldModel) -> Trainer:
                 if found
                 else f"no run in {folder}: starting one"
             )
+        train.tokens = validation.tokens = standard_tokens(job.tokens, model, job.data, job.progress)
         return trainer
 
     trainer = processes.agree(begin)

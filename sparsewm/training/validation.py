@@ -62,9 +62,10 @@ def validate(
 
 def standardized(model: WorldModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """A raw window batch in the model's units, on its device (actions stay in the environment's)."""
-    found = {name: placed(batch[name], model.device) for name in ("tokens", "proprio", "action")}
+    found = {name: placed(tensor, model.device) for name, tensor in batch.items() if name != "state"}
+    standard = found.get("standard_tokens")
     return {
-        "tokens": model.standardizer.tokens(found["tokens"]),
+        "tokens": model.standardizer.tokens(found["tokens"]) if standard is None else standard,
         "proprio": model.standardizer.proprio(found["proprio"]),
         "action": found["action"],
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.data import open_dataset
+from sparsewm.data import TokenCache, open_dataset
 from sparsewm.encoders import random_twin
 from sparsewm.encoders.embedded import ViT
 from sparsewm.errors import UserError
@@ -19,6 +19,7 @@ from sparsewm.model.latent import READINGS, TokenSpace
 from sparsewm.training import reader, train
 from sparsewm.training.config import TrainConfig
 from sparsewm.training.space import changed_patches, signal_directions
+from sparsewm.training.standard_tokens import standard_tokens
 from tests.training.test_run import config, write
 
 
@@ -154,3 +155,21 @@ def test_an_encoder_has_settings_of_its_own() -> None:
     assert TrainConfig.of("rope", encoder="dinov2_vits14").encoder.resolution == (196,)
     given = TrainConfig.of("rope", content={"encoder": {"name": "dinov2_vits14", "features": 3}})
     assert given.encoder.features == 3
+
+
+def test_tokens_of_few_features_are_kept_in_a_models_units(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.h5")
+    space = {"name": "random", "features": 6, "pool": 0.125, "aligned": True}
+    model = train(config(data, encoder=space, run={"output": tmp_path / "run"})).model
+    with closing(open_dataset(data)) as dataset:
+        raw = TokenCache(dataset, model.encoder, tmp_path)
+        dataset.stride = 5
+        kept = standard_tokens(raw, model, dataset)
+        rows = dataset.rows_of(np.arange(dataset.episodes))
+        assert kept.standard and kept.shape == (dataset.rows, 64, 6)
+        wanted = model.standardizer.tokens(raw.rows(rows[:6].reshape(2, 3)))
+        assert torch.allclose(kept.rows(rows[:6].reshape(2, 3)), wanted, atol=1e-5)
+        with pytest.raises(KeyError):
+            kept.rows(rows[:1] + 1)  # between the aligned ones
+        model.space = None
+        assert standard_tokens(raw, model, dataset) is raw
