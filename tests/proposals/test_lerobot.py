@@ -174,7 +174,7 @@ def test_the_instruction_is_read(folders: dict[str, Path], env: GoalEnv) -> None
 def test_names_map_cameras_states_and_actions(tmp_path: Path, env: GoalEnv) -> None:
     folder = tiny_policy(tmp_path / "policy", "act", cameras=("top", "wrist"))
     with pytest.raises(
-        UserError, match=r"observation\.images\.top, observation\.images\.wrist: say .* file of names"
+        UserError, match=r"observation\.images\.top, observation\.images\.wrist, not .*: say .* file of names"
     ):
         LeRobotProposals(folder, env)
     cameras = "cameras: {observation.images.top: pixels, observation.images.wrist: goal}\n"
