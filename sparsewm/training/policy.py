@@ -24,9 +24,10 @@ from sparsewm.settings import make_env
 from sparsewm.training.draws import generators
 from sparsewm.training.inputs import token_folder
 from sparsewm.training.policy_config import PolicyTrainConfig
-from sparsewm.training.policy_trainer import STATE_FILE, PolicyTrainer, validation_draw
+from sparsewm.training.policy_trainer import PolicyTrainer, validation_draw
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.start import check_sizes
+from sparsewm.training.state import STATE_FILE
 from sparsewm.training.stretches import Stretches
 
 

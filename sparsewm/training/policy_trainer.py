@@ -16,14 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsewm.config import ProposalConfig
 from sparsewm.data import Tokens
 from sparsewm.errors import UserError
-from sparsewm.files import atomic_path, write_json
+from sparsewm.files import write_json
 from sparsewm.kernels import flushed
 from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
@@ -32,10 +30,9 @@ from sparsewm.report.plots import plot_policy
 from sparsewm.training.draws import generators
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.state import STATE_FILE, adam_state, adam_tensors, read_state, write_state
 from sparsewm.training.stretches import Drawn, Stretches
 from sparsewm.training.trainer import device_name
-
-STATE_FILE = "training_state.safetensors"
 
 VALIDATED = 256
 """Held-out stretches, always the same."""
@@ -133,15 +130,12 @@ class PolicyTrainer:
         plot_policy(
             self.folder / "training.png", self.metrics, f"{self.model.environment}, {self.config.kind}"
         )
-        adam = self.optimizer.adamw.state_dict()["state"]
         tensors = {f"master.{i}": m for i, m in enumerate(self.optimizer.masters)}
         tensors |= {f"average.{i}": a for i, a in enumerate(self.average)}
-        for i, entry in adam.items():
-            tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+        tensors |= adam_tensors(self.optimizer.adamw)
         about = {"config": self.settings(), "identity": self.identity(), "step": self.step}
         about |= {"seconds": self.seconds, "metrics": self.metrics}
-        with atomic_path(self.folder / STATE_FILE, self.folder / f".{STATE_FILE}") as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"run": json.dumps(about)})
+        write_state(self.folder, tensors, about)
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON has them."""
@@ -159,13 +153,11 @@ class PolicyTrainer:
         Raises:
             UserError: the state is damaged, or of a run with other settings.
         """
-        path = self.folder / STATE_FILE
-        if not path.is_file():
+        found = read_state(self.folder)
+        if found is None:
             return False
+        about, tensors = found
         try:
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["run"])
-            tensors = load_file(path)
             now, before = self.settings(), about["config"]
             other = [name for name in now if now[name] != before.get(name) and name not in _CHANGEABLE]
             other += [name for name, value in self.identity().items() if about["identity"].get(name) != value]
@@ -174,21 +166,15 @@ class PolicyTrainer:
                     f"{self.folder} holds a run with another {', '.join(other)}: give the same to resume it, "
                     "or another `output`"
                 )
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith("adam."):
-                    _, index, name = key.split(".", 2)
-                    state.setdefault(int(index), {})[name] = value
-            groups = self.optimizer.adamw.state_dict()["param_groups"]
             masters = [tensors[f"master.{i}"] for i in range(len(self.average))]
-            self.optimizer.load_state_dict(
-                {"masters": masters, "adamw": {"state": state, "param_groups": groups}}
-            )
+            adam = adam_state(self.optimizer.adamw, tensors)
+            self.optimizer.load_state_dict({"masters": masters, "adamw": adam})
             with torch.no_grad():
                 for i, average in enumerate(self.average):
                     average.copy_(tensors[f"average.{i}"])
             self.step, self.seconds, self.metrics = about["step"], about["seconds"], about["metrics"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            path = self.folder / STATE_FILE
             raise UserError(f"{path} is damaged ({error}): delete it to start this run anew") from None
         return True
 

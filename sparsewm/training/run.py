@@ -45,7 +45,8 @@ from sparsewm.training.start import (
     new_model,
     translated,
 )
-from sparsewm.training.trainer import STATE_FILE, Trainer, check_groups
+from sparsewm.training.state import STATE_FILE
+from sparsewm.training.trainer import Trainer, check_groups
 
 
 @dataclass(frozen=True)

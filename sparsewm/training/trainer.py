@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsewm.data import Windows, loaded_ahead
 from sparsewm.errors import UserError
-from sparsewm.files import atomic_path, write_json
+from sparsewm.files import write_json
 from sparsewm.kernels import flushed
 from sparsewm.model.checkpoint import save
 from sparsewm.model.latent import random_groups
@@ -31,9 +30,8 @@ from sparsewm.training.config import OptimConfig
 from sparsewm.training.draws import Draw, draw_step
 from sparsewm.training.optim import MasterMuon
 from sparsewm.training.parallel import Processes
+from sparsewm.training.state import STATE_FILE, adam_state, adam_tensors, read_state, write_state
 from sparsewm.training.validation import placed, standardized, validate
-
-STATE_FILE = "training_state.safetensors"
 
 READ_EVERY = 20
 """Steps on a GPU between two looks at the losses: each one waits for all that was asked of it."""
@@ -275,12 +273,10 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint of the averaged weights, and the state to resume from; both atomic."""
-        masters, adam = self.optimizer.masters, self.optimizer.adamw.state_dict()["state"]
-        tensors = {f"master.{i}": m for i, m in enumerate(masters)}
+        tensors = {f"master.{i}": m for i, m in enumerate(self.optimizer.masters)}
         tensors |= {f"average.{i}": a for i, a in enumerate(self.average)}
         tensors |= {f"momentum.{i}": m for i, m in enumerate(self.optimizer.momenta)}
-        for i, entry in adam.items():
-            tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+        tensors |= adam_tensors(self.optimizer.adamw)
         tensors |= {f"standardizer.{k}": v for k, v in self.model.standardizer.state_dict().items()}
         information = {
             "step": self.step,
@@ -289,10 +285,7 @@ class Trainer:
             "identity": self.identity(),
             "metrics": self.metrics,
         }
-        with atomic_path(self.folder / STATE_FILE, self.folder / f".{STATE_FILE}") as temporary:
-            save_file(
-                {k: v.contiguous() for k, v in tensors.items()}, temporary, {"run": json.dumps(information)}
-            )
+        write_state(self.folder, tensors, information)
         validation = self.metrics[-1]["validation"] if self.metrics else None
         done = {
             "step": self.step,
@@ -311,30 +304,17 @@ class Trainer:
         Raises:
             UserError: the state is damaged, or of a run with other settings.
         """
-        path = self.folder / STATE_FILE
-        if not path.is_file():
+        found = read_state(self.folder)
+        if found is None:
             return False
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                information = json.loads(file.metadata()["run"])
-            tensors = load_file(path)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): delete it to start this run anew") from None
+        information, tensors = found
         self._check_same(information)
         count = len(self.average)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("adam."):
-                _, index, name = key.split(".", 2)
-                state.setdefault(int(index), {})[name] = value
         try:
-            groups = self.optimizer.adamw.state_dict()["param_groups"]
             self.optimizer.load_state_dict(
                 {
                     "masters": [tensors[f"master.{i}"] for i in range(count)],
-                    "adamw": {"state": state, "param_groups": groups},
+                    "adamw": adam_state(self.optimizer.adamw, tensors),
                     "momenta": [tensors[f"momentum.{i}"] for i in range(len(self.optimizer.momenta))],
                 }
             )
@@ -343,7 +323,8 @@ class Trainer:
                     average.copy_(tensors[f"average.{i}"])
                 for name, buffer in self.model.standardizer.state_dict().items():
                     buffer.copy_(tensors[f"standardizer.{name}"])
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
+            path = self.folder / STATE_FILE
             raise UserError(
                 f"{path} does not fit this model ({error}): delete it to start this run anew"
             ) from None

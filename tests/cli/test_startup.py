@@ -149,7 +149,9 @@ def test_bash_completes_commands_and_their_flags(tmp_path: Path) -> None:
     (tmp_path / "script").write_text(done.stdout)
 
     def completed(*words: str) -> list[str]:
-        line = f"source ./script; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _tyro_sparsewm; "
+        line = (
+            f"source ./script; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _tyro_sparsewm; "
+        )
         line += 'printf "%s\\n" "${COMPREPLY[@]}"'
         found = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
         return found.stdout.split()
