@@ -27,7 +27,7 @@ _OURS = {
     "granular": ("sparsewm/Granular-v0", "sparsewm.envs.granular:GranularEnv", 20),
     "blockpush": ("sparsewm/BlockPush-v0", "sparsewm.envs.blockpush:BlockPushEnv", 150),
 }
-_BENCHMARKS = {"ogbench": "ogbench", "metaworld": "metaworld", "dmc": "dmc", "swm": "swm"}  # family -> module
+_BENCHMARKS = ("ogbench", "metaworld", "dmc", "swm")  # families, each with a module of its name
 _STEPS = 100  # of an episode, where an environment does not say
 
 for _id, _entry_point, _steps in _OURS.values():
@@ -38,7 +38,7 @@ ENVIRONMENTS: Registry[Callable[..., gym.Env[Any, Any]]] = Registry(
     "environment",
     "sparsewm.envs",
     {name: path for name, (_, path, _) in _OURS.items()},
-    {family: f"sparsewm.envs.benchmarks.{module}:make" for family, module in _BENCHMARKS.items()},
+    {family: f"sparsewm.envs.benchmarks.{family}:make" for family in _BENCHMARKS},
 )
 """Environment classes (or functions that make one) by name; benchmarks' as `ogbench/cube-single`."""
 
