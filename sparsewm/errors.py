@@ -18,14 +18,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+_MACHINE |= {errno.ENOMEM}
 
 
 def machine_fault(error: BaseException) -> UserError | None:
     """What a machine that has run out of something is to be told; None for an error of another kind."""
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = "" if error.filename is None else f" at {error.filename}"
-        return UserError(f"this machine refuses to go on ({error.strerror}{where}): give it more of that")
+        return UserError(f"this machine does not let it go on ({error.strerror}{where}): give it what is short")
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in text

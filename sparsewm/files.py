@@ -100,6 +100,24 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def check_no_pipes(folder: Path) -> None:
+    """Refuse a folder with pipes or devices in it, for what reads them may wait for ever.
+
+    Raises:
+        UserError: there is one.
+    """
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                check_no_pipes(Path(entry))
+            elif not entry.is_file() and os.path.exists(entry) and not entry.is_dir():
+                raise UserError(
+                    f"{entry.path} is a pipe or a device, no file: remove it or copy {folder} again"
+                )
+
+
 def check_unwritten(path: Path) -> None:
     """Refuse a file or folder that another process is about to write.
 

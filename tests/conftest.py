@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -15,3 +16,13 @@ import torch
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # a GPU's kernels run anywhere; read by its first import
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say which kernels this machine could not run as they are, where tests of kernels ran."""
+    reports = [one for some in terminalreporter.stats.values() for one in some]
+    if any("tests/kernels/" in getattr(one, "nodeid", "") for one in reports):
+        from scripts.trust.platforms import not_exercised
+
+        for name, reason in not_exercised().items():
+            terminalreporter.write_line(f"kernels not exercised here: {name} ({reason})")

@@ -49,10 +49,27 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)  # as a shell says that a program ended by SIGPIPE
     except KeyboardInterrupt:  # while a command is imported
         sys.exit(130)
+    except OSError as error:  # `sparsewm plan > file` on a full disk
+        code = _unprintable(error)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # all is written: threads of libraries may abort a slow farewell
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _unprintable(error: OSError) -> int:
+    """2, and one sentence where there is room for it: what was printed could not be."""
+    from sparsewm.cli.common import said
+    from sparsewm.errors import machine_fault
+
+    if (fault := machine_fault(error)) is None:
+        raise error
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # and Python would try again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return said(fault)
 
 
 def _run(words: list[str]) -> int:

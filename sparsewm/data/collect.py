@@ -275,7 +275,16 @@ def _record(
     if progress is not None:
         progress(done, episodes)
     if waiting:
-        pool = ProcessPoolExecutor(min(workers, len(waiting)), mp.get_context("spawn"), _quiet_worker)
+        try:
+            pool = ProcessPoolExecutor(min(workers, len(waiting)), mp.get_context("spawn"), _quiet_worker)
+        except OSError as error:  # processes wait for each other in /dev/shm
+            if workers > 1:
+                raise UserError(f"several `workers` need shared memory ({error}): give 1") from None
+            for job in waiting:
+                done += _record_part(job)
+                if progress is not None:
+                    progress(done, episodes)
+            return
         try:
             for part_done in as_completed([pool.submit(_record_part, job) for job in waiting]):
                 done += part_done.result()

@@ -11,6 +11,7 @@ from sparsewm.data.dataset import Dataset, environment_name
 from sparsewm.data.formats import find_format, reader_options, split_options
 from sparsewm.data.relative import make_relative
 from sparsewm.errors import UserError
+from sparsewm.files import check_no_pipes
 
 
 def open_dataset(
@@ -44,6 +45,7 @@ def open_dataset(
     relative, position = said.pop("relative", relative), said.pop("position", position)
     reader, rest = find_format(place, format)
     chosen = reader_options(reader, {**said, **options})
+    check_no_pipes(Path(rest).expanduser())
     if progress is not None and "progress" in inspect.signature(reader).parameters:
         chosen["progress"] = progress
     dataset = reader(rest, cameras=tuple(cameras), **chosen)  # type: ignore[call-arg]

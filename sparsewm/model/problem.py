@@ -26,7 +26,7 @@ from sparsewm.model.predictor import FrameCache
 from sparsewm.model.rollout import Past, Rollout
 from sparsewm.model.world_model import WorldModel
 
-PLENTY = 1 << 28
+PLENTY = 1 << 26
 """Bytes that a rollout may take without a look at how many are left."""
 
 
@@ -233,7 +233,7 @@ class LatentProblem:
         config, length = self.model.config, self.kept + 1
         inner = config.heads * config.head_size
         cached = 2 * config.history * config.depth * inner  # numbers per token: keys and values
-        passing = config.width + 3 * inner + config.mlp
+        passing = config.width + 3 * inner + config.mlp + 3 * config.token_dim
         size = self.batch * length * (cached + passing) * 4
         room = self.memory
         if room is None:

@@ -1,0 +1,152 @@
+"""Kernels of every platform: compiled, and run where this machine can, if need be by emulation.
+
+Example:
+
+    python -m scripts.trust.platforms
+
+What is written in C is compiled for every set of instructions; where the processor has no matrix unit, its
+tiles are computed in plain C (`tiles.h`). What is written in Triton is compiled for several generations of
+GPUs, which needs none. `tests/kernels` compares what runs here with torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.common import launch
+from scripts.trust.common import RESULTS, report
+from sparsewm.kernels import LAYOUTS, Kernels, amx, denormals, gpu, kernels, layers, layers_library
+from sparsewm.kernels.build import compiled, load_library
+from sparsewm.kernels.training import SOURCES as TRAINING
+from sparsewm.kernels.training import training_kernels
+
+TILES = Path(__file__).with_name("tiles.h")
+CAPABILITIES = (75, 80, 90)
+"""Of GPUs: Turing, Ampere, Hopper."""
+
+
+@functools.cache
+def emulated() -> Kernels | str:
+    """What is written for a matrix unit, its tiles in plain C; or why it cannot be run here."""
+    flags = [flag for flag in amx.FLAGS if not flag.startswith("-mamx")]
+    needed = [name for name in amx.NEEDED if not name.startswith("amx")]
+    library = load_library("emulated", [*amx.SOURCES, TILES], [*flags, "-include", str(TILES)], needed)
+    return library if isinstance(library, str) else Kernels(library)
+
+
+def not_exercised() -> dict[str, str]:
+    """Kernels that do not run as they are on this machine: why, and what stands in for them."""
+    found: dict[str, str] = {}
+
+    def note(name: str, library: Any, instead: Any = "") -> None:
+        if isinstance(library, str):
+            found[name] = f"{library}; {instead}" if instead else library
+
+    note("matrix unit", kernels(), isinstance(emulated(), Kernels) and "its tiles in plain C instead")
+    for layout in LAYOUTS.values():
+        note(layout.name, layers_library(layout))
+    note("training", training_kernels())
+    if not torch.cuda.is_available():
+        there = isinstance(gpu.gpu_kernels(), gpu.GpuKernels)
+        note("GPU", "no GPU", there and "by Triton's interpreter instead")
+        note("graphs of a GPU", "no GPU")
+    return found
+
+
+def in_c() -> dict[str, str]:
+    """Whether what is written in C compiles here, for each set of instructions."""
+    sets = {
+        "any processor (denormals)": (denormals.SOURCES, denormals.FLAGS),
+        "AVX512-BF16 (layers_bf16)": (layers.SOURCES, LAYOUTS[torch.bfloat16].flags),
+        "AVX512-VNNI (layers_int8)": (layers.SOURCES, LAYOUTS[torch.int8].flags),
+        "AVX512-BF16 (training)": (TRAINING, layers.WIDE),
+        "AMX (kernels)": (amx.SOURCES, amx.FLAGS),
+    }
+    made = {name: compiled("kernels", *parts) for name, parts in sets.items()}
+    return {name: one if isinstance(one, str) else "compiles" for name, one in made.items()}
+
+
+def in_triton() -> dict[str, str]:
+    """Whether what is written in Triton compiles, for each generation of GPUs."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+    except ImportError as error:
+        return {"all": str(error)}
+    from sparsewm.kernels import gpu_functions
+
+    found = {}
+    for capability in CAPABILITIES:
+        for kind in ("fp16", "fp32") if capability < 80 else ("bf16", "fp16", "fp32"):
+            target = GPUTarget("cuda", capability, 32)
+            for name, (signature, constants, options) in _shapes(kind).items():
+                source = ASTSource(getattr(gpu_functions, name), signature, constants)
+                place = f"{name}, {kind}, {capability / 10}"
+                try:
+                    code = triton.compile(source, target, options).asm["cubin"]
+                    found[place] = f"compiles, {len(code)} bytes"
+                except Exception as error:  # whatever the compiler says
+                    found[place] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _shapes(kind: str) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """Signature, constants and options of each function, as a rollout of three frames calls it."""
+    pointer, frames, size = f"*{kind}", 3, 64
+    block, seen, warps, stages = gpu.blocks(99, size, 4 if kind == "fp32" else 2)
+    attend = {
+        "queries": pointer,
+        **{name: (pointer,) * frames for name in ("keys", "values", "ages")},
+        "out": pointer,
+        "query_strides": ("i32",) * 4,
+        "strides": ("i32",) * 8 * frames,
+        "lengths": ("i32",) * frames,
+        **dict.fromkeys(("candidates", "length", "heads"), "i32"),
+    }
+    sizes = {"FRAMES": frames, "AGED": 6, "SIZE": size, "STEP": 8, "D": size, "M": block, "N": seen}
+    modulate = {
+        **dict.fromkeys(("x", "total", "added", "gate", "shift", "scale", "y"), pointer),
+        **dict.fromkeys(("candidates", "length", "gate_stride", "shift_stride"), "i32"),
+        "epsilon": "fp32",
+    }
+    widths = {"ADDS": True, "SHARED": True, "WIDTH": 192, "W": 256}
+    return {
+        "attend": (attend | _constants(sizes), sizes, {"num_warps": warps, "num_stages": stages}),
+        "modulate": (modulate | _constants(widths), widths, {"num_warps": 1}),
+    }
+
+
+def _constants(values: dict[str, Any]) -> dict[str, str]:
+    return dict.fromkeys(values, "constexpr")
+
+
+@dataclass
+class Arguments:
+    """Compile kernels for every platform."""
+
+    output: Path = RESULTS
+    """Folder of platforms.json."""
+
+
+def main(arguments: Arguments) -> None:
+    parts: dict[str, Callable[[], dict[str, str]]] = {
+        "not_exercised": not_exercised,
+        "c": in_c,
+        "triton": in_triton,
+    }
+    found = {name: part() for name, part in parts.items()}
+    print(found)
+    report("platforms", found, arguments.output)
+
+
+if __name__ == "__main__":
+    launch(main, Arguments)
