@@ -26,7 +26,7 @@ def machine_fault(error: BaseException) -> UserError | None:
     """What a machine that has run out of something is to be told; None for an error of another kind."""
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = "" if error.filename is None else f" at {error.filename}"
-        return UserError(f"this machine does not let it go on ({error.strerror}{where}): give it what is short")
+        return UserError(f"this machine refuses to go on ({error.strerror}{where}): give it what is short")
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in text

@@ -106,16 +106,18 @@ def check_no_pipes(folder: Path) -> None:
     Raises:
         UserError: there is one.
     """
-    if not folder.is_dir():
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:  # no folder: its reader says what is wrong
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                check_no_pipes(Path(entry))
-            elif not entry.is_file() and os.path.exists(entry) and not entry.is_dir():
-                raise UserError(
-                    f"{entry.path} is a pipe or a device, no file: remove it or copy {folder} again"
-                )
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            check_no_pipes(Path(entry))
+        elif not entry.is_file(follow_symlinks=False):
+            with suppress(OSError):  # links to nothing
+                kind = os.stat(entry.path).st_mode
+                if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                    raise UserError(f"{entry.path} is a pipe or a device, no file: remove it")
 
 
 def check_unwritten(path: Path) -> None:

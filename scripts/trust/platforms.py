@@ -105,7 +105,7 @@ def _shapes(kind: str) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[s
     block, seen, warps, stages = gpu.blocks(99, size, 4 if kind == "fp32" else 2)
     attend = {
         "queries": pointer,
-        **{name: (pointer,) * frames for name in ("keys", "values", "ages")},
+        **dict.fromkeys(("keys", "values", "ages"), (pointer,) * frames),
         "out": pointer,
         "query_strides": ("i32",) * 4,
         "strides": ("i32",) * 8 * frames,

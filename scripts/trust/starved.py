@@ -259,7 +259,7 @@ def main(arguments: Arguments) -> None:
     chosen = [
         one for one in lacks(mounts) if not arguments.only or any(part in one.name for part in arguments.only)
     ]
-    names = {lack.name for lack in chosen}
+    names = [lack.name for lack in chosen]
     path = arguments.output / "starved.json"
     before = read_json(path)["rows"] if path.is_file() and arguments.only else []
     found: list[dict[str, Any]] = [row for row in before if row["lack"] not in names]

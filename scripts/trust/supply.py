@@ -6,8 +6,14 @@ Example:
 
 The source is read for calls that run what a file says (`eval`, `exec`, pickle, a shell). The folder of
 compiled kernels must be the user's own. `uv` finds the oldest versions that `pyproject.toml` allows, for each
-Python, without installing them; `pip check` and `pip-audit` look at what is installed. A tool that is not
-there is named.
+Python, without installing them; tests run in an environment that has them, if you made one:
+
+    uv pip compile pyproject.toml --resolution lowest-direct -o oldest.txt
+    uv venv oldest && uv pip install --python oldest -r oldest.txt pytest pytest-timeout pytest-xdist
+    python -m scripts.trust.supply --oldest-python oldest/bin/python
+
+The wheel and the sdist are built and checked by twine; `pip check` and `pip-audit` look at what is installed.
+A tool that is not there is named.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +55,19 @@ ALLOWED = {
     "sparsewm/kernels/build.py": "the C compiler, as a list of words",
 }
 """Files that may come near to it, and why."""
+
+TESTS = (
+    "tests/test_config.py",
+    "tests/test_files.py",
+    "tests/planners/test_search.py",
+    "tests/model/test_checkpoint.py",
+    "tests/kernels/test_layers.py",
+    "tests/data/test_hdf5.py",
+    "tests/data/test_collect.py",
+    "tests/envs/test_environments.py",
+    "tests/cli/test_commands.py",
+)
+"""Tests that touch every package the core needs."""
 
 
 def _name(node: ast.expr) -> str:
@@ -101,9 +121,37 @@ def _run(words: list[str], seconds: float = 500.0) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
+def _tool(name: str) -> str:
+    return shutil.which(name) or str(Path(sys.executable).with_name(name))
+
+
+def wheels() -> dict[str, Any]:
+    """Whether twine finds anything wrong with the wheel and the sdist."""
+    with tempfile.TemporaryDirectory() as folder:
+        code, said = _run([_tool("pyproject-build"), "--outdir", folder, "."])
+        if code:
+            return {"good": False, "said": said[-300:]}
+        files = sorted(str(path) for path in Path(folder).iterdir())
+        code, said = _run([_tool("twine"), "check", "--strict", *files])
+        sizes = {Path(file).name: Path(file).stat().st_size for file in files}
+        return {"good": code == 0, "files": sizes, "said": "" if code == 0 else said[-600:]}
+
+
+def tested(python: Path, tests: tuple[str, ...]) -> dict[str, Any]:
+    """How tests end in an environment with the oldest versions."""
+    code, said = _run([_tool("uv"), "pip", "freeze", "--python", str(python)])
+    found: dict[str, Any] = {"packages": said.splitlines() if code == 0 else said[-300:], "tests": {}}
+    words = [str(python), "-m", "pytest", "-n", "0", "-q", "--no-header", "-p", "no:cacheprovider"]
+    for test in tests:
+        code, said = _run([*words, "-m", "not slow", test], 3000.0)
+        found["tests"][test] = said.splitlines()[-1] if said else f"exit code {code}"
+        print(test, found["tests"][test], flush=True)
+    return found
+
+
 def oldest(python: str, extras: str = "") -> dict[str, Any]:
     """The oldest versions that are allowed, if they go together; nothing is installed."""
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    uv = _tool("uv")
     words = [uv, "pip", "compile", "pyproject.toml", "--resolution", "lowest-direct", "--python-version"]
     words += [python, "--no-header", "--no-annotate", *(["--extra", extras] if extras else [])]
     code, said = _run(words)
@@ -123,6 +171,12 @@ class Arguments:
     """Versions for which the oldest dependencies are looked for."""
     extras: tuple[str, ...] = ("", "data", "encoders", "vla")
     """Extras, each beside what is always needed; an empty one for that alone."""
+    oldest_python: Path | None = None
+    """A Python that has the oldest versions and pytest; tests run by it."""
+    tests: tuple[str, ...] = TESTS
+    """Those tests."""
+    build: bool = True
+    """Build the wheel and the sdist."""
     audit: bool = True
     """Ask for known faults of what is installed (pip-audit)."""
     output: Path = RESULTS
@@ -146,26 +200,32 @@ def main(arguments: Arguments) -> None:
             for extra in arguments.extras
         },
     }
+    if arguments.build:
+        found["wheels"] = wheels()
+    if arguments.oldest_python is not None:
+        found["oldest_tested"] = tested(arguments.oldest_python, arguments.tests)
     if arguments.audit:
-        code, said = _run(
-            [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off"]
-        )
+        place = sysconfig.get_path("purelib")
+        words = [_tool("pip-audit"), "--path", place, "--format", "json", "--progress-spinner", "off"]
+        code, said = _run(words)
         found["audit"] = _faults(said) if code in (0, 1) else said[-300:]
     print(json.dumps(found, indent=2))
     report("supply", found, arguments.output)
 
 
 def _faults(said: str) -> Any:
-    """What pip-audit knows, a line for each package."""
+    """What pip-audit knows: how many packages it could ask about, and faults of each."""
     try:
         parts = json.loads(said[said.index("{") : said.rindex("}") + 1])["dependencies"]
     except (ValueError, KeyError):
         return said[-300:]
-    return {
+    known = [part for part in parts if "skip_reason" not in part]
+    faults = {
         f"{part['name']} {part['version']}": [fault["id"] for fault in part["vulns"]]
-        for part in parts
+        for part in known
         if part.get("vulns")
     }
+    return {"packages": len(parts), "the_service_knows": len(known), "faults": faults}
 
 
 if __name__ == "__main__":
