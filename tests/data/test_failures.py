@@ -16,6 +16,7 @@ import torch
 from sparsewm.data import Dataset, TokenCache, collect, open_dataset
 from sparsewm.encoders import PatchFeatures
 from sparsewm.errors import UserError
+from sparsewm.files import check_no_pipes
 from tests.data.tiny import notes_after, write_dataset
 
 collecting = importlib.import_module("sparsewm.data.collect")
@@ -60,6 +61,33 @@ def test_death_of_a_worker_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r"process died, .*run it again, with fewer workers"):
         collect("wall", 2, tmp_path / "d.h5", workers=1, steps=4, resolution=16)
     assert not (tmp_path / "d.h5").exists()
+
+
+def test_without_shared_memory_one_worker_records_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect("wall", 2, tmp_path / "a.h5", workers=1, steps=4, resolution=16)
+
+    def refuse(*rest: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(collecting, "ProcessPoolExecutor", refuse)
+    with pytest.raises(UserError, match=r"several `workers` need shared memory .*: give 1"):
+        collect("wall", 2, tmp_path / "b.h5", workers=2, steps=4, resolution=16)
+    collect("wall", 2, tmp_path / "b.h5", workers=1, steps=4, resolution=16)
+    one, other = (open_dataset(tmp_path / name) for name in ("a.h5", "b.h5"))
+    assert np.array_equal(one.pixels[:], other.pixels[:]) and np.array_equal(one.action, other.action)
+
+
+def test_a_pipe_in_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "demos" / "deep").mkdir(parents=True)
+    (tmp_path / "demos" / "a_link").symlink_to("a_link")
+    (tmp_path / "demos" / "another").symlink_to("/dev")
+    (tmp_path / "demos" / "run_1.mp4").write_bytes(b"no video")
+    check_no_pipes(tmp_path)
+    os.mkfifo(tmp_path / "demos" / "deep" / "actions.csv")
+    with pytest.raises(UserError, match=r"deep/actions.csv is a pipe or a device, no file"):
+        open_dataset(tmp_path / "demos", format="video")
 
 
 def test_negative_seed(tmp_path: Path) -> None:

@@ -109,13 +109,18 @@ def test_a_difference_is_noticed(sample: Path, tmp_path: Path) -> None:
 
 def test_a_machine_without_files_or_memory(sample: Path, tmp_path: Path) -> None:
     lacks = {lack.name: lack for lack in starved.lacks(False)}
-    for name, typed in (("files of 2000 bytes at most", "convert"), ("more than 64 descriptors", "convert")):
+    for name, typed in (
+        ("files of 2000 bytes at most", "convert"),
+        ("room for any byte", "convert"),
+        ("room for what is printed", "inspect"),
+        ("more than 64 descriptors", "convert"),
+    ):
         lack = lacks[name]
         place = kills.Place(tmp_path, sample)
         (place.folder / "out").mkdir()
-        work = starved._watched(command(shlex.split(starved.COMMANDS[typed])))
+        work = starved._watched(command(shlex.split(starved.COMMANDS[typed])), lack.back)
         outcome = Process(work, place.folder, tmp_path / "log", lack.before, lack.environment).wait()
-        assert starved.judged(lack, outcome) in ("works", "says so"), outcome.err
+        assert starved.judged(lack, outcome) in ("works", "says so"), f"{name}: {outcome}"
 
 
 def test_nothing_runs_what_a_file_says(tmp_path: Path) -> None:
