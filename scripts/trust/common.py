@@ -27,6 +27,7 @@ RESULTS = Path("results/trust")
 HEAVY = (
     "sparsewm.cli.plan",
     "sparsewm.cli.train",
+    "sparsewm.cli.train_policy",
     "sparsewm.cli.collect",
     "sparsewm.cli.evaluate",
     "sparsewm.cli.judge",

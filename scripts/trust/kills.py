@@ -29,6 +29,7 @@ import numpy as np
 from scripts.common import launch
 from scripts.trust import samples
 from scripts.trust.common import RESULTS, Outcome, Process, command, report, snapshot, warm_up
+from sparsewm.files import read_json
 
 ROW = 4
 """Kills one after the other before a command is left alone, at most."""
@@ -84,6 +85,12 @@ def world_models(folder: Path) -> None:
     os.rename(folder / "model", folder / "models" / "wall")
 
 
+def data_and_model(folder: Path) -> None:
+    """A dataset, and a world model to train a policy beside."""
+    samples.hdf5(folder)
+    samples.checkpoint(folder)
+
+
 def jobs() -> list[Job]:
     """All of them."""
     collect = "collect --env wall --episodes 60 --steps 4 --workers 2 --resolution 32"
@@ -97,6 +104,15 @@ def jobs() -> list[Job]:
             typed(train),
             ["run/checkpoint/*", "run/metrics.json", "run/training_state.safetensors"],
             kept="run/checkpoint",
+        ),
+        Job(
+            "train-policy",
+            data_and_model,
+            typed(
+                "train-policy --env wall --dataset wall.h5 --checkpoint model --chunk 2 --steps 12 --batch 4 "
+                "--save-every 2 --device cpu --output policy --resume"
+            ),
+            ["policy/*.json", "policy/*.safetensors"],
         ),
         Job("eval", world_models, typed(samples.EVAL), ["table/cells/*", "table/eval.json"]),
         Job("convert", samples.hdf5, typed("convert wall.h5 out.h5"), ["out.h5"], "out.h5 exists", "out.h5"),
@@ -186,10 +202,17 @@ def ended_well(job: Job, outcome: Outcome) -> bool:
 
 
 def killed(
-    job: Job, root: Path, ready: Path, truth: dict[str, Any], seconds: float, kills: int, until: float
+    job: Job,
+    root: Path,
+    ready: Path,
+    truth: dict[str, Any],
+    seconds: float,
+    kills: int,
+    until: float,
+    before: int = 0,
 ) -> dict[str, Any]:
-    """Kill a command again and again."""
-    rng = np.random.default_rng([len(job.name), kills])
+    """Kill a command again and again, at other moments than those `before`."""
+    rng = np.random.default_rng([len(job.name), kills, before])
     done, wrong, chains = 0, [], 0
     while done < kills and time.monotonic() < until:
         place, chains, seen = Place(root, ready), chains + 1, False
@@ -266,7 +289,7 @@ class Arguments:
     """Kill commands at random moments, and compare what they make after all."""
 
     kills: int = 100
-    """SIGKILLs of each."""
+    """SIGKILLs of each, those that kills.json knows of included."""
     jobs: tuple[str, ...] = ()
     """Names; all when left out."""
     minutes: float = 60.0
@@ -286,11 +309,12 @@ def _making(job: Job, ready: Path) -> Callable[[], int]:
 def main(arguments: Arguments) -> None:
     wanted = [job for job in jobs() if not arguments.jobs or job.name in arguments.jobs]
     warm_up(optional=any(job.name == "convert to lerobot" for job in wanted))
-    found: dict[str, Any] = {}
+    path = arguments.output / "kills.json"
+    found: dict[str, Any] = read_json(path)["jobs"] if path.is_file() else {}
     with tempfile.TemporaryDirectory() as text:
         root = Path(text)
-        for job in wanted:
-            ready = root / f"ready-{len(found)}"
+        for number, job in enumerate(wanted):
+            ready = root / f"ready-{number}"
             ready.mkdir()
             assert Process(_making(job, ready), ready, root / "log").wait().code == 0
             place = Place(root, ready)
@@ -301,12 +325,15 @@ def main(arguments: Arguments) -> None:
             place.remove()
             until = time.monotonic() + 60 * arguments.minutes
             entry: dict[str, Any] = {"seconds": round(outcome.seconds, 2)}
-            entry |= killed(job, root, ready, truth, outcome.seconds, arguments.kills, until)
+            before = found.get(job.name, {"kills": 0, "resumed_runs": 0, "wrong": []})
+            more = arguments.kills - before["kills"]
+            now = killed(job, root, ready, truth, outcome.seconds, more, until, before["kills"])
+            entry |= {key: before[key] + now[key] for key in before if key in now}
             entry["stopped"] = stopped(job, root, ready, outcome.seconds)
             entry["two_at_once"] = together(job, root, ready, truth)
             found[job.name] = entry
             print(job.name, json.dumps(entry), flush=True)
-            report("kills", {"rounds": arguments.kills, "jobs": found}, arguments.output)
+            report("kills", {"jobs": found}, arguments.output)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # help and tables hold more than ASCII
             stream.reconfigure(errors="replace")
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, code = list(sys.argv[1:] if arguments is None else arguments), 0
     try:
         try:
             code = _run(words)
@@ -50,15 +50,15 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:  # while a command is imported
         sys.exit(130)
     except OSError as error:  # `sparsewm plan > file` on a full disk
-        code = _unprintable(error)
+        code = _unprintable(error, code)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # all is written: threads of libraries may abort a slow farewell
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _unprintable(error: OSError) -> int:
-    """2, and one sentence where there is room for it: what was printed could not be."""
+def _unprintable(error: OSError, code: int) -> int:
+    """2, and one sentence where there is room for it, unless there was one: not all could be printed."""
     from sparsewm.cli.common import said
     from sparsewm.errors import machine_fault
 
@@ -69,7 +69,7 @@ def _unprintable(error: OSError) -> int:
             stream.flush()
         except OSError:  # and Python would try again at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return said(fault)
+    return code or said(fault)
 
 
 def _run(words: list[str]) -> int:
