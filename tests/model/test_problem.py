@@ -72,6 +72,25 @@ def test_cost_in_little_memory_equals_cost_at_once(memory: float) -> None:
     close(make_problem(model, seen=2, drop=0.5, memory=memory).cost(actions), whole)
 
 
+def test_what_does_not_fit_into_half_of_free_memory_is_imagined_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model()
+    actions, parts, cost = candidates(model), [], LatentProblem._cost
+    whole = make_problem(model, drop=0.5).cost(actions)
+
+    def noted(problem: LatentProblem, some: Tensor, view: Any) -> Tensor:
+        parts.append(some.shape[1])
+        return cost(problem, some, view)
+
+    monkeypatch.setattr(LatentProblem, "_cost", noted)
+    monkeypatch.setattr("sparsewm.model.problem.free_memory", lambda: 4e5)
+    close(make_problem(model, drop=0.5).cost(actions), whole)
+    monkeypatch.setattr("sparsewm.model.problem.PLENTY", 0)
+    close(make_problem(model, drop=0.5).cost(actions), whole)
+    assert parts[0] == 7 and len(parts) > 2 and sum(parts[1:]) == 7
+
+
 def test_cost_does_not_depend_on_the_order_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     import sparsewm.model.choices.uniform as module
 
