@@ -405,8 +405,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def sha256_file(path: str | Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+    """SHA-256 (hex) of a file's bytes; an OSError where it is no file, as pipes and devices never end."""
     digest = hashlib.sha256()
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sparsewm import files
+from sparsewm.encoders.weights import read_weights
 from sparsewm.errors import UserError, machine_fault
 from sparsewm.files import (
     atomic_path,
@@ -20,6 +21,7 @@ from sparsewm.files import (
     parse_yaml,
     recover_folder,
     replace_folder,
+    sha256_file,
     temporary_folder,
 )
 
@@ -32,6 +34,7 @@ def die_while_writing(kind: str, path: Path) -> None:
 import os, signal
 from pathlib import Path
 from sparsewm import files
+from sparsewm.encoders.weights import read_weights
 with files.{kind}(Path({str(path)!r})) as place:
     (place / "part" if place.is_dir() else place).write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -118,6 +121,16 @@ def test_hostile_texts(parse: Any, tmp_path: Path) -> None:
         path.symlink_to("/dev/zero")
         with pytest.raises(OSError, match="it is no file"):
             parse(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_weights_and_hashes_of_a_pipe_are_refused(tmp_path: Path) -> None:
+    for name in ("weights.pth", "weights.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(OSError, match="it is no file"):
+            sha256_file(tmp_path / name)
+        with pytest.raises(UserError, match="is not a readable weights file"):
+            read_weights(tmp_path / name)
 
 
 def test_what_a_machine_runs_out_of_is_one_sentence() -> None:

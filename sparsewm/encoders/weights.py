@@ -21,6 +21,8 @@ def read_weights(path: Path) -> Any:
         UserError: unreadable.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("a pipe or a device")
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
