@@ -29,7 +29,10 @@ def machine_fault(error: BaseException) -> UserError | None:
         return UserError(f"this machine refuses to go on ({error.strerror}{where}): give it what is short")
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in text
+        isinstance(error, RuntimeError)
+        and (
+            "can't allocate memory" in text or text == "could not create a primitive"
+        )  # oneDNN's words for it
     ):
         reason = f" ({text.rpartition('DefaultCPUAllocator: ')[2]})" if text else ""
         return UserError(f"this machine has too little memory{reason}: take less data, or smaller settings")

@@ -138,6 +138,7 @@ def test_what_a_machine_runs_out_of_is_one_sentence() -> None:
         OSError(28, "No space left on device", "there"),
         OSError(24, "Too many open files"),
         MemoryError("Unable to allocate 9 TiB"),
+        RuntimeError("could not create a primitive"),
         RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     )
     for error in lacks:
