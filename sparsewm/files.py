@@ -100,6 +100,12 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name that somebody else gave leads, as a path, to a place below the one it is taken from."""
+    path = Path(name)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+
+
 def check_no_pipes(folder: Path) -> None:
     """Refuse a folder with pipes or devices in it, for what reads them may wait for ever.
 

@@ -22,6 +22,7 @@ from sparsewm.files import (
     recover_folder,
     replace_folder,
     sha256_file,
+    stays_inside,
     temporary_folder,
 )
 
@@ -121,6 +122,13 @@ def test_hostile_texts(parse: Any, tmp_path: Path) -> None:
         path.symlink_to("/dev/zero")
         with pytest.raises(OSError, match="it is no file"):
             parse(path)
+
+
+def test_names_that_lead_out_of_a_folder() -> None:
+    for name in ("wall", "ogbench/cube-single", "module:Class", "a..b"):
+        assert stays_inside(name)
+    for name in ("../x", "a/../../x", "/etc/x", "", ".", "a\0b"):
+        assert not stays_inside(name)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")

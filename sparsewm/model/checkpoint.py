@@ -23,6 +23,7 @@ from sparsewm.files import (
     recover_folder,
     replace_folder,
     slug,
+    stays_inside,
     temporary_folder,
     umask,
 )
@@ -140,12 +141,12 @@ def load(
             raise ValueError(f"its settings have {max(layers)} layers, its weights have not")
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
-        height, width = seen["resolution"] or (0, 0)
-        resolution = (int(height), int(width)) if height else None
+        height, width = seen["resolution"] or (None, None)
+        resolution = None if height is None else (int(height), int(width))
         if resolution is not None and not 1 <= min(resolution) <= max(resolution) <= LARGEST_SIDE:
             raise ValueError(f"its encoder sees pictures of {height} x {width}")
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
-        if not isinstance(name, str) or frameskip < 1:
+        if not isinstance(name, str) or not stays_inside(name) or frameskip < 1:
             raise ValueError(f"environment {name!r}, frameskip {frameskip}")
     except (*_DAMAGE, OSError, SafetensorError) as error:
         raise _damaged(path, error) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -79,7 +80,10 @@ def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold:
         if Path(path).suffix == ".gif":
             imageio.mimwrite(temporary, even, format="GIF", duration=1000 / fps, loop=0)  # type: ignore[arg-type]
         else:
-            imageio.mimwrite(temporary, even, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)  # type: ignore[arg-type]
+            with suppress(OSError):  # ffmpeg has ended, and says no more than that
+                imageio.mimwrite(
+                    temporary, even, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2
+                )  # type: ignore[arg-type]
             if not _holds(temporary, len(even)):
                 raise UserError(
                     f"the video {path} could not be written: free some disk space, choose another `output`, "

@@ -12,7 +12,7 @@ from sparsewm.data.tokens import token_bytes, token_file_name
 from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import GoalEnv
 from sparsewm.errors import UserError
-from sparsewm.files import slug
+from sparsewm.files import slug, stays_inside
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import TrainConfig
 from sparsewm.training.report import Progress
@@ -87,10 +87,18 @@ def frameskip_of(config: TrainConfig, given: WorldModel | None, dataset: Dataset
 
 
 def name_of(dataset: Dataset, env: GoalEnv | None) -> str:
-    """What the checkpoint is for: the environment's name, or else the dataset's."""
+    """What the checkpoint is for: the environment's name, or else the dataset's.
+
+    Raises:
+        UserError: the dataset's leads out of the folder of runs.
+    """
     recorded = dataset.attributes.get("environment")
     if env is not None:
         return env.name
+    if recorded and not stays_inside(str(recorded)):
+        raise UserError(
+            f"{dataset.path} was recorded in '{recorded}', which names no environment: give `env`"
+        )
     return str(recorded) if recorded else dataset.path.stem
 
 

@@ -119,6 +119,15 @@ def break_json(folder: Path) -> None:
     (folder / "metadata.json").write_text('{"environment": "wa')
 
 
+def break_environment(folder: Path) -> None:
+    edit_metadata(folder, environment="../../etc")
+
+
+def break_resolution(folder: Path) -> None:
+    encoder = json.loads((folder / "metadata.json").read_text())["encoder"]
+    edit_metadata(folder, encoder=encoder | {"resolution": [0, 0]})
+
+
 def break_json_keys(folder: Path) -> None:
     (folder / "metadata.json").write_text("{}")
 
@@ -184,6 +193,8 @@ def edit_tensors(folder: Path, name: str, value: float) -> None:
         (break_no_yaml, "is damaged .*: copy it again or train anew"),
         (break_json, "is damaged .*: copy it again or train anew"),
         (break_json_keys, "is damaged .*: copy it again or train anew"),
+        (break_environment, "is damaged .*environment .*: copy it again or train anew"),
+        (break_resolution, "is damaged .*pictures of 0 x 0.*: copy it again or train anew"),
         (break_encoder_entry, "is damaged .*: copy it again or train anew"),
         (break_bytes, "is damaged .*: copy it again or train anew"),
         (break_unknown_setting, "is damaged .*colour.*: copy it again or train anew"),
