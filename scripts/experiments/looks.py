@@ -3,8 +3,8 @@
     python -m scripts.experiments.looks --environments wall rope --encoders embedded dinov2_vits14
 
 Every cell plans for the same frozen tasks, with one change of the look (`sparsewm.envs.looks`) in one degree,
-as it is and with test-time adaptation (`sparsewm.adaptation`). Cells are kept as those of `sparsewm eval`: the
-same command continues. Writes looks.json, looks.md and, per encoder and kind, success against degree: looks.png.
+as it is and with test-time adaptation (`sparsewm.adaptation`). Cells are kept as those of `sparsewm eval`:
+the same command continues. Writes looks.json, looks.md and looks.png, success against degree.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Arguments:
     looks: tuple[str, ...] = LOOKS
     """KIND:DEGREE each, beside the usual look."""
     adapt: tuple[bool, ...] = (False, True)
-    """Without and with test-time adaptation."""
+    """Without and with test-time adaptation; the usual look without."""
     checkpoints: Path | None = None
     """Folder of training runs (ENV/checkpoint), in place of the shipped models."""
     drop: float = 0.5
@@ -84,7 +84,8 @@ def cells(arguments: Arguments) -> list[Cell]:
             )
             if arguments.checkpoints is not None:
                 config = config.updated(checkpoint=str(arguments.checkpoints / name / "checkpoint"))
-            for look in ("", *arguments.looks):
+            found.append(Cell("random", config))
+            for look in arguments.looks:
                 found += [Cell("random", config.updated(look=look, adapt=adapt)) for adapt in arguments.adapt]
     if not found:
         raise UserError("no world model is shipped for any of these: correct `encoders` or `environments`")
@@ -142,7 +143,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
             for encoder in encoders:
                 for adapt in (False, True):
                     chosen = [row for row in rows if (row["environment"], row["encoder"]) == (name, encoder)]
-                    chosen = [row for row in chosen if row["adapt"] == adapt and row["look"] in ("", kind)]
+                    chosen = [r for r in chosen if not r["look"] or (r["look"], r["adapt"]) == (kind, adapt)]
                     chosen.sort(key=lambda row: row["degree"])
                     if len(chosen) < 2:
                         continue
