@@ -5,6 +5,11 @@
 Every cell plans for the same frozen tasks, with one change of the look (`sparsewm.envs.looks`) in one degree,
 as it is and with test-time adaptation (`sparsewm.adaptation`). Cells are kept as those of `sparsewm eval`:
 the same command continues. Writes looks.json, looks.md and looks.png, success against degree.
+
+    python -m scripts.experiments.looks --what ranks --episodes 5
+
+asks in a fraction of the time whether the same random candidates rank as in the usual look, at the start of
+each task, by Spearman's correlation of what they cost. Writes ranks.json and ranks.md.
 """
 
 from __future__ import annotations
@@ -12,25 +17,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
 
 from scripts.common import launch, typed_command
+from scripts.lab.states import make_simulator
+from sparsewm.agent import Agent
 from sparsewm.cli.common import output_folder, progress_bar
 from sparsewm.config import PlanConfig, TaskSet
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.envs.looks import KINDS, Look
 from sparsewm.errors import UserError
 from sparsewm.evaluation.cells import Cell, cell_path, made_on, read_cell, run_cells
-from sparsewm.evaluation.statistics import paired_difference
+from sparsewm.evaluation.machine import code_hash
+from sparsewm.evaluation.run import prepare
+from sparsewm.evaluation.statistics import paired_difference, spearman
 from sparsewm.evaluation.table import percent, points
 from sparsewm.files import atomic_path, only_one, write_json, write_text
 from sparsewm.model.checkpoint import encoder_folder, shipped
 from sparsewm.report.plots import COLOURS
+from sparsewm.tasks import Task
 from sparsewm.trees import at_least
 
 LOOKS = ("background:0.2", "background:1", "object:0.2", "object:1", "size:0.3", "light:-0.3", "light:0.1")
 LOOKS += ("shift:1", "shift:3", "distractor:0.15", "blur:1")
+CANDIDATES = 64
 ENVIRONMENTS = ("wall", "pointmaze", "pusht", "blockpush", "rope", "granular")
 
 
@@ -44,6 +58,8 @@ class Arguments:
     """Encoders of the world models; those that an environment has no model on are passed over."""
     looks: tuple[str, ...] = LOOKS
     """KIND:DEGREE each, beside the usual look."""
+    what: Literal["success", "ranks"] = "success"
+    """success of closed loops, or ranks of candidates."""
     adapt: tuple[bool, ...] = (False, True)
     """Without and with test-time adaptation; the usual look without."""
     checkpoints: Path | None = None
@@ -168,9 +184,68 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     plt.close(figure)
 
 
+def ranks(wanted: Sequence[Cell]) -> list[dict[str, Any]]:
+    """A row per cell of another look: how alike candidates rank to how they do in the usual one."""
+    rows: list[dict[str, Any]] = []
+    for usual in (cell for cell in wanted if not cell.config.run.look):
+        ready, env = prepare(usual.config), make_simulator(usual.config.env)
+        assert ready.model is not None
+        agents = {adapt: Agent(ready.model, usual.config.updated(adapt=adapt)) for adapt in (False, True)}
+        own = [_costs(agents[False], env, "", task) for task in ready.tasks]
+        for cell in wanted:
+            run = cell.config.run
+            if not run.look or usual.config != cell.config.updated(look="", adapt=False):
+                continue
+            agent = agents[run.adapt]
+            costs = [_costs(agent, env, run.look, task) for task in ready.tasks]
+            found = [spearman(one, other) for one, other in zip(costs, own, strict=True)]
+            row = {"environment": env.name, "encoder": ready.model.encoder.name, "look": run.look}
+            row |= {"adapt": run.adapt, "tasks": len(found), "seed": run.seed, "code": code_hash()}
+            rows.append(row | {"mean": float(np.mean(found)), "least": float(min(found))})
+            print(f"{env.name} {run.look} {run.adapt}: {rows[-1]['mean']:.2f}", flush=True)
+    return rows
+
+
+def _costs(agent: Agent, env: SimulatedGoalEnv, look: str, task: Task) -> np.ndarray:
+    """What random candidates cost at the start of a task, (K,)."""
+    env.dress(Look.parse(look))
+    seen, _ = env.reset(seed=task.seed, options=task.options)
+    agent.reset(env.goal_observation(), [task.seed])
+    problem = agent.problem(seen)
+    generator = torch.Generator().manual_seed(task.seed)
+    shares = torch.rand(1, CANDIDATES, problem.horizon, problem.action_dim, generator=generator)
+    with torch.no_grad():
+        found: np.ndarray = problem.cost(problem.low + shares * (problem.high - problem.low))[0].numpy()
+    return found
+
+
+def ranks_markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
+    """A line per environment and encoder, a column per look: as it is, then adapted."""
+    looks = list(dict.fromkeys(row["look"] for row in rows))
+    lines = [f"| environment | encoder | {' | '.join(looks)} |", "|" + "---|" * (2 + len(looks))]
+    for environment, encoder in dict.fromkeys((row["environment"], row["encoder"]) for row in rows):
+        parts = [environment, encoder]
+        for look in looks:
+            chosen = [row for row in rows if (row["environment"], row["encoder"]) == (environment, encoder)]
+            chosen = sorted((row for row in chosen if row["look"] == look), key=lambda row: row["adapt"])
+            parts.append(", ".join(f"{row['mean']:.2f}" for row in chosen))
+        lines.append(f"| {' | '.join(parts)} |")
+    return f"{title}\n\n" + "\n".join(lines) + "\n"
+
+
 def main(arguments: Arguments) -> None:
     at_least(1, workers=arguments.workers, episodes=arguments.episodes)
     folder = output_folder(arguments.output)
+    if arguments.what == "ranks":
+        found = ranks(cells(arguments))
+        write_json(folder / "ranks.json", {"rows": found, "command": typed_command()})
+        head = (
+            f"Spearman's correlation of {CANDIDATES} candidates' costs with those in the usual look, mean of "
+        )
+        table = ranks_markdown(found, f"{head}{arguments.episodes} tasks; as it is, then adapted")
+        write_text(folder / "ranks.md", table)
+        print(table)
+        return
     with only_one(folder):
         (folder / "cells").mkdir(exist_ok=True)
         wanted = cells(arguments)
