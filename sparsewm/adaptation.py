@@ -163,7 +163,8 @@ def _mixed(i: int, palette: list[np.ndarray]) -> bool:
 
 def _gain(palette: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Gain (3,) of a light under which the palette (K, 3) looks as found; 1 where no light explains it."""
-    best, least = np.ones(3), np.inf
+    best: np.ndarray = np.ones(3)
+    least = np.inf
     for one, other in zip(palette, found, strict=True):
         gain = np.where(one > 10, np.clip(other / np.maximum(one, 1), 0.05, 4), 1)
         error = np.abs(np.clip(palette * gain, 0, 255) - found).max(1)

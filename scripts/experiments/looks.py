@@ -42,8 +42,15 @@ from sparsewm.report.plots import COLOURS
 from sparsewm.tasks import Task
 from sparsewm.trees import at_least
 
-LOOKS = ("background:0.2", "background:1", "object:0.2", "object:1", "size:0.3", "light:-0.3", "light:0.1")
-LOOKS += ("shift:1", "shift:3", "distractor:0.15", "blur:1")
+LOOKS: tuple[str, ...] = (
+    "background:0.2",
+    "background:1",
+    "object:0.2",
+    "object:1",
+    "size:0.3",
+    "light:-0.3",
+)
+LOOKS += ("light:0.1", "shift:1", "shift:3", "distractor:0.15", "blur:1")
 CANDIDATES = 64
 ENVIRONMENTS = ("wall", "pointmaze", "pusht", "blockpush", "rope", "granular")
 
@@ -199,7 +206,11 @@ def ranks(wanted: Sequence[Cell]) -> list[dict[str, Any]]:
             agent = agents[run.adapt]
             costs = [_costs(agent, env, run.look, task) for task in ready.tasks]
             found = [spearman(one, other) for one, other in zip(costs, own, strict=True)]
-            row = {"environment": env.name, "encoder": ready.model.encoder.name, "look": run.look}
+            row: dict[str, Any] = {
+                "environment": env.name,
+                "encoder": ready.model.encoder.name,
+                "look": run.look,
+            }
             row |= {"adapt": run.adapt, "tasks": len(found), "seed": run.seed, "code": code_hash()}
             rows.append(row | {"mean": float(np.mean(found)), "least": float(min(found))})
             print(f"{env.name} {run.look} {run.adapt}: {rows[-1]['mean']:.2f}", flush=True)
@@ -237,12 +248,12 @@ def main(arguments: Arguments) -> None:
     at_least(1, workers=arguments.workers, episodes=arguments.episodes)
     folder = output_folder(arguments.output)
     if arguments.what == "ranks":
-        found = ranks(cells(arguments))
-        write_json(folder / "ranks.json", {"rows": found, "command": typed_command()})
+        compared = ranks(cells(arguments))
+        write_json(folder / "ranks.json", {"rows": compared, "command": typed_command()})
         head = (
             f"Spearman's correlation of {CANDIDATES} candidates' costs with those in the usual look, mean of "
         )
-        table = ranks_markdown(found, f"{head}{arguments.episodes} tasks; as it is, then adapted")
+        table = ranks_markdown(compared, f"{head}{arguments.episodes} tasks; as it is, then adapted")
         write_text(folder / "ranks.md", table)
         print(table)
         return
@@ -264,10 +275,9 @@ def main(arguments: Arguments) -> None:
         results = {cell.name: read_cell(folder, cell.name, requests[cell.name]) for cell in wanted}
         rows = []
         for cell in wanted:
-            result = results[cell.name]
-            if result is not None:
+            if (found := results[cell.name]) is not None:
                 usual = results.get(Cell("random", cell.config.updated(look="", adapt=False)).name)
-                rows.append(row_of(cell, result, usual))
+                rows.append(row_of(cell, found, usual))
         if not rows:
             raise UserError(f"{folder} holds no finished cell of this table: let `run_missing` be true")
         title = f"{arguments.episodes} {arguments.tasks} tasks a cell, seed {arguments.seed}, "
