@@ -20,6 +20,9 @@ RADIUS = 40.0
 LEAST = 0.02
 """Share of the pixels that a colour of the background has at least."""
 
+PURE = 0.03
+"""Share of a colour's pixels beyond the one that counts as untouched by what moves."""
+
 SLACK = 5.0
 """Colours that differ by less are left as they are."""
 
@@ -147,11 +150,25 @@ def _background(mean: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         colour, _ = _mode(flat[left], _FINE)
         near = np.linalg.norm(flat[left] - colour, axis=1) < RADIUS
         if near.sum() > LEAST * len(flat):
-            palette.append(colour)
+            palette.append(_untouched(flat[left[near]], colour))
             places.append(left[near])
         left = left[~near]
     pure = [i for i in range(len(palette)) if not _mixed(i, palette)]
     return np.stack([palette[i] for i in pure]), [places[i] for i in pure]
+
+
+def _untouched(colours: np.ndarray, mode: np.ndarray) -> np.ndarray:
+    """What one colour (3,) of the mean picture is where nothing ever moves over it.
+
+    What moves draws the mean towards itself, more in some places than in others: colours (K, 3) lie along a
+    line, and at the end away from its long tail is the background alone.
+    """
+    away = colours - mode
+    _, axes = np.linalg.eigh((away.T @ away / len(away)).astype(np.float64))
+    along = away @ axes[:, -1]
+    ends = np.quantile(along, [PURE, 1 - PURE])
+    end: np.ndarray = mode + ends[np.abs(ends).argmin()] * axes[:, -1]
+    return end
 
 
 def _mixed(i: int, palette: list[np.ndarray]) -> bool:
