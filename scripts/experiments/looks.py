@@ -14,7 +14,7 @@ each task, by Spearman's correlation of what they cost. Writes ranks.json and ra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -191,9 +191,8 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     plt.close(figure)
 
 
-def ranks(wanted: Sequence[Cell]) -> list[dict[str, Any]]:
+def ranks(wanted: Sequence[Cell]) -> Iterator[dict[str, Any]]:
     """A row per cell of another look: how alike candidates rank to how they do in the usual one."""
-    rows: list[dict[str, Any]] = []
     for usual in (cell for cell in wanted if not cell.config.run.look):
         ready, env = prepare(usual.config), make_simulator(usual.config.env)
         assert ready.model is not None
@@ -212,9 +211,7 @@ def ranks(wanted: Sequence[Cell]) -> list[dict[str, Any]]:
                 "look": run.look,
             }
             row |= {"adapt": run.adapt, "tasks": len(found), "seed": run.seed, "code": code_hash()}
-            rows.append(row | {"mean": float(np.mean(found)), "least": float(min(found))})
-            print(f"{env.name} {run.look} {run.adapt}: {rows[-1]['mean']:.2f}", flush=True)
-    return rows
+            yield row | {"mean": float(np.mean(found)), "least": float(min(found))}
 
 
 def _costs(agent: Agent, env: SimulatedGoalEnv, look: str, task: Task) -> np.ndarray:
@@ -248,8 +245,11 @@ def main(arguments: Arguments) -> None:
     at_least(1, workers=arguments.workers, episodes=arguments.episodes)
     folder = output_folder(arguments.output)
     if arguments.what == "ranks":
-        compared = ranks(cells(arguments))
-        write_json(folder / "ranks.json", {"rows": compared, "command": typed_command()})
+        compared = []
+        for row in ranks(cells(arguments)):
+            compared.append(row)
+            print(f"{row['environment']} {row['look']} {row['adapt']}: {row['mean']:.2f}", flush=True)
+            write_json(folder / "ranks.json", {"rows": compared, "command": typed_command()})
         head = (
             f"Spearman's correlation of {CANDIDATES} candidates' costs with those in the usual look, mean of "
         )
