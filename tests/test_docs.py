@@ -84,6 +84,7 @@ assert (abs(actions) <= env.action_space.high).all()
 """
 
 
+@pytest.mark.slow
 def test_the_readme(tmp_path: Path) -> None:
     (program,) = programs(ROOT / "README.md")
     (tmp_path / "readme.py").write_text(program + CHECKS)

@@ -62,6 +62,7 @@ def test_the_program_is_short(place: Path) -> None:
     assert len((place / "pushing.py").read_text().splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_an_environment_of_ones_own_is_recorded(place: Path) -> None:
     (place / "record.py").write_text(RECORD)
     assert run(place, "record.py").split() == ["pushing:Pushing", "100", "True"]
@@ -76,6 +77,7 @@ def test_an_environment_of_ones_own_is_recorded(place: Path) -> None:
     assert not dataset.obstacles
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_planned_in(place: Path) -> None:
     """Every line of the page, with little data and few steps."""
     few = {

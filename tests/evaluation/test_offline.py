@@ -345,6 +345,7 @@ def test_a_source_with_options(checkpoint: Path, dataset: Dataset, tmp_path: Pat
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "howto" / "judge_offline.md").read_text()

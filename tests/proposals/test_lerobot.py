@@ -278,6 +278,7 @@ def test_without_lerobot_the_extra_is_named(folders: dict[str, Path]) -> None:
     assert "pip install 'sparsewm[vla]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_saved_policy_plans_on_the_command_line(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

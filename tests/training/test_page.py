@@ -19,6 +19,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (HOWTO / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_page_on_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(blocks("data.md", "python")[0], "record.py", "exec"), {})

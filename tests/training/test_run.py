@@ -212,6 +212,7 @@ def _train(dataset: Path, seed: int) -> None:
     train(config(dataset, run={"seed": seed, "output": dataset.parent / f"seed{seed}"}))
 
 
+@pytest.mark.slow
 def test_several_seeds_at_once_share_one_encoding(tmp_path: Path) -> None:
     dataset = write(tmp_path / "data.h5")
     processes = [
@@ -289,6 +290,7 @@ def test_settings_lie_over_each_other() -> None:
         TrainConfig.of(content={"optim": {"stps": 3}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["new", "started", "translated", "extended"])
 def test_what_is_read_is_encoded_before_and_nothing_else(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
