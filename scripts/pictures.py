@@ -1,15 +1,17 @@
-"""Draw the pictures of the documentation: episodes of every environment, and what choices of tokens keep.
+"""Draw the pictures of the documentation: episodes, what choices of tokens keep, success against time.
 
-Example (a few minutes; the pictures of an episode and of the choices):
+Example (a few minutes):
 
-    python -m scripts.pictures --what episodes tokens
+    python -m scripts.pictures --what episodes tokens decisions
 
 An episode shows the real scene, the goal, the kept patches and the plan's imagination, and moves. The choices
-are all shown one frame, in the middle of an episode of PushT, and keep three tenths of its tokens.
+are all shown one frame, in the middle of an episode of PushT, and keep three tenths of its tokens. Success
+against time is drawn from results/decisions/decisions.json.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,19 +31,21 @@ from sparsewm.model import LatentProblem
 from sparsewm.model.checkpoint import shipped
 from sparsewm.model.choices import CHOICES
 from sparsewm.planners import CEM
+from sparsewm.report.plots import COLOURS
 from sparsewm.report.video import dim_dropped, episode_frames, write_video
 
 SIDE = 168  # pixels of a panel
 FRAMES = 40  # of a moving picture, at most
-SEEDS = {"wall": 3, "pusht": 3}
-"""Of the episodes that are shown, where it is not the first: these show a way round the wall, and pushes."""
+DECISIONS = Path("results/decisions/decisions.json")
+SEEDS = {"wall": 3, "pusht": 3, "rope": 2}
+"""Of the episodes that are shown, where it is not the first: in these more happens."""
 
 
 @dataclass
 class Arguments:
     """Pictures of the documentation."""
 
-    what: tuple[Literal["episodes", "tokens"], ...] = ("episodes", "tokens")
+    what: tuple[Literal["episodes", "tokens", "decisions"], ...] = ("episodes", "tokens", "decisions")
     """Which of them."""
     environments: tuple[str, ...] = tuple(shipped())
     """Environments whose episodes are drawn."""
@@ -58,7 +62,8 @@ def draw_episode(name: str, drop: float, path: Path) -> None:
     (episode,) = run(ready, frames=True)
     frames = episode_frames(episode, ready.grid, ready.envs[0].frameskip, SIDE)
     shown = np.unique(np.linspace(0, len(frames) - 1, FRAMES).astype(int))
-    write_video(path, [frames[i] for i in shown], fps=8, hold=12)
+    fps = min(8, max(2, len(shown) // 5))
+    write_video(path, [frames[i] for i in shown], fps=fps, hold=2 * fps)
     print(f"{path}: {episode.steps} steps, {'reached' if episode.success else 'missed'}", flush=True)
 
 
@@ -118,9 +123,9 @@ def show(axis: Any, scene: np.ndarray, tokens: Tensor, grid: tuple[int, int]) ->
     for row, column in np.ndindex(*grid):
         x, y = (column + 1) * wide - 0.5, (row + 1) * high - 0.5
         if column + 1 < grid[1] and owner[row, column] != owner[row, column + 1]:
-            axis.plot([x, x], [y - high, y], color="white", linewidth=1.2)
+            axis.plot([x, x], [y - high, y], color=COLOURS[1], linewidth=1.4)
         if row + 1 < grid[0] and owner[row, column] != owner[row + 1, column]:
-            axis.plot([x - wide, x], [y, y], color="white", linewidth=1.2)
+            axis.plot([x - wide, x], [y, y], color=COLOURS[1], linewidth=1.4)
     return f"{int(member.sum())} patches in {len(tokens)}"
 
 
@@ -139,8 +144,37 @@ def draw_tokens(path: Path, name: str = "pusht", drop: float = 0.7) -> None:
     for axis, choice, problem in zip(axes.ravel()[2:], choices, problems, strict=True):
         words = show(axis, scene, problem.patches[0].cpu(), problem.model.config.grid)
         axis.set_title(f"{choice}: {words}", fontsize=9)
+    save(figure, path)
+
+
+def draw_decisions(path: Path, source: Path = DECISIONS) -> None:
+    """Success of ours against the time of a decision, and the time that DINO-WM's rollout takes."""
+    report = json.loads(source.read_text(encoding="utf-8"))
+    ours = [row for row in report["rows"] if row["rollout"] == "sparsewm"]
+    seconds = [row["processor_seconds_per_decision"]["median"] for row in ours]
+    rate = 100 * np.array([row["success_rate"] for row in ours])
+    spread = np.abs(100 * np.array([row["success_ci95"] for row in ours]).T - rate)
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    label = f"sparsewm, {ours[0]['dtype']}"
+    axis.errorbar(seconds, rate, yerr=spread, marker="o", capsize=3, color=COLOURS[0], label=label)
+    for row, x, y in zip(ours, seconds, rate, strict=True):
+        words = f"{100 * (1 - row['drop']):.0f}%" if row["drop"] else "all tokens"
+        axis.annotate(words, (x, y), xytext=(5, 6), textcoords="offset points", fontsize=9)
+    others = [row for row in report["rows"] if row["rollout"] != "sparsewm"]
+    for row, colour in zip(others, COLOURS[1:], strict=False):
+        time = row["processor_seconds_per_decision"]["median"]
+        words = f"DINO-WM's rollout, {row['dtype']}, all tokens"
+        axis.axvline(time, linestyle="--", color=colour, label=words)
+    axis.set(xscale="log", ylim=(0, 103), ylabel="success, %")
+    axis.set(xlabel="processor seconds per decision, one thread", title="PushT: success against time")
+    axis.legend(fontsize=9, loc="lower right")
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure; its ground is white, on light and dark pages."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=80, format="png")
+        figure.savefig(temporary, dpi=90, format="png")
     plt.close(figure)
 
 
@@ -150,6 +184,8 @@ def main(arguments: Arguments) -> None:
             draw_episode(name, arguments.drop, arguments.output / f"{name}.webp")
     if "tokens" in arguments.what:
         draw_tokens(arguments.output / "choices.png")
+    if "decisions" in arguments.what:
+        draw_decisions(arguments.output / "success-by-time.png")
 
 
 if __name__ == "__main__":

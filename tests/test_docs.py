@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -56,12 +59,13 @@ def programs(page: Path) -> list[str]:
 
 
 def run(place: Path, program: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, program], cwd=place, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What a program in a folder prints."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(place)
+        patch.syspath_prepend(place)
+        runpy.run_path(program, run_name="__main__")
+    return out.getvalue()
 
 
 # Programs -------------------------------------------------------------------------------------------------
@@ -88,7 +92,12 @@ assert (abs(actions) <= env.action_space.high).all()
 def test_the_readme(tmp_path: Path) -> None:
     (program,) = programs(ROOT / "README.md")
     (tmp_path / "readme.py").write_text(program + CHECKS)
-    assert re.fullmatch(r"reached after \d+ steps\n", run(tmp_path, "readme.py"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"reached after \d+ steps\n", done.stdout)
 
 
 def test_the_agent_in_python(tmp_path: Path) -> None:
@@ -118,28 +127,57 @@ def test_a_cost_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert code == 0 and "wall, random goals" in out, err
 
 
-def test_a_choice_of_tokens_of_ones_own(tmp_path: Path) -> None:
+def test_a_choice_of_tokens_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = HOWTO / "tokens.md"
     (program,) = programs(page)
     (tmp_path / "my_choice.py").write_text(program)
     kept = [int(word) for word in run(tmp_path, "my_choice.py").removeprefix("kept ").split()]
     assert len(set(kept)) == 19 and kept == sorted(kept)  # three tenths of 64
     *_, command = [words for words in commands(page) if words[0] == "plan"]
-    words = [*command, "--max-steps", "25", "--run.no-video", "--iterations", "1"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    done = subprocess.run(
-        [sys.executable, "-m", "sparsewm", *words],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "wall, random goals" in done.stdout, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, err = call(shlex.join(command), "--max-steps 25 --run.no-video --iterations 1")
+    assert code == 0 and "wall, random goals" in out, err
 
 
 def test_every_choice_of_tokens_is_told_of() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (HOWTO / "tokens.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == CHOICES.names()
+
+
+OTHERS = [
+    "gradio",
+    "gym_pusht",
+    "lerobot",
+    "stable_worldmodel",
+    "pyarrow",
+    "av",
+]  # not typed, or not installed
+"""Packages that examples use besides this one."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="pip install 'sparsewm[dev]'")
+def test_examples_are_typed(tmp_path: Path) -> None:
+    """What programs of the pages call is there, and is called with what it takes."""
+    for page in PAGES:
+        if found := programs(page):
+            (tmp_path / f"page_{page.stem.lower()}.py").write_text("\n\n".join(found))
+    settings = "[mypy]\ncheck_untyped_defs = True\nfollow_imports = silent\nno_implicit_reexport = False\n"
+    settings += "[mypy-cv2.*,datasets.*,timm.*,transformers.*]\nfollow_imports = skip\n"
+    settings += "".join(
+        f"[mypy-{name}.*]\nfollow_imports = skip\nignore_missing_imports = True\n" for name in OTHERS
+    )
+    settings += "[mypy-*]\nignore_missing_imports = True\n"
+    (tmp_path / "mypy.ini").write_text(settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", tmp_path / "mypy.ini", *tmp_path.glob("page_*.py")],
+        cwd=ROOT,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # Command lines and flags ----------------------------------------------------------------------------------

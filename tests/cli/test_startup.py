@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 NO_GL = {"MUJOCO_GL": "nonsense"}  # the import of MuJoCo itself fails
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,7 +42,6 @@ def test_training_in_one_process_imports_no_accelerate() -> None:
     assert program(*lines, "assert connect().count == 1", line) == "[]"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("environment", ["wall", "rope"])
 def test_environments_that_draw_by_themselves_need_no_opengl(environment: str) -> None:
     lines = ("from sparsewm import envs", f"env = envs.make('{environment}')")
@@ -49,7 +50,6 @@ def test_environments_that_draw_by_themselves_need_no_opengl(environment: str) -
     assert with_gl == without
 
 
-@pytest.mark.slow
 def test_planning_needs_no_opengl_but_where_it_draws(tmp_path: Path) -> None:
     plan = ("-m", "sparsewm", "plan", "--run.actor", "nothing", "--run.no-video", "--output", "o")
     assert python(*plan, "--env", "wall", place=tmp_path, **NO_GL).returncode == 0
@@ -112,7 +112,6 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.slow
 def test_an_installed_copy_is_complete_and_stands_beside_folders_of_the_same_names(tmp_path: Path) -> None:
     """Its parts are files of its own, not links; a user's `envs` is the user's."""
     lines = ("from setuptools import setup", "setup(name='sparsewm', script_args=['-q', 'egg_info',")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cli.commands import call
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "formats.md"

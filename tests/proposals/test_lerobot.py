@@ -264,6 +264,7 @@ def test_a_hub_name_without_the_hub_is_one_sentence(env: GoalEnv) -> None:
         load_sampler("lerobot/smolvla_base", env, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_without_lerobot_the_extra_is_named(folders: dict[str, Path]) -> None:
     code = (
         "import sys; sys.modules['lerobot'] = None\n"

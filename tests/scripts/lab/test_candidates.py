@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from scripts.experiments.rank_candidates import Arguments, main
 from scripts.lab.candidates import NEAR, make_candidates, near_tasks, regret
