@@ -28,7 +28,8 @@ const find = (part, words) => [...document.querySelectorAll(part)].find(e => wor
 const labelled = name => find('input, textarea', e =>
     (e.getAttribute('aria-label') || e.closest('label, .block')?.innerText || '').includes(name));
 const text = () => labelled('What happened')?.value || '';
-const pictures = () => [...document.querySelectorAll('img')].map(e => e.src);
+const images = () => [...document.querySelectorAll('img')].filter(e => e.naturalWidth > 100);
+const pictures = () => images().map(e => e.src);
 const button = name => find('button', e => e.innerText.trim() === name);
 const slide = (name, value) => {
     const range = find('input[type=range]', e => e.getAttribute('aria-label')?.includes(name));
@@ -40,7 +41,7 @@ const open = name => { const box = find('input[role=listbox]', e => e.getAttribu
     box.focus(); box.dispatchEvent(new MouseEvent('mousedown', {bubbles: true})); };
 const pick = value => find('[role=option]', e => e.innerText.includes(value))
     ?.dispatchEvent(new MouseEvent('mousedown', {bubbles: true}));
-const click = (number, across, down) => { const image = document.querySelectorAll('img')[number];
+const click = (number, across, down) => { const image = images()[number];
     const box = image.getBoundingClientRect();
     const at = {clientX: box.left + across * box.width, clientY: box.top + down * box.height, bubbles: true};
     image.dispatchEvent(new MouseEvent('click', at)); };
@@ -77,7 +78,7 @@ class Browser:
             raise UserError(f"a browser needs pip install PyQt6-WebEngine ({error})") from None
         self.app, self.seconds = QApplication(["screenshot"]), seconds
         self.view = QWebEngineView()
-        self.view.resize(1120, 1330)
+        self.view.resize(1120, 1520)
         self.view.show()
 
     def open(self, address: str) -> None:
@@ -96,7 +97,7 @@ class Browser:
 
     def wait(self, code: str) -> None:
         """Until a piece of JavaScript is true."""
-        self._until(lambda: bool(self.ask(code)), code, every=0.3)
+        self._until(lambda: bool(self.ask(code)), code, every=1.0)
 
     def picture(self, path: Path) -> None:
         """Write what is seen."""
@@ -110,7 +111,9 @@ class Browser:
         deadline = time.monotonic() + self.seconds
         while not ready():
             if time.monotonic() > deadline:
-                raise UserError(f"the page did not answer within `seconds` {self.seconds:g}: {what}")
+                self.picture(Path("runs/screenshot.png"))
+                late = f"the page did not answer within `seconds` {self.seconds:g}, see runs/screenshot.png: "
+                raise UserError(late + what)
             end = time.monotonic() + every
             while time.monotonic() < end:
                 self.app.processEvents()
@@ -130,11 +133,15 @@ def visit(browser: Browser, address: str, output: Path) -> dict[str, Any]:
     browser.ask("click(1, 0.35, 0.6)")
     browser.wait(f"pictures()[1] !== {json.dumps(found['begin']['pictures'][1])}")
     note("goal")
+    browser.ask("slide('Candidates', 32)")
+    browser.ask("slide('Iterations', 3)")
     browser.ask("button('Plan once').click()")
     browser.wait("text().includes('ms a decision') && text().includes('32 of 64')")
     note("plan")
     browser.wait("!document.querySelector('.generating, .wrap.translucent')")
     browser.picture(output)
+    browser.ask("button('Start again').click()")  # the goal may be reached
+    browser.wait("text().includes('ready')")
     browser.ask("slide('Share of tokens dropped', 0.75)")
     browser.ask("slide('Candidates', 16)")
     browser.ask("slide('Iterations', 2)")
@@ -160,7 +167,8 @@ def visit(browser: Browser, address: str, output: Path) -> dict[str, Any]:
     browser.ask("pick('dinov2_vits14')")
     browser.wait("document.body.innerText.includes('choose embedded')")
     found["refused"] = browser.ask("document.body.innerText")
-    found["loaded"] = browser.ask("performance.getEntriesByType('resource').map(e => e.name)")
+    answered = "performance.getEntriesByType('resource').filter(e => e.responseStatus === 200)"
+    found["loaded"] = browser.ask(f"{answered}.map(e => e.name)")
     return found
 
 

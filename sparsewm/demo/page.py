@@ -98,6 +98,8 @@ def make_page(env: str = "wall") -> Any:
 
     def click(session: Session, degrees: float, event: gradio.SelectData) -> tuple[Any, ...]:
         try:
+            if None in event.index:  # beside the picture, inside its frame
+                raise UserError("click on the picture")
             session.set_goal(event.index[0] / SIDE, event.index[1] / SIDE, degrees)
         except UserError as error:
             raise said(error) from None

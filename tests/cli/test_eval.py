@@ -183,6 +183,7 @@ def test_the_image_token_is_asked_alone_too_where_proprioception_is_the_state(tm
     assert found["rope"] == [("rope-cls", 0.0)]  # plans by vision alone anyway
 
 
+@pytest.mark.slow
 def test_the_command_of_a_row_gives_that_row(wall: Path) -> None:
     row = json.loads((wall / "ev" / "eval.json").read_text())["rows"][6]
     assert row["proprio_weight"] == 0.0
@@ -279,6 +280,7 @@ class Rest:
         return torch.zeros(len(goal["proprio"]), samples, horizon, 2)
 
 
+@pytest.mark.slow
 def test_candidates_of_a_policy_have_rows_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

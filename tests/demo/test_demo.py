@@ -190,6 +190,18 @@ def test_the_functions_of_the_page(served: tuple[Any, int]) -> None:
     assert type(refused.value).__name__ == "Error"  # Gradio's: shown to the visitor
 
 
+@needs_gradio
+def test_a_click_beside_the_picture_is_no_goal(served: tuple[Any, int]) -> None:
+    import gradio
+
+    page, _ = served
+    acts = {block.fn.__name__: block.fn for block in page.fns.values() if block.fn is not None}
+    session, *_ = acts["begin"]("wall", "embedded", 11)
+    beside = gradio.SelectData(None, {"index": [None, None], "value": None})
+    with pytest.raises(gradio.Error, match="click on the picture"):
+        acts["click"](session, 0, beside)
+
+
 def test_the_command_refuses_what_cannot_be() -> None:
     code, _, error = call("demo --port 80")
     assert code == 2 and "--port" in error
