@@ -31,7 +31,7 @@ from sparsewm.model import LatentProblem
 from sparsewm.model.checkpoint import shipped
 from sparsewm.model.choices import CHOICES
 from sparsewm.planners import CEM
-from sparsewm.report.plots import COLOURS
+from sparsewm.report.plots import COLOURS, styled
 from sparsewm.report.video import dim_dropped, episode_frames, write_video
 
 SIDE = 168  # pixels of a panel
@@ -129,6 +129,7 @@ def show(axis: Any, scene: np.ndarray, tokens: Tensor, grid: tuple[int, int]) ->
     return f"{int(member.sum())} patches in {len(tokens)}"
 
 
+@styled
 def draw_tokens(path: Path, name: str = "pusht", drop: float = 0.7) -> None:
     """What every choice keeps of one frame."""
     choices = CHOICES.names()
@@ -147,6 +148,7 @@ def draw_tokens(path: Path, name: str = "pusht", drop: float = 0.7) -> None:
     save(figure, path)
 
 
+@styled
 def draw_decisions(path: Path, source: Path = DECISIONS) -> None:
     """Success of ours against the time of a decision, and the time that DINO-WM's rollout takes."""
     report = json.loads(source.read_text(encoding="utf-8"))

@@ -28,7 +28,8 @@ const find = (part, words) => [...document.querySelectorAll(part)].find(e => wor
 const labelled = name => find('input, textarea', e =>
     (e.getAttribute('aria-label') || e.closest('label, .block')?.innerText || '').includes(name));
 const text = () => labelled('What happened')?.value || '';
-const images = () => [...document.querySelectorAll('img')].filter(e => e.naturalWidth > 100);
+const images = () => [...document.querySelectorAll('img')].filter(e =>
+    e.naturalWidth > 100 && !e.closest('footer'));
 const pictures = () => images().map(e => e.src);
 const button = name => find('button', e => e.innerText.trim() === name);
 const slide = (name, value) => {
@@ -128,7 +129,7 @@ def visit(browser: Browser, address: str, output: Path) -> dict[str, Any]:
         found[name] = {"text": browser.ask("text()"), "pictures": browser.ask("pictures()")}
 
     browser.open(address)
-    browser.wait("text().includes('ready') && pictures().length >= 3")
+    browser.wait("text().includes('ready') && pictures().length === 4")
     note("begin")
     browser.ask("click(1, 0.35, 0.6)")
     browser.wait(f"pictures()[1] !== {json.dumps(found['begin']['pictures'][1])}")
@@ -136,7 +137,7 @@ def visit(browser: Browser, address: str, output: Path) -> dict[str, Any]:
     browser.ask("slide('Candidates', 32)")
     browser.ask("slide('Iterations', 3)")
     browser.ask("button('Plan once').click()")
-    browser.wait("text().includes('ms a decision') && text().includes('32 of 64')")
+    browser.wait("text().includes('32 of 64') && pictures().length === 5")
     note("plan")
     browser.wait("!document.querySelector('.generating, .wrap.translucent')")
     browser.picture(output)

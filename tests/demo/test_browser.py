@@ -29,21 +29,33 @@ def installed(name: str) -> bool:
 def test_a_visit(tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.screenshot", "--env", "wall", "--output", picture],
+        [
+            sys.executable,
+            "-m",
+            "scripts.screenshot",
+            "--env",
+            "wall",
+            "--output",
+            picture,
+            "--seconds",
+            "240",
+        ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    found = json.loads(line)
+    assert "Traceback" not in done.stderr
     seen = {name: part["pictures"] for name, part in found.items() if isinstance(part, dict)}
     text = {name: part["text"] for name, part in found.items() if isinstance(part, dict)}
 
-    assert "ready" in text["begin"] and len(seen["begin"]) == 3  # scene, goal, patches
+    assert "ready" in text["begin"] and len(seen["begin"]) == 4  # scene, goal, patches, costs
     assert seen["goal"][1] != seen["begin"][1] and "ready" in text["goal"], "a click sets the goal"
     assert "32 of 64 tokens" in text["plan"] and " ms a decision" in text["plan"]
-    assert len(seen["plan"]) == 5, "imagination and costs are shown, too"
+    assert len(seen["plan"]) == 5, "imagination is shown, too"
     assert seen["plan"][1] == seen["goal"][1] and seen["plan"][2] != seen["goal"][2]
     assert "16 of 64 tokens" in text["other settings"], "the sliders hold"
     assert "ready" in text["again"] and seen["again"][1] == seen["goal"][1], "the goal stays"

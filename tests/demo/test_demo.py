@@ -134,6 +134,18 @@ def test_a_goal_set_by_hand_is_reached_and_then_it_is_over(wall: Session) -> Non
     assert not wall.restart().done
 
 
+def test_an_episode_that_begins_anew_ends_what_was_going_on(wall: Session) -> None:
+    wall.restart()
+    moments = wall.plan(*QUICK)
+    assert "step 0" in next(moments).text and "step 1" in next(moments).text
+    wall.restart()
+    assert list(moments) == [] and wall.steps == 0
+    moments = wall.plan(*QUICK)
+    next(moments)
+    wall.set_goal(0.3, 0.55, 0)
+    assert list(moments) == [] and wall.steps == 0
+
+
 def test_the_same_seed_shows_the_same(wall: Session) -> None:
     scenes = []
     for _ in range(2):
