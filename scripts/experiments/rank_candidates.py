@@ -58,6 +58,8 @@ class Arguments:
     """Deviations of pooling, in sides of the picture."""
     readers: tuple[int, ...] = (0,)
     """Widths of the network that reads features from tokens; 0: they are linear."""
+    window: int = 3
+    """Side of the square of patches whose tokens that network looks at for one patch."""
     drops: tuple[float, ...] = (0.0, 0.5, 0.8)
     """Fractions of the tokens dropped at random."""
     checkpoint: Path | None = None
@@ -99,7 +101,7 @@ def spaces(
     rows = []
     for reader in arguments.readers:
         for features, pool in product(arguments.features, arguments.pools):
-            space = TokenSpace(features, pool, reader)
+            space = TokenSpace(features, pool, reader, arguments.window if reader else 1)
             standardizer = Standardizer(encoder.tokens, encoder.dim, 1, 1, space, encoder.grid)
             standardizer.fit(fitted_space(space, some, pictures, encoder, 0.0))
             scored = torch.cat([standardizer.tokens(part) for part in ends.split(256)]).unflatten(0, shape)

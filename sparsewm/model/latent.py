@@ -60,11 +60,13 @@ class TokenSpace:
             picture's longer side; 0: every patch stands for itself.
         reader: width of the network that reads from a token what its patch shows (`token_reader`), of which
             `features` are kept; 0: features are linear in the token.
+        window: side of the square of patches whose tokens the reader looks at for one patch.
     """
 
     features: int = 0
     pool: float = 0.0
     reader: int = 0
+    window: int = 1
 
     def pooling(self, grid: tuple[int, int]) -> Tensor | None:
         """Weights (N, N) of the patches that each patch of a grid is pooled from; None: of itself alone."""
@@ -82,13 +84,29 @@ READINGS = 3 * CELLS**2
 """What a reader gives of a patch: red, green and blue of each cell."""
 
 
-def token_reader(token_dim: int, width: int) -> nn.Sequential:
-    """Network from raw tokens (..., D) to what their patches show (..., `READINGS`), without gradients.
+class Neighbours(nn.Module):
+    """A layer (..., N, W) -> (..., N, W) that sees of each patch of a grid the window around it."""
 
-    A large encoder's token tells the colours of its patch, but not linearly, and with much beside it.
+    def __init__(self, width: int, window: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.layer = nn.Conv2d(width, width, window, padding=window // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pictures = x.flatten(0, -3).unflatten(1, self.grid).permute(0, 3, 1, 2)
+        return self.layer(pictures).permute(0, 2, 3, 1).reshape(x.shape)
+
+
+def token_reader(token_dim: int, space: TokenSpace, grid: tuple[int, int]) -> nn.Sequential:
+    """Network from raw tokens (..., N, D) to what their patches show (..., N, `READINGS`), without gradients.
+
+    A large encoder's token tells the colours of its patch, but not linearly, and with much beside it; the
+    tokens around tell some of them too.
     """
-    layers = [nn.Linear(token_dim, width), nn.GELU(), nn.Linear(width, width), nn.GELU()]
-    return nn.Sequential(*layers, nn.Linear(width, READINGS)).requires_grad_(False)
+    width = space.reader
+    inner = nn.Linear(width, width) if space.window == 1 else Neighbours(width, space.window, grid)
+    layers = [nn.Linear(token_dim, width), nn.GELU(), inner, nn.GELU(), nn.Linear(width, READINGS)]
+    return nn.Sequential(*layers).requires_grad_(False)
 
 
 class Standardizer(nn.Module):
@@ -123,10 +141,9 @@ class Standardizer(nn.Module):
         grid: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
-        reader = None if space is None else space.reader
         given = space.largest(token_dim) if space is not None else token_dim
         kept = (space and space.features) or given
-        self.reader = token_reader(token_dim, reader) if reader else None
+        self.reader = token_reader(token_dim, space, grid) if space is not None and space.reader else None
         self.mapped = space is not None  # the mean is that of mapped tokens, which are smaller
         self.register_buffer("token_mean", torch.zeros(patches, kept))
         self.register_buffer("token_map", torch.eye(given)[:, :kept].contiguous())

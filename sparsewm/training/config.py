@@ -45,6 +45,8 @@ class EncoderConfig:
     """Deviation of the Gaussian that pools a token with its neighbours, as a share of the picture's side."""
     reader: Annotated[int, usual("reader")] = 0
     """Width of a network that reads from a token what its patch shows, instead; 0: none."""
+    window: Annotated[int, usual("window")] = 3
+    """Side of the square of patches whose tokens that network looks at for one patch; odd."""
     aligned: Annotated[bool, usual("aligned")] = False
     """Windows start at multiples of the frameskip only, so that the frames between are not encoded."""
     cache: Annotated[Cache, usual("cache")] = "float16"
@@ -54,6 +56,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         one_of("cache", self.cache, CACHES)
         at_least(0, features=self.features, pool=self.pool, reader=self.reader)
+        if self.window < 1 or self.window % 2 == 0:
+            raise UserError(f"`window` is an odd number of patches, not {self.window}")
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
             raise UserError(
                 f"`resolution` is a height and a width in pixels, or one number, not {self.resolution}"
@@ -62,7 +66,7 @@ class EncoderConfig:
     @property
     def space(self) -> TokenSpace | None:
         """What a world model keeps of the tokens; None: all of them, as they are."""
-        space = TokenSpace(self.features, self.pool, self.reader)
+        space = TokenSpace(self.features, self.pool, self.reader, self.window if self.reader else 1)
         return None if space == TokenSpace() else space
 
 

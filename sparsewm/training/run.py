@@ -228,9 +228,11 @@ def _newborn(job: _Job, first: WorldModel | None, encoder: PatchEncoder, shown: 
     config, whitening, seed = job.config, job.config.optim.whitening, job.config.run.seed
     data, tokens, episodes, space = job.data, job.tokens, job.split[0], config.encoder.space
     if first is None:
-        model = new_model(encoder, data, tokens, episodes, config.model, shown, whitening, seed, space)
+        model = new_model(
+            encoder, data, tokens, episodes, config.model, shown, whitening, seed, space, job.progress
+        )
     elif measures_otherwise(first, encoder, whitening, space):
-        model = translated(first, encoder, data, tokens, episodes, whitening, seed, space)
+        model = translated(first, encoder, data, tokens, episodes, whitening, seed, space, job.progress)
     else:
         model = first
     about: dict[str, Any] = {

@@ -21,6 +21,7 @@ from sparsewm.data.tokens import Tokens, sampled_rows
 from sparsewm.encoders import PatchEncoder
 from sparsewm.model.latent import READINGS, TokenSpace
 from sparsewm.training.reader import READ_PATCHES, fitted_reader
+from sparsewm.training.report import Progress, quiet
 
 FLOOR = 0.1
 """What is added to the variance where the picture stays, as a share of its mean over directions."""
@@ -45,6 +46,7 @@ def space_statistics(
     rows: np.ndarray,
     whitening: float,
     seed: int = 0,
+    progress: Progress = quiet,
 ) -> dict[str, Tensor]:
     """What makes tokens of an encoder those of a space: buffers of a `Standardizer`.
 
@@ -58,9 +60,8 @@ def space_statistics(
     count = _FRAMES if not space.reader else max(_FRAMES, READ_PATCHES // encoder.tokens)
     picked = sampled_rows(rows, count, seed)
     found = tokens.rows(picked).cpu()
-    return fitted_space(
-        space, found, dataset.pixels[picked], encoder, whitening, statistics["token_mean"].cpu(), seed
-    )
+    pixels, mean = dataset.pixels[picked], statistics["token_mean"].cpu()
+    return fitted_space(space, found, pixels, encoder, whitening, mean, seed, progress)
 
 
 def fitted_space(
@@ -71,6 +72,7 @@ def fitted_space(
     whitening: float,
     mean: Tensor | None = None,
     seed: int = 0,
+    progress: Progress = quiet,
 ) -> dict[str, Tensor]:
     """`space_statistics` of raw tokens (K, N, D) and of pictures (K, H, W, 3).
 
@@ -79,7 +81,7 @@ def fitted_space(
     """
     weights: dict[str, Tensor] = {}
     if space.reader:
-        reader = fitted_reader(found, pixels, encoder, space.reader, seed)
+        reader = fitted_reader(found, pixels, encoder, space, seed, progress)
         weights = {f"reader.{name}": value for name, value in reader.state_dict().items()}
         found = torch.cat([reader(part.float()) for part in found.split(_PART)])
         mean = found.mean(0)

@@ -17,6 +17,7 @@ from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
 from sparsewm.training.config import ModelConfig
 from sparsewm.training.draws import translated_rows
+from sparsewm.training.report import Progress, quiet
 from sparsewm.training.space import space_statistics
 
 
@@ -53,6 +54,7 @@ def new_model(
     whitening: float,
     seed: int,
     space: TokenSpace | None = None,
+    progress: Progress = quiet,
 ) -> WorldModel:
     """An untrained world model with the statistics of episodes.
 
@@ -74,7 +76,9 @@ def new_model(
     rows = dataset.rows_of(episodes)
     statistics = tokens.statistics(rows, 0.0 if space is not None else whitening) | dataset.statistics(rows)
     if space is not None:
-        statistics |= space_statistics(space, dataset, tokens, encoder, statistics, rows, whitening)
+        statistics |= space_statistics(
+            space, dataset, tokens, encoder, statistics, rows, whitening, progress=progress
+        )
     model.standardizer.fit(statistics)
     for name, value in model.standardizer.state_dict().items():
         if not torch.isfinite(value).all():
@@ -102,6 +106,7 @@ def translated(
     whitening: float,
     seed: int,
     space: TokenSpace | None = None,
+    progress: Progress = quiet,
 ) -> WorldModel:
     """A model of other tokens (encoder, whitening, features) that goes on from the predictor of `first`.
 
@@ -116,7 +121,7 @@ def translated(
         )
     sizes = ModelConfig(config.width, config.depth, config.heads, config.head_dim, config.mlp, config.history)
     shown = interface(dataset, first.environment, first.frameskip)
-    model = new_model(encoder, dataset, tokens, episodes, sizes, shown, whitening, seed, space)
+    model = new_model(encoder, dataset, tokens, episodes, sizes, shown, whitening, seed, space, progress)
     model.place(first.device)
     rows = translated_rows(dataset.rows_of(episodes))
     with torch.inference_mode():

@@ -90,7 +90,10 @@ def test_a_model_of_few_pooled_features_is_trained_saved_and_loaded(tmp_path: Pa
     assert errors[0] == 0 and (errors[2:] > 0).all()
 
 
-def test_a_reader_tells_the_colours_of_a_patch_and_not_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_reader_tells_the_colours_of_a_patch_and_not_of_others(
+    monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
     monkeypatch.setattr(reader, "STEPS", 150)
     encoder = random_twin(ViT())
     rng = np.random.default_rng(0)
@@ -103,12 +106,12 @@ def test_a_reader_tells_the_colours_of_a_patch_and_not_of_others(monkeypatch: py
     differ = (pixels != 100).any(-1).reshape(64, 8, 14, 8, 14).any((2, 4)).reshape(64, 64)
     largest = wanted.abs().amax(-1).numpy()
     assert largest[differ].mean() > 5 * largest[~differ].mean()
-    tokens = encoder.encode(pixels).patches.float()
-    network = reader.fitted_reader(tokens, pixels, encoder, 32)
+    tokens, space = encoder.encode(pixels).patches.float(), TokenSpace(0, 0.0, 32, window)
+    network = reader.fitted_reader(tokens, pixels, encoder, space)
     wanted = wanted / wanted.square().mean().sqrt()
     assert float((network(tokens) - wanted).square().mean()) < 0.75  # knowing nothing: 1
     assert not any(weight.requires_grad for weight in network.parameters())
-    again = reader.fitted_reader(tokens, pixels, encoder, 32)
+    again = reader.fitted_reader(tokens, pixels, encoder, space)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
@@ -120,7 +123,7 @@ def test_a_model_on_readings_is_trained_resumed_saved_and_loaded(
     space = {"name": "random", "reader": 16, "pool": 0.09}
     trained = train(config(data, encoder=space, run={"output": tmp_path / "run"}))
     model = load(trained.checkpoint)
-    assert model.space == TokenSpace(0, 0.09, 16) and model.config.token_dim == READINGS
+    assert model.space == TokenSpace(0, 0.09, 16, 3) and model.config.token_dim == READINGS
     with closing(open_dataset(data)) as dataset:
         latent = model.encode(dataset.pixels[:12], dataset.proprio[:12])
         same = trained.model.encode(dataset.pixels[:12], dataset.proprio[:12])
