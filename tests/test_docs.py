@@ -100,6 +100,7 @@ def test_the_readme(tmp_path: Path) -> None:
     assert re.fullmatch(r"reached after \d+ steps\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_the_agent_in_python(tmp_path: Path) -> None:
     checks = """
 assert len(first) == 3 and len(second) == 2 and all(part.shape[1] == 2 for part in [*first, *second])
@@ -210,6 +211,7 @@ def examples() -> list[object]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", examples())
 def test_a_command_line_parses(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] in COMMANDS

@@ -143,6 +143,7 @@ def test_collect_keeps_a_finished_recording(place: Path, monkeypatch: pytest.Mon
     assert code == 2 and "delete it or give another --output" in err
 
 
+@pytest.mark.slow
 def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

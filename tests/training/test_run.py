@@ -30,6 +30,8 @@ from sparsewm.training.config import ModelConfig, TrainConfig, preset
 from sparsewm.training.trainer import STATE_FILE
 from tests.data.tiny import episode
 
+pytestmark = pytest.mark.slow  # each test trains
+
 Change = Callable[[int, dict[str, np.ndarray]], None]
 
 SETTINGS: dict[str, Any] = {
@@ -212,7 +214,6 @@ def _train(dataset: Path, seed: int) -> None:
     train(config(dataset, run={"seed": seed, "output": dataset.parent / f"seed{seed}"}))
 
 
-@pytest.mark.slow
 def test_several_seeds_at_once_share_one_encoding(tmp_path: Path) -> None:
     dataset = write(tmp_path / "data.h5")
     processes = [
@@ -290,7 +291,6 @@ def test_settings_lie_over_each_other() -> None:
         TrainConfig.of(content={"optim": {"stps": 3}})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("run", ["new", "started", "translated", "extended"])
 def test_what_is_read_is_encoded_before_and_nothing_else(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
