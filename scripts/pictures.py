@@ -157,7 +157,7 @@ def draw_decisions(path: Path, source: Path = DECISIONS) -> None:
     rate = 100 * np.array([row["success_rate"] for row in ours])
     spread = np.abs(100 * np.array([row["success_ci95"] for row in ours]).T - rate)
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    label = f"sparsewm, {ours[0]['dtype']}, at the share of the tokens that is written beside"
+    label = f"sparsewm, {ours[0]['dtype']}, by the share of tokens kept"
     axis.errorbar(seconds, rate, yerr=spread, marker="o", capsize=3, color=COLOURS[0], label=label)
     for row, x, y in zip(ours, seconds, rate, strict=True):
         axis.annotate(f"{100 * (1 - row['drop']):.0f}%", (x, y), (5, 6), textcoords="offset points")

@@ -29,7 +29,7 @@ const labelled = name => find('input, textarea', e =>
     (e.getAttribute('aria-label') || e.closest('label, .block')?.innerText || '').includes(name));
 const text = () => labelled('What happened')?.value || '';
 const images = () => [...document.querySelectorAll('img')].filter(e =>
-    e.naturalWidth > 100 && !e.closest('footer'));
+    e.getBoundingClientRect().width > 100 && !e.closest('footer'));
 const pictures = () => images().map(e => e.src);
 const button = name => find('button', e => e.innerText.trim() === name);
 const slide = (name, value) => {
@@ -79,7 +79,7 @@ class Browser:
             raise UserError(f"a browser needs pip install PyQt6-WebEngine ({error})") from None
         self.app, self.seconds = QApplication(["screenshot"]), seconds
         self.view = QWebEngineView()
-        self.view.resize(1120, 1520)
+        self.view.resize(1120, 1410)
         self.view.show()
 
     def open(self, address: str) -> None:
@@ -129,7 +129,7 @@ def visit(browser: Browser, address: str, output: Path) -> dict[str, Any]:
         found[name] = {"text": browser.ask("text()"), "pictures": browser.ask("pictures()")}
 
     browser.open(address)
-    browser.wait("text().includes('ready') && pictures().length === 4")
+    browser.wait("text().includes('ready') && images().length === 4 && images()[1].naturalWidth > 0")
     note("begin")
     browser.ask("click(1, 0.35, 0.6)")
     browser.wait(f"pictures()[1] !== {json.dumps(found['begin']['pictures'][1])}")
@@ -139,7 +139,7 @@ def visit(browser: Browser, address: str, output: Path) -> dict[str, Any]:
     browser.ask("button('Plan once').click()")
     browser.wait("text().includes('32 of 64') && pictures().length === 5")
     note("plan")
-    browser.wait("!document.querySelector('.generating, .wrap.translucent')")
+    browser.wait("!document.querySelector('.generating')")
     browser.picture(output)
     browser.ask("button('Start again').click()")  # the goal may be reached
     browser.wait("text().includes('ready')")

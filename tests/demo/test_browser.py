@@ -24,7 +24,7 @@ def installed(name: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not all(map(installed, NEEDED)), reason="pip install 'sparsewm[demo]' PyQt6-WebEngine")
 def test_a_visit(tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
