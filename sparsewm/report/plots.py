@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 
 from sparsewm.data import Dataset
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
@@ -26,7 +27,7 @@ COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b7791f")
 
 styled = matplotlib.rc_context(
     {
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 10,

@@ -38,7 +38,7 @@ def test_a_visit(tmp_path: Path) -> None:
             "--output",
             picture,
             "--seconds",
-            "240",
+            "600",
         ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
