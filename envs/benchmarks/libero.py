@@ -83,8 +83,8 @@ class LiberoEnv(PhysicsEnv):
             near = suggest(name, [*SUITES, *suites])
             raise UserError(f"LIBERO has no suite '{name}'.{near} Its own: {', '.join(SUITES)}")
         self.name = f"libero/{task}"
-        before = np.random.get_state()  # LIBERO draws from NumPy's own
-        np.random.seed(0)
+        before = np.random.get_state()  # noqa: NPY002  (LIBERO draws from NumPy's own)
+        np.random.seed(0)  # noqa: NPY002
         try:
             with _quiet():
                 tasks = suites[suite]()
@@ -98,7 +98,7 @@ class LiberoEnv(PhysicsEnv):
         except FileNotFoundError as error:
             raise UserError(f"{self.name} lacks initial states ({error}): take another task") from None
         finally:
-            np.random.set_state(before)
+            np.random.set_state(before)  # noqa: NPY002
         self._raw.visualize(dict.fromkeys(self._raw._visualizations, False))  # as its `reset` does
         self.instruction = str(tasks.get_task(int(number)).language)
         self._model, self._data = self._raw.sim.model._model, self._raw.sim.data._data
@@ -201,8 +201,8 @@ class LiberoEnv(PhysicsEnv):
             if goal[self._first - 1] > 0.5:
                 return goal
         raise ValueError(
-            f"what {self.name} asks for does not stay where it is put: give a goal by options, or goals from a "
-            "trajectory."
+            f"what {self.name} asks for does not stay where it is put: give a goal by options, or goals "
+            "from a trajectory."
         )
 
     def _put(self, drop: float) -> None:
@@ -224,7 +224,7 @@ class LiberoEnv(PhysicsEnv):
                     where[0] += _ASIDE * (counts.get(place, 0) - (places.count(place) - 1) / 2)
                     counts[place] = counts.get(place, 0) + 1
                 joint = data.joint(raw.get_object(thing).joints[-1])
-                joint.qpos[:3], joint.qvel[:] = where + (0, 0, drop), 0
+                joint.qpos[:3], joint.qvel[:] = where + np.array([0, 0, drop]), 0
                 mujoco.mj_forward(self._model, data)
 
     # Data -------------------------------------------------------------------------------------------------
