@@ -18,6 +18,7 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
+from sparsewm.envs.looks import Scenery
 from sparsewm.envs.physics import border, mujoco
 from sparsewm.envs.simulated import SimulatedGoalEnv
 from sparsewm.envs.table import DT, to_pixels
@@ -108,6 +109,7 @@ class BlockPushEnv(SimulatedGoalEnv):
     name = "blockpush"
     angle_symmetry = 4
     _geometry = ("shapes", "outline", "scale")
+    _scenery = Scenery(("table",), ("first", "second", "effector"), ("shapes", "scale"))
     state_names = ("x", "y", "red_x", "red_y", "red_angle", "blue_x", "blue_y", "blue_angle")
     proprio_names = ("x", "y")
     proprio_low = (-HALF, -HALF)

@@ -15,6 +15,7 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
+from sparsewm.envs.looks import Scenery
 from sparsewm.envs.physics import border
 from sparsewm.envs.table import DT, HALF, SHIFT, TableEnv, fixed_point
 
@@ -78,6 +79,7 @@ class GranularEnv(TableEnv):
     name = "granular"
     threshold = 0.03
     _geometry = ("outline", "scale")
+    _scenery = Scenery(("table",), ("particle",), ("scale",))
     state_names = (*(f"{axis}{i}" for i in range(GRAINS) for axis in "xy"), "pusher_x", "pusher_y")
 
     def __init__(self, resolution: int = 112, render_mode: str = "rgb_array"):

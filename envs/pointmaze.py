@@ -21,6 +21,7 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
+from sparsewm.envs.looks import Scenery
 from sparsewm.envs.paths import ShortestPaths
 from sparsewm.envs.physics import NO_GL, load, mujoco
 from sparsewm.envs.simulated import SimulatedGoalEnv
@@ -100,6 +101,7 @@ class PointMazeEnv(SimulatedGoalEnv):
 
     name = "pointmaze"
     _geometry = ("outline", "scale")
+    _scenery = Scenery(("floor",), ("ball",), ("scale",))
     state_names = ("x", "y", "vx", "vy")
     proprio_names = ("x", "y", "vx", "vy")
     proprio_low = (-6.0, -6.0, -SPEED_LIMIT, -SPEED_LIMIT)  # the large maze reaches from -5 to 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pymunk
@@ -19,6 +20,7 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
+from sparsewm.envs.looks import Scenery
 from sparsewm.envs.simulated import SimulatedGoalEnv
 
 SIZE = 512.0
@@ -135,6 +137,7 @@ class PushTEnv(SimulatedGoalEnv):
 
     name = "pusht"
     _geometry = ("block_outline", "agent_outline", "agent_scale")
+    _scenery = Scenery(("table",), ("block", "agent"), ("block_outline", "agent_scale"))
     state_names = ("agent_x", "agent_y", "block_x", "block_y", "block_angle", "agent_vx", "agent_vy")
     proprio_names = ("agent_x", "agent_y", "agent_vx", "agent_vy")
     proprio_low = (0.0, 0.0, -MAX_SPEED, -MAX_SPEED)
@@ -245,6 +248,11 @@ class PushTEnv(SimulatedGoalEnv):
     def _default_look(self) -> _Look:
         self._table = None
         return _DEFAULT_LOOK
+
+    def _resized(self, name: str, factor: float) -> Any:
+        if name == "block_outline":
+            return factor * (self._look.block_outline - CENTRE) + CENTRE
+        return super()._resized(name, factor)
 
     def _random_look(self, rng: np.random.Generator) -> _Look:
         self._table = None

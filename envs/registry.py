@@ -27,7 +27,7 @@ _OURS = {
     "granular": ("sparsewm/Granular-v0", "sparsewm.envs.granular:GranularEnv", 20),
     "blockpush": ("sparsewm/BlockPush-v0", "sparsewm.envs.blockpush:BlockPushEnv", 150),
 }
-_BENCHMARKS = ("ogbench", "metaworld", "dmc", "swm")  # families, each with a module of its name
+_BENCHMARKS = ("ogbench", "metaworld", "dmc", "swm", "libero")  # families, each with a module of its name
 _STEPS = 100  # of an episode, where an environment does not say
 
 for _id, _entry_point, _steps in _OURS.values():

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from sparsewm.envs.appearance import Colour, mean_colour, plain, random_colour, random_texture
+from sparsewm.envs.looks import Scenery
 from sparsewm.envs.physics import border
 from sparsewm.envs.table import DT, HALF, SHIFT, TableEnv, fixed_point
 
@@ -76,6 +77,7 @@ class RopeEnv(TableEnv):
     name = "rope"
     threshold = 0.03
     _geometry = ("thickness",)
+    _scenery = Scenery(("table",), ("particle",), ("thickness",))
     state_names = (
         *(f"{axis}{i}" for i in range(SEGMENTS + 1) for axis in "xy"),
         "pusher_x",

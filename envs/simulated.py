@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 
-from sparsewm.envs.appearance import Camera
+from sparsewm.envs.appearance import Camera, mean_colour
 from sparsewm.envs.base import GoalEnv, Observation
+from sparsewm.envs.looks import KINDS, OF_SCENE, Look, Scenery
+from sparsewm.errors import UserError
 
 _ATTEMPTS = 100  # starts or goals drawn until the start is no success
 
@@ -43,6 +46,7 @@ class SimulatedGoalEnv(GoalEnv):
     proprio_low: tuple[float, ...]  # bounds of the observation space
     proprio_high: tuple[float, ...]
     _geometry: ClassVar[tuple[str, ...]] = ()  # fields of the look that are shapes, not colours
+    _scenery = Scenery()  # fields of the look
     action_low: tuple[float, ...] = (-1.0, -1.0)
     action_high: tuple[float, ...] = (1.0, 1.0)
 
@@ -71,6 +75,8 @@ class SimulatedGoalEnv(GoalEnv):
         )
         self.goal: np.ndarray = np.zeros(self.state_dim)
         self._camera: Camera | None = None
+        self._looks: tuple[Look, ...] = ()
+        self._look_seed = 0
         self._look: Any = self._default_look()
 
     # What a subclass writes -------------------------------------------------------------------------------
@@ -154,6 +160,8 @@ class SimulatedGoalEnv(GoalEnv):
         A start or goal that is drawn is drawn again where the start would count as success already.
         """
         super().reset(seed=seed)
+        if self._looks:
+            self.dress(self._looks, int(self.np_random.integers(2**31)) if seed is None else seed)
         options = options or {}
         unknown = sorted(set(options) - {"state", "goal"})
         if unknown:
@@ -233,7 +241,58 @@ class SimulatedGoalEnv(GoalEnv):
             camera = replace(self._camera or Camera.still(), tone=camera.tone, border=camera.border)
         self._look, self._camera = look, camera
 
+    def dress(self, looks: Sequence[Look], seed: int = 0) -> None:
+        """Show other looks; none: the usual one again. Physics and states are unaffected.
+
+        Args:
+            looks: all at once; from now on every `reset` draws their colours and places anew by its seed.
+            seed: that draws them now.
+
+        Raises:
+            UserError: nothing of that kind is in its pictures.
+        """
+        for look in looks:
+            if look.kind not in self.looks:
+                raise UserError(
+                    f"{self.name} has no {look.kind} of its own to change: choose {', '.join(self.looks)}"
+                )
+        self._looks, self._look_seed = tuple(looks), seed
+        self._look, self._camera = self._default_look(), None
+        for look in looks:
+            if look.kind in OF_SCENE:
+                self._look = self._changed(look, np.random.default_rng([seed, KINDS.index(look.kind)]))
+
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """Kinds of looks that it can show."""
+        return tuple(kind for kind in KINDS if kind not in OF_SCENE or getattr(self._scenery, kind))
+
     # How it is done ---------------------------------------------------------------------------------------
+
+    def _changed(self, look: Look, rng: np.random.Generator) -> Any:
+        """The present look of the scene with one change."""
+        changed, fields = self._look, getattr(self._scenery, look.kind)
+        if look.kind == "size":
+            return replace(changed, **{name: self._resized(name, 1 + look.degree) for name in fields})
+        others = [name for name in ("background", "object") if name != look.kind]
+        beside = [
+            mean_colour(np.array(getattr(changed, name)))
+            for kind in others
+            for name in getattr(self._scenery, kind)
+        ]
+        for name in fields:
+            own = getattr(changed, name)
+            colour: Any = look.colour(np.array(own), rng, beside)
+            if isinstance(own, tuple):
+                colour = tuple(int(part) for part in colour)
+                beside.append(colour)
+            changed = replace(changed, **{name: colour})
+        return changed
+
+    def _resized(self, name: str, factor: float) -> Any:
+        """A field of the look that is a size or a shape, or several, that many times as large."""
+        value = getattr(self._look, name)
+        return tuple(factor * one for one in value) if isinstance(value, tuple) else factor * value
 
     def _part(self, draw_state: bool) -> None:
         """Draw the goal, or the start, until the start is no success."""
@@ -251,7 +310,11 @@ class SimulatedGoalEnv(GoalEnv):
 
     def _picture(self, state: np.ndarray, resolution: int) -> np.ndarray:
         picture = self._draw(state, resolution)
-        return picture if self._camera is None else self._camera.shoot(picture)
+        picture = picture if self._camera is None else self._camera.shoot(picture)
+        for look in self._looks:
+            rng = np.random.default_rng([self._look_seed, KINDS.index(look.kind)])
+            picture = look.shoot(picture, rng)
+        return picture
 
     def _observe(self) -> Observation:
         state = self._read_state()

@@ -16,6 +16,7 @@ from sparsewm.envs.appearance import (
     random_outline,
     random_texture,
 )
+from sparsewm.envs.looks import Scenery
 from sparsewm.envs.paths import ShortestPaths
 from sparsewm.envs.simulated import SimulatedGoalEnv
 
@@ -82,6 +83,7 @@ class WallEnv(SimulatedGoalEnv):
 
     name = "wall"
     _geometry = ("outline", "scale")
+    _scenery = Scenery(("floor",), ("dot",), ("scale",))
     state_names = ("x", "y")
     proprio_names = ("x", "y")
     proprio_low = (0.0, 0.0)

@@ -10,6 +10,7 @@ torch.Size([2, 5, 3])
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sparsewm.planners.base import Planner
@@ -25,7 +26,7 @@ from sparsewm.planners.seeding import generator
 from sparsewm.planners.space import Gaussian, Space
 from sparsewm.registry import Registry
 
-PLANNERS: Registry[type[Planner[Any]]] = Registry(
+PLANNERS: Registry[Callable[..., Planner[Any]]] = Registry(
     "planner",
     "sparsewm.planners",
     {

@@ -3,10 +3,11 @@
     python -m scripts.freeze_tasks
 
 writes configs/tasks/ENV-KIND.json, KIND being `random` for goals as the environment draws them, or the number
-of steps they are ahead in a held-out trajectory. A file holds both sets; a set holds the first of its
-consecutive seeds, starts and goals as base64 of float32 (little-endian, one state after the other), and a
-SHA-256 over all of it, which is checked on loading. Seeds are beyond those of drawn tasks and of recordings.
-What is in the files counts: another MuJoCo may draw other last digits, so a file is kept unless `--again`.
+of steps they are ahead in a held-out trajectory; moments whose start counts as success already are passed
+over, and their number is kept. A file holds both sets; a set holds the first of its consecutive seeds, starts
+and goals as base64 of float32 (little-endian, one state after the other), and a SHA-256 over all of it, which
+is checked on loading. Seeds are beyond those of drawn tasks and of recordings. What is in the files counts:
+another MuJoCo may draw other last digits, so a file is kept unless `--again`.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ KINDS: dict[str, tuple[GoalConfig, ...]] = {
 }
 """Goals of each environment of which tasks are frozen."""
 
+AHEAD = (GoalConfig("trajectory", 25),)
+"""Those of others' environments, as stable-worldmodel has them."""
+
 
 @dataclass
 class Arguments:
     """Write the frozen tasks."""
 
     environments: tuple[str, ...] = tuple(KINDS)
-    """Environments."""
+    """Environments; also benchmarks', whose packages are installed, 25 steps ahead."""
     again: bool = False
     """Write files that are there again."""
     output: Path = config_folder() / "tasks"
@@ -65,7 +69,7 @@ def rounded(env: SimulatedGoalEnv, task: Task) -> Task:
 def main(arguments: Arguments) -> None:
     for name in arguments.environments:
         env = make_simulator(name)
-        for goal in KINDS[env.name]:
+        for goal in KINDS.get(env.name, AHEAD):
             path = arguments.output / tasks_file(env.name, goal).name
             if path.exists() and not arguments.again:
                 print(f"{path.name}: kept", flush=True)

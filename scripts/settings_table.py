@@ -51,7 +51,7 @@ def shown(value: Any) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, float):
         return f"`{value:g}`"
-    return "" if value is None or value == () else f"`{value}`"
+    return "" if value in (None, (), "") else f"`{value}`"
 
 
 def rows(tree: Any, prefix: str = "") -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsewm.adaptation import SceneAdaptation
 from sparsewm.config import EPISODES_PER_SEED, NO_PROPOSALS, PlanConfig
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
@@ -108,6 +109,7 @@ class Agent:
         tokens = config.tokens
         self.choice = CHOICES.get(tokens.choose)(model, tokens.temperature)
         self.comparison = compared_by(model, tokens.cost, tokens.temperature)
+        self._adaptation = SceneAdaptation.of(model) if config.run.adapt else None
         self._attends = self.choice.attention or (self.comparison is not None and self.comparison.attention)
         self._receding = Receding(config)
         source = config.proposals.source
@@ -300,7 +302,8 @@ class Agent:
                     "`letterbox`"
                 )
             aspect = picture[0] / picture[1]
-        return checked(one, self.interface.proprio_dim, aspect)
+        seen = checked(one, self.interface.proprio_dim, aspect)
+        return seen if self._adaptation is None else Seen(self._adaptation(seen.pixels), seen.proprio)
 
     def _known(self, one: dict[str, np.ndarray]) -> Seen:
         seen = self._check(one)

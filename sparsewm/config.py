@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from tyro.conf import arg
 
 from sparsewm import envs
+from sparsewm.envs.looks import Look
 from sparsewm.errors import UserError, suggest
 from sparsewm.planners import PLANNERS, ProposalMode
 from sparsewm.trees import at_least, leaf_sections, merged, one_of, plain, read_yaml
@@ -169,6 +170,12 @@ class RunConfig:
     """Local clone of the encoder's torch.hub repository."""
     letterbox: bool = False
     """Pad pictures of another aspect ratio than the training data's instead of refusing them."""
+    look: Annotated[str, usual("look")] = ""
+    """Another look than in the data, as KIND:DEGREE, several with commas (docs/howto/looks.md): background,
+    object, size, light, shift, distractor, blur. Colours and places are drawn anew for each episode."""
+    adapt: Annotated[bool, usual("adapt")] = False
+    """Test-time adaptation: put pictures into the place and the colours of the background of the training
+    data's mean picture, which a world model with a decoder has."""
     device: Annotated[str, usual("device")] = "auto"
     """auto, cpu, cuda, ...; several, as cuda:0,cuda:1, share the episodes."""
     dtype: str = "auto"
@@ -287,6 +294,7 @@ class PlanConfig:
         at_least(0, future_steps=self.proposals.future_steps)
         at_least(0, proprio_weight=cost.proprio_weight, temperature=tokens.temperature)
         at_least(1e-3, init_std=search.init_std, memory_gb=run.memory_gb)
+        Look.parse(run.look)
         if not 0 <= run.seed < SEEDS:
             raise UserError(f"`seed` must be at least 0 and below {SEEDS}, got {run.seed}")
         if run.episodes > EPISODES_PER_SEED:

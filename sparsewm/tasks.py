@@ -18,7 +18,7 @@ from sparsewm.config import EPISODES_PER_SEED, GoalConfig, config_folder
 from sparsewm.data.collect import explore
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.errors import UserError
-from sparsewm.files import read_json
+from sparsewm.files import read_json, slug
 
 HELD_OUT = 977_000_000
 """Seeds of held-out trajectories start here; collected data never reaches it."""
@@ -133,7 +133,7 @@ def _trajectory_task(env: SimulatedGoalEnv, seed: int, offset: int) -> Task:
 def tasks_file(environment: str, goal: GoalConfig) -> Path:
     """Where the frozen tasks are: `pusht-25.json` for goals 25 steps ahead, `pusht-random.json`."""
     kind = "random" if goal.source == "random" else str(goal.offset)
-    return config_folder() / "tasks" / f"{environment}-{kind}.json"
+    return config_folder() / "tasks" / f"{slug(environment)}-{kind}.json"
 
 
 def read_tasks(env: GoalEnv, goal: GoalConfig, episodes: int) -> list[Task]:
@@ -149,8 +149,9 @@ def read_tasks(env: GoalEnv, goal: GoalConfig, episodes: int) -> list[Task]:
     assert isinstance(env, SimulatedGoalEnv)  # only such have a file
     starts, goals = (_unpacked(found[name], env.state_dim) for name in ("start", "goal"))
     seeds = range(found["first_seed"], found["first_seed"] + episodes)
-    tasks = zip(seeds, starts, goals, strict=False)
-    return [Task(seed, start, end, frozen=seed) for seed, start, end in tasks]
+    solved = found.get("solved", [None] * episodes)
+    tasks = zip(seeds, starts, goals, solved, strict=False)
+    return [Task(seed, start, end, frozen=seed, solved=passed) for seed, start, end, passed in tasks]
 
 
 def tasks_hash(environment: str, goal: GoalConfig, episodes: int) -> str | None:
@@ -163,16 +164,22 @@ def tasks_hash(environment: str, goal: GoalConfig, episodes: int) -> str | None:
 
 
 def frozen_set(environment: str, goal: GoalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
-    """What a file holds of a set: the first of the consecutive seeds, states as base64 of float32, a hash."""
+    """What a file holds of a set: the first of the consecutive seeds, states as base64 of float32, a hash.
+
+    Where they were counted, also how many moments were passed over before each, solved at their start.
+    """
     found: dict[str, Any] = {"first_seed": tasks[0].seed, "episodes": len(tasks)}
     for name, states in (("start", [task.start for task in tasks]), ("goal", [task.goal for task in tasks])):
         found[name] = b64encode(np.asarray(states, "<f4").tobytes()).decode()
+    if (passed := [task.solved for task in tasks]).count(None) == 0:
+        found["solved"] = passed
     return found | {"sha256": _digest(environment, goal, found)}
 
 
 def _digest(environment: str, goal: GoalConfig, found: dict[str, Any]) -> str:
     kind = "random" if goal.source == "random" else goal.offset
     words = [environment, kind, *(found[name] for name in ("first_seed", "episodes", "start", "goal"))]
+    words += [found["solved"]] if "solved" in found else []
     return hashlib.sha256("\0".join(map(str, words)).encode()).hexdigest()
 
 

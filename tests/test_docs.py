@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import importlib.util
+import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -56,12 +60,13 @@ def programs(page: Path) -> list[str]:
 
 
 def run(place: Path, program: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, program], cwd=place, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What a program in a folder prints."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(place)
+        patch.syspath_prepend(place)
+        runpy.run_path(program, run_name="__main__")
+    return out.getvalue()
 
 
 # Programs -------------------------------------------------------------------------------------------------
@@ -84,12 +89,19 @@ assert (abs(actions) <= env.action_space.high).all()
 """
 
 
+@pytest.mark.slow
 def test_the_readme(tmp_path: Path) -> None:
     (program,) = programs(ROOT / "README.md")
     (tmp_path / "readme.py").write_text(program + CHECKS)
-    assert re.fullmatch(r"reached after \d+ steps\n", run(tmp_path, "readme.py"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"reached after \d+ steps\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_the_agent_in_python(tmp_path: Path) -> None:
     checks = """
 assert len(first) == 3 and len(second) == 2 and all(part.shape[1] == 2 for part in [*first, *second])
@@ -117,28 +129,38 @@ def test_a_cost_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert code == 0 and "wall, random goals" in out, err
 
 
-def test_a_choice_of_tokens_of_ones_own(tmp_path: Path) -> None:
+def test_a_choice_of_tokens_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = HOWTO / "tokens.md"
     (program,) = programs(page)
     (tmp_path / "my_choice.py").write_text(program)
     kept = [int(word) for word in run(tmp_path, "my_choice.py").removeprefix("kept ").split()]
     assert len(set(kept)) == 19 and kept == sorted(kept)  # three tenths of 64
     *_, command = [words for words in commands(page) if words[0] == "plan"]
-    words = [*command, "--max-steps", "25", "--run.no-video", "--iterations", "1"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    done = subprocess.run(
-        [sys.executable, "-m", "sparsewm", *words],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "wall, random goals" in done.stdout, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, err = call(shlex.join(command), "--max-steps 25 --run.no-video --iterations 1")
+    assert code == 0 and "wall, random goals" in out, err
 
 
 def test_every_choice_of_tokens_is_told_of() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (HOWTO / "tokens.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == CHOICES.names()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="pip install 'sparsewm[dev]'")
+def test_examples_are_typed(tmp_path: Path) -> None:
+    """What programs of the pages call is there, and is called with what it takes."""
+    head = "# mypy: check-untyped-defs, allow-untyped-defs, no-strict-optional, "
+    head += 'disable-error-code="var-annotated"'
+    files = []
+    for page in PAGES:
+        if found := programs(page):
+            files.append(tmp_path / f"page_{page.stem.lower()}.py")
+            files[-1].write_text("\n\n".join([head, *found]))
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # Command lines and flags ----------------------------------------------------------------------------------
@@ -171,6 +193,7 @@ def examples() -> list[object]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", examples())
 def test_a_command_line_parses(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] in COMMANDS

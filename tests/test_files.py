@@ -44,6 +44,7 @@ with files.{kind}(Path({str(path)!r})) as place:
 
 
 @linux
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["atomic_path", "temporary_folder"])
 def test_what_a_killed_process_leaves_is_swept_away_by_the_next(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("result.json" if kind == "atomic_path" else "result")

@@ -24,6 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 def test_large_tensors_reuse_the_pages_of_freed_ones() -> None:
     if platform.libc_ver()[0] != "glibc":
         assert not keep_freed_memory()  # says that it cannot
@@ -36,6 +37,7 @@ def test_large_tensors_reuse_the_pages_of_freed_ones() -> None:
     assert faults[0] < faults[1] / 10, faults
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_peak_is_that_of_the_work_alone(kept: bool) -> None:

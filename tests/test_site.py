@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sparsewm.model.checkpoint import shipped
 from tests.test_docs import PAGES, ROOT, name_of
 
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
@@ -41,6 +42,13 @@ def test_every_page_is_in_the_navigation() -> None:
     made = {"index.md", "tutorial.md", "reference/commands.md"}
     docs = ROOT / "docs"
     assert shown == {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")} | made
+
+
+def test_the_gallery_shows_every_environment() -> None:
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    pictures = [ROOT / "docs" / "images" / f"{name}.webp" for name in shipped()]
+    assert all(f"(images/{picture.name})" in text for picture in pictures)
+    assert sum(picture.stat().st_size for picture in pictures) < 2.5e6
 
 
 @pytest.mark.slow
@@ -222,3 +230,29 @@ def test_times_of_an_iteration_are_those_of_the_file() -> None:
     ours, bfloat16, float32 = (seconds[(98, *way)] for way in ways)
     assert f"{ours:.1f} s in bfloat16" in sentence
     assert f"{bfloat16:.1f} s in bfloat16 and {float32:.0f} s in float32" in sentence
+
+
+@pytest.mark.parametrize("name", ["Wall", "Rope"])
+def test_judging_offline_orders_models_as_its_file_says(name: str) -> None:
+    found = json.loads((ROOT / f"results/offline/{name.lower()}.json").read_text(encoding="utf-8"))
+    of_rows = {
+        "success": [row["closed_loop"]["success_rate"] for row in found["rows"]],
+        "rank": [row["offline"]["mean_reciprocal_rank"]["value"] for row in found["rows"]],
+        "error": [row["offline"]["error_ratio"]["value"] for row in found["rows"]],
+    }
+    ends = {key: (min(values), max(values)) for key, values in of_rows.items()}
+    with_success = found["correlations_with_success"]
+    rank, error = (
+        "{spearman:.2f}, {pearson:.2f}".format(**with_success[key])
+        for key in ("mean_reciprocal_rank", "error_ratio")
+    )
+    page = (ROOT / "docs/howto/judge_offline.md").read_text(encoding="utf-8")
+    (cells,) = [row[1:] for row in rows(page) if row[0] == name]
+    assert cells == [
+        str(len(found["rows"])),
+        f"{100 * ends['success'][0]:.0f} to {100 * ends['success'][1]:.0f}%",
+        "{:.2f} to {:.2f}".format(*ends["rank"]),
+        rank,
+        "{1:.2f} to {0:.2f}".format(*ends["error"]),
+        error,
+    ]

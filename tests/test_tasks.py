@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,16 @@ from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
 from sparsewm.evaluation.actors import Nothing, RandomActions
 from sparsewm.evaluation.episodes import run_episodes
-from sparsewm.tasks import FROZEN, HELD_OUT, Task, draw_tasks, make_tasks, solved_at_start, tasks_hash
+from sparsewm.tasks import (
+    FROZEN,
+    HELD_OUT,
+    Task,
+    draw_tasks,
+    frozen_set,
+    make_tasks,
+    solved_at_start,
+    tasks_hash,
+)
 
 RANDOM, TRAJECTORY = GoalConfig("random"), GoalConfig("trajectory")
 
@@ -186,3 +196,21 @@ def test_freezing_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.Monkey
     arguments.again = True
     freeze_tasks.main(arguments)
     assert json.loads((tmp_path / "wall-random.json").read_text()) == content
+
+
+def test_moments_solved_at_their_start_are_kept_with_frozen_tasks(
+    env: SimulatedGoalEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal = GoalConfig("trajectory", 25, tasks="test")
+    assert tasks_hash("swm/tworoom", goal, 200)  # a file that can be read without its package
+    drawn = [replace(task, solved=i) for i, task in enumerate(draw_tasks(env, (1, 2, 3), goal))]
+    path = tmp_path / "tasks" / "wall-25.json"
+    path.parent.mkdir()
+    found = frozen_set("wall", goal, drawn)
+    path.write_text(json.dumps({"test": found}))
+    monkeypatch.setattr(tasks, "config_folder", lambda: tmp_path)
+    assert [task.solved for task in make_tasks(env, 2, 0, goal)] == [0, 1]
+    assert solved_at_start(make_tasks(env, 3, 0, goal)) == 3
+    path.write_text(json.dumps({"test": found | {"solved": [0, 1, 7]}}))
+    with pytest.raises(UserError, match="was edited"):
+        make_tasks(env, 3, 0, goal)

@@ -40,6 +40,7 @@ class PhysicsEnv(PartedEnv):
     _model: Any  # mujoco.MjModel
     _data: Any  # mujoco.MjData
     _viewpoint: Any  # camera: name or number
+    _scene_option: Any = None  # what is drawn, mujoco.MjvOption
     _hands = False
     _flipped = False  # whether the camera stands on its head
     state_names: tuple[str, ...]
@@ -113,7 +114,7 @@ class PhysicsEnv(PartedEnv):
         with self._dressed():
             mujoco.mj_setState(self._model, self._canvas, state[self._first :], self._kept)
             mujoco.mj_forward(self._model, self._canvas)
-            self._renderer.update_scene(self._canvas, self._viewpoint)
+            self._renderer.update_scene(self._canvas, self._viewpoint, self._scene_option)
             picture: np.ndarray = self._renderer.render()
         if before is not None:
             self._write_state(before)

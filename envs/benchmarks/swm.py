@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from sparsewm.envs.benchmarks.parts import Part, PartedEnv
+from sparsewm.envs.looks import Look, Scenery
 from sparsewm.errors import UserError, needs_extra, suggest
 
 TASKS = ("tworoom", "cube", "reacher")
@@ -59,6 +60,7 @@ class TwoRoomEnv(PartedEnv):
     proprio_names = ("x", "y")
     proprio_low = (0.0, 0.0)
     proprio_high = (224.0, 224.0)
+    _scenery = Scenery(("background",), ("agent",))
 
     def __init__(self, resolution: int = 112, render_mode: str = "rgb_array") -> None:
         with needs_extra("stable-worldmodel's environments", "tworoom"):
@@ -112,6 +114,13 @@ class TwoRoomEnv(PartedEnv):
 
     def _random_look(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return self._repaint({name: rng.integers(0, 256, 3) for name in _PAINTED})
+
+    def _changed(self, look: Look, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        colours = dict(self._look)
+        for name in getattr(self._scenery, look.kind):
+            own = np.array(self._raw.variation_space[name]["color"].init_value)
+            colours[name] = look.colour(own, rng)
+        return self._repaint(colours)
 
     def _repaint(self, colours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Give the parts these colours, the others their own."""

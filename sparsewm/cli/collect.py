@@ -42,6 +42,9 @@ class Collect:
     """Environment steps of an episode; 0 takes the usual number."""
     held: float | None = None
     """Share of steps with random actions held for a model step, as planners try them; None: the usual."""
+    looks: bool = False
+    """Draw another look for each episode: colours of background and objects, light, the camera's place, a
+    distractor (docs/howto/looks.md)."""
     workers: int = 2
     """Parallel processes; the file is the same for any number."""
     resolution: int | None = None
@@ -68,7 +71,8 @@ class Collect:
             if not isinstance(env, SimulatedGoalEnv) or not environment_file(env.name).is_file():
                 raise UserError(f"there is no expert for {env.name}: leave `policy` out")
             expert, held, steps = demonstrator(env), 0.0, demonstration_steps(env)
-        path = output_folder(self.output) / f"{slug(env.name)}{'-expert' if expert else ''}.h5"
+        name = "-".join([slug(env.name), *["expert"] * (expert is not None), *["looks"] * self.looks])
+        path = output_folder(self.output) / f"{name}.h5"
         with progress_bar(f"recording {env.name}") as progress:
             collect(
                 env.name,
@@ -81,6 +85,7 @@ class Collect:
                 progress,
                 held if self.held is None else self.held,
                 expert,
+                self.looks,
             )
         dataset = open_dataset(path, env.name)
         write_json(

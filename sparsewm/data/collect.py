@@ -26,13 +26,14 @@ from sparsewm import envs
 from sparsewm.data.writer import COLUMNS, DatasetWriter
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.envs.experts import expert_policy
+from sparsewm.envs.looks import random_looks
 from sparsewm.envs.policies import HeldActions, exploration_policy
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors, only_one, require_space
 
 PART = 25  # episodes recorded and kept together
 STAY = 10  # environment steps an expert stays at the goal
-_RECORDING = ("environment", "frameskip", "seed", "steps", "resolution", "policy", "version")
+_RECORDING = ("environment", "frameskip", "seed", "steps", "resolution", "policy", "version", "looks")
 """Attributes in which one recording differs from another."""
 
 Demonstrator = Callable[[SimulatedGoalEnv, int, int, int], tuple[np.ndarray, np.ndarray]]
@@ -121,14 +122,21 @@ def record_episode(
     steps: int,
     held: float = 0.0,
     expert: Demonstrator | None = None,
+    looks: bool = False,
 ) -> dict[str, np.ndarray]:
-    """The rows of one exploratory or expert episode, columns as in `sparsewm.data.formats.hdf5`."""
+    """The rows of one exploratory or expert episode, columns as in `sparsewm.data.formats.hdf5`.
+
+    With `looks`, of a simulator, it looks otherwise than others (`envs.looks.random_looks`).
+    """
     if not isinstance(env, SimulatedGoalEnv):
         return watch(env, seed, episode, steps)
     if expert is not None:
         states, actions = expert(env, seed, episode, steps)
     else:
         states, actions = explore(env, seed, episode, steps, held)
+    if looks:
+        rng = np.random.default_rng([seed, episode, 2])
+        env.dress(random_looks(rng, env.looks), int(rng.integers(2**31)))
     return {
         "pixels": env.render_states(states),
         "action": np.concatenate([actions, np.zeros_like(actions[:1])]).astype(np.float32),
@@ -137,7 +145,7 @@ def record_episode(
     }
 
 
-Job = tuple[str, int, int, int, int, str, dict[str, Any], int | None, float, Demonstrator | None]
+Job = tuple[str, int, int, int, int, str, dict[str, Any], int | None, float, Demonstrator | None, bool]
 
 
 def _options(resolution: int | None) -> dict[str, int]:
@@ -145,12 +153,12 @@ def _options(resolution: int | None) -> dict[str, int]:
 
 
 def _record_part(job: Job) -> int:
-    name, first, stop, seed, steps, path, attributes, resolution, held, expert = job
+    name, first, stop, seed, steps, path, attributes, resolution, held, expert, looks = job
     env = envs.make(name, **_options(resolution))
     try:
         with DatasetWriter(path, attributes) as writer:
             for episode in range(first, stop):
-                writer.append(record_episode(env, seed, episode, steps, held, expert))
+                writer.append(record_episode(env, seed, episode, steps, held, expert, looks))
     finally:
         env.close()
     return stop - first
@@ -181,6 +189,7 @@ def collect(
     progress: Callable[[int, int], None] | None = None,
     held: float = 0.0,
     expert: Demonstrator | None = None,
+    looks: bool = False,
 ) -> Path:
     """Record exploratory or expert episodes into one HDF5 file.
 
@@ -193,6 +202,7 @@ def collect(
         progress: called with the episodes done and wanted. held: share of steps with held random actions.
         expert: records ways to goals, each `steps` long at most, instead: `demonstrate`, the scripted ones,
             or another.
+        looks: every episode of a simulator looks otherwise: background, objects, light, the camera's place.
 
     Raises:
         UserError: an argument is out of range, the environment has no expert, the disk is full, a worker
@@ -209,9 +219,10 @@ def collect(
     if expert is not None and held:
         raise UserError("held actions interrupt exploration: leave them out with an expert")
     spec = envs.make(environment, **_options(resolution))
-    if not isinstance(spec, SimulatedGoalEnv) and (held or expert is not None):
+    if not isinstance(spec, SimulatedGoalEnv) and (held or expert is not None or looks):
         raise UserError(
-            f"{environment} is no simulator, its own exploration is recorded: leave `held` and `expert` out"
+            f"{environment} is no simulator, its own exploration is recorded: leave `held`, `expert` and "
+            "`looks` out"
         )
     policy = "exploration" + (f", {held:g} held actions" if held else "")
     if expert is not None:
@@ -229,6 +240,8 @@ def collect(
         "proprio_names": list(spec.proprio_names),
         "fps": float(spec.metadata["render_fps"]),
     }
+    if looks:
+        attributes["looks"] = "random"
     if expert is demonstrate and isinstance(spec, SimulatedGoalEnv):
         try:
             expert_policy(spec, spec.goal, np.random.default_rng(0))
@@ -255,9 +268,8 @@ def collect(
             part = parts / f"{first:06d}-{stop:06d}.h5"
             jobs.append(part)
             if not (part.is_file() and _same_recording(part, attributes, stop - first)):
-                waiting.append(
-                    (environment, first, stop, seed, steps, str(part), attributes, resolution, held, expert)
-                )
+                place, asked = str(part), (resolution, held, expert, looks)
+                waiting.append((environment, first, stop, seed, steps, place, attributes, *asked))
         _record(waiting, workers, episodes, progress)
         _join(jobs, path, attributes)
         shutil.rmtree(parts)
@@ -316,7 +328,7 @@ def _same_recording(path: Path, attributes: dict[str, Any], episodes: int) -> bo
     """Whether a complete file holds these episodes."""
     try:
         with h5py.File(path, "r") as file:
-            same = all(file.attrs.get(key) == attributes[key] for key in _RECORDING)
+            same = all(file.attrs.get(key) == attributes.get(key) for key in _RECORDING)
             return same and len(file["ep_len"]) == episodes
     except (OSError, KeyError):
         return False

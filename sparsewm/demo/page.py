@@ -93,20 +93,28 @@ def make_page(env: str = "wall") -> Any:
             raise said(error) from None
         return session, enlarged(session.goal_picture), *shown(session.restart())
 
-    def again(session: Session) -> tuple[Any, ...]:
-        return session, *shown(session.restart())
+    def loaded(session: Session | None) -> Session:
+        if session is None:
+            raise said(UserError("the world model is still being loaded"))
+        return session
 
-    def click(session: Session, degrees: float, event: gradio.SelectData) -> tuple[Any, ...]:
+    def again(session: Session | None) -> tuple[Any, ...]:
+        return session, *shown(loaded(session).restart())
+
+    def click(session: Session | None, degrees: float, event: gradio.SelectData) -> tuple[Any, ...]:
+        session = loaded(session)
         try:
+            if None in event.index:  # beside the picture, inside its frame
+                raise UserError("click on the picture")
             session.set_goal(event.index[0] / SIDE, event.index[1] / SIDE, degrees)
         except UserError as error:
             raise said(error) from None
         return session, enlarged(session.goal_picture), *shown(session.restart())
 
     def run(session: Session, once: bool, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        over = False
+        over, begun = False, loaded(session).episode
         try:
-            while not over:
+            while not over and session.episode == begun:
                 for moment in session.plan(*settings):
                     over = moment.done or once
                     yield session, *shown(moment)
@@ -155,15 +163,17 @@ def make_page(env: str = "wall") -> Any:
         costs = gradio.Plot(label="Costs of the candidates")
         moment = [scene, kept, imagined, costs, text]
         settings = [drop, planner, candidates, iterations]
-        for source in (page.load, name.change, encoder.change, seed.change):
-            source(begin, [name, encoder, seed], [state, goal, *moment], api_name=False)
-        goal.select(click, [state, degrees], [state, goal, *moment], api_name=False)
-        back.click(again, [state], [state, *moment], api_name=False)
         started = [
             button.click(act, [state, *settings], [state, *moment], api_name=False)
             for button, act in ((once, decide), (whole, episode))
         ]
-        stop.click(None, cancels=started, api_name=False)
+        page.load(begin, [name, encoder, seed], [state, goal, *moment], api_name=False)
+        anew: dict[str, Any] = {"cancels": started, "api_name": False}
+        for choice in (name, encoder, seed):
+            choice.change(begin, [name, encoder, seed], [state, goal, *moment], **anew)
+        goal.select(click, [state, degrees], [state, goal, *moment], **anew)
+        back.click(again, [state], [state, *moment], **anew)
+        stop.click(None, **anew)
     return page
 
 

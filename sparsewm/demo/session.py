@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -132,6 +133,8 @@ class Session:
         self._start, self._first = self.env.state, self.env.goal.copy()
         self._config: PlanConfig | None = None
         self.agent: Agent | None = None
+        self.episode = 0  # how often the episode has begun anew
+        self._turn = threading.Lock()  # a visitor may begin anew while another thread steps the environment
 
     @property
     def goal_picture(self) -> np.ndarray:
@@ -149,13 +152,15 @@ class Session:
 
     def restart(self, goal: np.ndarray | None = None) -> Shown:
         """Back to the start, to a goal (D,) or the present one."""
-        options = {"state": self._start, "goal": self.env.goal.copy() if goal is None else goal}
-        self.observation, self.info = self.env.reset(seed=self.seed, options=options)
-        self.steps, self._config, self.agent = 0, None, None
+        with self._turn:
+            options = {"state": self._start, "goal": self.env.goal.copy() if goal is None else goal}
+            self.observation, self.info = self.env.reset(seed=self.seed, options=options)
+            self.steps, self._config, self.agent = 0, None, None
+            self.episode += 1
         return Shown(self.observation["pixels"], self.observation["pixels"], text="ready")
 
     def plan(self, drop: float, planner: str, candidates: float, iterations: float) -> Iterator[Shown]:
-        """One decision, then its steps one by one, as they are executed.
+        """One decision, then its steps one by one, as executed; it ends where the episode begins anew.
 
         Raises:
             UserError: a setting is out of bounds.
@@ -165,13 +170,15 @@ class Session:
         if self.info["is_success"] or self.steps >= limit:
             yield self._shown(np.arange(self.model.patches), None, [], "the episode is over: start again")
             return
+        episode = self.episode
         if config != self._config:
             self._begin(config)
-        assert self.agent is not None
+        agent, receding = self.agent, self._receding
+        assert agent is not None
         started = time.perf_counter()
-        problem = Watched(self.agent.problem(self.observation))
+        problem = Watched(agent.problem(self.observation))
         try:
-            plan, (actions, *_) = self._receding.plan(problem, np.array([0]), 1, None, started)
+            plan, (actions, *_) = receding.plan(problem, np.array([0]), 1, None, started)
         except PlanningError as error:
             raise UserError(str(error)) from None
         milliseconds = 1000 * (time.perf_counter() - started)
@@ -181,13 +188,18 @@ class Session:
             imagined = problem.imagined(plan.actions).cpu().numpy()[0]
         text = f"{milliseconds:.0f} ms a decision, {len(kept)} of {self.model.patches} tokens, "
         text += f"cost {float(plan.cost[0]):.3f}"
-        yield self._shown(kept, imagined, problem.costs, text)
-        for action in actions.reshape(-1, self.env.action_dim).astype(np.float32):
-            self.observation, _, _, _, self.info = self.env.step(action)
-            self.agent.observe(self.observation, action)
-            self.steps += 1
+        if self.episode == episode:
             yield self._shown(kept, imagined, problem.costs, text)
-            if self.info["is_success"] or self.steps >= limit:
+        for action in actions.reshape(-1, self.env.action_dim).astype(np.float32):
+            with self._turn:
+                if self.episode != episode:
+                    return
+                self.observation, _, _, _, self.info = self.env.step(action)
+                agent.observe(self.observation, action)
+                self.steps += 1
+            moment = self._shown(kept, imagined, problem.costs, text)
+            yield moment
+            if moment.done:
                 return
 
     def _begin(self, config: PlanConfig) -> None:

@@ -60,6 +60,8 @@ class Cell:
         for name in ("choose", "temperature", "cost", "cost_drop"):
             if (value := getattr(config.tokens, name)) != getattr(usual.tokens, name):
                 parts.append(slug(f"{name}-{value}"))
+        parts += [slug(config.run.look.replace(":-", "-minus"))] if config.run.look else []
+        parts += ["adapt"] if config.run.adapt else []
         if config.proposals.source != NO_PROPOSALS:
             parts += [config.proposals.source.strip("./").replace("/", "-"), config.proposals.mode]
         return "-".join([*parts, *encoder_folder(config.run.encoder).parts])

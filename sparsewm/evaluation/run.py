@@ -17,6 +17,7 @@ import sparsewm
 from sparsewm.agent import Agent, interface_of
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
+from sparsewm.envs.looks import Look
 from sparsewm.errors import UserError
 from sparsewm.evaluation.actors import (
     AgentActor,
@@ -115,6 +116,11 @@ def prepare(config: PlanConfig) -> Prepared:
         asked = config.proposals
         sampler = load_sampler(asked.source, interface, device, run.seed, asked.names, kept, read, asked)
     envs = [env, *(make_env(config.env) for _ in range(min(run.batch, run.episodes) - 1))]
+    if looks := Look.parse(run.look):
+        for one in envs:
+            if not isinstance(one, SimulatedGoalEnv):
+                raise UserError(f"{one.name} is no simulator of ours, whose `look` can be changed")
+            one.dress(looks)
     prepared = Prepared(config, envs, device, dtype, model, sampler, tasks)
     prepared.actor()  # an objective that the model lacks is refused here
     return prepared

@@ -380,6 +380,7 @@ def test_no_network_for_a_hub_encoder(
         assert part in said
 
 
+@pytest.mark.slow
 def test_no_gl_for_pointmaze(tmp_path: Path) -> None:
     done = shell(
         tmp_path,

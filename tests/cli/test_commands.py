@@ -1,6 +1,7 @@
-"""The real command line end to end, on a small recording: collect, train, kill, resume, plan, bench.
+"""The command line end to end, on a small recording: collect, train, plan, bench.
 
 One small trained checkpoint serves all tests of this file; a file stays in one worker (`--dist loadfile`).
+Most commands run in this process, which has imported everything.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from sparsewm.data import open_dataset
 from sparsewm.precision import fastest_dtype
 from tests.cli.commands import call, shell
 
-COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 2 --output data"
+COLLECT = "collect --env wall --episodes 30 --steps 20 --resolution 32 --workers 1 --output data"
 TRAIN = (
     "train --env wall --dataset data/wall.h5 --encoder random --steps 8 --batch 4 --horizon 2 "
-    "--validate-every 100 --checkpoint-every 2 --distance-steps 3 --decoder-steps 3"
+    "--validate-every 100 --checkpoint-every 2 --distance-steps 3 --decoder-steps 3 "
+    "--model.width 48 --model.heads 2 --model.depth 2 --model.mlp 96"
 )
 QUICK = (
     "--env wall --candidates 8 --iterations 2 --horizon 3 --search.execute 2 --max-steps 20 --run.no-video"
@@ -81,20 +83,27 @@ def assert_keys(content: dict[str, Any], contract: dict[str, Any]) -> None:
             assert isinstance(content[key], kind), (key, content[key])
 
 
+def done(folder: Path, *arguments: object) -> str:
+    """Standard output of a command run in a folder, by this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code, out, err = call(*arguments)
+    assert code == 0, err
+    return out
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/wall.h5, recorded by two processes."""
+    """A folder with data/wall.h5."""
     folder = tmp_path_factory.mktemp("place")
-    done = shell(folder, COLLECT)
-    assert done.returncode == 0, done.stderr
+    done(folder, COLLECT)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(place: Path) -> Path:
     """A run folder of an uninterrupted training."""
-    done = shell(place, TRAIN, "--output run")
-    assert done.returncode == 0, done.stderr
+    done(place, TRAIN, "--output run")
     return place / "run"
 
 
@@ -134,38 +143,26 @@ def test_collect_keeps_a_finished_recording(place: Path, monkeypatch: pytest.Mon
     assert code == 2 and "delete it or give another --output" in err
 
 
-def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(trained: Path) -> None:
+@pytest.mark.slow
+def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = trained.parent
-    without = shell(place, TRAIN, "--distance-steps 0 --output plain")
-    assert without.returncode == 0, without.stderr
-    refused = shell(
-        place, "plan", QUICK, "--cost.objective temporal --checkpoint plain/checkpoint --output none"
-    )
-    assert (
-        refused.returncode == 2 and "--cost.objective mse" in refused.stderr and not (place / "none").exists()
-    )
-    added = shell(
-        place,
-        "train --env wall --dataset data/wall.h5 --distance-steps 2 --output added",
-        "--extend plain/checkpoint --decoder-steps 0",
-    )
-    assert added.returncode == 0, added.stderr
+    monkeypatch.chdir(place)
+    done(place, TRAIN, "--distance-steps 0 --output plain")
+    temporal = f"plan {QUICK} --cost.objective temporal"
+    code, _, err = call(temporal, "--checkpoint plain/checkpoint --output none")
+    assert code == 2 and "--cost.objective mse" in err and not (place / "none").exists()
+    extend = "train --env wall --dataset data/wall.h5 --distance-steps 2 --output added"
+    extend += " --extend plain/checkpoint --decoder-steps 0"
+    done(place, extend)
     plain, both = (load_file(place / run / "checkpoint" / "model.safetensors") for run in ("plain", "added"))
     assert all(plain[key].equal(both[key]) for key in plain) and len(both) > len(plain)
-    again = shell(
-        place,
-        "train --env wall --dataset data/wall.h5 --distance-steps 2 --output added",
-        "--extend plain/checkpoint --decoder-steps 0",
-    )
-    assert again.returncode == 2 and "another --output" in again.stderr, again.stderr
-    done = shell(
-        place, "plan", QUICK, "--cost.objective temporal --checkpoint added/checkpoint --output planned-so"
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        json.loads((place / "planned-so/results.json").read_text())["settings"]["cost"]["objective"]
-        == "temporal"
-    )
+    code, _, err = call(extend)
+    assert code == 2 and "another --output" in err, err
+    done(place, temporal, "--checkpoint added/checkpoint --output planned-so")
+    content = json.loads((place / "planned-so/results.json").read_text())
+    assert content["settings"]["cost"]["objective"] == "temporal"
 
 
 def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:
@@ -173,8 +170,7 @@ def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:
     place, sizes, episodes = trained.parent, [], []
     arguments = "plan --env wall --checkpoint run/checkpoint --candidates 8 --iterations 2 --max-steps 20"
     for flag, folder in (("--run.imagine", "shown"), ("--run.no-imagine", "hidden")):
-        done = shell(place, arguments, flag, "--output", folder)
-        assert done.returncode == 0, done.stderr
+        done(place, arguments, flag, "--output", folder)
         episodes.append(json.loads((place / folder / "results.json").read_text())["per_episode"])
         with imageio.get_reader(place / folder / "episode-000.mp4") as reader:
             sizes.append(reader.get_data(0).shape[1])
@@ -182,13 +178,15 @@ def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:
     assert sizes == [4 * 256, 3 * 256]
 
 
+@pytest.mark.slow
 def test_plan_writes_results_video_and_picture(trained: Path) -> None:
+    """As a shell calls it."""
     place = trained.parent
     arguments = "plan --env wall --checkpoint run/checkpoint --candidates 8 --iterations 2 --max-steps 20"
     arguments += " --output planned"
-    done = shell(place, arguments)
-    assert done.returncode == 0, done.stderr
-    assert "success" in done.stdout and "planned" in done.stdout
+    process = shell(place, arguments)
+    assert process.returncode == 0, process.stderr
+    assert "success" in process.stdout and "planned" in process.stdout
     content = json.loads((place / "planned" / "results.json").read_text())
     assert_keys(content, RESULTS)
     assert content["tokens"] == {"kept": 32, "total": 64}
@@ -206,15 +204,15 @@ def test_plan_writes_results_video_and_picture(trained: Path) -> None:
     assert picture is not None and picture.std() > 1
 
 
+@pytest.mark.slow
 def test_bench_times_the_checkpoint(trained: Path) -> None:
     place = trained.parent
-    done = shell(
+    out = done(
         place,
         "bench --env wall --checkpoint run/checkpoint --drops 0 0.5 0.8",
         "--candidates 8 --horizon 2 --repeats 3 --baseline 2 --plans 2 --iterations 3 --output timed",
     )
-    assert done.returncode == 0, done.stderr
-    assert "sparse" in done.stdout and "dino_wm" in done.stdout and "per candidate" in done.stdout
+    assert "sparse" in out and "dino_wm" in out and "per candidate" in out
     content = json.loads((place / "timed" / "bench.json").read_text())
     assert_keys(content, BENCH)
     for row in content["rows"]:
@@ -231,7 +229,7 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
     assert sizes["sparse"]["parameters"] == sizes["dino_wm"]["parameters"]
     for mine, other in zip(ours, theirs, strict=True):
         counts = [row["operations_per_candidate"] for row in (mine, other)]
-        assert counts[0] < counts[1] and "GFLOP a candidate" in done.stdout
+        assert counts[0] < counts[1] and "GFLOP a candidate" in out
         for name, count in zip(("sparse", "dino_wm"), counts, strict=True):
             assert sizes[name]["operations_per_candidate"][str(mine["tokens"])] == count
     assert ours[0]["speedup_over_full"] == theirs[0]["speedup_over_full"] == 1
@@ -241,7 +239,7 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
             times = f"speedup_over_dino_wm_{other['dtype']}"
             assert mine[times] == pytest.approx(ratio) and other[times] == 1
             assert other["encoding_seconds_per_iteration"]["median"] > 0
-    assert "a plan at drop 0.5" in done.stdout
+    assert "a plan at drop 0.5" in out
     for row, iteration in zip(content["plans"], ours, strict=True):  # in a closed loop, three iterations each
         assert row["tokens"] == iteration["tokens"] and row["plans"] == 2
         assert row["seconds_per_plan"]["median"] > iteration["seconds_per_iteration"]["p25"]
@@ -249,6 +247,7 @@ def test_bench_times_the_checkpoint(trained: Path) -> None:
     assert cv2.imread(str(place / "timed" / "bench.png")) is not None
 
 
+@pytest.mark.slow
 def test_bench_times_encoders_and_training(here: Path) -> None:
     code, out, err = call(
         "bench --env wall --what encode train --batches 1 3 --encoder random --resolution 56",
@@ -342,6 +341,7 @@ def test_several_episodes_are_planned_at_once(trained: Path, here: Path) -> None
     assert [episode["seed"] for episode in content["per_episode"]] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_devices_share_episodes_and_change_none(trained: Path, here: Path) -> None:
     words = ["--checkpoint", trained / "checkpoint", "--episodes 3"]
     one, two = (results(*words, "--device", device) for device in ("cpu", "cpu,cpu"))

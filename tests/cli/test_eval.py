@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from sparsewm.cli import evaluate
 from sparsewm.cli.evaluate import Eval
@@ -17,20 +19,34 @@ from sparsewm.encoders import load_encoder
 from sparsewm.evaluation.cells import Cell
 from sparsewm.model import checkpoint, load_pretrained, save
 from sparsewm.model.checkpoint import pretrained_path
-from tests.cli.commands import PROGRAM, call, shell
+from sparsewm.proposals import SAMPLERS
+from tests.cli.commands import PROGRAM, call
 
 QUICK = "--episodes 2 --drops 0 0.5 --yardsticks nothing random_actions proprio --candidates 8 --iterations 2"
-QUICK += " --max-steps 20"
+QUICK += " --max-steps 20 --timed 1"
 ROW = {"environment", "selection", "drop", "planner", "proposals", "episodes", "success_rate", "success_ci95"}
 ROW |= {"seconds_per_iteration", "command", "seed"}
+
+
+def called(place: Path, *arguments: object) -> tuple[int, str]:
+    """Exit code and standard error of a command run in a folder, by this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        code, _, err = call(*arguments)
+    return code, err
+
+
+def done(place: Path, *arguments: object) -> None:
+    """Run a command in a folder."""
+    code, err = called(place, *arguments)
+    assert code == 0, err
 
 
 @pytest.fixture(scope="module")
 def wall(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished evaluation of the shipped world model of Wall, `ev` in its folder."""
     place = tmp_path_factory.mktemp("eval")
-    done = shell(place, "eval --envs wall", QUICK, "--output ev")
-    assert done.returncode == 0, done.stderr
+    done(place, "eval --envs wall", QUICK, "--output ev")
     return place
 
 
@@ -167,15 +183,16 @@ def test_the_image_token_is_asked_alone_too_where_proprioception_is_the_state(tm
     assert found["rope"] == [("rope-cls", 0.0)]  # plans by vision alone anyway
 
 
+@pytest.mark.slow
 def test_the_command_of_a_row_gives_that_row(wall: Path) -> None:
     row = json.loads((wall / "ev" / "eval.json").read_text())["rows"][6]
     assert row["proprio_weight"] == 0.0
-    done = shell(wall, row["command"].removeprefix("sparsewm "), "--output again")
-    assert done.returncode == 0, done.stderr
+    done(wall, row["command"].removeprefix("sparsewm "), "--output again --run.no-video")
     again = json.loads((wall / "again" / "results.json").read_text())
     assert again["success_rate"] == row["success_rate"] and again["settings"]["cost"]["proprio_weight"] == 0.0
 
 
+@pytest.mark.slow
 def test_finished_cells_are_kept_and_changed_ones_run_again(wall: Path) -> None:
     cells = wall / "ev" / "cells"
     before = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
@@ -189,8 +206,7 @@ def test_finished_cells_are_kept_and_changed_ones_run_again(wall: Path) -> None:
     content["request"]["code"] = "0" * 12
     older.write_text(json.dumps(content))
     known = rows(wall)
-    done = shell(wall, "eval --envs wall", QUICK, "--output ev")
-    assert done.returncode == 0, done.stderr
+    done(wall, "eval --envs wall", QUICK, "--output ev")
     after = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {
         "wall-nothing.json",
@@ -200,6 +216,7 @@ def test_finished_cells_are_kept_and_changed_ones_run_again(wall: Path) -> None:
     assert rows(wall) == known
 
 
+@pytest.mark.slow
 def test_times_of_all_rows_are_taken_in_turns_whatever_the_cells_took(wall: Path) -> None:
     cell = wall / "ev" / "cells" / "wall-random-drop0.5.json"
     before = cell.read_text()
@@ -209,8 +226,7 @@ def test_times_of_all_rows_are_taken_in_turns_whatever_the_cells_took(wall: Path
     cell.write_text(json.dumps(content))
     found = {}
     for timed in (0, 2):
-        done = shell(wall, "eval --envs wall", QUICK, f"--output ev --timed {timed}")
-        assert done.returncode == 0, done.stderr
+        done(wall, "eval --envs wall", QUICK.replace("--timed 1", f"--timed {timed}"), "--output ev")
         report = json.loads((wall / "ev" / "eval.json").read_text())
         found[timed] = next(row for row in report["rows"] if row["command"] == content["command"])
     cell.write_text(before)
@@ -226,19 +242,18 @@ def test_a_table_of_what_is_finished_runs_nothing(wall: Path, tmp_path: Path) ->
     few.mkdir(parents=True)
     for name in ("wall-nothing", "wall-random-drop0.5"):
         (few / f"{name}.json").write_bytes((wall / "ev" / "cells" / f"{name}.json").read_bytes())
-    done = shell(
-        tmp_path, "eval --envs wall", QUICK, "--output ev --no-run-missing --timed 0 --device cpu,cpu"
-    )
-    assert done.returncode == 0, done.stderr
+    untimed = QUICK.replace("--timed 1", "--timed 0")
+    done(tmp_path, "eval --envs wall", untimed, "--output ev --no-run-missing --device cpu,cpu")
     found = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
     assert [(row["selection"], row["drop"]) for row in found] == [("nothing", 0.0), ("random", 0.5)]
     assert len(list(few.iterdir())) == 2
-    done = shell(tmp_path, "eval --envs rope", QUICK, "--output ev --no-run-missing")
-    assert done.returncode == 2 and "no finished cell" in done.stderr
-    done = shell(tmp_path, "eval --envs rope", QUICK, "--output other --no-run-missing")
-    assert done.returncode == 2 and not (tmp_path / "other").exists()
+    code, err = called(tmp_path, "eval --envs rope", QUICK, "--output ev --no-run-missing")
+    assert code == 2 and "no finished cell" in err
+    code, _ = called(tmp_path, "eval --envs rope", QUICK, "--output other --no-run-missing")
+    assert code == 2 and not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(tmp_path: Path, wall: Path) -> None:
     command = [PROGRAM, "eval", "--envs", "wall", *QUICK.split(), "--output", "ev"]
     run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -250,33 +265,32 @@ def test_a_killed_evaluation_continues(tmp_path: Path, wall: Path) -> None:
     run.wait()
     kept = {path: path.stat().st_mtime_ns for path in first.parent.glob("*.json")}
     assert kept and not (tmp_path / "ev" / "eval.json").exists()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done(tmp_path, *command[1:])
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
     assert rows(tmp_path) == rows(wall)
 
 
-def test_candidates_of_a_policy_have_rows_of_their_own(tmp_path: Path) -> None:
-    program = tmp_path / "still.py"
-    program.write_text(
-        "import torch\n"
-        "from sparsewm.cli import main\n"
-        "from sparsewm.proposals import SAMPLERS\n"
-        "class Rest:\n"
-        "    def __init__(self, env): pass\n"
-        "    def propose(self, observation, goal, instruction, samples, horizon):\n"
-        "        return torch.zeros(len(goal['proprio']), samples, horizon, 2)\n"
-        "SAMPLERS.register('rest', Rest)\n"
-        "if __name__ == '__main__': main()\n"
-    )
+class Rest:
+    """Proposes to do nothing."""
+
+    def __init__(self, env: str) -> None:
+        pass
+
+    def propose(self, observation: Any, goal: Any, instruction: str, samples: int, horizon: int) -> Tensor:
+        return torch.zeros(len(goal["proprio"]), samples, horizon, 2)
+
+
+@pytest.mark.slow
+def test_candidates_of_a_policy_have_rows_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SAMPLERS._known, "rest", Rest)
     flags = (
         "eval --envs wall --episodes 1 --drops 0.5 --yardsticks nothing policy --candidates 8 --iterations 2"
     )
     flags += " --max-steps 10 --no-mse --no-vision-only --policies rest --modes replace seed"
     flags += " --proposals.samples 3 --goal.source trajectory --goal.offset 10 --output ev"
-    command = [sys.executable, str(program), *flags.split()]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done(tmp_path, flags)
     found = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
     names = [(row["selection"], row["proposals"], row["proposal_mode"]) for row in found]
     assert names == [
@@ -293,43 +307,31 @@ def test_candidates_of_a_policy_have_rows_of_their_own(tmp_path: Path) -> None:
     for words in ("| rest, the first |", "| rest, replace |", "| rest, seed |", "| cem |", "a decision"):
         assert words in table
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "ev" / "cells").iterdir()}
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0 and all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+    done(tmp_path, flags)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", ["--workers 2", "--workers 2 --ray-address local"])
 def test_workers_and_ray_find_the_same(tmp_path: Path, wall: Path, flags: str) -> None:
     if "ray" in flags:
         pytest.importorskip("ray")
     few = "--yardsticks nothing proprio --drops 0.5 --no-mse --no-vision-only"
-    done = shell(tmp_path, "eval --envs wall", QUICK, few, flags, "--output ev")
-    assert done.returncode == 0, done.stderr
+    done(tmp_path, "eval --envs wall", QUICK, few, flags, "--output ev")
     found, known = rows(tmp_path), rows(wall)
     assert len(found) == 3 and all(known[command] == row for command, row in found.items())
 
 
+@pytest.mark.slow
 def test_the_image_token_alone_is_a_yardstick(tmp_path: Path) -> None:
-    done = shell(
-        tmp_path,
-        "train --env rope --encoder embedded:cls --steps 2 --batch 4 --distance-steps 0",
-        "--output cls/rope --dataset",
-        shell_dataset(tmp_path),
-    )
-    assert done.returncode == 0, done.stderr
+    done(tmp_path, "collect --env rope --episodes 10 --steps 6 --workers 1 --output data")
+    flags = "train --env rope --encoder embedded:cls --steps 2 --batch 4 --horizon 1 --distance-steps 0"
+    done(tmp_path, flags, "--output cls/rope --dataset data/rope.h5")
     flags = "--envs rope --episodes 1 --max-steps 2 --drops 0.5 --yardsticks cls --cls-checkpoints cls"
-    flags += " --output ev"
-    done = shell(tmp_path, "eval", flags)
-    assert done.returncode == 0, done.stderr
+    done(tmp_path, "eval", flags, "--timed 1 --output ev")
     cls, sparse = json.loads((tmp_path / "ev" / "eval.json").read_text())["rows"]
     assert cls["selection"] == "cls" and cls["tokens"] == {"kept": 1, "total": 1}
     assert sparse["tokens"] == {"kept": 32, "total": 64}
-
-
-def shell_dataset(place: Path) -> Path:
-    """A small dataset of Rope."""
-    done = shell(place, "collect --env rope --episodes 30 --steps 10 --workers 1 --output data")
-    assert done.returncode == 0, done.stderr
-    return place / "data" / "rope.h5"
 
 
 def test_several_encoders_stand_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,6 +412,6 @@ def test_a_damaged_cell_is_named(wall: Path) -> None:
     cell = wall / "ev" / "cells" / "wall-proprio-drop0.5-mse.json"
     content = cell.read_text()
     cell.write_text(content[:50])
-    done = shell(wall, "eval --envs wall", QUICK, "--output ev")
+    code, err = called(wall, "eval --envs wall", QUICK, "--output ev")
     cell.write_text(content)
-    assert done.returncode == 2 and cell.name in done.stderr and "delete it" in done.stderr
+    assert code == 2 and cell.name in err and "delete it" in err

@@ -19,6 +19,7 @@ from sparsewm.proposals import VLAS, shipped_vlas
 from tests.cli.commands import call, shell
 
 
+@pytest.mark.slow
 def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
     started = time.perf_counter()
     done = shell(tmp_path, "plan --env pusht --drop 0.5")
@@ -33,6 +34,7 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "plan" / "plan.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
     done = shell(tmp_path, "doctor --device cpu")
     assert done.returncode == 0, done.stdout
@@ -71,6 +73,7 @@ def test_the_fastest_precision_ranks_candidates_as_float32_does(name: str, drop:
     assert spearman(*costs) > 0.995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_vlas())
 def test_the_shipped_vla_proposes_and_the_world_model_chooses(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,6 +90,7 @@ def test_the_shipped_vla_proposes_and_the_world_model_chooses(
     assert (content["proposals"], content["settings"]["proposals"]["mode"]) == ("vla", "replace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [("wall", 0.75), ("rope", 0.75), ("granular", 0.6)])
 def test_goals_are_reached_at_half_of_the_tokens(
     name: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -100,6 +104,7 @@ def test_goals_are_reached_at_half_of_the_tokens(
     assert content["success_rate"] >= least and content["tokens"]["kept"] == 32
 
 
+@pytest.mark.slow
 def test_bench_times_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = call("bench --env wall --drops 0 0.8 --candidates 32 --repeats 3 --baseline 0 --profile")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 NO_GL = {"MUJOCO_GL": "nonsense"}  # the import of MuJoCo itself fails
 REPOSITORY = Path(__file__).parents[2]
 

@@ -51,6 +51,7 @@ def same(path: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_records_the_same_file(recorded: Path, tmp_path: Path, workers: int) -> None:
     calls: list[tuple[int, int]] = []
@@ -111,6 +112,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_recording_continues_with_the_parts_it_has(recorded: Path, tmp_path: Path) -> None:
     path = tmp_path / "d.h5"
     root = str(Path(__file__).parents[2])

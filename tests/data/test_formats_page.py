@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cli.commands import call
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "formats.md"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)

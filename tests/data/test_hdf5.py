@@ -273,6 +273,7 @@ def test_damaged_pictures_are_named_when_they_are_read(tmp_path: Path) -> None:
     assert dataset.pixels[0].shape == (28, 28, 3)
 
 
+@pytest.mark.slow
 def test_file_that_is_open_elsewhere(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "d.h5")
     program = (

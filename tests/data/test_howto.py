@@ -24,6 +24,7 @@ def commands(word: str) -> list[str]:
     return [line.split("sparsewm ", 1)[1] for line in lines if "sparsewm " in line and word in line]
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-c", RECORD], check=True)

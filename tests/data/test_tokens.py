@@ -188,6 +188,7 @@ def test_two_programs_encode_one_dataset_once(dataset: Dataset, monkeypatch: pyt
     assert files(dataset.path.parent) == {"d.h5", caches[0].path.name}
 
 
+@pytest.mark.slow
 def test_what_a_killed_program_claimed_is_encoded_by_another(dataset: Dataset, tmp_path: Path) -> None:
     """It dies while it holds a claim; one that waits for it goes on."""
     arguments = (dataset.path, tmp_path / "tokens")

@@ -134,6 +134,18 @@ def test_a_goal_set_by_hand_is_reached_and_then_it_is_over(wall: Session) -> Non
     assert not wall.restart().done
 
 
+def test_an_episode_that_begins_anew_ends_what_was_going_on(wall: Session) -> None:
+    wall.restart()
+    moments = wall.plan(*QUICK)
+    assert "step 0" in next(moments).text and "step 1" in next(moments).text
+    wall.restart()
+    assert list(moments) == [] and wall.steps == 0
+    moments = wall.plan(*QUICK)
+    next(moments)
+    wall.set_goal(0.3, 0.55, 0)
+    assert list(moments) == [] and wall.steps == 0
+
+
 def test_the_same_seed_shows_the_same(wall: Session) -> None:
     scenes = []
     for _ in range(2):
@@ -188,6 +200,18 @@ def test_the_functions_of_the_page(served: tuple[Any, int]) -> None:
     with pytest.raises(Exception, match="lies between") as refused:
         list(acts["decide"](session, 0.5, "cem", 10_000, 2))
     assert type(refused.value).__name__ == "Error"  # Gradio's: shown to the visitor
+
+
+@needs_gradio
+def test_a_click_beside_the_picture_is_no_goal(served: tuple[Any, int]) -> None:
+    import gradio
+
+    page, _ = served
+    acts = {block.fn.__name__: block.fn for block in page.fns.values() if block.fn is not None}
+    session, *_ = acts["begin"]("wall", "embedded", 11)
+    beside = gradio.SelectData(None, {"index": [None, None], "value": None})
+    with pytest.raises(gradio.Error, match="click on the picture"):
+        acts["click"](session, 0, beside)
 
 
 def test_the_command_refuses_what_cannot_be() -> None:

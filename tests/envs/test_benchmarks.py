@@ -16,7 +16,13 @@ from sparsewm.envs.benchmarks.parts import Part
 from sparsewm.errors import UserError
 from sparsewm.tasks import make_tasks
 
-PACKAGES = {"ogbench": "ogbench", "metaworld": "metaworld", "dmc": "dm_control", "swm": "stable_worldmodel"}
+PACKAGES = {
+    "ogbench": "ogbench",
+    "metaworld": "metaworld",
+    "dmc": "dm_control",
+    "swm": "stable_worldmodel",
+    "libero": "libero",
+}
 NAMES = (
     "ogbench/cube-single",
     "ogbench/puzzle-3x3",
@@ -24,6 +30,7 @@ NAMES = (
     "metaworld/drawer-close-v3",
     "dmc/reacher",
     "swm/tworoom",
+    "libero/spatial/0",
 )
 STEPS = 8
 _made: dict[str, envs.SimulatedGoalEnv] = {}
@@ -144,6 +151,23 @@ def test_metaworlds_expert_solves_its_task_by_metaworlds_rule() -> None:
     assert env.is_success(env.goal, still) and not env.is_success(states[0], still)
 
 
+def test_a_goal_of_libero_has_the_bowl_on_the_plate_by_liberos_rule() -> None:
+    env = made("libero/spatial/0")
+    _, info = env.reset(seed=2)
+    solved = env.state_names.index("solved")
+    assert env.goal[solved] == 1 and info["state"][solved] == 0
+    bowl, plate = (
+        next(part for part in env._parts if part.name == name) for name in ("akita_black_bowl_1", "plate_1")
+    )  # type: ignore[attr-defined]
+    columns = list(bowl.columns[:2]), list(plate.columns[:2])
+    assert np.abs(env.goal[columns[0]] - env.goal[columns[1]]).max() < 0.03
+    assert info["distance"]["akita_black_bowl_1"] > 0.05 > info["distance"]["plate_1"]
+    elsewhere = env.goal.copy()
+    elsewhere[solved] = 0  # a goal that solves nothing: hand and things count
+    assert env.is_success(env.goal, elsewhere) and not env.is_success(info["state"], elsewhere)
+    assert "black bowl" in env.instruction  # type: ignore[attr-defined]
+
+
 def test_starts_that_are_solved_already_are_counted() -> None:
     env = made("ogbench/cube-single")
     (task,) = make_tasks(env, 1, 0, GoalConfig("trajectory", 25))
@@ -167,6 +191,7 @@ def test_angles_are_compared_around_the_circle() -> None:
         ("metaworld/reach-v3", "metaworld.env_dict", "metaworld"),
         ("dmc/reacher", "dm_control.suite", "dmc"),
         ("swm/tworoom", "stable_worldmodel.envs.two_room.env", "tworoom"),
+        ("libero/spatial/0", "libero.libero.benchmark", "libero"),
     ],
 )
 def test_a_missing_package_is_said_with_its_extra(

@@ -265,6 +265,7 @@ def test_keep_geometry_changes_colours_and_nothing_else(env: envs.SimulatedGoalE
     assert (picture != env.render()).any()
 
 
+@pytest.mark.slow
 def test_importing_and_making_prints_nothing() -> None:
     names = ("pusht", "wall", "rope", "granular", "blockpush")
     program = f"from sparsewm import envs\nfor name in {names}: envs.make(name)"

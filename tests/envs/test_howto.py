@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sparsewm.data import open_dataset
+from tests.cli.commands import call
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "howto" / "environment.md"
@@ -62,6 +63,7 @@ def test_the_program_is_short(place: Path) -> None:
     assert len((place / "pushing.py").read_text().splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_an_environment_of_ones_own_is_recorded(place: Path) -> None:
     (place / "record.py").write_text(RECORD)
     assert run(place, "record.py").split() == ["pushing:Pushing", "100", "True"]
@@ -76,7 +78,8 @@ def test_an_environment_of_ones_own_is_recorded(place: Path) -> None:
     assert not dataset.obstacles
 
 
-def test_it_is_trained_and_planned_in(place: Path) -> None:
+@pytest.mark.slow
+def test_it_is_trained_and_planned_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line of the page, with little data and few steps."""
     few = {
         "collect": "--steps 30 --workers 1 --resolution 56",
@@ -85,9 +88,12 @@ def test_it_is_trained_and_planned_in(place: Path) -> None:
     }
     lines = re.findall(r"^    sparsewm (.*)$", PAGE.read_text(), re.MULTILINE)
     assert [line.split()[0] for line in lines] == list(few)
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
     for line in lines:
-        words = line.replace("--episodes 300", "--episodes 8").split()
-        run(place, "-m", "sparsewm", *words, *few[words[0]].split())
+        words = line.replace("--episodes 300", "--episodes 8")
+        code, _, err = call(words, few[words.split()[0]])
+        assert code == 0, err
     [results] = place.glob("runs/plan/results.json")
     content = json.loads(results.read_text())
     assert content["environment"] == "pushing:Pushing" and content["goal"]["offset"] == 25

@@ -261,6 +261,7 @@ def test_vectorises_in_processes() -> None:
         vector.close()
 
 
+@pytest.mark.slow
 def test_without_opengl_one_sentence_says_what_to_do_and_physics_still_works() -> None:
     program = (
         "from sparsewm import envs\n"

@@ -24,6 +24,7 @@ def table(request: pytest.FixtureRequest) -> TableEnv:
     return env
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TABLES, "blockpush"])
 def test_a_thousand_random_actions_leave_everything_on_the_table(name: str) -> None:
     env = envs.make(name, resolution=48)

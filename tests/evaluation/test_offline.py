@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+import runpy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -345,14 +344,16 @@ def test_a_source_with_options(checkpoint: Path, dataset: Dataset, tmp_path: Pat
     assert code == 0, err
 
 
-def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "howto" / "judge_offline.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     Path("judge.py").write_text(program)
-    done = subprocess.run([sys.executable, "judge.py"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    ratios, ranking = done.stdout.splitlines()[-2:]
+    runpy.run_path("judge.py", run_name="__main__")
+    ratios, ranking = capsys.readouterr().out.splitlines()[-2:]
     assert len(json.loads(ratios)) == 3 and "mean_reciprocal_rank" in ranking
     command = next(line for line in page.splitlines() if "--dataset square.h5" in line)
     code, out, err = call(command.strip().removeprefix("sparsewm "))

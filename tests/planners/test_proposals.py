@@ -140,6 +140,7 @@ def test_the_analytic_problems_speak_the_protocol() -> None:
     assert isinstance(problem(), PlanningProblem)
 
 
+@pytest.mark.slow
 def test_planners_need_torch_only() -> None:
     code = (
         "import sys; from sparsewm import planners; "

@@ -264,6 +264,7 @@ def test_a_hub_name_without_the_hub_is_one_sentence(env: GoalEnv) -> None:
         load_sampler("lerobot/smolvla_base", env, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_without_lerobot_the_extra_is_named(folders: dict[str, Path]) -> None:
     code = (
         "import sys; sys.modules['lerobot'] = None\n"
@@ -278,6 +279,7 @@ def test_without_lerobot_the_extra_is_named(folders: dict[str, Path]) -> None:
     assert "pip install 'sparsewm[vla]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_saved_policy_plans_on_the_command_line(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

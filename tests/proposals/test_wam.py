@@ -155,6 +155,7 @@ def test_the_future_expert_starts_from_the_predictor() -> None:
         assert not other.begin(model.predictor) and torch.equal(other.embed_tokens.weight, before)
 
 
+@pytest.mark.slow
 def test_it_learns_actions_and_futures_that_belong_together() -> None:
     """Left or right is nobody's to say, but a candidate's future goes where its actions go."""
     torch.manual_seed(0)

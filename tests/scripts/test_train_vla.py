@@ -44,6 +44,7 @@ def train(data: Path, output: Path, steps: int, **changes: Any) -> Path:
     return output / "wall"
 
 
+@pytest.mark.slow
 def test_training_goes_on_and_ends_in_a_policy_that_can_be_carried_away(data: Path, tmp_path: Path) -> None:
     run = train(data, tmp_path / "vla", 2)
     made = (run / "backbone").stat().st_mtime_ns
@@ -62,6 +63,7 @@ def test_training_goes_on_and_ends_in_a_policy_that_can_be_carried_away(data: Pa
     assert proposed(carried).std() > 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_as_one_that_was_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +95,7 @@ def test_an_interrupted_training_ends_as_one_that_was_not(
     assert all(torch.equal(first[0][name], first[1][name]) for name in first[0])
 
 
+@pytest.mark.slow
 def test_a_policy_of_few_tokens_goes_on_with_more_of_them(data: Path, tmp_path: Path) -> None:
     """Frozen vision looks at every picture once; its weights stay, those of the transformer do not."""
     few = train(data, tmp_path / "few", 2, image_tokens=4, choice="random")
@@ -104,6 +107,7 @@ def test_a_policy_of_few_tokens_goes_on_with_more_of_them(data: Path, tmp_path: 
     assert "model.action_out_proj.weight" not in same
 
 
+@pytest.mark.slow
 def test_a_policy_of_one_picture_of_present_and_goal_carries_its_names(data: Path, tmp_path: Path) -> None:
     policy = train(data, tmp_path, 2, together=True) / "policy"
     sampler = LeRobotProposals(policy, envs.make("wall"))

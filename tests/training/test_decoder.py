@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -63,6 +64,7 @@ def trained(path: Path, steps: int) -> tuple[Decoder, Tokens, np.ndarray]:
     return decoder, standardized, places
 
 
+@pytest.mark.slow
 def test_half_of_the_tokens_draw_the_square_in_its_place(tmp_path: Path) -> None:
     decoder, tokens, places = trained(tmp_path / "squares.h5", 400)
     some = np.arange(40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -48,6 +49,7 @@ def trained(steps: int, seed: int = 0, reach: float = 30.0) -> TemporalDistance:
     return distance
 
 
+@pytest.mark.slow
 def test_it_learns_the_way_round_a_wall_from_single_steps() -> None:
     distance = trained(400)
     tokens, proprio = look(torch.arange(POSITIONS))
@@ -61,6 +63,7 @@ def test_it_learns_the_way_round_a_wall_from_single_steps() -> None:
     assert straight[0, -1] < 0.5 * straight[0, POSITIONS // 3], "though they look close"
 
 
+@pytest.mark.slow
 def test_ways_beyond_reach_are_not_told_apart() -> None:
     tokens, proprio = look(torch.tensor([0, POSITIONS - 1]))
     longest = {}

@@ -12,6 +12,7 @@ from sparsewm.training import TrainConfig, train
 from tests.data import test_format_lerobot as format_lerobot
 
 
+@pytest.mark.slow
 def test_what_lerobot_recorded_and_what_we_wrote_train_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def together(
     return folder, [json.loads((folder / f"{i}.json").read_text()) for i in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(
     data: Path, tmp_path: Path, together: tuple[Path, list[dict[str, Any]]]
 ) -> None:
@@ -97,6 +98,7 @@ def test_two_processes_train_as_one(
             assert ratios[0] == pytest.approx(ratios[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_as_many_processes_or_others(
     data: Path, together: tuple[Path, list[dict[str, Any]]]
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_run_goes_on_with_as_many_processes_or_others(
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_one_process_meets_is_raised_by_all(together: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, (first, second) = together
     assert first["failing"] == second["failing"] == "a picture of the second process is damaged"
@@ -140,6 +143,7 @@ SIZES = (
 )
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_processes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +218,7 @@ def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
         connect("cuda:1")
 
 
+@pytest.mark.slow
 def test_the_page(page: Path, together: tuple[Path, list[dict[str, Any]]]) -> None:
     """Its program alone, and in two processes."""
     one, two = (

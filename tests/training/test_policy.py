@@ -92,6 +92,7 @@ def test_a_stretch_ends_at_its_goal(still: bool, tmp_path: Path) -> None:
     assert torch.equal(batch["future"], wanted) and batch["present"].shape == (300, 16, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["inverse", "wam"])
 def test_an_interrupted_training_goes_on_bit_for_bit(kind: str, place: Path) -> None:
     whole = train_policy(config(place, f"{kind}-whole", kind=kind))
@@ -139,6 +140,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["inverse", "wam"])
 def test_from_the_command_to_a_plan(kind: str, here: Path) -> None:
     """Trained beside the world model, it is found by its name, alone and as candidates."""

@@ -30,6 +30,8 @@ from sparsewm.training.config import ModelConfig, TrainConfig, preset
 from sparsewm.training.trainer import STATE_FILE
 from tests.data.tiny import episode
 
+pytestmark = pytest.mark.slow  # each test trains
+
 Change = Callable[[int, dict[str, np.ndarray]], None]
 
 SETTINGS: dict[str, Any] = {
@@ -318,7 +320,7 @@ def test_what_is_read_is_encoded_before_and_nothing_else(
             encoder={"name": "random" if run == "new" else None},
             frameskip=2,
             optim={"whitening": 0.2} if run == "translated" else {},
-            heads={"distance": {"steps": 2, "batch": 2}, "decoder": {"steps": 60, "frames": 8}},
+            heads={"distance": {"steps": 2, "batch": 2}, "decoder": {"steps": 20, "frames": 8}},
             run={where: checkpoint} if where else {},
         )
     )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from scripts.experiments.rank_candidates import Arguments, main
 from scripts.lab.candidates import NEAR, make_candidates, near_tasks, regret
@@ -40,6 +41,7 @@ def test_regret_is_nothing_for_the_truth_and_one_for_the_middle() -> None:
     assert min(regret(-distances, distances)["elites"]) > 1.0
 
 
+@pytest.mark.slow
 def test_spaces_and_world_models_are_judged(tmp_path: Path) -> None:
     some = Arguments(("wall",), "random", features=(0, 4), drops=(0.0, 0.5), tasks=2, candidates=6)
     some.output = tmp_path

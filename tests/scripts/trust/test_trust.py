@@ -107,6 +107,7 @@ def test_a_difference_is_noticed(sample: Path, tmp_path: Path) -> None:
     assert {one["what"] for one in found["wrong"]} == {"differs"}
 
 
+@pytest.mark.slow
 def test_a_machine_without_files_or_memory(sample: Path, tmp_path: Path) -> None:
     lacks = {lack.name: lack for lack in starved.lacks(False)}
     for name, typed in (

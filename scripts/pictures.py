@@ -1,0 +1,196 @@
+"""Draw the pictures of the documentation: episodes, what choices of tokens keep, success against time.
+
+Example (a few minutes):
+
+    python -m scripts.pictures --what episodes tokens decisions
+
+An episode shows the real scene, the goal, the kept patches and the plan's imagination, and moves. The choices
+are all shown one frame, in the middle of an episode of PushT, and keep three tenths of its tokens. Success
+against time is drawn from results/decisions/decisions.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.common import launch
+from sparsewm.agent import Agent
+from sparsewm.config import PlanConfig
+from sparsewm.evaluation.run import prepare, run
+from sparsewm.files import atomic_path
+from sparsewm.model import LatentProblem
+from sparsewm.model.checkpoint import shipped
+from sparsewm.model.choices import CHOICES
+from sparsewm.planners import CEM
+from sparsewm.report.plots import COLOURS, styled
+from sparsewm.report.video import dim_dropped, episode_frames, write_video
+
+SIDE = 168  # pixels of a panel
+FRAMES = 40  # of a moving picture, at most
+DECISIONS = Path("results/decisions/decisions.json")
+SEEDS = {"wall": 3, "pusht": 3, "rope": 2}
+"""Of the episodes that are shown, where it is not the first: in these more happens."""
+
+
+@dataclass
+class Arguments:
+    """Pictures of the documentation."""
+
+    what: tuple[Literal["episodes", "tokens", "decisions"], ...] = ("episodes", "tokens", "decisions")
+    """Which of them."""
+    environments: tuple[str, ...] = tuple(shipped())
+    """Environments whose episodes are drawn."""
+    drop: float = 0.5
+    """Fraction of the tokens that episodes are planned without."""
+    output: Path = Path("docs/images")
+    """Folder of the pictures."""
+
+
+def draw_episode(name: str, drop: float, path: Path) -> None:
+    """One closed-loop episode as a moving picture."""
+    seed = SEEDS.get(name, 0)
+    ready = prepare(PlanConfig.of(name).updated(drop=drop, seed=seed, episodes=1, dtype="auto"))
+    (episode,) = run(ready, frames=True)
+    frames = episode_frames(episode, ready.grid, ready.envs[0].frameskip, SIDE)
+    shown = np.unique(np.linspace(0, len(frames) - 1, FRAMES).astype(int))
+    fps = min(8, max(2, len(shown) // 5))
+    write_video(path, [frames[i] for i in shown], fps=fps, hold=2 * fps)
+    print(f"{path}: {episode.steps} steps, {'reached' if episode.success else 'missed'}", flush=True)
+
+
+def moment(
+    name: str, choices: Sequence[str], drop: float
+) -> tuple[np.ndarray, np.ndarray, list[LatentProblem]]:
+    """A frame in the middle of an episode, its goal, and what each choice of tokens plans with there.
+
+    Returns:
+        pictures uint8 (H, W, 3) of the scene and the goal; problems after a search, as its last iteration
+        left them.
+    """
+    config = PlanConfig.of(name).updated(drop=drop, seed=SEEDS.get(name, 0))
+    ready = prepare(config)
+    assert ready.model is not None
+    env, task = ready.envs[0], ready.tasks[0]
+    observation, _ = env.reset(seed=task.seed, options=task.options)
+    goal = env.goal_observation()
+    agents = [Agent(ready.model, config.updated(choose=choice)) for choice in choices]
+    for agent in agents:
+        agent.reset(goal)
+    for _ in range(2):
+        for action in agents[0].act(observation):
+            observation, *_ = env.step(action)
+            for agent in agents:
+                agent.observe(observation, action)
+        agents[0].forget_pending()
+    problems = [agent.problem(observation) for agent in agents]
+    for problem in problems:
+        CEM(32, 4, 3).plan(problem)  # motion and mixture look at what it imagines
+    return observation["pixels"], goal["pixels"], problems
+
+
+def show(axis: Any, scene: np.ndarray, tokens: Tensor, grid: tuple[int, int]) -> str:
+    """Draw what is kept: patches bright, merged ones inside one line, continuous places as dots.
+
+    Args:
+        tokens: (M,) indices or (M, N + 2) blended.
+
+    Returns:
+        what they are, in words.
+    """
+    if not tokens.is_floating_point():
+        axis.imshow(dim_dropped(scene, tokens.numpy(), grid))
+        return f"{len(tokens)} patches"
+    weights, places = tokens[:, :-2], tokens[:, -2:]
+    member = weights.gt(0).float()
+    if member.sum(0).max() > 1:  # a patch is part of several: places between the patches
+        axis.imshow(dim_dropped(scene, np.empty(0, int), grid))
+        axis.scatter(
+            places[:, 1] * scene.shape[1], places[:, 0] * scene.shape[0], s=26, c="white", edgecolors="k"
+        )
+        return f"{len(tokens)} places"
+    axis.imshow(dim_dropped(scene, weights.sum(0).nonzero()[:, 0].numpy(), grid))
+    owner = torch.where(member.sum(0) > 0, member.argmax(0), -1).view(grid)
+    high, wide = scene.shape[0] / grid[0], scene.shape[1] / grid[1]
+    for row, column in np.ndindex(*grid):
+        x, y = (column + 1) * wide - 0.5, (row + 1) * high - 0.5
+        if column + 1 < grid[1] and owner[row, column] != owner[row, column + 1]:
+            axis.plot([x, x], [y - high, y], color=COLOURS[1], linewidth=1.4)
+        if row + 1 < grid[0] and owner[row, column] != owner[row + 1, column]:
+            axis.plot([x - wide, x], [y, y], color=COLOURS[1], linewidth=1.4)
+    return f"{int(member.sum())} patches in {len(tokens)}"
+
+
+@styled
+def draw_tokens(path: Path, name: str = "pusht", drop: float = 0.7) -> None:
+    """What every choice keeps of one frame."""
+    choices = CHOICES.names()
+    scene, goal, problems = moment(name, choices, drop)
+    columns = 4
+    lines = -(-(len(choices) + 2) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(2.3 * columns, 2.55 * lines), layout="constrained")
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for axis, picture, title in zip(axes.ravel(), (scene, goal), ("now", "goal"), strict=False):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=9)
+    for axis, choice, problem in zip(axes.ravel()[2:], choices, problems, strict=True):
+        words = show(axis, scene, problem.patches[0].cpu(), problem.model.config.grid)
+        axis.set_title(f"{choice}: {words}", fontsize=9)
+    save(figure, path)
+
+
+@styled
+def draw_decisions(path: Path, source: Path = DECISIONS) -> None:
+    """Success of ours against the time of a decision, and the time that DINO-WM's rollout takes."""
+    report = json.loads(source.read_text(encoding="utf-8"))
+    ours = [row for row in report["rows"] if row["rollout"] == "sparsewm"]
+    seconds = [row["processor_seconds_per_decision"]["median"] for row in ours]
+    rate = 100 * np.array([row["success_rate"] for row in ours])
+    spread = np.abs(100 * np.array([row["success_ci95"] for row in ours]).T - rate)
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    label = f"sparsewm, {ours[0]['dtype']}, by the share of tokens kept"
+    axis.errorbar(seconds, rate, yerr=spread, marker="o", capsize=3, color=COLOURS[0], label=label)
+    for row, x, y in zip(ours, seconds, rate, strict=True):
+        axis.annotate(f"{100 * (1 - row['drop']):.0f}%", (x, y), (5, 6), textcoords="offset points")
+    others = [row for row in report["rows"] if row["rollout"] != "sparsewm"]
+    for row, colour in zip(others, COLOURS[1:], strict=False):
+        time = row["processor_seconds_per_decision"]["median"]
+        axis.axvline(time, linestyle="--", color=colour)
+        words = f"DINO-WM's rollout,\n{row['dtype']}, all tokens"
+        axis.text(0.96 * time, 4, words, rotation=90, ha="right", va="bottom", color=colour)
+    axis.set(xscale="log", xlim=(0.2, 30), ylim=(0, 103), ylabel="success, %")
+    axis.set_xticks([0.2, 0.5, 1, 2, 5, 10, 20], ["0.2", "0.5", "1", "2", "5", "10", "20"])
+    axis.minorticks_off()
+    axis.set(xlabel="processor seconds per decision, one thread", title="PushT: success against time")
+    axis.legend(loc="lower left")
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure; its ground is white, on light and dark pages."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=90, format="png")
+    plt.close(figure)
+
+
+def main(arguments: Arguments) -> None:
+    if "episodes" in arguments.what:
+        for name in arguments.environments:
+            draw_episode(name, arguments.drop, arguments.output / f"{name}.webp")
+    if "tokens" in arguments.what:
+        draw_tokens(arguments.output / "choices.png")
+    if "decisions" in arguments.what:
+        draw_decisions(arguments.output / "success-by-time.png")
+
+
+if __name__ == "__main__":
+    launch(main, Arguments)
