@@ -95,7 +95,8 @@ def write_video(path: str | Path, frames: list[np.ndarray], fps: int = 10, hold:
             first.save(temporary, "WEBP", quality=50, method=6, **how)
         else:
             with suppress(OSError):  # ffmpeg has ended, and says no more than that
-                imageio.mimwrite(temporary, even, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)  # type: ignore[arg-type]
+                how = {"fps": fps, "codec": "libx264", "macro_block_size": 2}
+                imageio.mimwrite(temporary, even, format="FFMPEG", **how)  # type: ignore[arg-type]
             if not _holds(temporary, len(even)):
                 raise UserError(
                     f"the video {path} could not be written: free some disk space, choose another `output`, "
