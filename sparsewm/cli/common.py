@@ -206,7 +206,8 @@ def parse_plan(
     given, arguments = taken(arguments, "--env")
     env = canonical(str(given or content.get("env") or PlanConfig.env))
     config = merged(PlanConfig.of(env, None, **(usual or {})), content | {"env": env}, str(file))
-    text = (about(PlanConfig) or "") + "\n\n--config FILE reads any of these from YAML; flags go first."
+    how = "--config FILE reads any of these from YAML; flags go first."
+    text = f"{(about(PlanConfig) or '').rstrip()}\n\n{how}"
     return tyro.cli(
         PlanConfig,
         prog=prog,

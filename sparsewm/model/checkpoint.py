@@ -141,10 +141,12 @@ def load(
             raise ValueError(f"its settings have {max(layers)} layers, its weights have not")
         recorded = {key: str(metadata["encoder"][key]) for key in ("name", "hash")}
         seen = {key: metadata["encoder"].get(key) for key in ("resolution", "letterbox")}
-        height, width = seen["resolution"] or (None, None)
-        resolution = None if height is None else (int(height), int(width))
-        if resolution is not None and not 1 <= min(resolution) <= max(resolution) <= LARGEST_SIDE:
-            raise ValueError(f"its encoder sees pictures of {height} x {width}")
+        resolution = None
+        if seen["resolution"]:
+            height, width = seen["resolution"]
+            resolution = int(height), int(width)
+            if not 1 <= min(resolution) <= max(resolution) <= LARGEST_SIDE:
+                raise ValueError(f"its encoder sees pictures of {height} x {width}")
         name, frameskip = metadata["environment"], int(metadata["frameskip"])
         if not isinstance(name, str) or not stays_inside(name) or frameskip < 1:
             raise ValueError(f"environment {name!r}, frameskip {frameskip}")
