@@ -348,6 +348,7 @@ def test_weights_that_change_are_planned_with() -> None:
     assert not np.array_equal(changed, before)
 
 
+@pytest.mark.slow
 def test_python_and_the_command_line_act_alike(tmp_path: Path) -> None:
     """The actions of `sparsewm plan`, seed 3, from README's Python example."""
     flags = "--episodes 2 --seed 3 --drop 0.5 --candidates 12 --iterations 2 --max-steps 20 --run.no-video"

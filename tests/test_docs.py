@@ -117,6 +117,7 @@ assert agent.config.search.candidates == 32 and agent.config.run.seed == 1
     assert plan.startswith("(1, 5, 2) (25, 2) at cost ")
 
 
+@pytest.mark.slow
 def test_a_cost_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = HOWTO / "cost.md"
     (program,) = programs(page)
@@ -129,6 +130,7 @@ def test_a_cost_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert code == 0 and "wall, random goals" in out, err
 
 
+@pytest.mark.slow
 def test_a_choice_of_tokens_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = HOWTO / "tokens.md"
     (program,) = programs(page)

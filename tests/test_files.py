@@ -101,6 +101,7 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parse", [parse_json, parse_yaml])
 def test_hostile_texts(parse: Any, tmp_path: Path) -> None:
     path = tmp_path / "text"

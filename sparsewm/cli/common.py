@@ -206,8 +206,8 @@ def parse_plan(
     given, arguments = taken(arguments, "--env")
     env = canonical(str(given or content.get("env") or PlanConfig.env))
     config = merged(PlanConfig.of(env, None, **(usual or {})), content | {"env": env}, str(file))
-    how = "--config FILE reads any of these from YAML; flags go first."
-    text = f"{(about(PlanConfig) or '').rstrip()}\n\n{how}"
+    text, mark, example = (about(PlanConfig) or "").partition("\n\nExample:")
+    text += f" --config FILE reads any of these from YAML; flags go first.{mark}{example}"
     return tyro.cli(
         PlanConfig,
         prog=prog,

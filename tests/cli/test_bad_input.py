@@ -447,6 +447,7 @@ def test_disk_full_while_planning(size: int, said: str) -> None:
     assert Path("out/results.json").exists() == (size == 12000)  # whole, or not there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100_000, 1_500_000])
 def test_disk_full_while_training(dataset: Path, size: int) -> None:
     with no_file_larger_than(size):  # the first stops the encoding, the second the checkpoint
@@ -457,6 +458,7 @@ def test_disk_full_while_training(dataset: Path, size: int) -> None:
     assert not Path("run/checkpoint").exists() and not list(Path("run").glob("training_state*"))
 
 
+@pytest.mark.slow
 def test_disk_full_while_collecting() -> None:
     with no_file_larger_than(4096):
         code, _, err = call("collect --env wall --episodes 2 --steps 20 --workers 1 --output data")

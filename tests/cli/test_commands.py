@@ -165,6 +165,7 @@ def test_temporal_distance_is_added_to_a_checkpoint_and_planned_with(
     assert content["settings"]["cost"]["objective"] == "temporal"
 
 
+@pytest.mark.slow
 def test_imagination_is_shown_and_changes_no_plan(trained: Path) -> None:
     assert (trained / "imagination_drop_0.5.png").stat().st_size > 1000
     place, sizes, episodes = trained.parent, [], []
@@ -285,6 +286,7 @@ def test_bench_times_encoders_and_training(here: Path) -> None:
         assert row["speedup_over_plain_float32"] == pytest.approx(ratio)
 
 
+@pytest.mark.slow
 def test_plans_keep_a_deadline_and_say_so(trained: Path, here: Path) -> None:
     options = ("--checkpoint", trained / "checkpoint", "--candidates 64 --iterations 100000")
     content = results(*options, "--search.deadline-ms 400")
@@ -297,6 +299,7 @@ def test_plans_keep_a_deadline_and_say_so(trained: Path, here: Path) -> None:
     assert content["actions_per_second"] == pytest.approx(10 / seconds, rel=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner", ["cem", "icem", "mppi", "gd"])
 def test_every_planner_plans(planner: str, trained: Path, here: Path) -> None:
     content = results("--planner", planner, "--checkpoint", trained / "checkpoint", "--drop 0.8")
@@ -311,6 +314,7 @@ def test_proprioception_alone_is_a_yardstick(trained: Path, here: Path) -> None:
     assert 0 < content["per_episode"][0]["steps"] <= 20
 
 
+@pytest.mark.slow
 def test_yardsticks_without_a_model_need_no_checkpoint(here: Path) -> None:
     still = results("--run.actor nothing --episodes 2")
     assert still["encoder"] is None and still["checkpoint"] is None
@@ -325,6 +329,7 @@ def test_yardsticks_without_a_model_need_no_checkpoint(here: Path) -> None:
     assert oracle["success_rate"] == 1
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_every_episode(trained: Path, here: Path) -> None:
     first, second, other = (
         results("--checkpoint", trained / "checkpoint", "--episodes 2 --seed", seed)["per_episode"]
@@ -334,6 +339,7 @@ def test_a_seed_repeats_every_episode(trained: Path, here: Path) -> None:
     assert [episode["seed"] for episode in first] == [300_000, 300_001]
 
 
+@pytest.mark.slow
 def test_several_episodes_are_planned_at_once(trained: Path, here: Path) -> None:
     content = results(
         "--checkpoint", trained / "checkpoint", "--episodes 3 --run.batch 2 --run.memory-gb 0.001"
@@ -360,6 +366,7 @@ def test_a_configuration_file_is_what_flags_are(trained: Path, here: Path) -> No
     assert code == 2 and "there is no setting" in err and "Did you mean 'iterations'" in err
 
 
+@pytest.mark.slow
 def test_settings_of_results_are_a_configuration_file(trained: Path, here: Path) -> None:
     first = results("--checkpoint", trained / "checkpoint", "--drop 0.7 --seed 4")
     Path("again.yaml").write_text(json.dumps(first["settings"]))

@@ -57,6 +57,7 @@ def row(text: str, name: str) -> str:
     return next(line for line in text.splitlines() if f"│ {name} " in line)
 
 
+@pytest.mark.slow
 def test_planning_works_here_with_the_shipped_weights_and_no_network() -> None:
     code, text = run(device="cpu")
     assert code == 0, text
@@ -76,6 +77,7 @@ def test_planning_works_here_with_the_shipped_weights_and_no_network() -> None:
     assert "lacks" in row(text, "torch.hub") and "--encoder-weights" in text
 
 
+@pytest.mark.slow
 def test_missing_weights_fail_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise UserError("no world model is shipped for 'pusht'")
@@ -89,6 +91,7 @@ def test_missing_weights_fail_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -
     assert "ok" in row(text, "encoder")  # the others were examined all the same
 
 
+@pytest.mark.slow
 def test_an_impossible_device_fails_with_the_remedy() -> None:
     code, text = run(device="cuda:99")
     assert code == 1
@@ -96,6 +99,7 @@ def test_an_impossible_device_fails_with_the_remedy() -> None:
     assert "choose another one with --device" in text
 
 
+@pytest.mark.slow
 def test_a_crashing_graphics_driver_does_not_end_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "RENDER", "import os; os.abort()")
     code, text = run(device="cpu")
@@ -103,6 +107,7 @@ def test_a_crashing_graphics_driver_does_not_end_the_examination(monkeypatch: py
     assert "lacks" in row(text, "rendering") and "MUJOCO_GL=egl" in text
 
 
+@pytest.mark.slow
 def test_an_unforeseen_error_becomes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def surprise() -> str:
         raise ZeroDivisionError("a [strange] surprise\nwith more lines")

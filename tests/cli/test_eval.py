@@ -118,6 +118,7 @@ def test_cells_made_elsewhere_are_kept_but_in_no_table(
     assert call("eval", flags)[0] == 0  # it was no cell of this machine: it is run here
 
 
+@pytest.mark.slow
 def test_frozen_tasks_and_smaller_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = "--envs wall --episodes 3 --drops --yardsticks random_actions oracle --goal.tasks validation"
@@ -237,6 +238,7 @@ def test_times_of_all_rows_are_taken_in_turns_whatever_the_cells_took(wall: Path
     assert report["timed"] == 2 and report["machine"]["threads"] >= 1
 
 
+@pytest.mark.slow
 def test_a_table_of_what_is_finished_runs_nothing(wall: Path, tmp_path: Path) -> None:
     few = tmp_path / "ev" / "cells"
     few.mkdir(parents=True)
@@ -334,6 +336,7 @@ def test_the_image_token_alone_is_a_yardstick(tmp_path: Path) -> None:
     assert sparse["tokens"] == {"kept": 32, "total": 64}
 
 
+@pytest.mark.slow
 def test_several_encoders_stand_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = tmp_path / "shipped"
     shutil.copytree(pretrained_path("wall"), shipped / "wall")
@@ -379,6 +382,7 @@ def test_runs_on_other_encoders_lie_in_folders_of_theirs(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [

@@ -41,6 +41,7 @@ def test_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
     assert "sparsewm plan --env pusht --drop 0.5" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped())
 def test_python_plans_with_the_shipped_model(name: str) -> None:
     env = envs.make(name)
@@ -54,6 +55,7 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
     assert env.action_space.contains(actions[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pusht", "wall"])
 @pytest.mark.parametrize("drop", [0.0, 0.5])
 def test_the_fastest_precision_ranks_candidates_as_float32_does(name: str, drop: float) -> None:

@@ -106,6 +106,7 @@ def test_killed_training_resumes_to_the_same_weights(trained: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in place.glob("*.tokens-*")} == tokens  # reused
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_says_how_it_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -133,6 +134,7 @@ def test_a_finished_run_is_not_trained_over(here: Path) -> None:
     assert (here / "run" / "checkpoint" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint(here: Path) -> None:
     """Its statistics stay, its weights are where the new run starts, and the card's source says so."""
     more = TRAIN.replace("--steps 8", "--steps 1 --lr 1e-9").replace("--encoder random ", "")
@@ -151,6 +153,7 @@ def test_training_goes_on_from_a_checkpoint(here: Path) -> None:
     assert code == 2 and "other start" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "encoder"), [("--encoder embedded", "embedded"), ("--whitening 0", "random")]
 )
@@ -175,6 +178,7 @@ def test_going_on_takes_a_lower_rate_unless_one_is_given() -> None:
     assert Train.parse(["--start", "run/checkpoint", "--lr", "3e-3"]).config.optim.lr == 3e-3
 
 
+@pytest.mark.slow
 def test_what_to_do_next_can_be_copied(here: Path) -> None:
     """Paths are quoted, and what the encoder was loaded from is said again."""
     folder = here / "with blanks" / "run"

@@ -154,12 +154,14 @@ def test_parts_of_other_settings_are_not_used(tmp_path: Path) -> None:
         collect("wall", path=tmp_path / "d.h5", progress=progress, **SETTINGS)
 
 
+@pytest.mark.slow
 def test_full_disk_while_recording(tmp_path: Path) -> None:
     with small_disk(6000), pytest.raises(UserError, match=r"disk is full while writing .*: free some space"):
         collect("wall", path=tmp_path / "d.h5", workers=1, **(SETTINGS | {"steps": 400, "episodes": 2}))
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
+@pytest.mark.slow
 def test_full_disk_while_joining_keeps_the_parts(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +196,7 @@ def test_flags_out_of_range(tmp_path: Path, flag: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_experts_are_recorded_up_to_the_goal(tmp_path: Path) -> None:
     """Episodes end ten steps after the goal is reached, or when their steps are spent."""
     path = collect("wall", path=tmp_path / "e.h5", workers=1, expert=demonstrate, **SETTINGS | {"steps": 60})

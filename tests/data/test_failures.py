@@ -56,6 +56,7 @@ def die(job: object) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_death_of_a_worker_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "_record_part", die)  # pickled by name, so the worker runs it
     with pytest.raises(UserError, match=r"process died, .*run it again, with fewer workers"):
@@ -63,6 +64,7 @@ def test_death_of_a_worker_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "d.h5").exists()
 
 
+@pytest.mark.slow
 def test_without_shared_memory_one_worker_records_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

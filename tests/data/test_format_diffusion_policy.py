@@ -188,6 +188,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, kind: str) -> Non
         open_dataset(path, format="diffusion_policy")
 
 
+@pytest.mark.slow
 def test_a_zip_file(tmp_path: Path) -> None:
     path = make(tmp_path / "d.zarr")
     shutil.make_archive(str(path), "zip", path)

@@ -70,6 +70,7 @@ def arm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return root, record(root, videos), videos
 
 
+@pytest.mark.slow
 def test_what_lerobot_recorded_comes_back(arm: tuple[Path, dict[str, np.ndarray], bool]) -> None:
     root, written, videos = arm
     dataset = open_dataset(root, cameras=("front", "wrist"))

@@ -93,6 +93,7 @@ def test_damaged_pictures_are_red_on_the_sheet(tmp_path: Path) -> None:
     assert (sheet[50, 50] != (0, 0, 200)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -58,10 +58,12 @@ def env(request: pytest.FixtureRequest) -> envs.SimulatedGoalEnv:
     return made(request.param)
 
 
+@pytest.mark.slow
 def test_follows_gymnasium(env: envs.SimulatedGoalEnv) -> None:
     check_env(env)
 
 
+@pytest.mark.slow
 def test_an_exploration_repeats_and_any_state_of_it_goes_on_alike(env: envs.SimulatedGoalEnv) -> None:
     states, actions = explore(env, 3, 1, STEPS)
     again, same = explore(env, 3, 1, STEPS)

@@ -109,6 +109,7 @@ def test_reset_takes_state_and_goal(env: envs.SimulatedGoalEnv) -> None:
         env.reset(options={"gaol": goal})
 
 
+@pytest.mark.slow
 def test_stepping_from_a_restored_state_repeats_bit_for_bit(env: envs.SimulatedGoalEnv) -> None:
     for seed in range(6 if env.frameskip > 1 else 3):
         states, actions = explore(env, seed, LENGTH.get(env.name, 60))
@@ -122,6 +123,7 @@ def test_stepping_from_a_restored_state_repeats_bit_for_bit(env: envs.SimulatedG
             np.testing.assert_array_equal(other.state, states[t + 1])
 
 
+@pytest.mark.slow
 def test_rollout_equals_stepping_and_leaves_the_environment_alone(env: envs.SimulatedGoalEnv) -> None:
     states, actions = explore(env, 3, 75)
     actions = actions.astype(np.float64)
@@ -137,6 +139,7 @@ def test_rollout_equals_stepping_and_leaves_the_environment_alone(env: envs.Simu
         np.testing.assert_array_equal(env.state, rollouts[1, t + 1])
 
 
+@pytest.mark.slow
 def test_drawing_a_state_leaves_the_simulation_alone(env: envs.SimulatedGoalEnv) -> None:
     twin = pickle.loads(pickle.dumps(env))
     states, actions = explore(env, 1, 30)

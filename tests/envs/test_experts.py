@@ -11,6 +11,7 @@ from sparsewm.envs.experts import BlockPushExpert, expert_policy
 from sparsewm.envs.policies import ExplorationPolicy, exploration_policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wall", "pointmaze", "pointmaze-large", "blockpush"])
 def test_experts_reach_every_goal_and_stay(name: str) -> None:
     env = envs.make(name, resolution=32)
@@ -31,6 +32,7 @@ def test_experts_reach_every_goal_and_stay(name: str) -> None:
     assert np.median(lengths) < 0.7 * envs.max_episode_steps(env.name)
 
 
+@pytest.mark.slow
 def test_the_expert_of_pusht_brings_t_and_disc_to_their_places() -> None:
     """Of ten goals 75 steps ahead in exploration all but one at most, in twice the steps."""
     env, reached = envs.make("pusht", resolution=32), []

@@ -76,6 +76,7 @@ def test_what_is_no_look_is_refused(text: str, said: str) -> None:
         Look("object", 1.5)
 
 
+@pytest.mark.slow
 def test_recordings_with_looks_vary_by_episode_and_repeat(tmp_path: pytest.TempPathFactory) -> None:
     path = collect("wall", 3, f"{tmp_path}/wall.h5", 4, 1, resolution=32, looks=True)
     dataset = open_dataset(path, "wall")

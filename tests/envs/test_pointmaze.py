@@ -249,6 +249,7 @@ def test_random_looks_change_the_picture_only_and_can_be_undone(env: PointMazeEn
     np.testing.assert_array_equal(env.render(), plain)
 
 
+@pytest.mark.slow
 def test_vectorises_in_processes() -> None:
     vector = gym.vector.AsyncVectorEnv([lambda: envs.make("pointmaze", resolution=32)] * 2, context="spawn")
     try:

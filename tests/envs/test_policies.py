@@ -31,6 +31,7 @@ def collect(
     return states, actions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", envs.names())
 def test_actions_are_valid_and_repeatable(name: str) -> None:
     env = envs.make(name)
@@ -79,6 +80,7 @@ def test_a_share_of_one_is_refused() -> None:
         HeldActions(Marked(), np.random.default_rng(0), 5, 2, 1.0)
 
 
+@pytest.mark.slow
 def test_pusht_pushes_the_t_about() -> None:
     states, _ = collect(envs.make("pusht"), 40, 100)
     shift = np.hypot(*(states[:, 25:, 2:4] - states[:, :-25, 2:4]).transpose(2, 0, 1))
@@ -111,6 +113,7 @@ def test_pusht_brings_the_t_back_from_a_wall() -> None:
     assert np.mean(np.array(away) < 110) > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [{}, {"wall_x": 20.0, "door_y": 50.0}])
 def test_wall_walks_cross_the_door_and_cover_the_floor(layout: dict[str, float]) -> None:
     env = WallEnv(**layout)
@@ -122,6 +125,7 @@ def test_wall_walks_cross_the_door_and_cover_the_floor(layout: dict[str, float])
     assert np.hypot(*(states[:, 25:] - states[:, :-25]).transpose(2, 0, 1)).mean() > 15  # momentum
 
 
+@pytest.mark.slow
 def test_pointmaze_forces_cover_places_and_speeds() -> None:
     states, _ = collect(envs.make("pointmaze"), 60, 100)
     speed = np.hypot(states[..., 2], states[..., 3])
@@ -131,6 +135,7 @@ def test_pointmaze_forces_cover_places_and_speeds() -> None:
     assert np.sort(cells.ravel())[2:].min() > 200  # all seven cells of the U
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rope", "granular"])
 def test_table_pushes_move_particles_and_keep_them_from_the_border(name: str) -> None:
     env = envs.make(name)
@@ -141,6 +146,7 @@ def test_table_pushes_move_particles_and_keep_them_from_the_border(name: str) ->
     assert (np.abs(particles[:, -1]) > 0.45).mean() < 0.2
 
 
+@pytest.mark.slow
 def test_blockpush_moves_both_blocks() -> None:
     states, _ = collect(envs.make("blockpush"), 40, 100)
     moved = [np.hypot(*(states[:, 25:, i : i + 2] - states[:, :-25, i : i + 2]).T).T > 0.05 for i in (2, 5)]

@@ -127,6 +127,7 @@ def test_success_needs_the_disc_the_t_and_the_angle(env: PushTEnv) -> None:
     assert distance == pytest.approx({"position": 13, "angle": 0.2, "agent": 5, "block": 12})
 
 
+@pytest.mark.slow
 def test_disc_and_t_are_drawn_where_the_state_says(env: PushTEnv) -> None:
     for _ in range(10):
         state = env.sample_state()

@@ -52,6 +52,7 @@ def test_of_a_push_its_end_varies() -> None:
     assert truth.shape == (3, 3) and truth.std() > 0
 
 
+@pytest.mark.slow
 def test_plan_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     quick = "--max-steps 5 --iterations 1 --candidates 4 --horizon 1 --run.no-video --output o"

@@ -289,6 +289,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(model, tmp_path_factory.mktemp("offline-model") / "checkpoint")
 
 
+@pytest.mark.slow
 def test_the_command_line(checkpoint: Path, dataset: Dataset, tmp_path: Path) -> None:
     common = ["evaluate", "--dataset", dataset.path, "--checkpoint", checkpoint, "--output", tmp_path / "out"]
     few = "--windows 5 --candidates 4 --horizon 2 --ranked 1 --drops 0 0.9 --episodes all"

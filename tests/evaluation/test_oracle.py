@@ -83,6 +83,7 @@ def test_goals_lie_far_along_trajectories_where_goals_are_such(monkeypatch: pyte
     assert np.array_equal(way[-1], tasks[0].goal) and place[0] <= 25
 
 
+@pytest.mark.slow
 def test_planned_ways_are_recorded(tmp_path: Path) -> None:
     path = collect(
         "wall", 2, tmp_path / "e.h5", workers=1, steps=60, resolution=16, expert=oracle.plan_demonstration

@@ -211,6 +211,7 @@ class WallRobot(Robot):
         return action
 
 
+@pytest.mark.slow
 def test_lerobots_recording_loop_is_driven_by_the_agent(tmp_path: Path) -> None:
     record = pytest.importorskip("lerobot.scripts.lerobot_record")
     robot = WallRobot(WallRobotConfig(calibration_dir=tmp_path / "calibration"))

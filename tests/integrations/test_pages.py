@@ -25,11 +25,13 @@ def test_hub(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{hub.address}/user/wall-world-model\nwall " in out
 
 
+@pytest.mark.slow
 def test_robot(capsys: pytest.CaptureFixture[str]) -> None:
     run("robot.md")
     assert "after 20 actions at [" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_lerobot(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lerobot")
     run("lerobot_policy.md")

@@ -26,6 +26,7 @@ def kernels() -> GpuKernels:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize("size", [16, 24, 64])
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ def test_modulation_is_that_of_torch(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seen", "head_dim"), [(0, None), (2, None), (2, 64)])
 def test_a_rollout_by_them_is_that_of_the_predictor(
     kernels: GpuKernels, seen: int, head_dim: int | None

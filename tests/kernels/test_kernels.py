@@ -244,6 +244,7 @@ def test_another_processor_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
     assert layers_library(layers.BFLOAT16) == "the processor has no avx512_bf16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sources", "flags"),
     [

@@ -188,6 +188,7 @@ def test_publishing_needs_a_login_and_a_checkpoint(
     assert list(hub.commits) == ["somebody/wall"]
 
 
+@pytest.mark.slow
 def test_plan_takes_a_world_model_of_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     """As any other command: what a checkpoint is called goes through `load`."""
     sparsewm.push_to_hub(sparsewm.load_pretrained("wall"), "somebody/wall")

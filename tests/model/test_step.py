@@ -207,6 +207,7 @@ def test_gradients_are_scaled_by_what_comes_after_the_loss() -> None:
         assert torch.allclose(parameter.grad.double(), 3 * once[name], rtol=0.02, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_training_reaches_the_loss_that_torch_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = []
     for compiled in (True, False):

@@ -76,6 +76,7 @@ def asked(folder: Path, **changes: object) -> tuple[SmolVLAGridsPolicy, dict[str
     )
 
 
+@pytest.mark.slow
 def test_the_order_of_tokens_says_nothing(tmp_path: Path) -> None:
     """Chunks are the same however all tokens of a picture are shuffled."""
     policy, batch = asked(tmp_path, image_tokens=16, choice="random")

@@ -50,6 +50,7 @@ def folder(model: WorldModel, tmp_path: Path) -> Path:
     return tmp_path / "inverse"
 
 
+@pytest.mark.slow
 def test_it_learns_how_far_and_both_ways() -> None:
     """A regression would propose the mean of left and right, which leads nowhere."""
     torch.manual_seed(0)

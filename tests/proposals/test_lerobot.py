@@ -54,6 +54,7 @@ def propose(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", POLICIES)
 def test_chunks_differ_and_have_the_promised_shape_units_and_bounds(
     kind: str, folders: dict[str, Path], env: GoalEnv
@@ -75,6 +76,7 @@ def test_chunks_differ_and_have_the_promised_shape_units_and_bounds(
     assert not torch.equal(propose(again, env, samples=5), actions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", POLICIES)
 def test_chunks_depend_on_picture_goal_and_state(kind: str, folders: dict[str, Path], env: GoalEnv) -> None:
     sampler = LeRobotProposals(folders[kind], env)
@@ -102,6 +104,7 @@ def test_short_chunks_go_on_with_their_last_action(kind: str, folders: dict[str,
     assert not torch.equal(actions[:, :, length - 1], actions[:, :, length - 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "changes"), [("smolvla", {}), ("smolvla_grids", {"image_tokens": 3})])
 def test_smolvla_reads_once_what_lerobot_reads_per_chunk(
     kind: str, changes: dict[str, Any], tmp_path: Path, env: GoalEnv
@@ -171,6 +174,7 @@ def test_the_instruction_is_read(folders: dict[str, Path], env: GoalEnv) -> None
     )
 
 
+@pytest.mark.slow
 def test_names_map_cameras_states_and_actions(tmp_path: Path, env: GoalEnv) -> None:
     folder = tiny_policy(tmp_path / "policy", "act", cameras=("top", "wrist"))
     with pytest.raises(
@@ -254,6 +258,7 @@ def test_a_policy_of_another_environment_is_refused(folders: dict[str, Path]) ->
         LeRobotProposals(folders["act"], env)
 
 
+@pytest.mark.slow
 def test_act_without_a_latent_has_one_chunk_only(tmp_path: Path, env: GoalEnv) -> None:
     with pytest.raises(UserError, match="all its chunks are one"):
         LeRobotProposals(tiny_policy(tmp_path, "act", use_vae=False), env)

@@ -103,6 +103,7 @@ def test_foreign_statistics_are_refused(folder: Path) -> None:
         LeRobotProposals(folder, ARM)
 
 
+@pytest.mark.slow
 def test_foreign_statistics_are_mapped_by_names(act: Path, folder: Path) -> None:
     """As in `lerobot/smolvla_base`, whose statistics have a robot's name before theirs."""
     for file in (BEFORE, AFTER):
@@ -227,6 +228,7 @@ def test_a_state_file_outside_the_folder_is_refused(folder: Path) -> None:
         LeRobotProposals(folder, ARM)
 
 
+@pytest.mark.slow
 def test_a_whole_folder_asks_nobody(tmp_path: Path, connected: list[Any]) -> None:
     """Not even for the weights that training began with."""
     weights = "ResNet18_Weights.IMAGENET1K_V1"
@@ -286,6 +288,7 @@ def test_names_that_mean_no_policy_fail_at_once(
     assert not connected
 
 
+@pytest.mark.slow
 def test_shipped_policies_are_whole() -> None:
     from sparsewm import envs
 

@@ -72,6 +72,7 @@ def test_changed_patches_are_those_whose_pixels_differ() -> None:
     assert (grid[differ].sum((1, 2)) == 1).all() and grid[differ][:, 4, 0].all()
 
 
+@pytest.mark.slow
 def test_a_model_of_few_pooled_features_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     data = write(tmp_path / "d.h5")
     space = {"name": "random", "features": 6, "pool": 0.125, "aligned": True}
@@ -90,6 +91,7 @@ def test_a_model_of_few_pooled_features_is_trained_saved_and_loaded(tmp_path: Pa
     assert errors[0] == 0 and (errors[2:] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_reader_tells_the_colours_of_a_patch_and_not_of_others(
     monkeypatch: pytest.MonkeyPatch, window: int
@@ -115,6 +117,7 @@ def test_a_reader_tells_the_colours_of_a_patch_and_not_of_others(
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_model_on_readings_is_trained_resumed_saved_and_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +135,7 @@ def test_a_model_on_readings_is_trained_resumed_saved_and_loaded(
         train(config(data, encoder=space | {"pool": 0.2}, run={"output": tmp_path / "run", "resume": True}))
 
 
+@pytest.mark.slow
 def test_impossible_features_are_refused(tmp_path: Path) -> None:
     data = write(tmp_path / "d.h5")
     with pytest.raises(UserError, match="`features` 13 are more than a reader gives: 12"):
@@ -160,6 +164,7 @@ def test_an_encoder_has_settings_of_its_own() -> None:
     assert given.encoder.features == 3
 
 
+@pytest.mark.slow
 def test_tokens_of_few_features_are_kept_in_a_models_units(tmp_path: Path) -> None:
     data = write(tmp_path / "d.h5")
     space = {"name": "random", "features": 6, "pool": 0.125, "aligned": True}

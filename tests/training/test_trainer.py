@@ -47,6 +47,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) > 0 and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_loss_falls_and_beats_copying_the_last_frame(data: Path, tmp_path: Path, groups: int) -> None:
     """Grouped, and ungrouped: the ablation."""
@@ -115,6 +116,7 @@ def test_loss_of_a_step_is_a_function_of_the_step(data: Path, tmp_path: Path) ->
     assert not torch.equal(make_trainer(data, tmp_path, torch.float32, seed=1).losses(3)["loss"], first)
 
 
+@pytest.mark.slow
 def test_killed_run_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     whole = make_trainer(data, tmp_path / "whole")
     whole.run()

@@ -47,6 +47,7 @@ def test_every_study_varies_what_it_says(tmp_path: Path) -> None:
     assert noise.goal.source == "random"  # Block Push's own targets
 
 
+@pytest.mark.slow
 def test_finished_cells_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = PlanConfig.of("wall")
     quick = usual.updated(max_steps=5, candidates=8, iterations=2, elites=2)

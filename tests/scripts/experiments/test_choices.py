@@ -38,6 +38,7 @@ def test_every_cell_differs_and_can_be_asked_for() -> None:
     assert found[0][0]["choice"] == "random"
 
 
+@pytest.mark.slow
 def test_the_study_keeps_finished_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = choices.PlanConfig.of("wall")
     quick = usual.updated(max_steps=5, candidates=8, iterations=2, elites=2)
@@ -104,6 +105,7 @@ def test_blind_spots_are_counted_for_plans_and_for_episodes() -> None:
     assert found["maps"]["blind"] == [0, 0.3333, 0.3333, 0]
 
 
+@pytest.mark.slow
 def test_blind_spots_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = choices.PlanConfig.of("wall")
     quick = usual.updated(max_steps=5, candidates=8, iterations=2, elites=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import pytest
 import torch
 
 from scripts.experiments.train_against_recipe import plot, train_ours, train_recipe, windows_seen
@@ -20,6 +21,7 @@ def test_steps_on_all_tokens_have_fewer_windows() -> None:
     assert [windows_seen(config, steps) for steps in (1, 2, 3, 4)] == [2, 10, 18, 20]
 
 
+@pytest.mark.slow
 def test_both_learn_for_the_same_time(tmp_path: Path) -> None:
     dataset = open_dataset(write_dataset(tmp_path / "wall.h5", [16] * 12, resolution=56))
     tokens = TokenCache(dataset, tiny_encoder())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -91,6 +92,7 @@ def dots(count: int) -> np.ndarray:
     return pictures
 
 
+@pytest.mark.slow
 def test_a_short_run_learns_surroundings_and_repeats_itself() -> None:
     config = DistillationConfig(steps=100, batch=16, block=32, lr=2e-3)
     seen: list[dict[str, float]] = []

@@ -62,6 +62,7 @@ def test_a_frozen_vision_encoder_is_asked_once_per_picture(tmp_path: Path) -> No
     assert loss(**{ROWS: torch.stack([goal, now], 1)}) != pytest.approx(wanted, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_vision_encoder_learns_where_things_are(tmp_path: Path) -> None:
     """A dot in a picture, and a number that no picture shows, which is not asked for."""
     policy = LeRobotProposals(tiny_policy(tmp_path, "smolvla"), envs.make("wall")).policy

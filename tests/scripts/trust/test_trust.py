@@ -38,6 +38,7 @@ def test_there_are_enough_inputs(tmp_path: Path) -> None:
     assert count > 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reader", "place", "names"),
     [
@@ -90,6 +91,7 @@ def test_a_reader_that_runs_something_is_noticed(sample: Path) -> None:
     assert "was run" in hostile.one(trusting, "wall.h5", case, sample, "it runs")[0]
 
 
+@pytest.mark.slow
 def test_a_conversion_that_is_killed(sample: Path, tmp_path: Path) -> None:
     (job,) = (job for job in kills.jobs() if job.name == "convert")
     place = kills.Place(tmp_path, sample)
@@ -124,6 +126,7 @@ def test_a_machine_without_files_or_memory(sample: Path, tmp_path: Path) -> None
         assert starved.judged(lack, outcome) in ("works", "says so"), f"{name}: {outcome}"
 
 
+@pytest.mark.slow
 def test_nothing_runs_what_a_file_says(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     found = [line for place in ("sparsewm", "planners", "envs") for line in supply.calls(root / place)]
