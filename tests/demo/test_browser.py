@@ -60,6 +60,6 @@ def test_a_visit(tmp_path: Path) -> None:
     assert "16 of 64 tokens" in text["other settings"], "the sliders hold"
     assert "ready" in text["again"] and seen["again"][1] == seen["goal"][1], "the goal stays"
     assert seen["another environment"][0] != seen["again"][0]
-    assert "no world model of blockpush on dinov2_vits14" in found["refused"]
+    assert "no world model of pointmaze-large on dinov2_vits14" in found["refused"]
     assert found["loaded"] and all(name.startswith("http://127.0.0.1:") for name in found["loaded"])
     assert cv2.imread(str(picture)).std() > 10
