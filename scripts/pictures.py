@@ -26,12 +26,11 @@ from scripts.common import launch
 from sparsewm.agent import Agent
 from sparsewm.config import PlanConfig
 from sparsewm.evaluation.run import prepare, run
-from sparsewm.files import atomic_path
 from sparsewm.model import LatentProblem
 from sparsewm.model.checkpoint import shipped
 from sparsewm.model.choices import CHOICES
 from sparsewm.planners import CEM
-from sparsewm.report.plots import COLOURS, styled
+from sparsewm.report.plots import COLOURS, save_figure, styled
 from sparsewm.report.video import dim_dropped, episode_frames, write_video
 
 SIDE = 168  # pixels of a panel
@@ -145,7 +144,7 @@ def draw_tokens(path: Path, name: str = "pusht", drop: float = 0.7) -> None:
     for axis, choice, problem in zip(axes.ravel()[2:], choices, problems, strict=True):
         words = show(axis, scene, problem.patches[0].cpu(), problem.model.config.grid)
         axis.set_title(f"{choice}: {words}", fontsize=9)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -172,14 +171,7 @@ def draw_decisions(path: Path, source: Path = DECISIONS) -> None:
     axis.minorticks_off()
     axis.set(xlabel="processor seconds per decision, one thread", title="PushT: success against time")
     axis.legend(loc="lower left")
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure; its ground is white, on light and dark pages."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=90, format="png")
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Arguments) -> None:

@@ -150,7 +150,6 @@ def test_every_choice_of_tokens_is_told_of() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="pip install 'sparsewm[dev]'")
 def test_examples_are_typed(tmp_path: Path) -> None:
     """What programs of the pages call is there, and is called with what it takes."""
     head = "# mypy: check-untyped-defs, allow-untyped-defs, no-strict-optional, "

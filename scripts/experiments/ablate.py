@@ -42,6 +42,7 @@ from sparsewm.evaluation.cells import Cell, cell_path, read_cell, time_cells
 from sparsewm.evaluation.comparison import compared
 from sparsewm.evaluation.table import percent, points, seconds
 from sparsewm.files import atomic_path, read_json, write_json
+from sparsewm.report.plots import save_figure
 
 Study = Literal["redraw", "groups", "search", "proposals", "grids"]
 TIMED: tuple[Study, ...] = ("search", "proposals")
@@ -297,8 +298,7 @@ def plot(path: Path, rows: list[dict[str, Any]], over_time: bool) -> None:
         drawn = [axes.get_legend_handles_labels() for axes in panels[0]]
         shown_once = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
         figure.legend([shown_once[label] for label in labels], labels, loc="outside right center")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

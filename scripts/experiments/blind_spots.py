@@ -35,12 +35,13 @@ from sparsewm.evaluation.cells import Cell, cell_path, read_cell
 from sparsewm.evaluation.episodes import Episode, run_episodes
 from sparsewm.evaluation.run import prepare
 from sparsewm.evaluation.statistics import wilson
-from sparsewm.files import atomic_path, write_json
+from sparsewm.files import write_json
 from sparsewm.model import LatentProblem
 from sparsewm.model.choices import CHOICES, Scene, TokenChoice
 from sparsewm.model.choices.base import patch_errors
 from sparsewm.model.objectives import Objective, TokenError
 from sparsewm.planners.seeding import generator
+from sparsewm.report.plots import save_figure
 
 
 @dataclass
@@ -272,9 +273,7 @@ def picture(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
             figure.colorbar(image, ax=axis, shrink=0.8)
         line[0].set_ylabel(row["choice"], fontsize=9)
     figure.suptitle(title, fontsize=10)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Arguments) -> None:

@@ -31,6 +31,7 @@ from sparsewm.evaluation.comparison import compared
 from sparsewm.evaluation.table import percent, points, seconds
 from sparsewm.files import atomic_path, write_json
 from sparsewm.model.choices import CHOICES
+from sparsewm.report.plots import save_figure
 
 EMBEDDED = "embedded"
 """The encoder of models that are planned with where none is named."""
@@ -181,9 +182,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     axes[0, 0].set_ylabel("success, %; band: 95% of random")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _kept(row: dict[str, Any]) -> float:

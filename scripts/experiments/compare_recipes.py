@@ -27,6 +27,7 @@ from sparsewm.memory import keep_freed_memory
 from sparsewm.model.checkpoint import load, pretrained_path
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import fastest_dtype
+from sparsewm.report.plots import save_figure
 from sparsewm.settings import make_env
 from sparsewm.training.config import OptimConfig
 from sparsewm.training.trainer import Trainer
@@ -120,7 +121,7 @@ def main(arguments: Arguments) -> None:
         axes.plot([c["seconds"] for c in curve], [c["drop_0.5"][0] for c in curve], "o-", label=name)
     axes.set(xlabel="seconds of training", ylabel="rollout error, copying = 1 (half of the tokens)")
     axes.legend()
-    figure.savefig(arguments.output / "recipes.png", dpi=110)
+    save_figure(figure, arguments.output / "recipes.png")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ the same command continues. Writes looks.json, looks.md and looks.png, success a
     python -m scripts.experiments.looks --what ranks --episodes 5
 
 asks in a fraction of the time whether the same random candidates rank as in the usual look, at the start of
-each task, by Spearman's correlation of what they cost. Writes ranks.json and ranks.md.
+each task, by Spearman's correlation of what they cost. Writes ranks.json and ranks.md. `--what pictures` says
+how far the pictures of those starts are from the usual ones, as they are and adapted: pictures.json.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ import torch
 
 from scripts.common import launch, typed_command
 from scripts.lab.states import make_simulator
+from sparsewm.adaptation import SceneAdaptation
 from sparsewm.agent import Agent
 from sparsewm.cli.common import output_folder, progress_bar
 from sparsewm.config import PlanConfig, TaskSet
@@ -36,9 +39,9 @@ from sparsewm.evaluation.machine import code_hash
 from sparsewm.evaluation.run import prepare
 from sparsewm.evaluation.statistics import paired_difference, spearman
 from sparsewm.evaluation.table import percent, points
-from sparsewm.files import atomic_path, only_one, write_json, write_text
+from sparsewm.files import only_one, write_json, write_text
 from sparsewm.model.checkpoint import encoder_folder, shipped
-from sparsewm.report.plots import COLOURS
+from sparsewm.report.plots import COLOURS, save_figure, styled
 from sparsewm.tasks import Task
 from sparsewm.trees import at_least
 
@@ -65,8 +68,8 @@ class Arguments:
     """Encoders of the world models; those that an environment has no model on are passed over."""
     looks: tuple[str, ...] = LOOKS
     """KIND:DEGREE each, beside the usual look."""
-    what: Literal["success", "ranks"] = "success"
-    """success of closed loops, or ranks of candidates."""
+    what: Literal["success", "ranks", "pictures"] = "success"
+    """success of closed loops, ranks of candidates, or distances of pictures."""
     adapt: tuple[bool, ...] = (False, True)
     """Without and with test-time adaptation; the usual look without."""
     checkpoints: Path | None = None
@@ -153,6 +156,7 @@ def _key(row: dict[str, Any]) -> tuple[str, str, str, float]:
     return row["environment"], row["encoder"], row["look"], row["degree"]
 
 
+@styled
 def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     """A row of panels per environment, a panel per kind, a line per encoder; dashed where adapted."""
     names = list(dict.fromkeys(row["environment"] for row in rows))
@@ -186,9 +190,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def ranks(wanted: Sequence[Cell]) -> Iterator[dict[str, Any]]:
@@ -214,10 +216,34 @@ def ranks(wanted: Sequence[Cell]) -> Iterator[dict[str, Any]]:
             yield row | {"mean": float(np.mean(found)), "least": float(min(found))}
 
 
-def _costs(agent: Agent, env: SimulatedGoalEnv, look: str, task: Task) -> np.ndarray:
-    """What random candidates cost at the start of a task, (K,)."""
+def pictures(wanted: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """A row per look: how far pictures of starts are from the usual ones (mean absolute level of 255)."""
+    for usual in (cell for cell in wanted if not cell.config.run.look):
+        ready, env = prepare(usual.config), make_simulator(usual.config.env)
+        assert ready.model is not None
+        adaptation = SceneAdaptation.of(ready.model)
+        own = [_start(env, "", task)["pixels"] for task in ready.tasks]
+        for look in ("", *dict.fromkeys(cell.config.run.look for cell in wanted if cell.config.run.look)):
+            shown = [_start(env, look, task)["pixels"] for task in ready.tasks]
+            begun = time.process_time()
+            adapted = [adaptation(picture) for picture in shown]
+            spent = (time.process_time() - begun) / len(shown)
+            row: dict[str, Any] = {"environment": env.name, "look": look or "usual", "starts": len(shown)}
+            for name, found in (("as_it_is", shown), ("adapted", adapted)):
+                row[name] = float(np.mean(np.abs(np.subtract(found, own, dtype=np.float64))))
+            yield row | {"processor_milliseconds": 1000 * spent, "code": code_hash()}
+
+
+def _start(env: SimulatedGoalEnv, look: str, task: Task) -> dict[str, np.ndarray]:
+    """What is seen at the start of a task."""
     env.dress(Look.parse(look))
     seen, _ = env.reset(seed=task.seed, options=task.options)
+    return seen
+
+
+def _costs(agent: Agent, env: SimulatedGoalEnv, look: str, task: Task) -> np.ndarray:
+    """What random candidates cost at the start of a task, (K,)."""
+    seen = _start(env, look, task)
     agent.reset(env.goal_observation(), [task.seed])
     problem = agent.problem(seen)
     generator = torch.Generator().manual_seed(task.seed)
@@ -244,6 +270,13 @@ def ranks_markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
 def main(arguments: Arguments) -> None:
     at_least(1, workers=arguments.workers, episodes=arguments.episodes)
     folder = output_folder(arguments.output)
+    if arguments.what == "pictures":
+        distances = []
+        for row in pictures(cells(arguments)):
+            distances.append(row)
+            print(row, flush=True)
+            write_json(folder / "pictures.json", {"rows": distances, "command": typed_command()})
+        return
     if arguments.what == "ranks":
         compared = []
         for row in ranks(cells(arguments)):

@@ -29,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts.common import launch
 from scripts.lab.backbone import BackboneSizes, smolvla_options, write_backbone
 from scripts.lab.states import make_simulator, observations
-from sparsewm.files import atomic_path, write_json
+from sparsewm.files import write_json
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.proposals.modeling_grids import SmolVLAGridsPolicy
+from sparsewm.report.plots import save_figure
 
 
 @dataclass
@@ -135,9 +136,7 @@ def retention_map(sampler: LeRobotProposals, env: Any, path: Path, count: int = 
         for axis in axes[:, i]:
             axis.set_axis_off()
     figure.suptitle(f"{env.name}: {policy.config.image_tokens} tokens retain {found.mean():.2f} of {side**2}")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
     return float(found.mean())
 
 

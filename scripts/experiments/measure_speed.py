@@ -43,6 +43,7 @@ from sparsewm.model.objectives import TokenError
 from sparsewm.model.rollout import modulate
 from sparsewm.planners import CEM
 from sparsewm.precision import fast_bfloat16, fastest_dtype, no_integers
+from sparsewm.report.plots import save_figure
 
 CPU = torch.device("cpu")
 FAST = fastest_dtype(CPU)
@@ -257,8 +258,7 @@ def plot_scaling(path: Path, found: dict[str, list[dict[str, float]]]) -> None:
         axis.set(xlabel=name, ylim=0, xlim=0)
     axes[0].set_ylabel("ms per iteration")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def ranking(environment: str, drop: float, count: int = 256) -> float:

@@ -27,9 +27,10 @@ from sparsewm.errors import UserError
 from sparsewm.evaluation.machine import code_hash
 from sparsewm.evaluation.run import prepare, results, run
 from sparsewm.evaluation.statistics import pearson, spearman
-from sparsewm.files import atomic_path, read_json, write_json
+from sparsewm.files import read_json, write_json
 from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path, shipped
 from sparsewm.model.hub import checkpoint_folder
+from sparsewm.report.plots import save_figure
 
 MEASURES = {
     "mean_reciprocal_rank": "mean reciprocal rank",
@@ -175,9 +176,7 @@ def plot(path: Path, rows: list[dict[str, Any]], found: dict[str, Any], title: s
     axes[0].set_ylabel("success in the closed loop, %")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Arguments) -> None:

@@ -28,7 +28,6 @@ from sparsewm.errors import UserError
 from sparsewm.files import write_json
 from sparsewm.model.latent import TokenSpace
 from sparsewm.precision import choose_dtype
-from sparsewm.training import reader
 from sparsewm.training.reader import fitted_reader, patch_colours
 
 _PART = 64
@@ -114,10 +113,9 @@ def main(arguments: Arguments) -> None:
     for window, (frames, steps) in product(
         arguments.windows, zip(arguments.frames, arguments.steps, strict=True)
     ):
-        reader.STEPS = steps
         some = np.sort(rng.permutation(len(known))[:frames])
         space = TokenSpace(0, arguments.pool, arguments.width, window)
-        network = fitted_reader(seen[some], pictures[some], encoder, space, arguments.seed)
+        network = fitted_reader(seen[some], pictures[some], encoder, space, arguments.seed, steps=steps)
         scale = patch_colours(pictures[some], encoder).square().mean().sqrt()
         found = torch.cat([network(part.float()) for part in asked.split(_PART)]) * scale
         found = found if pool is None else pool @ found

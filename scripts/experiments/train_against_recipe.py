@@ -38,6 +38,7 @@ from sparsewm.files import write_json
 from sparsewm.memory import keep_freed_memory
 from sparsewm.model import WorldModel
 from sparsewm.precision import choose_device, fastest_dtype
+from sparsewm.report.plots import save_figure
 from sparsewm.settings import make_env
 from sparsewm.training.config import OptimConfig, TrainConfig
 from sparsewm.training.start import interface, new_model
@@ -261,8 +262,7 @@ def plot(path: Path, report: dict[str, Any]) -> None:
             axes.plot([row["seconds"] for row in curve], ratio, style, color=colour, label=label)
     axes.set(xlabel="seconds of training", ylabel="rollout error, copying = 1", xscale="log", yscale="log")
     axes.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Arguments) -> None:

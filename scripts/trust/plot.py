@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 from scripts.common import launch
 from scripts.trust.common import RESULTS
 from sparsewm.errors import UserError
-from sparsewm.files import atomic_path, read_json
+from sparsewm.files import read_json
+from sparsewm.report.plots import save_figure
 
 COLOURS = {"refused": "#4477aa", "read": "#99ccee", "healed": "#44aa99", "wrong": "#cc3311"}
 
@@ -57,8 +58,7 @@ def main(arguments: Arguments) -> None:
         for name, job in jobs.items()
     }
     _stacked(axes[1], rows, "kills, and what went wrong after them")
-    with atomic_path(arguments.folder / "trust.png") as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, arguments.folder / "trust.png")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ styled = matplotlib.rc_context(
 """Decorates a function that draws: one look for all plots, without a change of anybody else's."""
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
     plt.close(figure)
@@ -77,7 +78,7 @@ def plot_plan(
         row[-1].set_ylim(bottom=0)
         row[-1].set_title("distance to goal by step", fontsize=9)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -101,7 +102,7 @@ def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
     axes[1].set(xlabel=names[0], ylabel=names[min(1, len(names) - 1)], aspect="equal" if state else "auto")
     axes[1].invert_yaxis()
     figure.suptitle(f"{env.name}: {dataset.episodes} episodes, {dataset.rows} frames", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -134,7 +135,7 @@ def plot_bench(path: str | Path, rows: Sequence[dict[str, Any]], title: str) -> 
     if not both:
         axis.set_ylim(0)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -158,7 +159,7 @@ def plot_rates(
     axis.invert_yaxis()
     axis.set(xlabel=label, title=title)
     axis.margins(x=0.4)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -177,7 +178,7 @@ def plot_policy(path: str | Path, metrics: Sequence[dict[str, Any]], title: str)
             axis.plot([entry["step"] for entry in metrics], curve, marker=".", label=label)
     axis.set(xlabel="step", ylabel="error, share of the actions' mean square", title=title, ylim=0)
     axis.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -199,7 +200,7 @@ def plot_training(path: str | Path, metrics: Sequence[dict[str, Any]], title: st
     left.set(xlabel="step", ylabel="error / copy-last-frame error", title=title, ylim=0)
     right.set(xlabel="horizon (model steps)", title="last validation", ylim=0)
     left.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -215,7 +216,7 @@ def plot_imagination(path: str | Path, real: np.ndarray, imagined: np.ndarray, t
     axis.imshow(picture)
     axis.set_axis_off()
     axis.set_title(f"{title}: real above, imagined below; the first frame is given", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
     return picture
 
 
@@ -280,7 +281,7 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
             axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 0.2))  # yardsticks lie below
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -299,7 +300,7 @@ def plot_errors(path: str | Path, errors: dict[str, Any], title: str) -> None:
         axis.set_ylim(bottom=0)
     axes[0].legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -315,7 +316,7 @@ def plot_cases(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[np.nda
             axis.set_title(label, fontsize=8)
         line[0].text(0, -0.08, name, transform=line[0].transAxes, fontsize=8, va="top")
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @styled
@@ -338,4 +339,4 @@ def plot_landscape(path: str | Path, found: Landscape, title: str) -> None:
         axis.set_title(f"{name}{like}", fontsize=9)
         axis.set(xlabel=found.names[0], ylabel=found.names[1])
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)

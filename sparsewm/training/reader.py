@@ -45,11 +45,13 @@ def fitted_reader(
     space: TokenSpace,
     seed: int = 0,
     progress: Progress = quiet,
+    steps: int | None = None,
 ) -> nn.Sequential:
     """A `token_reader` trained to tell colours of patches from raw tokens (K, N, D) of pictures (K, H, W, 3).
 
-    Its readings have unit size over these pictures.
+    Its readings have unit size over these pictures. `steps` are `STEPS` if left out.
     """
+    steps = STEPS if steps is None else steps
     wanted = patch_colours(pixels, encoder)
     wanted = wanted / wanted.square().mean().sqrt().clamp_min(1e-6)
     sample = tokens[:: max(1, len(tokens) * encoder.tokens // _SAMPLE)].float().flatten(0, 1)
@@ -64,8 +66,8 @@ def fitted_reader(
     optimizer = torch.optim.AdamW(network.parameters(), _LR, weight_decay=0.01)
     frames = max(1, _BATCH // encoder.tokens)
     with progress("reader") as bar, torch.enable_grad():
-        for step in range(STEPS):
-            rate = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+        for step in range(steps):
+            rate = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
             optimizer.param_groups[0]["lr"] = _LR * rate
             picked = torch.randint(len(tokens), (frames,), generator=generator)
             error = network((tokens[picked].float() - mean) / scale) - wanted[picked]
@@ -73,7 +75,7 @@ def fitted_reader(
             error.square().mean().backward()
             optimizer.step()
             if (step + 1) % _SHOWN == 0:
-                bar(step + 1, STEPS)
+                bar(step + 1, steps)
     first = network[0]
     assert isinstance(first, nn.Linear)
     with torch.no_grad():  # raw tokens in

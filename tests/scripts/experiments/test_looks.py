@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.experiments.looks import Arguments, cells, markdown, plot, ranks_markdown, row_of
+from scripts.experiments.looks import Arguments, cells, markdown, pictures, plot, ranks_markdown, row_of
 from sparsewm.errors import UserError
 from sparsewm.model.checkpoint import shipped
 
@@ -56,3 +56,10 @@ def test_lines_compare_with_the_usual_look_on_the_same_tasks(tmp_path: Path) -> 
     assert (tmp_path / "looks.png").stat().st_size > 5000
     ranked = [row | {"look": "light:0.1", "mean": 0.5 + row["adapt"] / 4} for row in rows[1:]]
     assert "| wall | embedded | 0.50, 0.75 |" in ranks_markdown(ranked, "title")
+
+
+def test_pictures_are_put_back_and_usual_ones_left_alone() -> None:
+    usual, shown = pictures(cells(Arguments(environments=("wall",), looks=("background:1",), episodes=2)))
+    assert (usual["look"], usual["as_it_is"], usual["adapted"]) == ("usual", 0, 0)
+    assert shown["look"] == "background:1" and shown["starts"] == 2
+    assert shown["as_it_is"] > 20 > 2 > shown["adapted"]
