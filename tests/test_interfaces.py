@@ -57,6 +57,11 @@ def test_another_frameskip_than_the_environments_is_the_models() -> None:
         ({"action_low": [float("nan"), -1]}, "action_low must be finite and not above action_high"),
         ({"frameskip": "2"}, "interface is damaged"),
         ({"frameskip": 3}, "does not fit its predictor"),
+        ({"frameskip": True}, "must be positive integers"),
+        ({"fps": "often"}, "fps must be a positive number, not 'often'"),
+        ({"fps": float("nan")}, "fps must be a positive number, not nan"),
+        ({"proprio_names": [1, 2]}, "names must be lists of texts"),
+        ({"cameras": "front"}, "names must be lists of texts"),
     ],
 )
 def test_a_damaged_interface_is_one_sentence(change: Any, message: str) -> None:

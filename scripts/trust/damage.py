@@ -96,7 +96,8 @@ def _instead(make: Callable[[Path], Any]) -> Damage:
 
 
 def _torch_pickle(path: Path, rng: np.random.Generator) -> None:
-    torch.save({"weights": Evil()}, path)
+    with path.open("wb") as file:  # by its name torch does not write a file that begins with a dot
+        torch.save({"weights": Evil()}, file)
 
 
 def _zip_bomb(path: Path, rng: np.random.Generator) -> None:

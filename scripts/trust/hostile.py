@@ -199,6 +199,7 @@ def readers() -> list[Reader]:
             ["demos.zarr/data/img/[.0]*", "demos.zarr/data/action/1.0", "demos.zarr/meta/episode_ends/*"],
             json=["demos.zarr/data/img/.zarray", "demos.zarr/meta/episode_ends/.zarray"],
             few=2,
+            spare=["demos.zarr/data/img/.zattrs"],
         ),
         _dataset("zarr zip", samples.zarr_zip, "demos.zarr.zip", ["demos.zarr.zip"]),
         _dataset(

@@ -66,8 +66,14 @@ class Interface:
     def _check(self) -> None:
         """Raise ValueError or TypeError where these cannot be anybody's."""
         height, width = self.picture
-        if not (height >= 1 and width >= 1 and self.frameskip >= 1):
-            raise ValueError("picture and frameskip must be positive")
+        if not all(type(size) is int and size >= 1 for size in (height, width, self.frameskip)):
+            raise ValueError("picture and frameskip must be positive integers")
+        texts = (self.name, *self.action_names, *self.proprio_names, *self.cameras)
+        lists = (self.action_low, self.action_high, self.action_names, self.proprio_names, self.cameras)
+        if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, tuple) for one in lists):
+            raise ValueError("names must be lists of texts")
+        if self.fps is not None and not (type(self.fps) in (int, float) and 0 < self.fps < math.inf):
+            raise ValueError(f"fps must be a positive number, not {self.fps!r}")
         bounds = list(zip(self.action_low, self.action_high, strict=True))
         if not bounds or not all(-math.inf < low <= high < math.inf for low, high in bounds):
             raise ValueError("action_low must be finite and not above action_high")

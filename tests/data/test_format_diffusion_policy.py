@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: (p / "data/action/1.0").write_bytes(b"nonsense"),
         r"data/action of .* is damaged \(.*\): copy",
     ),
+    "cut chunk": (
+        lambda p: os.truncate(p / "data/img/1.0.0.0", (p / "data/img/1.0.0.0").stat().st_size // 2),
+        r"data/img of .* is damaged \(chunk 1.0.0.0 is cut off\): copy",
+    ),
+    "missing chunk": (
+        lambda p: (p / "data/action/1.0").unlink(),
+        r"data/action of .* lacks 1 of its \d+ chunks: copy the dataset again",
+    ),
     "no data": (lambda p: shutil.rmtree(p / "data"), r"is damaged or no dataset of Diffusion Policy"),
     "not finite": (
         lambda p: zarr.open_group(str(p), mode="a")["data/action"].__setitem__((3, 0), np.nan),
@@ -202,7 +211,7 @@ def test_a_zip_file(tmp_path: Path) -> None:
 
 def test_damaged_pictures_are_said_when_they_are_read(tmp_path: Path) -> None:
     path = make(tmp_path / "d.zarr")
-    (path / "data/img/1.0.0.0").write_bytes(b"nonsense")
     dataset = open_dataset(path)
+    (path / "data/img/1.0.0.0").write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"cannot be read in rows 4 to 7"):
         dataset.pixels[4:8]

@@ -188,6 +188,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"needs one table, .* it has a.csv, b.csv",
     ),
     "broken table": (lambda f: (f / "actions.csv").write_text("a,b\n1\n"), r"is damaged or no table"),
+    "names of bytes": (
+        lambda f: (f / "actions.csv").write_bytes(b"file,frame,a\xab\nrun_1.mp4,0,1\n"),
+        r"is damaged or no table",
+    ),
+    "one name twice": (
+        lambda f: (f / "actions.csv").write_text("file,frame,a0, a0\nrun_1.mp4,0,1,2\n"),
+        r"has two columns 'a0': give each a name",
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from sparsewm.encoders import load_encoder
 from sparsewm.encoders.hub import HUB_ENCODERS, load_hub_encoder
+from sparsewm.encoders.weights import read_weights
 from sparsewm.errors import UserError
 
 HUBCONF = """
@@ -392,6 +393,10 @@ def test_weights_are_never_unpickled(repository: Path, tmp_path: Path) -> None:
     torch.save({"network": Path("a pickled object")}, path)
     with pytest.raises(UserError, match="is not a readable weights file"):
         load_encoder("dinov2_vits14", path, repository)
+    for text in ("a text", "root:x:0:0:root:/root:/bin/sh\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="is not a readable weights file"):
+            read_weights(path)
 
 
 @pytest.mark.parametrize(

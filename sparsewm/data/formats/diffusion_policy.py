@@ -21,6 +21,9 @@ from sparsewm.errors import UserError, needs_extra
 
 _PUSHT_FPS, _PUSHT_SCALE = 10.0, 100.0
 
+_BLOSC_HEADER = 16
+"""Bytes before a chunk that Blosc packed; the last four are the size of the whole chunk."""
+
 
 class DiffusionPolicyData(Dataset):
     """A replay buffer of Diffusion Policy.
@@ -131,6 +134,32 @@ class DiffusionPolicyData(Dataset):
         return values[:, : int(count)] if count else values
 
 
+def _check_chunks(array: Any, path: Path) -> None:
+    """Refuse an array of which chunks are missing or cut off, which zarr reads as other numbers.
+
+    A missing one counts as its fill value, and Blosc does not look how long one is. A zip has checksums.
+    """
+    missing = array.nchunks - array.nchunks_initialized
+    if missing:
+        raise UserError(
+            f"{array.path} of {path} lacks {missing} of its {array.nchunks} chunks: copy the dataset again, "
+            "or write those of zeros, too (zarr's write_empty_chunks)"
+        )
+    packed = array.compressors[-1] if array.compressors and array.shards is None else None
+    if not path.is_dir() or "blosc" not in type(packed).__name__.lower():
+        return
+    for file in (path / array.path).rglob("*"):
+        if file.name.startswith(".") or file.name == "zarr.json" or not file.is_file():
+            continue
+        with file.open("rb") as chunk:
+            header = chunk.read(_BLOSC_HEADER)
+        size = file.stat().st_size
+        if len(header) < _BLOSC_HEADER or int.from_bytes(header[-4:], "little") != size:
+            raise UserError(
+                f"{array.path} of {path} is damaged (chunk {file.name} is cut off): copy the dataset again"
+            )
+
+
 def _open(path: Path) -> tuple[dict[str, Any], np.ndarray]:
     """Arrays in `data/` by name, and the ends of the episodes."""
     with needs_extra("datasets of Diffusion Policy", "data"):
@@ -140,7 +169,12 @@ def _open(path: Path) -> tuple[dict[str, Any], np.ndarray]:
         store: Any = ZipStore(path, mode="r") if path.is_file() else str(path)
         group = zarr.open_group(store, mode="r")
         data = dict(sorted(group["data"].arrays()))  # type: ignore[union-attr]
-        ends = np.asarray(group["meta/episode_ends"][:], np.int64)  # type: ignore[index]
+        last = group["meta/episode_ends"]
+        for array in (*data.values(), last):
+            _check_chunks(array, path)
+        ends = np.asarray(last[:], np.int64)  # type: ignore[index]
+    except UserError:
+        raise
     except Exception as error:  # whatever zarr says of a damaged or foreign folder
         raise UserError(
             f"{path} is damaged or no dataset of Diffusion Policy ({error or type(error).__name__}): it "

@@ -171,12 +171,13 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         import pyarrow.parquet
     try:
         table = pyarrow.csv.read_csv(file) if file.suffix == ".csv" else pyarrow.parquet.read_table(file)
+        names = [name.strip() for name in table.column_names]
     except Exception as error:  # pyarrow has errors of many kinds for a damaged file
         raise UserError(f"{file} is damaged or no table ({error}): write it again") from None
-    return {
-        name.strip(): column.to_numpy()
-        for name, column in zip(table.column_names, table.itercolumns(), strict=True)
-    }
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{file} has two columns '{twice}': give each a name of its own")
+    return {name: column.to_numpy() for name, column in zip(names, table.itercolumns(), strict=True)}
 
 
 def _numbers(file: Path, table: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
