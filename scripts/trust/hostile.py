@@ -177,7 +177,10 @@ def _dataset(name: str, make: Callable[[Path], Any], place: str, files: Sequence
 
 def readers() -> list[Reader]:
     """All that read something."""
-    settings = "train --env wall --dataset wall.h5 --distance-steps 0 --decoder-steps 0 --config train.yaml"
+    settings = (
+        "train --env wall --dataset wall.h5 --steps 1 --batch 2 --distance-steps 0 --decoder-steps 0 "
+        "--config train.yaml"
+    )
     frozen = "plan --env wall --run.actor nothing --max-steps 5 --run.no-video --goal.tasks test"
     state = samples.TRAIN.format(steps=4) + " --resume"
     return [

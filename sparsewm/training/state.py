@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from sparsewm.files import atomic_path
 
 STATE_FILE = "training_state.safetensors"
 
+_CHECKSUM = "sha256"
+
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write a state atomically. `about` is anything that JSON holds."""
+    """Write a state atomically, with a checksum. `about` is anything that JSON holds."""
+    kept, run = {k: v.cpu().contiguous() for k, v in tensors.items()}, json.dumps(about)
     with atomic_path(folder / STATE_FILE, folder / f".{STATE_FILE}") as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"run": json.dumps(about)})
+        save_file(kept, temporary, {"run": run, _CHECKSUM: _checksum(kept, run)})
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
@@ -31,14 +36,27 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         UserError: it is damaged.
     """
     path = folder / STATE_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["run"])
-        return about, load_file(path)
+            written = file.metadata()
+        tensors, about = load_file(path), json.loads(written["run"])
+        if written.get(_CHECKSUM) != _checksum(tensors, written["run"]):
+            raise ValueError("its checksum is another, or missing")
+        return about, tensors
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it to start this run anew") from None
+
+
+def _checksum(tensors: Mapping[str, Tensor], run: str) -> str:
+    """SHA-256 of what a state holds."""
+    found = hashlib.sha256(run.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

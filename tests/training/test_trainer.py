@@ -194,6 +194,19 @@ def test_resume_from_a_truncated_state(data: Path, tmp_path: Path, kept: float) 
         make_trainer(data, tmp_path, steps=4).resume()
 
 
+def test_a_flipped_bit_of_a_state_is_noticed(data: Path, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path, steps=4).run()
+    content = bytearray((tmp_path / STATE_FILE).read_bytes())
+    content[-100] ^= 1
+    (tmp_path / STATE_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged \(its checksum is another"):
+        make_trainer(data, tmp_path, steps=4).resume()
+    (tmp_path / STATE_FILE).unlink()
+    (tmp_path / STATE_FILE).mkdir()
+    with pytest.raises(UserError, match=r"is damaged .*: delete it"):
+        make_trainer(data, tmp_path, steps=4).resume()
+
+
 def test_diverged_training_says_so_and_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(data, tmp_path, torch.float32)
     trainer.run(until=4)
