@@ -92,11 +92,11 @@ class PolicyTrainConfig:
     still: bool = True
     """Behind the goal actions are zero. Otherwise nothing is learned of them: where zero is no standstill."""
     steps: int = 3000
-    """Optimiser steps."""
+    """Optimiser steps. smolvla: 5000, or the environment's own."""
     batch: int = 128
-    """Stretches a step."""
+    """Stretches of episodes a step."""
     lr: float = 1e-3
-    """Peak learning rate; a cosine follows."""
+    """Peak learning rate; a cosine follows. smolvla: 0.0008."""
     save_every: int = 500
     """Steps between checkpoints, each with a validation (inverse, wam)."""
     cache: Cache = "float16"

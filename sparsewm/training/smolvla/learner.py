@@ -37,7 +37,8 @@ class Learner(SmolVLAGridsPolicy):
 
     def __init__(self, config: SmolVLAGridsConfig, bfloat16: bool = False, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self.bfloat16, self.encoded = bfloat16, None
+        self.bfloat16 = bfloat16
+        self.encoded: Tensor | None = None
         vlm = self.model.vlm_with_expert
         vision = vlm.get_vlm_model().vision_model
         embeddings = WholePictures(vlm.config.vision_config)
@@ -86,7 +87,7 @@ class Learner(SmolVLAGridsPolicy):
 
     def prepare_images(self, batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Pictures as LeRobot prepares them, or the tokens of those that are remembered, with masks (B,)."""
-        encoded: Tensor | None = self.encoded
+        encoded = self.encoded
         if encoded is None:
             return super().prepare_images(batch)  # type: ignore[no-any-return]
         images = [encoded[batch[ROWS][:, int(camera == GOAL)]] for camera in self.config.image_features]
