@@ -167,7 +167,8 @@ class _Run:
     def train(self, start: Path | None) -> None:
         """Train to the last step, saving on the way; `start` holds the policy to go on from."""
         config, ours = self.config, self.config.smolvla
-        with self.progress(f"reading {self.env.name}") as bar:
+        reads = self.progress if ours.together else quiet  # all pictures now, or nothing that takes long
+        with reads(f"reading {self.env.name}") as bar:
             frames = HindsightFrames(
                 self.data,
                 self.env.proprio_names,
