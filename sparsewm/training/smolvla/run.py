@@ -379,7 +379,7 @@ def _command(config: PolicyTrainConfig, env: str) -> str:
     usual = PolicyTrainConfig.of(config.kind, env, config.start)
     for name, value in differences(config, usual):
         flag = "--" + name.replace("_", "-")
-        if name in ("env", "resume", "device", "output"):
+        if name in ("env", "resume", "device", "output", "save_every"):
             continue
         if isinstance(value, bool):
             section, _, leaf = flag.rpartition(".")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,18 @@ def test_a_damaged_checkpoint_is_one_sentence(data: Path, tmp_path: Path) -> Non
     (tmp_path / "training" / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"training is damaged \(entries are missing\): delete it"):
         train_policy(config(data, tmp_path, 2, resume=True))
+
+
+@pytest.mark.slow
+def test_without_lerobot_the_extra_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['lerobot'] = None\n"
+        "from sparsewm.cli import main\n"
+        "main('train-policy --kind smolvla --env wall'.split())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "pip install 'sparsewm[vla]'" in done.stderr
 
 
 def test_what_is_usual_is_the_kinds_and_the_environments() -> None:
