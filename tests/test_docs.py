@@ -217,7 +217,8 @@ def known_flags() -> frozenset[str]:
     found = {"--help", "--version", "--preset", "--config", "--show-config"}
     for name in COMMANDS:
         found |= set(re.findall(r"--[a-z][a-z0-9.-]*", call(name, "--help")[1]))
-    for script in (ROOT / "scripts").rglob("*.py"):
+    sizes = ROOT / "sparsewm" / "training" / "smolvla" / "backbone.py"  # of a script's --sizes
+    for script in (*(ROOT / "scripts").rglob("*.py"), sizes):
         fields = re.findall(r"^    ([a-z_]+): ", script.read_text(encoding="utf-8"), re.MULTILINE)
         names = [field.replace("_", "-") for field in fields]
         found |= {f"--{prefix}{name}" for name in names for prefix in ("", "no-", "sizes.")}

@@ -110,8 +110,8 @@ class Arguments:
     vla: str = "vla"
     """Policy of the study of proposals: vla, the shipped one, or the folder of one."""
     grids: Path = Path("runs/grids")
-    """Folder of the policies of the study of grids, NAME/ENV/policy as scripts/train_vla.py writes them into
-    --output FOLDER/NAME."""
+    """Folder of the policies of the study of grids, NAME/ENV/policy as sparsewm train-policy writes them with
+    --output FOLDER/NAME/ENV."""
     run_missing: bool = True
     """Run cells that are not there; otherwise they are left out."""
     episodes: int = 60

@@ -27,13 +27,13 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.common import launch
-from scripts.lab.backbone import BackboneSizes, smolvla_options, write_backbone
 from scripts.lab.states import make_simulator, observations
 from sparsewm.files import write_json
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.proposals.modeling_grids import SmolVLAGridsPolicy
 from sparsewm.report.plots import save_figure
+from sparsewm.training.smolvla.backbone import BackboneSizes, smolvla_options, write_backbone
 
 
 @dataclass

@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("sparsewm.cli.train:Train", "train a world model on an offline dataset"),
     "train-policy": (
         "sparsewm.cli.train_policy:TrainPolicy",
-        "train a policy that proposes candidates beside a world model",
+        "train a policy that proposes candidates to the planner",
     ),
     "collect": ("sparsewm.cli.collect:Collect", "record exploratory data in an environment"),
     "eval": ("sparsewm.cli.evaluate:Eval", "success tables over environments, drop ratios and yardsticks"),

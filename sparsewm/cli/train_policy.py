@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 
 import tyro
 
-from sparsewm.cli.common import about, progress_bar
+from sparsewm.cli.common import about, progress_bar, taken
 from sparsewm.training.policy import TrainedPolicy, train_policy
 from sparsewm.training.policy_config import PolicyTrainConfig
 
@@ -20,12 +21,18 @@ class TrainPolicy:
 
     @classmethod
     def parse(cls, arguments: list[str]) -> TrainPolicy:
+        """The command under its flags: these lie over what is usual of a kind in an environment."""
         arguments = ["--help" if word in ("-H", "--help-verbose") else word for word in arguments]
+        kind, env, start = (taken(arguments, f"--{name}")[0] for name in ("kind", "env", "start"))
+        usual = PolicyTrainConfig.of(
+            kind or PolicyTrainConfig.kind, env, None if start is None else Path(start)
+        )
         return cls(
             tyro.cli(
                 PolicyTrainConfig,
                 prog="sparsewm train-policy",
                 args=arguments,
+                default=usual,
                 description=about(PolicyTrainConfig),
             )
         )
@@ -35,14 +42,14 @@ class TrainPolicy:
 
     def run(self) -> int:
         done = train_policy(self.config, progress_bar, lambda text: print(text, file=sys.stderr, flush=True))
-        found = done.metrics["validation"]
         print(f"{done.steps} steps in {done.seconds / 60:.1f} min")
-        print(
-            f"held-out actions: error {found['error']:.2f} of their mean square, {found['best']:.2f} "
-            f"in the best of 16; with others' goals {found['other_goals']:.2f}"
-        )
-        if "future" in found:
-            print(f"the imagined future errs by {found['future']:.2f} of what copying the present would")
+        if found := done.metrics.get("validation"):
+            print(
+                f"held-out actions: error {found['error']:.2f} of their mean square, {found['best']:.2f} "
+                f"in the best of 16; with others' goals {found['other_goals']:.2f}"
+            )
+            if "future" in found:
+                print(f"the imagined future errs by {found['future']:.2f} of what copying the present would")
         print(f"policy in {done.folder}")
         print(f"plan with it: sparsewm {shlex.join(_next(self.config, done))}")
         return 0

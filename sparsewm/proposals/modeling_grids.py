@@ -98,14 +98,20 @@ class SmolVLAGridsPolicy(SmolVLAPolicy):
                 f"image_tokens {config.image_tokens} is more than the {tokens} of a picture: lower it"
             )
         self.grids = GridSampler(vlm.config.text_config.hidden_size, config.image_tokens, config.choice)
-        dense, forward = vlm.embed_image, vlm.forward
-        vlm.embed_image = lambda image: self.grids(dense(image))
+        forward = vlm.forward
+        vlm.embed_image = lambda image: self.grids(self.dense(image))
         self.shift = shift = len(config.image_features) * config.image_tokens - 1
 
         def in_one_place(*, position_ids: Tensor, **inputs: Any) -> Any:
             return forward(position_ids=(position_ids - shift).clamp(min=0), **inputs)
 
         vlm.forward = in_one_place
+
+    def dense(self, image: Tensor) -> Tensor:
+        """All tokens (B, N, D) of pictures (B, 3, R, R) as `prepare_images` has them."""
+        vlm = self.model.vlm_with_expert
+        tokens: Tensor = type(vlm).embed_image(vlm, image)
+        return tokens
 
 
 def spread(tokens: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training of a policy beside a world model: stretches of recorded episodes, drawn anew at every step."""
+"""Training of a policy on stretches of recorded episodes, drawn anew at every step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sparsewm.proposals.wam import WorldActionModel
 from sparsewm.settings import make_env
 from sparsewm.training.draws import generators
 from sparsewm.training.inputs import token_folder
-from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.policy_config import SMOLVLA, PolicyTrainConfig
 from sparsewm.training.policy_trainer import PolicyTrainer, validation_draw
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.start import check_sizes
@@ -43,15 +43,19 @@ class TrainedPolicy:
 
 
 def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say = silent) -> TrainedPolicy:
-    """Train a policy beside a world model.
+    """Train a policy that proposes to the planner.
 
     Args:
         config: the settings. progress: makes a bar of a label. say: takes what is worth knowing.
 
     Raises:
         UserError: settings, data or a world model that cannot be trained with; training diverges; the disk is
-            full.
+            full; a SmolVLA lacks LeRobot.
     """
+    if config.kind == SMOLVLA:
+        from sparsewm.training.smolvla.run import train_smolvla  # loads LeRobot, which takes seconds
+
+        return train_smolvla(config, progress, say)
     with ExitStack() as held:
         device = choose_device(config.device)
         model = _world_model(config, device)

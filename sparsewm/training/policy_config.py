@@ -1,16 +1,56 @@
-"""How a policy is trained that proposes candidates beside a world model: one tree of settings."""
+"""How a policy is trained that proposes candidates to the planner: one tree of settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from sparsewm.config import environment_file
+from sparsewm.data.cameras import LUMINANCE
 from sparsewm.data.token_file import CACHES, Cache
+from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.proposals.inverse import InverseConfig
 from sparsewm.proposals.latent import KINDS
+from sparsewm.proposals.names import check_weights
 from sparsewm.proposals.wam import WamConfig
-from sparsewm.trees import at_least, one_of
+from sparsewm.trees import at_least, merged, one_of, read_yaml
+
+SMOLVLA = "smolvla"
+
+_USUAL: dict[str, dict[str, Any]] = {SMOLVLA: {"steps": 5000, "lr": 8e-4}}
+"""Of a kind, where it differs from the tree."""
+
+_OF_OTHERS = ("checkpoint", "encoder", "episodes", "chunk", "still", "cache")
+"""Settings that a SmolVLA has no use for."""
+
+
+@dataclass(frozen=True)
+class SmolVLATrainConfig:
+    """What a SmolVLA sees, and how it learns to."""
+
+    look: int = 1000
+    """Steps of 64 pictures in which vision first learns to tell the recorded state, before it is frozen; 0:
+    it stays as it is, as from a start."""
+    together: bool = False
+    """Show present and goal in one picture, the goal in red: vision sees how one lies to the other."""
+    grey: tuple[int, int, int] = LUMINANCE
+    """Weights of red, green and blue in that picture, 256 in all; what matters must differ in this grey."""
+    early_tokens: int = 4
+    """Random tokens of a picture that the policy sees at first, which is cheap."""
+    image_tokens: int = 16
+    """Tokens of a picture that it sees in the end, at places that it learns."""
+    places: float = 0.1
+    """Share of the steps, the last ones, in which it learns these places, at half of the learning rate; 1
+    from a start. 0: it goes on with the random ones."""
+
+    def __post_init__(self) -> None:
+        at_least(0, look=self.look)
+        at_least(1, early_tokens=self.early_tokens, image_tokens=self.image_tokens)
+        check_weights(self.grey, "`grey`")
+        if not 0 <= self.places <= 1:
+            raise UserError(f"`places` must be between 0 and 1, got {self.places:g}")
 
 
 @dataclass(frozen=True)
@@ -18,17 +58,26 @@ class PolicyTrainConfig:
     """Train a policy that proposes actions to the planner, on recorded transitions.
 
     Any stretch of an episode shows how to get from its first frame to its last one, so a goal is drawn from
-    what came later. The policy reads the tokens of a world model, and lies beside it.
+    what came later. inverse and wam read the tokens of a world model, and lie beside it; smolvla reads
+    pictures, and its folder goes anywhere. Usual: --kind, --env, --dataset FILE, --steps N, --output FOLDER.
 
     Example: sparsewm train-policy --kind inverse --env wall --dataset data/wall.h5
+
+    Example: sparsewm train-policy --kind wam --env wall --wam.tokens 16
+
+    Example: sparsewm train-policy --kind smolvla --env pusht --dataset data/pusht-expert.h5
     """
 
     kind: str = "inverse"
-    """inverse: actions alone. wam: actions and the future's tokens, denoised together."""
+    """inverse: actions alone. wam: actions and the future's tokens, denoised together. smolvla: LeRobot's
+    class, small and from scratch (extra vla)."""
     env: str | None = None
     """Environment; its shipped world model is used unless a checkpoint is given."""
     dataset: str | None = None
-    """Recorded episodes, as sparsewm train takes them; data/ENV.h5 when left out."""
+    """Recorded episodes, as sparsewm train takes them; data/ENV.h5 when left out. smolvla: demonstrations, by
+    sparsewm collect --policy expert; data/ENV-expert.h5."""
+    start: Path | None = None
+    """Policy to go on from, on a new schedule (smolvla)."""
     checkpoint: str | None = None
     """Folder of the world model, or user/name on the hub; the shipped one when left out."""
     encoder: str | None = None
@@ -36,23 +85,25 @@ class PolicyTrainConfig:
     episodes: int = 0
     """Episodes trained on, drawn at random; 0: all."""
     chunk: int | None = None
-    """Model steps of a proposal; the environment's planning horizon when left out, or 5."""
+    """Model steps of a proposal; the environment's planning horizon when left out, or 5. smolvla: 25
+    environment steps."""
     longest: int | None = None
     """Environment steps to the goal, at most; to the end of the episode when left out."""
     still: bool = True
     """Behind the goal actions are zero. Otherwise nothing is learned of them: where zero is no standstill."""
     steps: int = 3000
-    """Optimiser steps."""
+    """Optimiser steps. smolvla: 5000, or the environment's own."""
     batch: int = 128
-    """Stretches a step."""
+    """Stretches of episodes a step."""
     lr: float = 1e-3
-    """Peak learning rate; a cosine follows."""
+    """Peak learning rate; a cosine follows. smolvla: 0.0008."""
     save_every: int = 500
-    """Steps between validations, each with a checkpoint."""
+    """Steps between checkpoints, each with a validation (inverse, wam)."""
     cache: Cache = "float16"
     """How encoded frames are kept: float16, int8, or none."""
     inverse: InverseConfig = field(default_factory=InverseConfig)
     wam: WamConfig = field(default_factory=WamConfig)
+    smolvla: SmolVLATrainConfig = field(default_factory=SmolVLATrainConfig)
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     dtype: str = "auto"
@@ -63,19 +114,44 @@ class PolicyTrainConfig:
     """Continue the run in the output folder bit for bit from its last checkpoint."""
     output: Path | None = None
     """Folder of the policy, metrics.json and training.png; KIND beside the world model's checkpoint when
-    left out, or runs/ENV/KIND where that one is shipped."""
+    left out, or runs/ENV/KIND where that one is shipped. smolvla: the policy is in its folder policy."""
 
     def __post_init__(self) -> None:
-        if self.kind == "smolvla":
-            raise UserError(
-                "a SmolVLA is trained in this package's repository by python -m scripts.train_vla, or by "
-                "LeRobot's own lerobot-train on segments that sparsewm convert writes: here `kind` is "
-                f"{' or '.join(KINDS)}"
-            )
-        one_of("kind", self.kind, KINDS)
+        one_of("kind", self.kind, [*KINDS, SMOLVLA])
         one_of("cache", self.cache, CACHES)
         at_least(0, episodes=self.episodes, seed=self.seed)
         at_least(1, chunk=self.chunk, longest=self.longest, steps=self.steps, save_every=self.save_every)
         at_least(2, batch=self.batch)
         if not 0 < self.lr < 1:
             raise UserError(f"`lr` must be above 0 and below 1, got {self.lr:g}")
+        if self.kind == SMOLVLA:
+            for name in _OF_OTHERS:
+                if getattr(self, name) != getattr(PolicyTrainConfig, name):
+                    raise UserError(
+                        f"`{name}` is of policies that read a world model's tokens: leave it out for smolvla"
+                    )
+        elif self.start is not None:
+            raise UserError(f"`start` is of kind smolvla: leave it out for {self.kind}")
+
+    @classmethod
+    def of(
+        cls, kind: str = "inverse", env: str | None = None, start: Path | None = None
+    ) -> PolicyTrainConfig:
+        """The tree's defaults under the kind's, and an environment's for it (`configs/environments`).
+
+        Args:
+            kind, env, start: as in the tree.
+
+        Raises:
+            UserError: unknown kind, or damaged file.
+        """
+        tree = merged(cls(), {"kind": kind, "env": env} | _USUAL.get(kind, {}), kind)
+        path = environment_file(canonical(env)) if env else None
+        if path is not None and path.is_file():
+            found = read_yaml(path).get(kind, {})
+            own = {name: value for name, value in found.items() if hasattr(getattr(tree, kind), name)}
+            rest = {name: value for name, value in found.items() if name not in own}
+            tree = merged(tree, rest | {kind: own}, str(path))
+        if start is not None:  # its vision sees, and its tokens know the scene
+            tree = merged(tree, {"start": start, SMOLVLA: {"look": 0, "places": 1.0}}, kind)
+        return tree

@@ -12,8 +12,8 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-from scripts.lab.backbone import BackboneSizes, write_backbone
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
+from sparsewm.training.smolvla.backbone import BackboneSizes, write_backbone
 
 CHUNK = 16
 ACTION_MEAN, ACTION_STD = torch.tensor([0.3, -0.2]), torch.tensor([0.1, 0.2])

@@ -48,7 +48,6 @@ def test_every_script_explains_itself(
     "command",
     [
         "calibrate --environments nowhere",
-        "train_vla --env nowhere --dataset nothing.h5",
         "experiments.compare_recipes --env nowhere",
         "experiments.diagnose --environments nowhere",
         "experiments.gate_encoder --environments nowhere",

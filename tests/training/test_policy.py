@@ -177,7 +177,7 @@ def test_from_the_command_to_a_plan(kind: str, here: Path) -> None:
     ("arguments", "message"),
     [
         ("--kind invers --env wall", "unknown --kind 'invers'. Did you mean 'inverse'?"),
-        ("--kind smolvla --env wall", "by python -m scripts.train_vla, or by LeRobot's own lerobot-train"),
+        ("--env wall --start run", "--start is of kind smolvla: leave it out for inverse"),
         ("--kind wam --env wall --wam.heads 5", "of a wam, width must be a multiple of 4 and of heads"),
         ("", "give an --env whose shipped world model is used, or the --checkpoint of another one"),
         ("--env wall --dataset nowhere.h5", "nowhere.h5"),

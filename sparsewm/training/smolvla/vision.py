@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsewm.data.cameras import CAMERA, GOAL, ROWS, overlay
+from sparsewm.data.cameras import overlay
 from sparsewm.errors import UserError
 from sparsewm.positions import sincos_positions
 
 if TYPE_CHECKING:
-    from scripts.lab.hindsight import HindsightFrames
+    from sparsewm.proposals.modeling_grids import SmolVLAGridsPolicy
+    from sparsewm.training.smolvla.frames import HindsightFrames
 
 WARMUP = 0.1  # of the steps
 PLACES = 0.5  # root mean square of new embeddings of positions, beside patches of about 1
@@ -28,7 +29,6 @@ WAVES = (0.25, 0.5, 1, 2, 4)  # periods over four deviations
 ON_THE_TABLE, FROM_BODIES = (1,), (1, 2)  # the same, where present and goal are seen together
 POOL = 400_000  # pairs of present and goal of which a vision encoder learns to see
 SIZE = 0.1  # weight of the tokens' size beside the error
-READ = 256  # pictures encoded at once
 DECAY = 0.01  # of weights
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
@@ -116,10 +116,10 @@ def with_goals(
 ) -> Draw:
     """Pictures of present and goal in one, of frames that show them so, with the states of their rows."""
     pool = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(frames), (min(POOL, 4 * len(frames)),), generator=pool).tolist()
-    goals = [row + frames.ahead(row, pool) for row in rows]
-    targets = seen_from_bodies(states[rows], states[goals], names, symmetry)
-    pairs = torch.tensor([rows, goals]).T
+    rows = torch.randint(len(frames), (min(POOL, 4 * len(frames)),), generator=pool)
+    goals = rows + frames.ahead(rows, pool)
+    targets = seen_from_bodies(states[rows.numpy()], states[goals.numpy()], names, symmetry)
+    pairs = torch.stack([rows, goals], 1)
 
     def draw(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = torch.randint(len(pairs), (size,), generator=generator)
@@ -146,8 +146,16 @@ def begin_anew(module: nn.Module) -> None:
             nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
 
 
+def check_teachable() -> None:
+    """Raise a `UserError` where torch lacks what vision is taught by."""
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"vision is taught by torch.optim.Muon, which {torch.__version__} lacks: install torch 2.9"
+        )
+
+
 def teach_vision(
-    policy: Any,
+    policy: SmolVLAGridsPolicy,
     draw: Draw,
     steps: int,
     batch: int = 64,
@@ -163,17 +171,19 @@ def teach_vision(
     learn a mean square of 1 as the transformer sees them. Larger ones would drown what its layers add.
 
     Args:
-        policy: a SmolVLA. draw: what it sees, `single` or `with_goals`.
+        policy: whose vision it is. draw: what is seen, `single` or `with_goals`.
         steps, batch, lr, seed: of one cycle; Muon for the matrices of the encoder's layers, at three times
             the rate, with which angles are learned in half of the steps, and AdamW for all else.
         bfloat16: by autocast.
 
     Returns:
         mean squared error of the last tenth of the steps, as a share of the targets' variance.
+
+    Raises:
+        UserError: this torch has no Muon.
     """
-    vlm = policy.model.vlm_with_expert
-    dense = type(vlm).embed_image  # all tokens, also where a policy keeps few of them
-    model = vlm.get_vlm_model()
+    check_teachable()
+    model = policy.model.vlm_with_expert.get_vlm_model()
     camera = next(iter(policy.config.image_features))
     width, device = model.connector.modality_projection.proj.out_features, next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -193,10 +203,6 @@ def teach_vision(
         parameter.requires_grad_(True)
     matrices = [part for part in model.vision_model.encoder.parameters() if part.ndim == 2]
     others = [part for part in parameters if not any(part is matrix for matrix in matrices)]
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError(
-            f"vision is taught by torch.optim.Muon, which {torch.__version__} lacks: install torch 2.9"
-        )
     optimizers = (
         torch.optim.AdamW(others, lr=lr, weight_decay=DECAY),
         torch.optim.Muon(matrices, lr=3 * lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),
@@ -213,7 +219,7 @@ def teach_vision(
         pictures, targets = (part.to(device) for part in draw(batch, generator))
         (picture,), _ = policy.prepare_images({camera: pictures})
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            tokens = dense(vlm, picture)
+            tokens = policy.dense(picture)
         tokens = tokens.float() * width**0.5  # (batch, tokens, width), as SmolVLA scales them
         error = (read(tokens) - targets[:, None]).square().mean()
         size = (tokens.square().mean(-1) - 1).square().mean()
@@ -231,34 +237,3 @@ def teach_vision(
         parameter.requires_grad_(before)
         parameter.grad = None
     return float(np.mean(errors[-max(1, steps // 10) :]) / np.mean(spreads))
-
-
-@torch.no_grad()
-def remember_vision(policy: Any, pixels: Any, progress: Callable[..., None] | None = None) -> None:
-    """Encode all pictures now, with a vision encoder that learns no more; the policy is then given rows.
-
-    From then on a batch holds row numbers (B, 2), `ROWS`, instead of pictures.
-
-    Args:
-        policy: a SmolVLA. pixels: uint8 (N, R, R, 3), in memory or a dataset's on disk, read in order.
-        progress: called with the pictures encoded and all of them.
-    """
-    vlm = policy.model.vlm_with_expert
-    dense, keep = type(vlm).embed_image, getattr(policy, "grids", nn.Identity())
-    device, encoded = next(vlm.parameters()).device, torch.empty(0)
-    for first in range(0, len(pixels), READ):
-        pictures = torch.as_tensor(pixels[first : first + READ]).to(device).permute(0, 3, 1, 2).float() / 255
-        (picture,), _ = policy.prepare_images({CAMERA: pictures})
-        tokens = dense(vlm, picture).half()
-        if not first:
-            encoded = tokens.new_empty(len(pixels), *tokens.shape[1:])  # (N, tokens, width)
-        encoded[first : first + READ] = tokens
-        if progress is not None:
-            progress(min(first + READ, len(pixels)), len(pixels))
-
-    def remembered(batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        images = [encoded[batch[ROWS][:, int(camera == GOAL)]] for camera in policy.config.image_features]
-        return images, [torch.ones(len(image), dtype=torch.bool, device=device) for image in images]
-
-    policy.prepare_images = remembered
-    vlm.embed_image = lambda tokens: keep(tokens.float())

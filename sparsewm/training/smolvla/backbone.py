@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch import Tensor
+from sparsewm.errors import UserError
+from sparsewm.files import disk_errors, replace_folder, temporary_folder
+from sparsewm.proposals.version import lerobot_imports
 
-from sparsewm.errors import UserError, needs_extra
-from sparsewm.files import disk_errors
-
-with needs_extra("vision-language backbones", "vla"):
+with lerobot_imports("vision-language backbones"):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
         LlamaConfig,
@@ -112,9 +109,11 @@ def write_backbone(folder: Path, texts: Sequence[str], sizes: BackboneSizes = Ba
         image_seq_len=(sizes.image // sizes.patch // sizes.shuffle) ** 2,
     )
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder) as place:
+            config.save_pretrained(place / "new")
+            processor.save_pretrained(place / "new")
+            replace_folder(place / "new", folder)
     return folder
 
 
@@ -154,32 +153,3 @@ def _tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast
     general = {name: SPECIAL[name] for name in ("pad_token", "bos_token", "eos_token")}
     extra = {name: token for name, token in SPECIAL.items() if name not in general}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=extra, **general)
-
-
-def place_once(policy: Any) -> None:
-    """Have a SmolVLA's vision encoder work out once where the patches of pictures are, not for each.
-
-    It reads pictures of any shape, and finds the places of one after the other, from masks: hundreds of small
-    operations for each, and on a GPU as many waits. Policies show it whole pictures of one shape alone.
-    """
-    embeddings = policy.model.vlm_with_expert.get_vlm_model().vision_model.embeddings
-    places: dict[tuple[int, int], Tensor] = {}
-
-    def forward(pixel_values: Tensor, patch_attention_mask: Tensor) -> Tensor:
-        rows, columns = patch_attention_mask.shape[1:]
-        if (rows, columns) not in places:
-            blank = SimpleNamespace(
-                patch_size=embeddings.patch_size,
-                num_patches_per_side=embeddings.num_patches_per_side,
-                patch_embedding=lambda x: torch.zeros(1, 1, rows, columns, dtype=torch.long),
-                position_embedding=lambda places: places[..., None],
-            )
-            picture = torch.zeros(1, 3, rows * embeddings.patch_size, columns * embeddings.patch_size)
-            whole = torch.ones(1, rows, columns, dtype=torch.bool)
-            found = type(embeddings).forward(blank, picture, whole)[..., 0]
-            places[rows, columns] = found.to(pixel_values.device)
-        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        known: Tensor = patches + embeddings.position_embedding(places[rows, columns])
-        return known
-
-    embeddings.forward = forward
