@@ -311,14 +311,12 @@ def state(folder: Path, run: Callable[[str, Path], int]) -> None:
     """A training after two of four steps, `run/`."""
     hdf5(folder)
     assert run(TRAIN.format(steps=2), folder) == 0
-    path = folder / "run" / "training_state.safetensors"
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from sparsewm.training.state import read_state, write_state
 
-    with safe_open(path, "pt") as file:
-        said = json.loads(file.metadata()["run"])
-    said["config"]["steps"] = 4
-    save_file(load_file(path), path, {"run": json.dumps(said)})
+    found = read_state(folder / "run")
+    assert found is not None
+    about, tensors = found
+    write_state(folder / "run", tensors, about | {"config": about["config"] | {"steps": 4}})
 
 
 EVAL = (
