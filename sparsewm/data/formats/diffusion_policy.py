@@ -145,8 +145,10 @@ def _check_chunks(array: Any, path: Path) -> None:
             f"{array.path} of {path} lacks {missing} of its {array.nchunks} chunks: copy the dataset again, "
             "or write those of zeros, too (zarr's write_empty_chunks)"
         )
-    packed = array.compressors[-1] if array.compressors and array.shards is None else None
-    if not path.is_dir() or "blosc" not in type(packed).__name__.lower():
+    # zarr 2, the last for Python 3.10, has one compressor and no shards
+    codecs = array.compressors if hasattr(array, "compressors") else (array.compressor,)
+    packed = bool(codecs) and "blosc" in type(codecs[-1]).__name__.lower()
+    if not packed or not path.is_dir() or getattr(array, "shards", None):
         return
     for file in (path / array.path).rglob("*"):
         if file.name.startswith(".") or file.name == "zarr.json" or not file.is_file():
