@@ -18,7 +18,7 @@ from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.interfaces import interface_of as interface_of
 from sparsewm.kernels import flushed
-from sparsewm.model.checkpoint import load, pretrained_path, shipped
+from sparsewm.model.checkpoint import is_shipped, load, pretrained_path
 from sparsewm.model.choices import CHOICES, Scene, compared_by
 from sparsewm.model.choices.uniform import RandomPatches
 from sparsewm.model.drop import kept_patches
@@ -148,7 +148,8 @@ class Agent:
         """
         place = choose_device(device)
         own = canonical(str(name))
-        path = pretrained_path(own, encoder) if own in (*shipped(), *shipped(encoder)) else name
+        known = is_shipped(own) or is_shipped(own, encoder)
+        path = pretrained_path(own, encoder) if known else name
         model = load(path, place, choose_dtype(dtype, place, planning=True), encoder_name=encoder)
         config = PlanConfig.of(model.environment).updated(**settings)
         return cls(model, config)

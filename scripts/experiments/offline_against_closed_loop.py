@@ -28,7 +28,7 @@ from sparsewm.evaluation.machine import code_hash
 from sparsewm.evaluation.run import prepare, results, run
 from sparsewm.evaluation.statistics import pearson, spearman
 from sparsewm.files import read_json, write_json
-from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path, shipped
+from sparsewm.model.checkpoint import checkpoint_hash, is_shipped, pretrained_path
 from sparsewm.model.hub import checkpoint_folder
 from sparsewm.report.plots import save_figure
 
@@ -120,7 +120,7 @@ def closed_loop(config: PlanConfig) -> dict[str, Any]:
 
 def row(arguments: Arguments, name: str) -> dict[str, Any]:
     """Both measures of a checkpoint, from the output folder where they were measured before."""
-    source = str(pretrained_path(name)) if name in shipped() else name
+    source = str(pretrained_path(name)) if is_shipped(name) else name
     config = PlanConfig.of(arguments.env, cost={"objective": arguments.objective}).updated(
         drop=arguments.drop,
         episodes=arguments.episodes,

@@ -72,6 +72,8 @@ class Collect:
                 raise UserError(f"there is no expert for {env.name}: leave `policy` out")
             expert, held, steps = demonstrator(env), 0.0, demonstration_steps(env)
         name = "-".join([slug(env.name), *["expert"] * (expert is not None), *["looks"] * self.looks])
+        if self.output.suffix == ".h5":
+            raise UserError(f"`output` {self.output} is named like a file: give the folder for {name}.h5")
         path = output_folder(self.output) / f"{name}.h5"
         with progress_bar(f"recording {env.name}") as progress:
             collect(

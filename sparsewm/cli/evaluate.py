@@ -31,7 +31,7 @@ from sparsewm.trees import at_least, one_of
 YARDSTICKS = ("nothing", "random_actions", "oracle", "cls", "proprio", "policy")
 OF_MODELS = ("cls", "proprio")
 """Those that plan in a world model, and so differ from one encoder to another."""
-PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large")
+PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large", "swm/tworoom", "swm/reacher", "dmc/reacher")
 """Where vision alone (no weight of proprioception) is a column of its own."""
 
 USUAL = {"run": {"episodes": 60, "video": False, "imagine": False}}
@@ -65,7 +65,7 @@ class Eval:
     mse: bool = True
     """Also plan by squared error where an environment's own objective is another."""
     vision_only: bool = True
-    """Also plan without proprioception where that is the whole state, Wall and PointMaze."""
+    """Also plan without proprioception where that is the whole state: Wall, PointMaze, TwoRoom, Reacher."""
     variant_drops: tuple[float, ...] = (0.0, 0.5)
     """Those of --drops at which --mse and --vision-only add rows."""
     budgets: tuple[int, ...] = ()

@@ -23,7 +23,7 @@ from sparsewm.evaluation.machine import machine
 from sparsewm.evaluation.offline import OfflineJudge, Scores, report
 from sparsewm.evaluation.ranking import rank_scores
 from sparsewm.files import only_one, write_json
-from sparsewm.model.checkpoint import checkpoint_hash, load, pretrained_path, shipped
+from sparsewm.model.checkpoint import checkpoint_hash, is_shipped, load, pretrained_path
 from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import choose_device, choose_dtype
@@ -89,7 +89,7 @@ class Evaluate:
     def run(self) -> int:
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device, planning=True)
-        name = pretrained_path(self.checkpoint) if self.checkpoint in shipped() else self.checkpoint
+        name = pretrained_path(self.checkpoint) if is_shipped(self.checkpoint) else self.checkpoint
         path, _ = checkpoint_folder(name)
         model = load(name, device, dtype, encoder_weights=self.encoder_weights, hub_repo=self.hub_repo)
         with ExitStack() as held:

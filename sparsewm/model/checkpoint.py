@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -251,9 +252,18 @@ def encoder_folder(encoder: str | None = None) -> Path:
 
 
 def shipped(encoder: str | None = None) -> list[str]:
-    """Environments that a world model on an encoder, the embedded one when left out, is shipped for."""
+    """Environments that a world model on an encoder, the embedded one when left out, is shipped for.
+
+    Those of benchmarks (`is_shipped`) need packages that may not be here, and are not among them.
+    """
     folder = PRETRAINED / encoder_folder(encoder)
     return sorted(path.name for path in folder.glob("*") if (path / FILES[2]).is_file())
+
+
+def is_shipped(environment: str, encoder: str | None = None) -> bool:
+    """Whether a world model of an environment, or of a benchmark's such as swm/tworoom, is shipped."""
+    named = re.fullmatch(r"[\w-]+(/[\w-]+)?", environment) is not None  # not a path
+    return named and (PRETRAINED / encoder_folder(encoder) / environment / FILES[2]).is_file()
 
 
 def pretrained_path(environment: str, encoder: str | None = None) -> Path:
@@ -265,9 +275,8 @@ def pretrained_path(environment: str, encoder: str | None = None) -> Path:
     Raises:
         UserError: none is shipped.
     """
-    path = PRETRAINED / encoder_folder(encoder) / environment
-    if (path / FILES[2]).is_file():
-        return path
+    if is_shipped(environment, encoder):
+        return PRETRAINED / encoder_folder(encoder) / environment
     train, on = f"sparsewm train --env {environment}", ""
     if encoder_folder(encoder) != Path():
         train, on = f"{train} --encoder {encoder}", f" on encoder '{encoder}'"

@@ -458,6 +458,11 @@ def test_disk_full_while_training(dataset: Path, size: int) -> None:
     assert not Path("run/checkpoint").exists() and not list(Path("run").glob("training_state*"))
 
 
+def test_the_output_of_collect_is_a_folder() -> None:
+    assert "give the folder for wall.h5" in refused("collect --env wall --episodes 2 --output data/wall.h5")
+    assert not Path("data").exists()
+
+
 @pytest.mark.slow
 def test_disk_full_while_collecting() -> None:
     with no_file_larger_than(4096):

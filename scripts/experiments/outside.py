@@ -1,0 +1,156 @@
+"""The four benchmarks that others print: what is reached here beside what they publish.
+
+    python -m scripts.experiments.outside
+
+records the benchmarks' own scripted data and trains a world model wherever there is none under `runs`, plans
+for the frozen test tasks by stable-worldmodel's protocol (start and goal 25 steps apart, 50 steps), and joins
+both in outside.json, outside.md and outside.png. PushT's world model is the shipped one. All of it is
+`sparsewm train` and `sparsewm eval`: an interrupted command continues.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from scripts.common import launch, typed_command
+from sparsewm.cli.common import output_folder
+from sparsewm.errors import UserError
+from sparsewm.evaluation.table import percent
+from sparsewm.files import write_json, write_text
+from sparsewm.model.checkpoint import is_shipped
+from sparsewm.report.plots import COLOURS, save_figure, styled
+
+COLUMNS = {"swm/tworoom": "TwoRoom", "pusht": "PushT", "dmc/reacher": "Reacher", "swm/cube": "Cube"}
+PUBLISHED: dict[str, tuple[str, tuple[float | None, ...]]] = {
+    "DINO-WM": ("as LeWM (arXiv 2603.19312) reports it", (100, 74, 79, 86)),
+    "LeWM": ("arXiv 2603.19312", (87, 96, 86, 74)),
+    "LeWM, audited": ("CLEAR-LeWM 0.5, moderate rule", (84.0, 86.3, 46.0, 50.3)),
+    "GC-IDM, no search": ("arXiv 2605.08732", (100, 84.2, 99.7, 98.7)),
+    "LEAP": ("arXiv 2609.03294", (None, None, None, 100)),
+}
+"""Success in per cent by column, as its authors print it. Data, budgets and rules differ from ours."""
+PROTOCOL = ("--goal.source", "trajectory", "--goal.offset", "25", "--max-steps", "50", "--goal.tasks", "test")
+
+
+@dataclass
+class Arguments:
+    """Success on the four benchmarks, ours and published."""
+
+    environments: tuple[str, ...] = tuple(COLUMNS)
+    """Environments; those without frozen tasks are refused by `sparsewm eval`."""
+    drops: tuple[float, ...] = (0.0, 0.5)
+    """Shares of the tokens dropped."""
+    episodes: int = 200
+    """Test tasks of a cell."""
+    runs: Path = Path("runs")
+    """Folder of the trainings (ENV/checkpoint) of what has no shipped world model."""
+    run_missing: bool = True
+    """Record, train and plan what is not finished; otherwise the table is of the finished cells alone."""
+    output: Path = Path("results/outside")
+    """Folder."""
+
+
+def evaluate(
+    arguments: Arguments, environments: Sequence[str], checkpoints: Path | None
+) -> list[dict[str, Any]]:
+    """Rows of `sparsewm eval`, in a folder of `output` each for shipped world models and for others."""
+    folder = arguments.output / ("shipped" if checkpoints is None else "trained")
+    flags = ["--envs", *environments, *PROTOCOL, "--episodes", str(arguments.episodes), "--no-mse"]
+    flags += ["--drops", *map(str, arguments.drops), "--yardsticks", "nothing", "random_actions"]
+    flags += [] if checkpoints is None else ["--checkpoints", str(checkpoints)]
+    flags += ["--output", str(folder), "--run-missing" if arguments.run_missing else "--no-run-missing"]
+    subprocess.run(["sparsewm", "eval", *flags], check=True)
+    rows: list[dict[str, Any]] = json.loads((folder / "eval.json").read_text())["rows"]
+    return rows
+
+
+def label(row: dict[str, Any]) -> str:
+    """What the table calls a row of ours."""
+    if row["selection"] != "random":
+        return str(row["selection"]).replace("_", " ")
+    kept = "all tokens" if row["drop"] == 0 else f"{100 * (1 - row['drop']):.0f}% of the tokens"
+    return kept + (", vision alone" if row["proprio_weight"] == 0 else "")
+
+
+def table(rows: Sequence[dict[str, Any]], title: str) -> str:
+    """A line per row, a column per benchmark: ours with interval and strict rule, then what is published."""
+    names = [name for name in COLUMNS if any(row["environment"] == name for row in rows)]
+    lines = [f"| | {' | '.join(COLUMNS[name] for name in names)} |", "|" + "---|" * (1 + len(names))]
+    for kind in dict.fromkeys(map(label, rows)):
+        parts = []
+        for name in names:
+            row = next((row for row in rows if (row["environment"], label(row)) == (name, kind)), None)
+            strict = "" if row is None else f", strictly {100 * row['strict']['success_rate']:.0f}%"
+            parts.append("" if row is None else percent(row) + strict)
+        lines.append(f"| {kind} | {' | '.join(parts)} |")
+    for name, (source, rates) in PUBLISHED.items():
+        theirs = dict(zip(COLUMNS, rates, strict=True))
+        parts = ["" if theirs[column] is None else f"{theirs[column]:g}%" for column in names]
+        if any(parts):
+            lines.append(f"| {name} (theirs: {source}) | {' | '.join(parts)} |")
+    return f"{title}\n\n" + "\n".join(lines) + "\n"
+
+
+@styled
+def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """A panel per benchmark: bars of ours with intervals, and of what is published, paler."""
+    names = [name for name in COLUMNS if any(row["environment"] == name for row in rows)]
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(3.2 * len(names) + 1.6, 3.2), squeeze=False, sharey=False
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        own = [row for row in rows if row["environment"] == name]
+        bars = [(label(row), 100 * row["success_rate"], row["success_ci95"]) for row in own]
+        column = list(COLUMNS).index(name)
+        bars += [
+            (theirs, rates[column], None)
+            for theirs, (_, rates) in PUBLISHED.items()
+            if rates[column] is not None
+        ]
+        for place, (_, rate, bounds) in enumerate(reversed(bars)):
+            axis.barh(place, rate, color=COLOURS[0 if bounds else 1], alpha=0.9 if bounds else 0.45)
+            if bounds:
+                axis.plot([100 * one for one in bounds], [place, place], color="black", linewidth=1)
+        axis.set_yticks(range(len(bars)), [text for text, *_ in reversed(bars)], fontsize=7)
+        axis.set_xlim(0, 100)
+        axis.set_title(COLUMNS[name], fontsize=9)
+        axis.set_xlabel("success, %", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def main(arguments: Arguments) -> None:
+    if unknown := [name for name in arguments.environments if name not in COLUMNS]:
+        raise UserError(f"'{unknown[0]}' is no column of this table: choose from {', '.join(COLUMNS)}")
+    folder = output_folder(arguments.output)
+    ready = [name for name in arguments.environments if is_shipped(name)]
+    others = [name for name in arguments.environments if name not in ready]
+    if arguments.run_missing:
+        for name in others:
+            run = ["--env", name, "--output", str(arguments.runs / name), "--resume"]
+            subprocess.run(["sparsewm", "train", *run], check=True)
+    rows = evaluate(arguments, ready, None) if ready else []
+    rows += evaluate(arguments, others, arguments.runs) if others else []
+    title = f"{arguments.episodes} test tasks a cell, start and goal 25 steps apart, 50 steps, "
+    title += f"code {rows[0]['code']}"
+    found: dict[str, Any] = {"rows": rows, "columns": list(COLUMNS), "command": typed_command()}
+    found["published"] = [
+        {"name": name, "source": one, "success": rates} for name, (one, rates) in PUBLISHED.items()
+    ]
+    write_json(folder / "outside.json", found)
+    text = table(rows, title)
+    write_text(folder / "outside.md", text)
+    plot(folder / "outside.png", rows, title)
+    print(text)
+
+
+if __name__ == "__main__":
+    launch(main, Arguments)
