@@ -119,13 +119,14 @@ def card(
             "",
             f"Decoder: {decoder['steps']} steps of {decoder['batch']} frames, seed {decoder['seed']}.",
         ]
-    lines += ["", f"Closed-loop success and its limits: [results]({docs}/laboratory/results.md)."]
+    page = "benchmarks/index.md" if "/" in name else "laboratory/results.md"
+    lines += ["", f"Closed-loop success and its limits: [results]({docs}/{page})."]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Arguments) -> None:
     place = encoder_folder(arguments.encoder)
-    docs = "../" * (3 + len(place.parts)) + "docs"
+    levels = 2 + len(place.parts)
     for name in arguments.environments:
         run, target = Path("runs") / place / name, PRETRAINED / place / name
         source = run / "checkpoint"
@@ -138,6 +139,7 @@ def main(arguments: Arguments) -> None:
         metadata = json.loads((target / "metadata.json").read_text())
         size = (target / "model.safetensors").stat().st_size
         space = yaml.safe_load((target / "config.yaml").read_text()).get("space")
+        docs = "../" * (levels + len(Path(name).parts)) + "docs"
         (target / "README.md").write_text(card(name, metadata, size, docs, space))
         print(f"{name}: {size / 1e6:.1f} MB in {target}")
 
