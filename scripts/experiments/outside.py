@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
         axis.set_xlim(0, 100)
         axis.set_title(COLUMNS[name], fontsize=9)
         axis.set_xlabel("success, %", fontsize=8)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 50 * len(names)), fontsize=9)
     figure.tight_layout()
     save_figure(figure, path)
 

@@ -42,7 +42,7 @@ def test_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", [*shipped(), "dmc/reacher"])
 def test_python_plans_with_the_shipped_model(name: str) -> None:
     env = envs.make(name)
     search = {"candidates": 16, "elites": 4, "iterations": 2}
@@ -53,6 +53,14 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
     actions = agent.act(observation)
     assert actions.shape[1] == env.action_space.shape[0] and len(actions) % env.frameskip == 0
     assert env.action_space.contains(actions[0])
+
+
+@pytest.mark.parametrize("name", ["swm/tworoom", "dmc/reacher"])
+def test_a_benchmarks_model_loads_without_the_benchmark(name: str) -> None:
+    model = sparsewm.load_pretrained(name)
+    assert (model.environment, model.frameskip, model.encoder.name) == (name, 5, "embedded")
+    agent = sparsewm.Agent.from_pretrained(name, drop=0.5)
+    assert (agent.config.goal.offset, agent.config.goal.max_steps) == (25, 50)
 
 
 @pytest.mark.slow
