@@ -28,6 +28,7 @@ _OURS = {
     "blockpush": ("sparsewm/BlockPush-v0", "sparsewm.envs.blockpush:BlockPushEnv", 150),
 }
 _BENCHMARKS = ("ogbench", "metaworld", "dmc", "swm", "libero")  # families, each with a module of its name
+_ALSO = {"swm/reacher": "dmc/reacher"}  # another name of the same
 _STEPS = 100  # of an episode, where an environment does not say
 
 for _id, _entry_point, _steps in _OURS.values():
@@ -49,9 +50,12 @@ def names() -> tuple[str, ...]:
 
 
 def canonical(name: str) -> str:
-    """The one name of an environment: of ours, given in any case or as a Gymnasium id; others as they are."""
+    """The one name of an environment: of ours, given in any case or as a Gymnasium id; others as they are.
+
+    stable-worldmodel's Reacher is dm_control's.
+    """
     spelled = {key: key for key in _OURS} | {id.lower(): key for key, (id, _, _) in _OURS.items()}
-    return spelled.get(name.lower(), name)
+    return (spelled | _ALSO).get(name.lower(), name)
 
 
 def max_episode_steps(name: str) -> int:

@@ -12,11 +12,11 @@ from sparsewm.envs.benchmarks.parts import Part, PartedEnv
 from sparsewm.envs.looks import Look, Scenery
 from sparsewm.errors import UserError, needs_extra, suggest
 
-TASKS = ("tworoom", "cube", "reacher")
+TASKS = ("tworoom", "cube", "reacher")  # the last is another name of dm_control's (`envs.canonical`)
 
 
 def make(task: str, resolution: int = 112, render_mode: str = "rgb_array") -> PartedEnv:
-    """The environment `swm/tworoom`; `swm/cube` is OGBench's with an opaque arm, `swm/reacher` dm_control's.
+    """The environment `swm/tworoom`; `swm/cube` is OGBench's with an opaque arm.
 
     Raises:
         UserError: another task, or what it needs is not installed.
@@ -25,10 +25,6 @@ def make(task: str, resolution: int = 112, render_mode: str = "rgb_array") -> Pa
         from sparsewm.envs.benchmarks.ogbench import OGBenchEnv
 
         return OGBenchEnv("cube-single", resolution, render_mode, opaque=True)
-    if task == "reacher":
-        from sparsewm.envs.benchmarks.dmc import ReacherEnv
-
-        return ReacherEnv(resolution, render_mode)
     if task != "tworoom":
         raise UserError(
             f"of stable-worldmodel there is no '{task}'.{suggest(task, TASKS)} Known: {', '.join(TASKS)}"

@@ -31,7 +31,7 @@ from sparsewm.trees import at_least, one_of
 YARDSTICKS = ("nothing", "random_actions", "oracle", "cls", "proprio", "policy")
 OF_MODELS = ("cls", "proprio")
 """Those that plan in a world model, and so differ from one encoder to another."""
-PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large", "swm/tworoom", "swm/reacher", "dmc/reacher")
+PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large", "swm/tworoom", "dmc/reacher")
 """Where vision alone (no weight of proprioception) is a column of its own."""
 
 USUAL = {"run": {"episodes": 60, "video": False, "imagine": False}}
