@@ -146,25 +146,30 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
 def main(arguments: Arguments) -> None:
     if unknown := [name for name in arguments.environments if name not in COLUMNS]:
         raise UserError(f"'{unknown[0]}' is no column of this table: choose from {', '.join(COLUMNS)}")
-    folder = output_folder(arguments.output)
+    output = output_folder(arguments.output)
     rows = []
     for encoder in arguments.encoders:
         others = [name for name in arguments.environments if not is_shipped(name, encoder)]
         ready = [name for name in arguments.environments if name not in others]
         if arguments.run_missing:
             train(arguments, others, encoder)
+        else:
+            folder = arguments.runs / encoder_folder(encoder)
+            others = [name for name in others if (folder / name / "checkpoint").is_dir()]
         rows += evaluate(arguments, ready, encoder, False) if ready else []
         rows += evaluate(arguments, others, encoder, True) if others else []
+    if not rows:
+        raise UserError(f"there is no world model of these in {arguments.runs}: let `run_missing` be true")
     title = f"{arguments.episodes} test tasks a cell, start and goal 25 steps apart, 50 steps, "
     title += f"code {rows[0]['code']}"
     found: dict[str, Any] = {"rows": rows, "columns": list(COLUMNS), "command": typed_command()}
     found["published"] = [
         {"name": name, "source": one, "success": rates} for name, (one, rates) in PUBLISHED.items()
     ]
-    write_json(folder / "outside.json", found)
+    write_json(output / "outside.json", found)
     text = table(rows, title)
-    write_text(folder / "outside.md", text)
-    plot(folder / "outside.png", rows, title)
+    write_text(output / "outside.md", text)
+    plot(output / "outside.png", rows, title)
     print(text)
 
 

@@ -60,3 +60,9 @@ def test_it_is_drawn(tmp_path: Path) -> None:
 def test_what_is_no_column_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'wall' is no column of this table: choose from swm/tworoom"):
         outside.main(outside.Arguments(environments=("wall",), output=tmp_path))
+
+
+def test_without_world_models_there_is_no_table(tmp_path: Path) -> None:
+    wanted = outside.Arguments(("swm/cube",), runs=tmp_path, run_missing=False, output=tmp_path)
+    with pytest.raises(UserError, match=r"no world model of these in .*: let `run_missing` be true"):
+        outside.main(wanted)
