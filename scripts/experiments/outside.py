@@ -1,17 +1,18 @@
 """The four benchmarks that others print: what is reached here beside what they publish.
 
-    python -m scripts.experiments.outside
+    python -m scripts.experiments.outside --encoders embedded dinov2_vits14 --drops 0.5
 
-records the benchmarks' own scripted data and trains a world model wherever there is none under `runs`, plans
-for the frozen test tasks by stable-worldmodel's protocol (start and goal 25 steps apart, 50 steps), and joins
-both in outside.json, outside.md and outside.png. PushT's world model is the shipped one. All of it is
-`sparsewm train` and `sparsewm eval`: an interrupted command continues.
+plans for the frozen test tasks by stable-worldmodel's protocol (start and goal 25 steps apart, 50 steps), in
+the shipped world models and in those under `runs`; --train first records the benchmarks' own scripted data
+and trains where there is none. Writes outside.json, outside.md and outside.png. All of it is `sparsewm train`
+and `sparsewm eval`: an interrupted command continues.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ import matplotlib.pyplot as plt
 
 from scripts.common import launch, typed_command
 from sparsewm.cli.common import output_folder
+from sparsewm.config import GoalConfig
 from sparsewm.errors import UserError
 from sparsewm.evaluation.table import percent
 from sparsewm.files import write_json, write_text
 from sparsewm.model.checkpoint import encoder_folder, is_shipped
 from sparsewm.report.plots import COLOURS, save_figure, styled
+from sparsewm.tasks import tasks_hash
 
 COLUMNS = {"swm/tworoom": "TwoRoom", "pusht": "PushT", "dmc/reacher": "Reacher", "swm/cube": "Cube"}
 PUBLISHED: dict[str, tuple[str, tuple[float | None, ...]]] = {
@@ -37,15 +40,17 @@ PUBLISHED: dict[str, tuple[str, tuple[float | None, ...]]] = {
     "LEAP": ("arXiv 2609.03294", (None, None, None, 100)),
 }
 """Success in per cent by column, as its authors print it. Data, budgets and rules differ from ours."""
-PROTOCOL = ("--goal.source", "trajectory", "--goal.offset", "25", "--max-steps", "50", "--goal.tasks", "test")
+GOAL = GoalConfig(source="trajectory", offset=25, max_steps=50, tasks="test")
+PROTOCOL: tuple[str, ...] = ("--goal.source", GOAL.source, "--goal.offset", str(GOAL.offset))
+PROTOCOL += ("--max-steps", str(GOAL.max_steps), "--goal.tasks", GOAL.tasks)
 
 
 @dataclass
 class Arguments:
     """Success on the four benchmarks, ours and published."""
 
-    environments: tuple[str, ...] = tuple(COLUMNS)
-    """Environments; those without frozen tasks are refused by `sparsewm eval`."""
+    environments: tuple[str, ...] = ("swm/tworoom", "pusht", "dmc/reacher")
+    """Environments with frozen test tasks (`python -m scripts.freeze_tasks` makes them)."""
     encoders: tuple[str, ...] = ("embedded",)
     """Encoders of the world models; yardsticks are of the first."""
     drops: tuple[float, ...] = (0.0, 0.5)
@@ -54,8 +59,10 @@ class Arguments:
     """Test tasks of a cell."""
     runs: Path = Path("runs")
     """Folder of the trainings (ENV/checkpoint) of what has no shipped world model."""
+    train: bool = False
+    """Record and train where there is no world model; otherwise such environments are left out."""
     run_missing: bool = True
-    """Record, train and plan what is not finished; otherwise the table is of the finished cells alone."""
+    """Plan what is not finished; otherwise the table is of the finished cells alone."""
     output: Path = Path("results/outside")
     """Folder."""
 
@@ -65,7 +72,13 @@ def train(arguments: Arguments, environments: Sequence[str], encoder: str) -> No
     for name in environments:
         run = arguments.runs / encoder_folder(encoder) / name
         flags = ["--env", name, "--encoder", encoder, "--output", str(run), "--resume"]
-        subprocess.run(["sparsewm", "train", *flags], check=True)
+        sparsewm("train", *flags)
+
+
+def sparsewm(*arguments: str) -> None:
+    """Run a command of the package; where it fails, it has said why."""
+    if code := subprocess.run(["sparsewm", *arguments], check=False).returncode:
+        sys.exit(code)
 
 
 def evaluate(
@@ -80,7 +93,7 @@ def evaluate(
     flags += ["nothing", "random_actions"] if encoder == arguments.encoders[0] else []
     flags += ["--checkpoints", str(arguments.runs)] if trained else []
     flags += ["--output", str(folder), "--run-missing" if arguments.run_missing else "--no-run-missing"]
-    subprocess.run(["sparsewm", "eval", *flags], check=True)
+    sparsewm("eval", *flags)
     rows: list[dict[str, Any]] = json.loads((folder / "eval.json").read_text())["rows"]
     return rows
 
@@ -146,20 +159,21 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
 def main(arguments: Arguments) -> None:
     if unknown := [name for name in arguments.environments if name not in COLUMNS]:
         raise UserError(f"'{unknown[0]}' is no column of this table: choose from {', '.join(COLUMNS)}")
+    for name in arguments.environments:
+        tasks_hash(name, GOAL, arguments.episodes)  # before days of recording: refuses where there are none
     output = output_folder(arguments.output)
     rows = []
     for encoder in arguments.encoders:
         others = [name for name in arguments.environments if not is_shipped(name, encoder)]
         ready = [name for name in arguments.environments if name not in others]
-        if arguments.run_missing:
+        if arguments.train:
             train(arguments, others, encoder)
-        else:
-            folder = arguments.runs / encoder_folder(encoder)
-            others = [name for name in others if (folder / name / "checkpoint").is_dir()]
+        folder = arguments.runs / encoder_folder(encoder)
+        others = [name for name in others if (folder / name / "checkpoint").is_dir()]
         rows += evaluate(arguments, ready, encoder, False) if ready else []
         rows += evaluate(arguments, others, encoder, True) if others else []
     if not rows:
-        raise UserError(f"there is no world model of these in {arguments.runs}: let `run_missing` be true")
+        raise UserError(f"there is no world model of these in {arguments.runs}: let `train` be true")
     title = f"{arguments.episodes} test tasks a cell, start and goal 25 steps apart, 50 steps, "
     title += f"code {rows[0]['code']}"
     found: dict[str, Any] = {"rows": rows, "columns": list(COLUMNS), "command": typed_command()}

@@ -62,7 +62,9 @@ def test_what_is_no_column_is_said(tmp_path: Path) -> None:
         outside.main(outside.Arguments(environments=("wall",), output=tmp_path))
 
 
-def test_without_world_models_there_is_no_table(tmp_path: Path) -> None:
-    wanted = outside.Arguments(("swm/cube",), runs=tmp_path, run_missing=False, output=tmp_path)
-    with pytest.raises(UserError, match=r"no world model of these in .*: let `run_missing` be true"):
+def test_without_world_models_or_tasks_there_is_no_table(tmp_path: Path) -> None:
+    wanted = outside.Arguments(("dmc/reacher",), ("random",), runs=tmp_path, output=tmp_path)
+    with pytest.raises(UserError, match=r"no world model of these in .*: let `train` be true"):
         outside.main(wanted)
+    with pytest.raises(UserError, match="no frozen tasks are swm-cube-25"):
+        outside.main(outside.Arguments(("swm/cube",), output=tmp_path))
