@@ -14,15 +14,18 @@ import shutil
 import stat
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 from safetensors import SafetensorError
 
 from sparsewm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REMEDY = "free some space or choose another `output`"
 
@@ -98,6 +101,28 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         if handle is not None:
             os.close(handle)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file that becomes `path` when it is complete.
+
+    safetensors writes to a temporary name of its own, which a killed process leaves behind: here in a folder
+    that the next one removes.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    from safetensors.torch import save_file
+
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(path.with_suffix("")) as place:
+            new = place / path.name
+            save_file(dict(tensors), new, dict(metadata))
+            with open(new, "rb+") as file:
+                os.fsync(file.fileno())
+            new.chmod(0o666 & ~umask())
+            os.replace(new, path)
 
 
 def stays_inside(name: str) -> bool:

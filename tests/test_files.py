@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sparsewm import files
 from sparsewm.encoders.weights import read_weights
@@ -24,6 +26,7 @@ from sparsewm.files import (
     sha256_file,
     stays_inside,
     temporary_folder,
+    write_tensors,
 )
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="locks and exchanges of Linux")
@@ -155,3 +158,16 @@ def test_what_a_machine_runs_out_of_is_one_sentence() -> None:
         assert "machine" in str(machine_fault(error))
     for error in (RuntimeError("a bug"), FileNotFoundError(2, "No such file"), KeyError("a bug")):
         assert machine_fault(error) is None
+
+
+def test_tensors_that_a_killed_process_left_are_removed(tmp_path: Path) -> None:
+    killed = tmp_path / ".weights-0abcdefg"
+    killed.mkdir()
+    (killed / ".tmp123456").write_bytes(b"half of them")
+    path = tmp_path / "weights.safetensors"
+    for value in (1.0, 2.0):
+        write_tensors(path, {"a": torch.full((3,), value)}, {"said": "so"})
+        assert [one.name for one in tmp_path.iterdir()] == [path.name]
+        assert load_file(path)["a"].tolist() == [value] * 3
+    with pytest.raises(UserError, match="cannot write"):
+        write_tensors(path / "inside.safetensors", {"a": torch.zeros(1)}, {})

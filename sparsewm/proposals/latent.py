@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
-from sparsewm.files import atomic_path, read_json, sha256_file, write_json
+from sparsewm.files import read_json, sha256_file, write_json, write_tensors
 from sparsewm.model.checkpoint import PRETRAINED
 from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
@@ -118,8 +118,7 @@ def save_policy(policy: nn.Module, model: WorldModel, folder: Path, training: di
         "config": asdict(policy.config),  # type: ignore[call-overload]
         "training": training,
     }
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"policy": policy.kind})  # type: ignore[dict-item]
+    write_tensors(folder / WEIGHTS, tensors, {"policy": str(policy.kind)})
     about["weights"] = sha256_file(folder / WEIGHTS)
     write_json(folder / ABOUT, about)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsewm.errors import UserError
-from sparsewm.files import atomic_path
+from sparsewm.files import write_tensors
 
 STATE_FILE = "training_state.safetensors"
 
@@ -25,8 +25,7 @@ _CHECKSUM = "sha256"
 def write_state(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write a state atomically, with a checksum. `about` is anything that JSON holds."""
     kept, run = {k: v.cpu().contiguous() for k, v in tensors.items()}, json.dumps(about)
-    with atomic_path(folder / STATE_FILE, folder / f".{STATE_FILE}") as temporary:
-        save_file(kept, temporary, {"run": run, _CHECKSUM: _checksum(kept, run)})
+    write_tensors(folder / STATE_FILE, kept, {"run": run, _CHECKSUM: _checksum(kept, run)})
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

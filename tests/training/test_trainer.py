@@ -146,7 +146,9 @@ def test_stopped_run_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     whole = make_trainer(data, tmp_path / "whole", torch.float32)
     whole.run()
     make_trainer(data, tmp_path / "parts", torch.float32).run(until=6)
-    (tmp_path / "parts" / f".{STATE_FILE}").write_bytes(b"half a state")  # from a kill while saving
+    killed = tmp_path / "parts" / ".training_state-0abcdefg"  # while saving
+    killed.mkdir()
+    (killed / ".tmp123456").write_bytes(b"half a state")
     resumed = make_trainer(data, tmp_path / "parts", torch.float32)
     assert resumed.resume() and resumed.step == 4
     resumed.run()
