@@ -73,7 +73,7 @@ def observation(seed: int) -> dict[str, np.ndarray]:
 def place(folder: Path, sampler: Any = None, **settings: Any) -> Place:
     """An agent at the start of an episode."""
     model = sparsewm.load(folder / "model")
-    config = PlanConfig.of("wall").updated(**SEARCH, objective="temporal", imagine=False, **settings)
+    config = PlanConfig.of("wall").updated(**SEARCH | settings, objective="temporal", imagine=False)
     return Place(Agent(model, config, sampler=sampler), observation(1), observation(2))
 
 
@@ -181,7 +181,7 @@ def replans(folder: Path, count: int) -> dict[str, Any]:
 
 def deadlines(folder: Path, count: int, milliseconds: float) -> dict[str, Any]:
     """How many plans come in time."""
-    at = place(folder, deadline_ms=milliseconds)
+    at = place(folder, deadline_ms=milliseconds, iterations=1000)  # more than there is time for
     at.agent.reset(at.goal, seeds=[0])
     at.agent.act(at.seen)
     late = []
