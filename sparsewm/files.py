@@ -116,13 +116,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(path.with_suffix("")) as place:
-            new = place / path.name
+        with temporary_folder(path.with_suffix("")) as place, atomic_path(path, place / path.name) as new:
             save_file(dict(tensors), new, dict(metadata))
-            with open(new, "rb+") as file:
-                os.fsync(file.fileno())
-            new.chmod(0o666 & ~umask())
-            os.replace(new, path)
 
 
 def stays_inside(name: str) -> bool:

@@ -73,10 +73,10 @@ def train(arguments: Arguments, environments: Sequence[str], encoder: str) -> No
     for name in environments:
         run = arguments.runs / encoder_folder(encoder) / name
         flags = ["--env", name, "--encoder", encoder, "--output", str(run), "--resume"]
-        sparsewm("train", *flags)
+        command("train", *flags)
 
 
-def sparsewm(*arguments: str) -> None:
+def command(*arguments: str) -> None:
     """Run a command of the package; where it fails, it has said why."""
     if code := subprocess.run(["sparsewm", *arguments], check=False).returncode:
         sys.exit(code)
@@ -94,7 +94,7 @@ def evaluate(
     flags += ["nothing", "random_actions"] if encoder == arguments.encoders[0] else []
     flags += ["--checkpoints", str(arguments.runs)] if trained else []
     flags += ["--output", str(folder), "--run-missing" if arguments.run_missing else "--no-run-missing"]
-    sparsewm("eval", *flags)
+    command("eval", *flags)
     rows: list[dict[str, Any]] = json.loads((folder / "eval.json").read_text())["rows"]
     return rows
 

@@ -59,6 +59,7 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
 def test_a_benchmarks_model_loads_without_the_benchmark(name: str) -> None:
     model = sparsewm.load_pretrained(name)
     assert (model.environment, model.frameskip, model.encoder.name) == (name, 5, "embedded")
+    assert model.decoder is not None  # draws what is imagined
     agent = sparsewm.Agent.from_pretrained(name, drop=0.5)
     assert (agent.config.goal.offset, agent.config.goal.max_steps) == (25, 50)
 
