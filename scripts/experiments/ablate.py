@@ -5,10 +5,14 @@ r"""What sparse imagination owes to its parts, and what cheaper searches are wor
     search: more or fewer candidates and tokens.
     proposals: candidates from a VLA (the policy alone, the best of 32 at all and half of the tokens, searched
         on) against noise, for goals far ahead.
+    sources: candidates of a VLA, of inverse dynamics and of world-action models, each alone and as the best
+        of 32 at all and half of the tokens, against searches by noise that take about as long.
+    denoising: steps of a world-action model's future and actions, and its own future as the judge.
+    execution: how much of a chunk is executed before the source is asked again.
     grids: VLAs that see few tokens of a picture, each alone.
 
-Of search and proposals success is shown over the time of a decision: all of them are timed in turns, at the
-end; let nothing else run then.
+Of search, proposals, sources and denoising success is shown over the time of a decision: all of them are
+timed in turns, at the end; let nothing else run then.
 
 Example, after training models that differ by their groups alone:
 
@@ -44,8 +48,8 @@ from sparsewm.evaluation.table import percent, points, seconds
 from sparsewm.files import atomic_path, read_json, write_json
 from sparsewm.report.plots import save_figure
 
-Study = Literal["redraw", "groups", "search", "proposals", "grids"]
-TIMED: tuple[Study, ...] = ("search", "proposals")
+Study = Literal["redraw", "groups", "search", "proposals", "sources", "denoising", "execution", "grids"]
+TIMED: tuple[Study, ...] = ("search", "proposals", "sources", "denoising")
 """Studies that ask what success costs."""
 
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -77,6 +81,27 @@ PROPOSALS: dict[str, dict[str, Any]] = {
 }
 """What is done with a VLA's candidates, and the planner's own; half of the tokens but where it says so."""
 
+SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "inverse": ("inverse", {}),
+    "WAM": ("wam", {"future_steps": 1}),
+    "WAM, future left out": ("wam", {"future_steps": 0}),
+    "flow": ("flow", {}),
+}
+"""Policies that read a world model's tokens: their folder, and how noise becomes actions. flow is a
+world-action model that was trained without a future."""
+
+DENOISING: dict[str, dict[str, Any]] = {
+    **{f"{a} steps, future {f}": {"action_steps": a, "future_steps": f} for a, f in ((8, 8), (4, 4), (4, 2))},
+    **{f"{a} steps, future {f}": {"action_steps": a, "future_steps": f} for a, f in ((4, 1), (4, 0), (2, 1))},
+    "4 steps, future 8": {"action_steps": 4, "future_steps": 8},
+    "1 step, future 1": {"action_steps": 1, "future_steps": 1},
+    "4 steps, future 1, best of 8 by it": {"action_steps": 4, "future_steps": 1, "ranked": 8},
+}
+"""Steps of a world-action model; the last row's candidates are the best of eight by their own futures."""
+
+EXECUTED = (1, 2, 3, 5)
+"""Model steps that are executed before a source is asked again."""
+
 FAR: dict[str, dict[str, Any]] = {
     "pusht": {"goal": {"offset": 75, "max_steps": 150}},
     "blockpush": {"goal": {"source": "random"}},  # its own targets
@@ -92,7 +117,7 @@ class Arguments:
     """Success of what is varied."""
 
     studies: tuple[Study, ...] = ("redraw",)
-    """What is varied: redraw, groups, search, proposals, grids."""
+    """What is varied: redraw, groups, search, proposals, sources, denoising, execution, grids."""
     environments: tuple[str, ...] = ("pusht", "rope")
     """Environments."""
     drops: tuple[float, ...] = (0.0, 0.5)
@@ -108,7 +133,10 @@ class Arguments:
     tasks: TaskSet = "drawn"
     """Tasks: drawn, or a frozen set, validation or test."""
     vla: str = "vla"
-    """Policy of the study of proposals: vla, the shipped one, or the folder of one."""
+    """Policy of proposals, sources and execution: vla, the shipped one, or the folder of one."""
+    policies: Path = Path("runs/policies")
+    """Folder of the policies of sources, denoising and execution, ENV/inverse, ENV/wam and ENV/flow, as
+    sparsewm train-policy writes them with --output FOLDER/ENV/NAME; those that are not there are left out."""
     grids: Path = Path("runs/grids")
     """Folder of the policies of the study of grids, NAME/ENV/policy as sparsewm train-policy writes them with
     --output FOLDER/NAME/ENV."""
@@ -150,6 +178,26 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
             for label, varied in PROPOSALS.items():
                 changed = far.updated(**varied)
                 yield label, Cell("random" if changed.run.actor == "planner" else "policy", changed)
+        elif study == "sources":
+            for label, source in sources(name, arguments).items():
+                told = far.updated(proposals=source)
+                yield f"{label} alone", Cell("policy", told.updated(actor="policy"))
+                yield f"{label}, best of 32, all tokens", Cell("random", told.updated(**BEST, drop=0.0))
+                yield f"{label}, best of 32", Cell("random", told.updated(**BEST))
+            for label, varied in PROPOSALS.items():
+                if label.startswith("noise"):
+                    yield label, Cell("random", far.updated(**varied))
+        elif study == "denoising":
+            wam = arguments.policies / name / "wam"
+            for label, steps in DENOISING.items() if wam.is_dir() else ():
+                told = far.updated(proposals={"source": str(wam)} | steps)
+                yield f"{label}, alone", Cell("policy", told.updated(actor="policy"))
+                yield label, Cell("random", told.updated(**BEST))
+        elif study == "execution":
+            for label, source in sources(name, arguments).items():
+                for count in EXECUTED:
+                    told = far.updated(proposals=source).updated(**BEST, execute=count)
+                    yield f"{label}, {count} executed", Cell("random", told)
         elif study == "grids":
             for folder in sorted(arguments.grids.glob(f"*/{name}/policy")):
                 alone = far.updated(proposals=str(folder), actor="policy")
@@ -160,6 +208,16 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
                 for drop in arguments.drops:
                     trained = config.updated(drop=drop, checkpoint=str(checkpoint))
                     yield f"trained {trained_groups(checkpoint)}", Cell("random", trained)
+
+
+def sources(name: str, arguments: Arguments) -> dict[str, dict[str, Any]]:
+    """Settings of the sources of candidates that an environment has, the VLA's first."""
+    found: dict[str, dict[str, Any]] = {"VLA": {"source": arguments.vla}}
+    for label, (folder, steps) in SOURCES.items():
+        path = arguments.policies / name / folder
+        if path.is_dir():
+            found[label] = {"source": str(path)} | steps
+    return found
 
 
 def trained_groups(checkpoint: Path) -> str:

@@ -24,11 +24,14 @@ def test_every_study_varies_what_it_says(tmp_path: Path) -> None:
             write_json(
                 runs / str(groups) / name / "checkpoint" / "metadata.json", {"training": {"groups": groups}}
             )
+    for name in ("wam", "flow"):
+        (tmp_path / "policies" / "pusht" / name).mkdir(parents=True)
     arguments = ablate.Arguments(
         environments=("pusht", "blockpush"),
         drops=(0.0, 0.5),
         runs=(runs / "1", runs / "3"),
         grids=tmp_path,
+        policies=tmp_path / "policies",
         tasks="validation",
     )
     for study in get_args(ablate.Study):
@@ -45,6 +48,27 @@ def test_every_study_varies_what_it_says(tmp_path: Path) -> None:
     noise = dict(ablate.cells("proposals", arguments))["noise, 54 candidates"].config
     assert (noise.proposals.source, noise.search.candidates, noise.search.iterations) == ("none", 54, 2)
     assert noise.goal.source == "random"  # Block Push's own targets
+
+
+def test_sources_are_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("wam", "flow"):
+        (tmp_path / "pusht" / name).mkdir(parents=True)
+    arguments = ablate.Arguments(environments=("pusht",), policies=tmp_path)
+    assert list(ablate.sources("pusht", arguments)) == ["VLA", "WAM", "WAM, future left out", "flow"]
+    assert list(ablate.sources("blockpush", arguments)) == ["VLA"]
+    found = dict(ablate.cells("sources", arguments))
+    alone = found["WAM, future left out alone"]
+    assert alone.name.startswith("pusht-policy") and alone.config.run.actor == "policy"
+    assert alone.config.proposals.future_steps == 0 and alone.config.goal.offset == 75
+    best = found["WAM, best of 32"].config
+    assert (best.proposals.samples, best.proposals.mode, best.tokens.drop) == (32, "replace", 0.5)
+    assert found["WAM, best of 32, all tokens"].config.tokens.drop == 0
+    asked = [cell.config.search.execute for _, cell in ablate.cells("execution", arguments)]
+    assert asked == 4 * list(ablate.EXECUTED)
+    ranked = dict(ablate.cells("denoising", arguments))["4 steps, future 1, best of 8 by it"].config
+    assert (ranked.proposals.ranked, ranked.proposals.samples) == (8, 32)
+    arguments.environments = ("blockpush",)
+    assert not list(ablate.cells("denoising", arguments))
 
 
 @pytest.mark.slow
