@@ -72,9 +72,7 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
             train = np.sort(np.random.default_rng(config.seed).choice(train, config.episodes, replace=False))
         future = getattr(policy, "frames", 0)
         parts = [
-            Stretches(
-                data, part, model.frameskip, policy.sizes, config.longest, config.ends, config.still, future
-            )
+            Stretches(data, part, model.frameskip, policy.sizes, config.longest, config.still, future)
             for part in (train, held_out)
         ]
         tokens = _tokens(config, data, model, parts, folder, dtype, progress, say)

@@ -22,7 +22,7 @@ SMOLVLA = "smolvla"
 _USUAL: dict[str, dict[str, Any]] = {SMOLVLA: {"steps": 5000, "lr": 8e-4}}
 """Of a kind, where it differs from the tree."""
 
-_OF_OTHERS = ("checkpoint", "encoder", "episodes", "chunk", "ends", "still", "cache")
+_OF_OTHERS = ("checkpoint", "encoder", "episodes", "chunk", "still", "cache")
 """Settings that a SmolVLA has no use for."""
 
 
@@ -89,8 +89,6 @@ class PolicyTrainConfig:
     environment steps."""
     longest: int | None = None
     """Environment steps to the goal, at most; to the end of the episode when left out."""
-    ends: float = 0.5
-    """Share of goals that are an episode's end; the others lie anywhere on the way."""
     still: bool = True
     """Behind the goal actions are zero. Otherwise nothing is learned of them: where zero is no standstill."""
     steps: int = 3000
@@ -124,8 +122,6 @@ class PolicyTrainConfig:
         at_least(0, episodes=self.episodes, seed=self.seed)
         at_least(1, chunk=self.chunk, longest=self.longest, steps=self.steps, save_every=self.save_every)
         at_least(2, batch=self.batch)
-        if not 0 <= self.ends <= 1:
-            raise UserError(f"`ends` must be between 0 and 1, got {self.ends:g}")
         if not 0 < self.lr < 1:
             raise UserError(f"`lr` must be above 0 and below 1, got {self.lr:g}")
         if self.kind == SMOLVLA:

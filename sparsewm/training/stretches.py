@@ -35,7 +35,6 @@ class Stretches:
     Args:
         dataset: recorded episodes. episodes: which of them. frameskip: environment steps per model step.
         sizes: of the policy. longest: environment steps to a goal, at most; None: to the end of the episode.
-        ends: share of goals that are the episode's last row, or the farthest; the others lie anywhere before.
         still: behind the goal actions are zero, or the nearest the bounds allow; otherwise unknown.
         future: frames on the way that the policy imagines, evenly over a chunk, its end among them.
 
@@ -50,11 +49,10 @@ class Stretches:
         frameskip: int,
         sizes: PolicySizes,
         longest: int | None = None,
-        ends: float = 0.0,
         still: bool = True,
         future: int = 0,
     ) -> None:
-        self.dataset, self.sizes, self.ends, self.still = dataset, sizes, ends, still
+        self.dataset, self.sizes, self.still = dataset, sizes, still
         self.steps = np.arange(sizes.chunk * frameskip)
         self.ahead = np.array([round(sizes.chunk * (i + 1) / future) * frameskip for i in range(future)], int)
         rows = dataset.rows_of(episodes)
@@ -68,11 +66,10 @@ class Stretches:
         self.idle = np.clip(0, dataset.action_low, dataset.action_high).astype(np.float32)
 
     def draw(self, rng: np.random.Generator, count: int) -> Drawn:
-        """Random stretches: a pure function of the generator's state."""
+        """Random stretches, the goal any number of steps ahead: a pure function of the generator's state."""
         picked = rng.integers(len(self.rows), size=count)
-        present, farthest = self.rows[picked], self.farthest[picked]
-        ahead = rng.integers(1, farthest + 1)
-        goal = present + np.where(rng.random(count) < self.ends, farthest, ahead)
+        present = self.rows[picked]
+        goal = present + rng.integers(1, self.farthest[picked] + 1)
         return Drawn(present, goal, np.minimum(present[:, None] + self.ahead, goal[:, None]))
 
     def batch(self, drawn: Drawn, tokens: Tokens, model: WorldModel) -> dict[str, Tensor]:

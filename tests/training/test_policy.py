@@ -92,22 +92,6 @@ def test_a_stretch_ends_at_its_goal(still: bool, tmp_path: Path) -> None:
     assert torch.equal(batch["future"], wanted) and batch["present"].shape == (300, 16, 8)
 
 
-def test_a_share_of_goals_are_ends_of_episodes(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "data.h5", [5, 2, 9])
-    data = open_dataset(tmp_path / "data.h5")
-    last = np.repeat([4, 6, 15], [5, 2, 9])
-
-    def at_ends(ends: float, longest: int | None = None) -> float:
-        drawn = Stretches(data, np.arange(3), 2, SIZES, longest, ends).draw(np.random.default_rng(0), 400)
-        assert (drawn.goal > drawn.present).all() and (drawn.goal <= last[drawn.present]).all()
-        farthest = last[drawn.present] if longest is None else drawn.present + longest
-        return float((drawn.goal == np.minimum(last[drawn.present], farthest)).mean())
-
-    assert at_ends(1.0) == at_ends(1.0, longest=2) == 1.0
-    by_chance = at_ends(0.0)
-    assert by_chance < 0.45 < by_chance + 0.2 < at_ends(0.5) < 0.85
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["inverse", "wam"])
 def test_an_interrupted_training_goes_on_bit_for_bit(kind: str, place: Path) -> None:
@@ -200,7 +184,6 @@ def test_from_the_command_to_a_plan(kind: str, here: Path) -> None:
         ("--env pointmaze", "there is no data/pointmaze.h5: give a --dataset"),
         ("--env wall --dataset wall.h5 --steps 0", "--steps must be at least 1"),
         ("--env wall --dataset wall.h5 --lr 2", "--lr must be above 0 and below 1"),
-        ("--env wall --dataset wall.h5 --ends 1.5", "--ends must be between 0 and 1, got 1.5"),
         ("--env pusht --dataset wall.h5", "pusht"),
     ],
 )
