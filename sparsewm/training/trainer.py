@@ -272,7 +272,22 @@ class Trainer:
         return found
 
     def save(self) -> None:
-        """Checkpoint of the averaged weights, and the state to resume from; both atomic."""
+        """Checkpoint of the averaged weights, and the state to resume from; each atomic.
+
+        The state comes last: a run that ends between them does its last steps again, instead of finding
+        itself finished beside an older checkpoint.
+        """
+        validation = self.metrics[-1]["validation"] if self.metrics else None
+        done = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "device": device_name(self.model.device),
+        }
+        training = {"training": self.settings() | done}
+        self.with_average(
+            lambda: save(self.model, self.folder / "checkpoint", training | {"validation": validation})
+        )
+        write_json(self.folder / "metrics.json", {"metrics": self.metrics, **training})
         tensors = {f"master.{i}": m for i, m in enumerate(self.optimizer.masters)}
         tensors |= {f"average.{i}": a for i, a in enumerate(self.average)}
         tensors |= {f"momentum.{i}": m for i, m in enumerate(self.optimizer.momenta)}
@@ -286,17 +301,6 @@ class Trainer:
             "metrics": self.metrics,
         }
         write_state(self.folder, tensors, information)
-        validation = self.metrics[-1]["validation"] if self.metrics else None
-        done = {
-            "step": self.step,
-            "seconds": round(self.seconds, 1),
-            "device": device_name(self.model.device),
-        }
-        training = {"training": self.settings() | done}
-        self.with_average(
-            lambda: save(self.model, self.folder / "checkpoint", training | {"validation": validation})
-        )
-        write_json(self.folder / "metrics.json", {"metrics": self.metrics, **training})
 
     def resume(self) -> bool:
         """Continue from the folder's last state; False when there is none.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sparsewm.errors import UserError
 from sparsewm.model import load
+from sparsewm.training import trainer as trainer_module
 from sparsewm.training.config import OptimConfig
 from sparsewm.training.draws import rollout_length
 from sparsewm.training.optim import MasterAdamW, MasterMuon, orthogonalized
@@ -155,6 +157,33 @@ def test_stopped_run_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     assert same(weights(resumed), weights(whole))
     left = {path.name for path in (tmp_path / "parts").iterdir()}
     assert left == {"checkpoint", "metrics.json", STATE_FILE}
+
+
+@pytest.mark.parametrize("part", ["save", "write_json", "write_state"])
+def test_a_run_that_ends_while_it_saves_for_the_last_time(
+    part: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished state beside an older checkpoint would leave nothing to do, and the wrong weights."""
+    make_trainer(data, tmp_path / "whole", torch.float32).run()
+    ended = make_trainer(data, tmp_path / "ended", torch.float32)
+    write: Callable[..., None] = getattr(trainer_module, part)
+
+    def until_the_last(*arguments: Any) -> None:
+        if ended.step == 12:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer_module, part, until_the_last)
+        ended.run()
+    resumed = make_trainer(data, tmp_path / "ended", torch.float32)
+    assert resumed.resume()
+    resumed.run()
+    weights_of = [tmp_path / run / "checkpoint" / "model.safetensors" for run in ("whole", "ended")]
+    assert weights_of[0].read_bytes() == weights_of[1].read_bytes()
+    said = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("whole", "ended")]
+    assert [one["training"]["step"] for one in said] == [12, 12]
+    assert [len(one["metrics"]) for one in said] == [3, 3]
 
 
 def test_finished_run_has_nothing_left_to_do(data: Path, tmp_path: Path) -> None:
