@@ -46,6 +46,7 @@ from sparsewm.evaluation.cells import Cell, cell_path, read_cell, time_cells
 from sparsewm.evaluation.comparison import compared
 from sparsewm.evaluation.table import percent, points, seconds
 from sparsewm.files import atomic_path, read_json, write_json
+from sparsewm.proposals.latent import ABOUT
 from sparsewm.report.plots import save_figure
 
 Study = Literal["redraw", "groups", "search", "proposals", "sources", "denoising", "execution", "grids"]
@@ -189,7 +190,7 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
                     yield label, Cell("random", far.updated(**varied))
         elif study == "denoising":
             wam = arguments.policies / name / "wam"
-            for label, steps in DENOISING.items() if wam.is_dir() else ():
+            for label, steps in DENOISING.items() if (wam / ABOUT).is_file() else ():
                 told = far.updated(proposals={"source": str(wam)} | steps)
                 yield f"{label}, alone", Cell("policy", told.updated(actor="policy"))
                 yield label, Cell("random", told.updated(**BEST))
@@ -215,7 +216,7 @@ def sources(name: str, arguments: Arguments) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"VLA": {"source": arguments.vla}}
     for label, (folder, steps) in SOURCES.items():
         path = arguments.policies / name / folder
-        if path.is_dir():
+        if (path / ABOUT).is_file():
             found[label] = {"source": str(path)} | steps
     return found
 

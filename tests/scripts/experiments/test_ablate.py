@@ -25,7 +25,7 @@ def test_every_study_varies_what_it_says(tmp_path: Path) -> None:
                 runs / str(groups) / name / "checkpoint" / "metadata.json", {"training": {"groups": groups}}
             )
     for name in ("wam", "flow"):
-        (tmp_path / "policies" / "pusht" / name).mkdir(parents=True)
+        write_json(tmp_path / "policies" / "pusht" / name / "policy.json", {})
     arguments = ablate.Arguments(
         environments=("pusht", "blockpush"),
         drops=(0.0, 0.5),
@@ -52,7 +52,8 @@ def test_every_study_varies_what_it_says(tmp_path: Path) -> None:
 
 def test_sources_are_those_that_are_there(tmp_path: Path) -> None:
     for name in ("wam", "flow"):
-        (tmp_path / "pusht" / name).mkdir(parents=True)
+        write_json(tmp_path / "pusht" / name / "policy.json", {})
+    (tmp_path / "pusht" / "inverse").mkdir()  # a training that has saved nothing yet
     arguments = ablate.Arguments(environments=("pusht",), policies=tmp_path)
     assert list(ablate.sources("pusht", arguments)) == ["VLA", "WAM", "WAM, future left out", "flow"]
     assert list(ablate.sources("blockpush", arguments)) == ["VLA"]
