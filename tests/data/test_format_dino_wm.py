@@ -127,6 +127,22 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: torch.save([1, 2], f / "states.pth"),
         r"must hold a tensor of 3 dimensions, has list",
     ),
+    "lengths that fill the memory": (  # a memo of 168 million entries
+        lambda f: (f / "seq_lengths.pkl").write_bytes(bytes.fromhex("887272310a0a2e")),
+        r"more than numbers \(it remembers more than it holds",
+    ),
+    "lengths that fill it in digits": (
+        lambda f: (f / "seq_lengths.pkl").write_bytes(b"\x88p168000000\n."),
+        r"more than numbers \(it remembers more than it holds",
+    ),
+    "lengths of unequal lists": (
+        lambda f: pickled(f / "seq_lengths.pkl", [[7], [7, 11]]),
+        r"must hold the length of each episode",
+    ),
+    "lengths without end": (
+        lambda f: pickled(f / "seq_lengths.pkl", [7.0, float("inf"), 4.0]),
+        r"must hold the length of each episode",
+    ),
     "lengths of text": (
         lambda f: pickled(f / "seq_lengths.pkl", ["a"]),
         r"must hold the length of each episode",

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,11 @@ def _lengths(path: Path, episodes: int, steps: int) -> np.ndarray:
     if (path / "seq_lengths.pkl").is_file():
         file = path / "seq_lengths.pkl"
         try:
-            with open(file, "rb") as opened:
-                found = _Numbers(opened).load()
+            content = file.read_bytes()
+            for opcode, argument, _ in pickletools.genops(content):
+                if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+                    raise pickle.UnpicklingError("it remembers more than it holds")  # gigabytes for nothing
+            found = _Numbers(io.BytesIO(content)).load()
         except Exception as error:  # a damaged pickle fails in all kinds of ways
             raise UserError(
                 f"{file} is damaged or holds more than numbers ({error}): copy it again"
@@ -224,7 +228,11 @@ def _lengths(path: Path, episodes: int, steps: int) -> np.ndarray:
             raise UserError(f"{file} is damaged or holds more than numbers ({said}): copy it again") from None
     else:
         return np.full(episodes, steps, np.int64)
-    lengths = np.asarray(found)
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iuf" or (lengths != np.rint(lengths)).any():
+    try:
+        lengths = np.asarray(found)
+    except (ValueError, TypeError):  # lists of unequal lists
+        lengths = np.empty((0, 0))
+    whole = lengths.ndim == 1 and lengths.dtype.kind in "iuf" and np.isfinite(lengths).all()
+    if not whole or (lengths != np.rint(lengths)).any() or (np.abs(lengths) > 2**53).any():
         raise UserError(f"{file} must hold the length of each episode: copy it again")
     return lengths.astype(np.int64)
