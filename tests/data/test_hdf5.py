@@ -394,3 +394,15 @@ def test_numbers_of_episodes_and_rows_are_written(tmp_path: Path) -> None:
     with h5py.File(write_dataset(tmp_path / "d.h5", (3, 2))) as file:
         assert file["episode_idx"][:].tolist() == [0, 0, 0, 1, 1]
         assert file["step_idx"][:].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_a_broken_list_of_columns_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the fuzzer found it: the file opens, and what it holds cannot be listed."""
+    path = write_dataset(tmp_path / "d.h5", [3, 4])
+
+    def broken(file: h5py.File) -> None:
+        raise RuntimeError("Link iteration failed (free block size is zero?)")
+
+    monkeypatch.setattr(h5py.File, "__iter__", broken)
+    with pytest.raises(UserError, match=r"d.h5 is damaged \(Link iteration failed .*\): copy or collect it"):
+        open_dataset(path)

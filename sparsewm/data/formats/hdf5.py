@@ -67,6 +67,11 @@ class HDF5Dataset(Dataset):
             raise UserError(
                 f"{path} is truncated or no HDF5 file ({error}): copy or collect it again"
             ) from None
+        try:
+            sorted(self._file), dict(self._file.attrs)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            self._file.close()
+            raise UserError(f"{path} is damaged ({error}): copy or collect it again") from None
         lengths = self._lengths()
         action = self._numbers("action", required=True)
         proprio = self._numbers("proprio")
