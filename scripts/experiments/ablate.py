@@ -65,8 +65,17 @@ SEARCHES: dict[str, dict[str, Any]] = {
 SHORT = {"candidates": 32, "iterations": 2}
 """A search that takes about as long as a policy needs to propose and a world model to score its proposals."""
 
-NOISE = {"proposals": {"source": NO_PROPOSALS}} | SHORT
 BEST = {"proposals": {"mode": "replace", "samples": 32}}
+
+_OWN = {"proposals": {"source": NO_PROPOSALS}} | SHORT
+NOISE: dict[str, dict[str, Any]] = {
+    "noise, short search": _OWN,
+    "noise, one iteration": _OWN | {"iterations": 1},
+    "noise, 24 candidates": _OWN | {"candidates": 24},
+    "noise, 40 candidates": _OWN | {"candidates": 40},
+    "noise, 54 candidates": _OWN | {"candidates": 54},
+}
+"""Searches by the planner's own candidates that take about as long as a policy's proposals."""
 
 PROPOSALS: dict[str, dict[str, Any]] = {
     "VLA alone": {"actor": "policy"},
@@ -74,11 +83,7 @@ PROPOSALS: dict[str, dict[str, Any]] = {
     "VLA, best of 32": BEST,
     "VLA, seed of a short search": {"proposals": {"mode": "seed"}} | SHORT,
     "VLA, prior of a short search": {"proposals": {"mode": "prior"}} | SHORT,
-    "noise, short search": NOISE,
-    "noise, one iteration": NOISE | {"iterations": 1},
-    "noise, 24 candidates": NOISE | {"candidates": 24},
-    "noise, 40 candidates": NOISE | {"candidates": 40},
-    "noise, 54 candidates": NOISE | {"candidates": 54},
+    **NOISE,
 }
 """What is done with a VLA's candidates, and the planner's own; half of the tokens but where it says so."""
 
@@ -92,9 +97,13 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
 world-action model that was trained without a future."""
 
 DENOISING: dict[str, dict[str, Any]] = {
-    **{f"{a} steps, future {f}": {"action_steps": a, "future_steps": f} for a, f in ((8, 8), (4, 4), (4, 2))},
-    **{f"{a} steps, future {f}": {"action_steps": a, "future_steps": f} for a, f in ((4, 1), (4, 0), (2, 1))},
+    "8 steps, future 8": {"action_steps": 8, "future_steps": 8},
     "4 steps, future 8": {"action_steps": 4, "future_steps": 8},
+    "4 steps, future 4": {"action_steps": 4, "future_steps": 4},
+    "4 steps, future 2": {"action_steps": 4, "future_steps": 2},
+    "4 steps, future 1": {"action_steps": 4, "future_steps": 1},
+    "4 steps, future 0": {"action_steps": 4, "future_steps": 0},
+    "2 steps, future 1": {"action_steps": 2, "future_steps": 1},
     "1 step, future 1": {"action_steps": 1, "future_steps": 1},
     "4 steps, future 1, best of 8 by it": {"action_steps": 4, "future_steps": 1, "ranked": 8},
 }
@@ -185,9 +194,8 @@ def cells(study: Study, arguments: Arguments) -> Iterator[tuple[str, Cell]]:
                 yield f"{label} alone", Cell("policy", told.updated(actor="policy"))
                 yield f"{label}, best of 32, all tokens", Cell("random", told.updated(**BEST, drop=0.0))
                 yield f"{label}, best of 32", Cell("random", told.updated(**BEST))
-            for label, varied in PROPOSALS.items():
-                if label.startswith("noise"):
-                    yield label, Cell("random", far.updated(**varied))
+            for label, varied in NOISE.items():
+                yield label, Cell("random", far.updated(**varied))
         elif study == "denoising":
             wam = arguments.policies / name / "wam"
             for label, steps in DENOISING.items() if (wam / ABOUT).is_file() else ():

@@ -2,7 +2,7 @@
 
 Example:
 
-    python -m scripts.experiments.turned --checkpoints sparsewm/pretrained/pusht --output results/diagnosis
+    python -m scripts.experiments.turned --checkpoint sparsewm/pretrained/pusht --output results/diagnosis
 
 Random goals; states that differ from them by the T's angle, and by how far it lies from its place, in random
 directions. A cost that is lower at a wrong angle than on the way to the right one holds a search there. Costs
@@ -40,8 +40,8 @@ X, ANGLE = 2, 4
 class Arguments:
     """Costs of turned Ts."""
 
-    checkpoints: tuple[Path, ...] = (Path("sparsewm/pretrained/pusht"),)
-    """World models of PushT, in whose tokens costs are computed."""
+    checkpoint: Path = Path("sparsewm/pretrained/pusht")
+    """World model of PushT, in whose tokens costs are computed."""
     goals: int = 32
     """Random goals."""
     seed: int = 0
@@ -88,34 +88,28 @@ def curves(model: WorldModel, arguments: Arguments) -> dict[str, dict[str, dict[
 
 
 @styled
-def plot(path: Path, models: list[dict[str, Any]]) -> None:
-    """Cost over angle, a panel per world model and objective, a line per distance."""
-    panels = [(one, name) for one in models for name in one["objectives"]]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False)
-    for axis, (one, name) in zip(axes[0], panels, strict=True):
-        for shift, found in one["objectives"][name].items():
+def plot(path: Path, objectives: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Cost over angle, a panel per objective, a line per distance."""
+    figure, axes = plt.subplots(1, len(objectives), figsize=(4 * len(objectives), 3), squeeze=False)
+    for axis, (name, lines) in zip(axes[0], objectives.items(), strict=True):
+        for shift, found in lines.items():
             label = f"{shift} px from its place, {100 * found['trapped']:.0f}% trapped"
             axis.plot(ANGLES, found["cost"], marker=".", label=label)
         axis.set(xlabel="T turned by, degrees", ylabel=f"cost, {name}", ylim=0)
-        axis.set_title(one["checkpoint"], fontsize=8)
         axis.legend(fontsize=7)
     figure.tight_layout()
     save_figure(figure, path)
 
 
 def main(arguments: Arguments) -> None:
-    models = []
-    for path in arguments.checkpoints:
-        model = load(path, environment="pusht")
-        objectives = curves(model, arguments)
-        models.append({"checkpoint": str(path), "objectives": objectives})
-        for name, lines in objectives.items():
-            for shift, found in lines.items():
-                print(f"{path}, {name}, {shift} px from its place: {found}", flush=True)
-    report = {"command": typed_command(), "goals": arguments.goals, "seed": arguments.seed}
-    report |= {"angles": ANGLES, "models": models}
+    objectives = curves(load(arguments.checkpoint, environment="pusht"), arguments)
+    for name, lines in objectives.items():
+        for shift, found in lines.items():
+            print(f"{name}, {shift} px from its place: {found}", flush=True)
+    report: dict[str, Any] = {"command": typed_command(), "goals": arguments.goals, "seed": arguments.seed}
+    report |= {"checkpoint": str(arguments.checkpoint), "angles": ANGLES, "objectives": objectives}
     write_json(arguments.output / "pusht_turned.json", report)
-    plot(arguments.output / "pusht_turned.png", models)
+    plot(arguments.output / "pusht_turned.png", objectives)
 
 
 if __name__ == "__main__":

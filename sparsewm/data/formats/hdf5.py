@@ -68,7 +68,10 @@ class HDF5Dataset(Dataset):
                 f"{path} is truncated or no HDF5 file ({error}): copy or collect it again"
             ) from None
         try:
-            sorted(self._file), dict(self._file.attrs)
+            list(self._file)
+            said = {
+                key: value for key, value in self._file.attrs.items() if not isinstance(value, h5py.Empty)
+            }
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             self._file.close()
             raise UserError(f"{path} is damaged ({error}): copy or collect it again") from None
@@ -88,7 +91,6 @@ class HDF5Dataset(Dataset):
         none = ReadFrames((rows, 0, 0, 3), path, lambda rows: np.zeros((len(rows), 0, 0, 3), np.uint8))
         if len({len(part) for part in parts}) > 1:
             self._faults.append(f"its cameras have {', '.join(str(len(part)) for part in parts)} rows")
-        said = {key: value for key, value in self._file.attrs.items() if not isinstance(value, h5py.Empty)}
         rate = said.get("fps")
         super().__init__(
             path,

@@ -14,7 +14,7 @@ from scripts.experiments import turned
 def test_the_goal_itself_costs_nothing(tmp_path: Path) -> None:
     turned.main(turned.Arguments(goals=2, output=tmp_path))
     report = json.loads((tmp_path / "pusht_turned.json").read_text())
-    lines = report["models"][0]["objectives"]["mse"]
+    lines = report["objectives"]["mse"]
     assert list(lines) == ["0", "30", "60"] and (tmp_path / "pusht_turned.png").is_file()
     costs = lines["0"]["cost"]
     assert len(costs) == len(report["angles"]) and costs[0] == 0 < min(costs[1:])
