@@ -93,7 +93,7 @@ class Dataset(ABC):
         if proprio is None or not self.has_proprio:
             proprio = np.zeros((len(action), 1), np.float32)
         columns: dict[str, np.ndarray | None] = {"action": action, "proprio": proprio, "state": state}
-        total = int(self.lengths.sum())
+        total = sum(self.lengths.tolist())  # whatever a file claims: int64 may wrap round to what is there
         counts: dict[int, list[str]] = {}
         for name, values in [*columns.items(), ("pixels", pixels)]:
             if values is not None and len(values) != total:
@@ -157,7 +157,8 @@ class Dataset(ABC):
     def acting(self) -> np.ndarray:
         """Whether an action was taken, bool (rows,): not in an episode's last row; all if none is left."""
         mask = np.ones(self.rows, bool)
-        mask[self.last_rows[self.last_rows < self.rows]] = False
+        last = self.last_rows
+        mask[last[(last >= 0) & (last < self.rows)]] = False
         return mask if mask.any() else ~mask
 
     def columns(self) -> dict[str, str]:

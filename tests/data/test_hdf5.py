@@ -156,6 +156,12 @@ def replace_column(name: str, values: np.ndarray) -> Callable[[h5py.File], None]
     return change
 
 
+def claims_petabytes(file: h5py.File) -> None:
+    """No actions, and lengths that would need an array of petabytes in their place."""
+    del file["action"]
+    replace_column("ep_len", np.array([2**51]))(file)
+
+
 def remove_column(name: str) -> Callable[[h5py.File], None]:
     return lambda file: file.__delitem__(name)
 
@@ -200,6 +206,11 @@ ROWS = 26
             replace_column("ep_len", np.array([9, 5, 13])),
             "columns 'action', 'proprio', 'state', 'pixels': 26 rows, but the episodes need 27",
         ),
+        (
+            replace_column("ep_len", np.array([2**62, 2**62, 2**62, 2**62, 26])),
+            "26 rows, but the episodes need 18446744073709551642: it is incomplete",
+        ),
+        (claims_petabytes, "lacks the column 'action'.*; columns 'action'.* need 2251799813685248"),
         (replace_column("ep_len", np.array([9, 12, 5])), "ep_offset and ep_len do not fit together"),
         (replace_column("ep_len", np.array([19, -5, 12])), "episode 1 has a negative length, -5"),
         (put("action", 17, np.nan), "'action' is not finite in row 17: remove those episodes"),

@@ -82,7 +82,7 @@ class HDF5Dataset(Dataset):
             proprio = self._numbers("observation")
         state = self._numbers("state")
         available = self._cameras()
-        rows = int(np.maximum(lengths, 0).sum())
+        rows = self._held()  # not what lengths say: they may say anything
         shown: list[str] = []
         if available:
             shown, several = choose_cameras(path, list(available), cameras)
@@ -186,10 +186,14 @@ class HDF5Dataset(Dataset):
         values = self._values(name, column)
         return values if values is None or values.ndim == 2 else values[:, None]
 
+    def _held(self) -> int:
+        """Rows of the longest column of more than one number a row."""
+        columns = [c for c in self._things().values() if isinstance(c, h5py.Dataset) and c.ndim > 1]
+        return max((len(c) for c in columns), default=0)
+
     def _lengths(self) -> np.ndarray:
         """Rows of the episodes, from `ep_len` or, without it, from `episode_idx`."""
-        columns = [c for c in self._things().values() if isinstance(c, h5py.Dataset) and c.ndim > 1]
-        unknown = np.array([max((len(c) for c in columns), default=0)])  # as if all were one episode
+        unknown = np.array([self._held()])  # as if all were one episode
         derived = "ep_len" not in self._file and "episode_idx" in self._file
         name = "episode_idx" if derived else "ep_len"
         column = self._column(name, required=True)
