@@ -25,6 +25,7 @@ class PolicySizes:
     Attributes:
         token_dim: D features of a token. grid: (rows, cols) of patches. proprio_dim: P.
         action_dim: C numbers of a model step (frameskip x action size). chunk: H model steps of a proposal.
+        shown: names of the recorded state's numbers that a picture shows. symmetry: of its angles.
     """
 
     token_dim: int
@@ -32,6 +33,8 @@ class PolicySizes:
     proprio_dim: int
     action_dim: int
     chunk: int
+    shown: tuple[str, ...] = ()
+    symmetry: int = 1
 
     @property
     def patches(self) -> int:

@@ -7,6 +7,7 @@ different noise come different chunks, without a number of modes to choose, and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,11 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsewm.bodies import seen_from_bodies
 from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.model.latent import Latent
 from sparsewm.positions import sincos_positions
 from sparsewm.proposals.flow import FlowBlock, PolicySizes, level_code, noised, random_levels
+from sparsewm.proposals.state_reader import StateReader
+from sparsewm.trees import at_least, one_of
+
+STATE = "state"
+"""What `reads` calls the recorded state."""
+
+_DEVIATION = 1.4826  # of a Gaussian whose median error is 1
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,23 @@ class InverseConfig:
     """Pooled summaries of the patches."""
     depth: int = 3
     """Layers of the head that makes chunks."""
+    reads: str = "tokens"
+    """tokens of present and goal; or state: where everything is and how it lies to one another, which the
+    policy first learns to tell from tokens. What to do there it learns from recorded states alone."""
+    look: int = 3000
+    """Steps of 256 frames in which it learns to tell the state (reads state)."""
+    turned: bool = False
+    """Actions are displacements (x, y) on the table: make them along the axes of the first body that turns
+    (reads state)."""
+    noise: float = 1.0
+    """Error of the states that it learns from, in errors of what is told (reads state)."""
 
     def __post_init__(self) -> None:
+        one_of("reads", self.reads, ("tokens", STATE))
+        at_least(0, noise=self.noise)
+        at_least(1, look=self.look)
+        if self.turned and self.reads != STATE:
+            raise UserError(f"`turned` actions need a body that is known: give `reads` {STATE}")
         if self.width % 4 or min(self.width, self.heads, self.depth) < 1:
             raise UserError("of inverse dynamics, width must be a multiple of 4, heads and depth at least 1")
 
@@ -41,7 +65,8 @@ class InverseDynamics(nn.Module):
     """Chunks of actions that lead from a frame to a goal.
 
     Every patch of the present is read together with the same patch of the goal; attention pools the patches.
-    Proprioception of the goal is not read: a goal may be a picture alone.
+    Or a state is read that is told of both. Proprioception of the goal is not read: a
+    goal may be a picture alone.
 
     Args:
         sizes: of what it reads and writes. config: of the network.
@@ -53,14 +78,21 @@ class InverseDynamics(nn.Module):
         super().__init__()
         self.sizes, self.config = sizes, config
         width, numbers = config.width, sizes.chunk * sizes.action_dim
-        self.pair_in = nn.Linear(2 * sizes.token_dim, width)
-        self.position_in = nn.Linear(width, width)
-        self.pair_up = nn.Linear(width, width)
-        self.score = nn.Linear(width, config.heads)
-        self.value = nn.Linear(width, width)
+        if config.reads == STATE:
+            self.bodies = Bodies(sizes, config.turned)
+            self.bodies_in = nn.Sequential(
+                nn.Linear(self.bodies.features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+            )
+        else:
+            self.pair_in = nn.Linear(2 * sizes.token_dim, width)
+            self.position_in = nn.Linear(width, width)
+            self.pair_up = nn.Linear(width, width)
+            self.score = nn.Linear(width, config.heads)
+            self.value = nn.Linear(width, width)
+        summaries = 2 if config.reads == STATE else config.heads + 1
         self.proprio_in = nn.Linear(sizes.proprio_dim, width)
         self.joint = nn.Sequential(
-            nn.Linear((config.heads + 1) * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+            nn.Linear(summaries * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
         self.chunk_in = nn.Linear(numbers, width)
         self.level_in = nn.Linear(width, width)
@@ -72,16 +104,33 @@ class InverseDynamics(nn.Module):
 
     positions: Tensor
 
+    @property
+    def reads_states(self) -> bool:
+        """Whether it learns from recorded states instead of tokens."""
+        return self.config.reads == STATE
+
+    @property
+    def learned(self) -> list[nn.Module]:
+        """Parts that have learned before the rest does."""
+        return [self.bodies.reader] if self.reads_states else []
+
     def read(self, present: Tensor, proprio: Tensor, goal: Tensor) -> Tensor:
         """What is known (B, W): standardised tokens (B, N, D) now and at the goal, proprioception (B, P)."""
-        dtype = self.pair_in.weight.dtype
+        dtype = self.proprio_in.weight.dtype
         x = self.pair_in(torch.cat([present, goal], -1).to(dtype)) + self.position_in(
             self.positions.to(dtype)
         )
         x = F.relu(self.pair_up(F.relu(x)))
         weights = self.score(x).float().softmax(1).to(dtype)  # (B, N, heads)
-        pooled = (weights.mT @ self.value(x)).flatten(1)
-        return self.joint(torch.cat([pooled, F.relu(self.proprio_in(proprio.to(dtype)))], -1))
+        return self._known((weights.mT @ self.value(x)).flatten(1), proprio)
+
+    def read_states(self, state: Tensor, goal: Tensor, proprio: Tensor) -> Tensor:
+        """What is known (B, W): states (B, V) now and at the goal, proprioception (B, P)."""
+        dtype = self.proprio_in.weight.dtype
+        return self._known(F.relu(self.bodies_in(self.bodies(state, goal).to(dtype))), proprio)
+
+    def _known(self, read: Tensor, proprio: Tensor) -> Tensor:
+        return self.joint(torch.cat([read, F.relu(self.proprio_in(proprio.to(read.dtype)))], -1))
 
     def velocity(self, chunk: Tensor, levels: Tensor, known: Tensor) -> Tensor:
         """Slope, float32, at a noisy chunk (B, ..., H * C) of noise levels (B, ...), for what is known."""
@@ -97,13 +146,21 @@ class InverseDynamics(nn.Module):
         """Error of the slope.
 
         Args:
-            batch: standardised `present` and `goal` (B, N, D), `proprio` (B, P), `action` (B, H, C), and
-                `weight` (B, H, C), 0 where nobody knows what to do. generator: of noise and levels, on a CPU.
+            batch: standardised `present` and `goal` (B, N, D), or `state` and `wanted` (B, V), `proprio`
+                (B, P), `action` (B, H, C), and `weight` (B, H, C), 0 where nobody knows what to do.
+            generator: of noise and levels, on a CPU.
         """
+        if self.reads_states:
+            now, wanted = (
+                self.bodies.blurred(batch[name], self.config.noise, generator) for name in ("state", "wanted")
+            )
+            known = self.read_states(now, wanted, batch["proprio"])
+            batch = batch | {"action": self.bodies.turned(batch["action"], now, -1)}
+        else:
+            known = self.read(batch["present"], batch["proprio"], batch["goal"])
         clean, weight = batch["action"].flatten(1), batch["weight"].flatten(1)
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         levels = random_levels(len(clean), generator).to(clean.device)
-        known = self.read(batch["present"], batch["proprio"], batch["goal"])
         slope = self.velocity(noised(clean, noise, levels), levels, known)
         error = (weight * (slope - (noise - clean)).square()).sum() / weight.sum().clamp(min=1)
         return {"loss": error}
@@ -118,7 +175,12 @@ class InverseDynamics(nn.Module):
         how: ProposalConfig,
     ) -> Tensor:
         """Standardised chunks (B, samples, H, C), float32; the first starts at the middle of the noise."""
-        known = self.read(present.tokens, present.proprio, goal.tokens)
+        state = None
+        if self.reads_states:
+            state, wanted = (self.bodies.told(frame) for frame in (present, goal))
+            known = self.read_states(state, wanted, present.proprio)
+        else:
+            known = self.read(present.tokens, present.proprio, goal.tokens)
         sizes = self.sizes
         shape = (len(known), samples, sizes.chunk * sizes.action_dim)
         chunk = torch.randn(shape, generator=generator).to(known.device)
@@ -126,4 +188,76 @@ class InverseDynamics(nn.Module):
         for step in range(how.action_steps):
             levels = torch.full(shape[:2], 1 - step / how.action_steps, device=known.device)
             chunk = chunk - self.velocity(chunk, levels, known) / how.action_steps
-        return chunk.unflatten(2, (sizes.chunk, sizes.action_dim))
+        chunk = chunk.unflatten(2, (sizes.chunk, sizes.action_dim))
+        return chunk if state is None else self.bodies.turned(chunk, state[:, None], 1)
+
+
+class Bodies(nn.Module):
+    """Present and goal as the bodies see them that are there, told by a reader of frames.
+
+    Args:
+        sizes: of the policy. turned: make actions along the axes of the first body that turns.
+
+    Raises:
+        UserError: there is no place in the state, or no body that turns.
+    """
+
+    middle: Tensor
+    unit: Tensor
+    error: Tensor
+
+    def __init__(self, sizes: PolicySizes, turned: bool) -> None:
+        super().__init__()
+        names = sizes.shown
+        self.reader = StateReader(sizes.token_dim, sizes.patches, names, sizes.symmetry)
+        self._places = [[i for i, name in enumerate(names) if name.endswith(axis)] for axis in ("x", "y")]
+        angles = [i for i, name in enumerate(names) if name.endswith("angle")]
+        if not all(self._places):
+            raise UserError(
+                f"a policy that reads the state needs places (x and y) in it, and `env` names "
+                f"{', '.join(names) or 'nothing'}: give `reads` tokens"
+            )
+        if turned and (not angles or sizes.symmetry > 1 or sizes.action_dim % 2):
+            raise UserError("`turned` actions (x, y) need a body whose angle shows: leave it out")
+        self.turns = angles[0] if turned else None
+        self.register_buffer("middle", torch.zeros(2))
+        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("error", torch.zeros(len(names)))
+        self.features = self(torch.zeros(1, len(names)), torch.zeros(1, len(names))).shape[1]
+
+    def fit(self, errors: Mapping[str, float]) -> None:
+        """Take scale and errors from the reader, rounded so that any precision keeps them.
+
+        Args:
+            errors: its median errors by name.
+        """
+        reader = self.reader
+        self.middle.copy_(torch.stack([reader.mean[of].mean() for of in self._places]).bfloat16())
+        self.unit.copy_(torch.cat([reader.std[of] for of in self._places]).mean().bfloat16())
+        known = [_DEVIATION * errors[name] for name in reader.names]
+        self.error.copy_(torch.tensor(known).bfloat16())
+
+    def told(self, frame: Latent) -> Tensor:
+        """The state (B, V) that a frame shows."""
+        return self.reader.state(self.reader(frame.tokens))
+
+    def blurred(self, states: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+        """States (B, V) with errors such as the estimate has."""
+        drawn = torch.randn(states.shape, generator=generator).to(states.device)
+        return states + noise * self.error.to(states) * drawn
+
+    def turned(self, actions: Tensor, state: Tensor, way: int) -> Tensor:
+        """Actions (B, ..., H, C) from the table's axes to those of the body in states (B, ..., V), for way
+        -1, or back, for way 1."""
+        if self.turns is None:
+            return actions
+        angle = way * state[..., self.turns].to(actions)[..., None, None]
+        x, y = actions.unflatten(-1, (-1, 2)).unbind(-1)
+        cosine, sine = angle.cos(), angle.sin()
+        return torch.stack([cosine * x - sine * y, sine * x + cosine * y], -1).flatten(-2)
+
+    def forward(self, state: Tensor, goal: Tensor) -> Tensor:
+        """Features (B, T) of states (B, V)."""
+        scale = self.middle.double().cpu().numpy(), float(self.unit)
+        now, wanted = (part.double().cpu().numpy() for part in (state, goal))
+        return seen_from_bodies(now, wanted, self.reader.names, self.reader.symmetry, scale).to(state.device)

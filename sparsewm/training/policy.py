@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, Tokens, fast_copy, open_dataset, tokens_of
@@ -18,7 +20,9 @@ from sparsewm.model.checkpoint import load, pretrained_path
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals.flow import PolicySizes
-from sparsewm.proposals.latent import KINDS, kept_beside
+from sparsewm.proposals.inverse import STATE, InverseDynamics
+from sparsewm.proposals.latent import KINDS, WEIGHTS, kept_beside
+from sparsewm.proposals.state_reader import shown
 from sparsewm.proposals.wam import WorldActionModel
 from sparsewm.settings import make_env
 from sparsewm.training.draws import generators
@@ -28,6 +32,7 @@ from sparsewm.training.policy_trainer import PolicyTrainer, validation_draw
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.start import check_sizes
 from sparsewm.training.state import STATE_FILE
+from sparsewm.training.state_reader import reader_rows, teach_reader
 from sparsewm.training.stretches import Stretches
 
 
@@ -62,7 +67,8 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         data = held.enter_context(closing(_dataset(config, model)))
         dtype = choose_dtype(config.dtype, device)
         torch.manual_seed(config.seed)
-        policy = _newborn(config, model, say)
+        read = _shown_state(config, model, data)
+        policy = _newborn(config, model, read, say)
         train, held_out = data.split(shortest=2)
         folder = config.output or kept_beside(config.kind, model.environment, model.folder)
         if (folder / STATE_FILE).exists() and not config.resume:
@@ -72,10 +78,15 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
             train = np.sort(np.random.default_rng(config.seed).choice(train, config.episodes, replace=False))
         future = getattr(policy, "frames", 0)
         parts = [
-            Stretches(data, part, model.frameskip, policy.sizes, config.longest, config.still, future)
+            Stretches(
+                data, part, model.frameskip, policy.sizes, config.longest, config.still, future, read.columns
+            )
             for part in (train, held_out)
         ]
-        tokens = _tokens(config, data, model, parts, folder, dtype, progress, say)
+        looked = reader_rows(data, (train, held_out), config.seed) if read.columns else ()
+        tokens = _tokens(config, data, model, parts, looked, folder, dtype, progress, say)
+        if read.columns:
+            _look(config, policy, model, data, read, tokens, looked, folder, progress)
         trainer = PolicyTrainer(policy, model, parts[0], parts[1], tokens, folder, config, dtype)
         if config.resume:
             found = trainer.resume()
@@ -104,14 +115,78 @@ def _dataset(config: PolicyTrainConfig, model: WorldModel) -> Dataset:
     return data
 
 
-def _newborn(config: PolicyTrainConfig, model: WorldModel, say: Say) -> Any:
+@dataclass(frozen=True)
+class _ShownState:
+    """What is read of the recorded state: names and columns of numbers, and the symmetry of angles."""
+
+    names: tuple[str, ...] = ()
+    columns: tuple[int, ...] = ()
+    symmetry: int = 1
+
+
+def _shown_state(config: PolicyTrainConfig, model: WorldModel, data: Dataset) -> _ShownState:
+    """What a policy that reads the state reads; nothing for others."""
+    if config.kind != InverseDynamics.kind or config.inverse.reads != STATE:
+        return _ShownState()
+    remedy = f"give `reads` tokens, or another dataset than {data.path}"
+    if data.state is None:
+        raise UserError(f"there are no recorded states to learn from: {remedy}")
+    env = make_env(config.env or model.environment)
+    names = getattr(env, "state_names", ())
+    if len(names) != data.state.shape[1]:
+        raise UserError(
+            f"{env.name} names {len(names)} numbers of a state, recorded are {data.state.shape[1]}: {remedy}"
+        )
+    seen = shown(names)
+    return _ShownState(seen, tuple(names.index(name) for name in seen), getattr(env, "angle_symmetry", 1))
+
+
+def _look(
+    config: PolicyTrainConfig,
+    policy: InverseDynamics,
+    model: WorldModel,
+    data: Dataset,
+    read: _ShownState,
+    tokens: Tokens,
+    rows: tuple[np.ndarray, ...],
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Teach the policy to tell the state; a run that is resumed has learned it."""
+    bodies, weights = policy.bodies, folder / WEIGHTS
+    if config.resume and (folder / STATE_FILE).exists() and weights.exists():
+        try:
+            kept = {name: value.float() for name, value in load_file(weights).items()}
+            own = {name: kept[f"bodies.{name}"] for name in bodies.state_dict()}
+            bodies.load_state_dict(own)
+            return
+        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{weights} is damaged ({error}): give another `output`") from None
+    with progress("looking") as bar:
+        errors = teach_reader(
+            bodies.reader,
+            data,
+            list(read.columns),
+            tokens,
+            rows,
+            model.standardizer,
+            config.inverse.look,
+            config.seed,
+            lambda step, loss: bar(step, config.inverse.look, f"loss {loss:.3f}"),
+        )
+    bodies.fit(errors)
+
+
+def _newborn(config: PolicyTrainConfig, model: WorldModel, read: _ShownState, say: Say) -> Any:
     """A new policy of the model's sizes."""
     network, _ = KINDS[config.kind]
     sizes = model.config
     chunk = config.chunk
     if chunk is None:
         chunk = PlanConfig.of(model.environment).search.horizon if config.env else PlanConfig().search.horizon
-    shape = PolicySizes(sizes.token_dim, sizes.grid, sizes.proprio_dim, sizes.action_dim, chunk)
+    shape = PolicySizes(
+        sizes.token_dim, sizes.grid, sizes.proprio_dim, sizes.action_dim, chunk, read.names, read.symmetry
+    )
     policy = network(shape, getattr(config, config.kind))
     if isinstance(policy, WorldActionModel) and policy.imagines and config.wam.from_predictor:
         agree = policy.begin(model.predictor)
@@ -128,14 +203,17 @@ def _tokens(
     data: Dataset,
     model: WorldModel,
     parts: list[Stretches],
+    looked: tuple[np.ndarray, ...],
     folder: Path,
     dtype: torch.dtype,
     progress: Progress,
     say: Say,
 ) -> Tokens:
-    """The tokens of all rows that this training reads."""
+    """The tokens of all rows that this training reads: where it looks first, those and no other stretches."""
     read = np.zeros(data.rows, bool)
-    for step in range(config.steps):
+    for rows in looked:
+        read[rows] = True
+    for step in range(0 if looked else config.steps):
         read[parts[0].draw(generators(config.seed, 3, step)[0], config.batch).rows] = True
     read[validation_draw(parts[1]).rows] = True
     rows = np.flatnonzero(read)

@@ -64,8 +64,12 @@ class PolicyTrainer:
     ) -> None:
         self.policy, self.model, self.train, self.validation = policy, model, train, validation
         self.tokens, self.folder, self.config, self.dtype = tokens, folder, config, dtype
-        self.average = [p.detach().float().clone() for p in policy.parameters()]
-        policy.to(dtype).train().requires_grad_(True)
+        policy.train().requires_grad_(True)
+        for part in getattr(policy, "learned", ()):  # before
+            part.eval().requires_grad_(False)
+        self._live: list[Tensor] = [p for p in policy.parameters() if p.requires_grad]
+        self.average = [p.detach().float().clone() for p in self._live]
+        policy.to(dtype)
         warmup = min(100, config.steps // 10 + 1)
         self.optimizer = MasterAdamW(policy, config.lr, config.steps, warmup, weight_decay=0.01)
         self.step, self.seconds = 0, 0.0
@@ -82,7 +86,9 @@ class PolicyTrainer:
         while self.step < min(until or config.steps, config.steps):
             started = time.perf_counter()
             rng, generator = generators(config.seed, 3, self.step)
-            batch = self.train.batch(self.train.draw(rng, config.batch), self.tokens, self.model)
+            drawn = self.train.draw(rng, config.batch)
+            frames = None if getattr(self.policy, "reads_states", False) else self.tokens
+            batch = self.train.batch(drawn, frames, self.model)
             losses = self.policy.loss(batch, generator)  # type: ignore[operator]
             self.optimizer.zero_grad()
             losses["loss"].backward()
@@ -104,16 +110,15 @@ class PolicyTrainer:
 
     def _with_average(self, work: Callable[[], Any]) -> None:
         """Call `work` while the policy holds the averaged weights."""
-        live: list[Tensor] = list(self.policy.parameters())
         with torch.no_grad():
-            torch._foreach_copy_(live, self.average)
+            torch._foreach_copy_(self._live, self.average)
         self.policy.eval()
         try:
             work()
         finally:
             self.policy.train()
             with torch.no_grad():
-                torch._foreach_copy_(live, self.optimizer.masters)
+                torch._foreach_copy_(self._live, self.optimizer.masters)
 
     def _keep(self, losses: dict[str, float]) -> None:
         found = validate_policy(self.policy, self.model, self.validation, self.tokens)

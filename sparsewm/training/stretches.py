@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ class Stretches:
         sizes: of the policy. longest: environment steps to a goal, at most; None: to the end of the episode.
         still: behind the goal actions are zero, or the nearest the bounds allow; otherwise unknown.
         future: frames on the way that the policy imagines, evenly over a chunk, its end among them.
+        columns: of the recorded state that are read.
 
     Raises:
         UserError: no episode has two rows.
@@ -51,8 +53,9 @@ class Stretches:
         longest: int | None = None,
         still: bool = True,
         future: int = 0,
+        columns: Sequence[int] = (),
     ) -> None:
-        self.dataset, self.sizes, self.still = dataset, sizes, still
+        self.dataset, self.sizes, self.still, self.columns = dataset, sizes, still, list(columns)
         self.steps = np.arange(sizes.chunk * frameskip)
         self.ahead = np.array([round(sizes.chunk * (i + 1) / future) * frameskip for i in range(future)], int)
         rows = dataset.rows_of(episodes)
@@ -72,12 +75,13 @@ class Stretches:
         goal = present + rng.integers(1, self.farthest[picked] + 1)
         return Drawn(present, goal, np.minimum(present[:, None] + self.ahead, goal[:, None]))
 
-    def batch(self, drawn: Drawn, tokens: Tokens, model: WorldModel) -> dict[str, Tensor]:
-        """Stretches in the model's units, on its device.
+    def batch(self, drawn: Drawn, tokens: Tokens | None, model: WorldModel) -> dict[str, Tensor]:
+        """Stretches in the model's units, on its device; without `tokens` no frames of them.
 
         Returns:
             `present`, `goal` (B, N, D), `future` (B, F, N, D): the goal where that comes first, `proprio`
-            (B, P), `action` (B, H, C), and `weight` of these, 0 where they are unknown.
+            (B, P), `action` (B, H, C), and `weight` of these, 0 where they are unknown; `state` and `wanted`
+            (B, V) where they are read.
         """
         data, chunk = self.dataset, self.sizes.chunk
         rows = drawn.present[:, None] + self.steps
@@ -86,12 +90,17 @@ class Stretches:
         weight = np.broadcast_to((taken | self.still)[..., None], action.shape).astype(np.float32)
         standardizer, device = model.standardizer, model.device
         found = {
-            "present": standardizer.tokens(placed(tokens.rows(drawn.present), device)),
-            "goal": standardizer.tokens(placed(tokens.rows(drawn.goal), device)),
             "proprio": standardizer.proprio(placed(torch.from_numpy(data.proprio[drawn.present]), device)),
             "weight": placed(torch.from_numpy(weight), device).unflatten(1, (chunk, -1)).flatten(2),
         }
-        if drawn.future.size:
-            found["future"] = standardizer.tokens(placed(tokens.rows(drawn.future), device))
+        if tokens is not None:
+            found["present"] = standardizer.tokens(placed(tokens.rows(drawn.present), device))
+            found["goal"] = standardizer.tokens(placed(tokens.rows(drawn.goal), device))
+            if drawn.future.size:
+                found["future"] = standardizer.tokens(placed(tokens.rows(drawn.future), device))
+        if self.columns and data.state is not None:
+            for name, rows_of in (("state", drawn.present), ("wanted", drawn.goal)):
+                told = data.state[rows_of][:, self.columns].astype(np.float32)
+                found[name] = placed(torch.from_numpy(told), device)
         steps = torch.from_numpy(action).unflatten(1, (chunk, -1)).flatten(2)
         return found | {"action": standardizer.actions(placed(steps, device))}

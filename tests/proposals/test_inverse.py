@@ -19,10 +19,11 @@ from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.model.interface import Interface
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals import check_proposals, load_sampler, reads_tokens
+from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.inverse import InverseConfig, InverseDynamics
 from sparsewm.proposals.latent import ABOUT, WEIGHTS, LatentProposals, kept_beside, load_policy, save_policy
 from tests.model.tiny import random_latent, tiny_encoder, tiny_model
-from tests.proposals.small import HOW, SIZES, forked, frames_of, inverse, taught
+from tests.proposals.small import HOW, SIZES, forked, frames_of, inverse, stirred, taught
 
 CPU = torch.device("cpu")
 
@@ -125,6 +126,77 @@ def other_statistics() -> WorldModel:
 def test_another_world_model_is_refused(make: Any, message: str, folder: Path) -> None:
     with pytest.raises(UserError, match=message):
         load_policy(folder, make())
+
+
+TABLE = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
+
+
+def of_states(names: tuple[str, ...] = TABLE, symmetry: int = 1, turned: bool = True) -> InverseDynamics:
+    torch.manual_seed(0)
+    sizes = PolicySizes(8, (4, 4), 2, 4, 2, names, symmetry)
+    policy = InverseDynamics(sizes, InverseConfig(32, 2, 2, "state", turned=turned))
+    policy.bodies.reader.fit(256 + 100 * torch.randn(40, len(names), dtype=torch.float64))
+    policy.bodies.fit(dict.fromkeys(names, 2.0))
+    return stirred(policy)
+
+
+def test_it_reads_the_state_that_it_is_told_of(model: WorldModel, tmp_path: Path) -> None:
+    policy = of_states()
+    assert policy.bodies.error.tolist() == pytest.approx([2.9652] * 5, rel=0.01)
+    assert policy.bodies.unit == pytest.approx(100, rel=0.2)
+    save_policy(policy, model, tmp_path / "inverse", {})
+    frames = [random_latent(model, 2, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    seeds = [torch.Generator().manual_seed(1) for _ in range(3)]
+    chunks = policy.propose(frames[0], frames[1], 3, seeds[0], HOW)
+    kept = load_policy(tmp_path / "inverse", model)
+    assert torch.equal(chunks, kept.propose(frames[0], frames[1], 3, seeds[1], HOW))
+    assert not torch.allclose(chunks, policy.propose(frames[0], frames[0], 3, seeds[2], HOW)), "sees its goal"
+
+
+def test_actions_are_turned_with_the_body_and_back() -> None:
+    policy = of_states()
+    state = torch.tensor([[0, 0, 0, 0, np.pi / 2], [0, 0, 0, 0, 0]], dtype=torch.float32)
+    actions = torch.randn(2, 2, 4)
+    seen = policy.bodies.turned(actions, state, -1)
+    x, y = actions[0].unflatten(-1, (2, 2)).unbind(-1)
+    assert torch.allclose(seen[0].unflatten(-1, (2, 2)), torch.stack([y, -x], -1), atol=1e-6)
+    assert torch.equal(seen[1], actions[1])
+    assert torch.allclose(policy.bodies.turned(seen, state, 1), actions, atol=1e-6)
+    many = policy.bodies.turned(actions[:, None].expand(-1, 3, -1, -1), state[:, None], -1)
+    assert torch.allclose(many, seen[:, None].expand(-1, 3, -1, -1), atol=1e-6)
+
+
+def test_a_scene_turned_as_a_whole_is_seen_alike_by_its_body() -> None:
+    """All but places and directions on the table."""
+    bodies = of_states().bodies
+    rng = np.random.default_rng(0)
+    now, goal = (torch.from_numpy(rng.normal(256, 80, (30, 5)).astype(np.float32)) for _ in range(2))
+    now[:, 4], goal[:, 4] = now[:, 4] / 100, goal[:, 4] / 100
+    cosine, sine = np.cos(0.8), np.sin(0.8)
+
+    def moved(state: torch.Tensor) -> torch.Tensor:
+        x, y = state[:, [0, 2]], state[:, [1, 3]]
+        columns = [cosine * x - sine * y, sine * x + cosine * y]
+        agent, block = (torch.stack([part[:, i] for part in columns], -1) for i in (0, 1))
+        return torch.cat([agent, block, state[:, 4:] + 0.8], 1)
+
+    same = torch.isclose(bodies(now, goal), bodies(moved(now), moved(goal)), atol=1e-3).all(0)
+    assert int(same.sum()) >= bodies.features // 2
+
+
+@pytest.mark.parametrize(
+    ("names", "symmetry", "turned", "message"),
+    [
+        (("angle",), 1, False, r"needs places \(x and y\) in it, and `env` names angle"),
+        (TABLE[:4], 1, True, "a body whose angle shows"),
+        (TABLE, 4, True, "a body whose angle shows"),
+    ],
+)
+def test_states_that_say_too_little_are_refused(
+    names: tuple[str, ...], symmetry: int, turned: bool, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        of_states(names, symmetry, turned)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "infinite", "missing", "sizes", "kind"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,10 @@ from safetensors.torch import load_file
 
 from sparsewm.data import TokenCache, open_dataset
 from sparsewm.errors import UserError
+from sparsewm.model.checkpoint import load
 from sparsewm.proposals.flow import PolicySizes
-from sparsewm.proposals.latent import WEIGHTS
+from sparsewm.proposals.inverse import InverseConfig
+from sparsewm.proposals.latent import WEIGHTS, load_policy
 from sparsewm.proposals.wam import WamConfig
 from sparsewm.training.policy import train_policy
 from sparsewm.training.policy_config import PolicyTrainConfig
@@ -65,6 +68,46 @@ def config(place: Path, output: str, **changes: object) -> PolicyTrainConfig:
         output=place / output,
     )
     return replace(usual, **changes)  # type: ignore[arg-type]
+
+
+def of_states(place: Path, output: str, **changes: object) -> PolicyTrainConfig:
+    usual = InverseConfig(32, 2, 1, "state", look=60)
+    return config(place, output, **{"kind": "inverse", "inverse": usual} | changes)
+
+
+def test_a_policy_that_is_told_the_state_is_resumed_to_the_last_bit(place: Path) -> None:
+    """It looks once: a run that goes on takes what it has learned to see from its folder."""
+    whole = train_policy(of_states(place, "told")).folder
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(of_states(place, "told-again"), interrupting(4))
+    resumed = train_policy(of_states(place, "told-again", resume=True)).folder
+    one, two = (load_file(folder / WEIGHTS) for folder in (whole, resumed))
+    assert any(name.startswith("bodies.reader.") for name in one)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_it_looks_until_it_can_tell_the_state(place: Path) -> None:
+    usual = InverseConfig(32, 2, 1, "state", look=400)
+    folder = train_policy(of_states(place, "sees", inverse=usual)).folder
+    model = load(place / "run" / "checkpoint")
+    data = open_dataset(place / "wall.h5")
+    rows = np.arange(60)
+    told = load_policy(folder, model).bodies.told(model.encode(data.pixels[rows], data.proprio[rows]))
+    assert data.state is not None
+    assert np.median(np.abs(told.numpy() - data.state[rows])) < 0.1, "of places from 0 to 1"
+
+
+def test_without_recorded_states_it_is_refused(place: Path, tmp_path: Path) -> None:
+    stateless = write_dataset(tmp_path / "wall.h5", [14] * 12)
+    with h5py.File(stateless, "r+") as file:
+        del file["state"]
+    with pytest.raises(UserError, match="no recorded states to learn from: give `reads` tokens"):
+        train_policy(of_states(place, "stateless", dataset=str(stateless)))
+    with h5py.File(stateless, "r+") as file:
+        file["state"] = np.zeros((14 * 12, 3))
+    with pytest.raises(UserError, match="wall names 2 numbers of a state, recorded are 3"):
+        train_policy(of_states(place, "other", dataset=str(stateless)))
 
 
 @pytest.mark.parametrize("still", [True, False])

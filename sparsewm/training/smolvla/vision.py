@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsewm.bodies import seen_from_bodies, waves
 from sparsewm.data.cameras import overlay
 from sparsewm.errors import UserError
 from sparsewm.positions import sincos_positions
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 WARMUP = 0.1  # of the steps
 PLACES = 0.5  # root mean square of new embeddings of positions, beside patches of about 1
 WAVES = (0.25, 0.5, 1, 2, 4)  # periods over four deviations
-ON_THE_TABLE, FROM_BODIES = (1,), (1, 2)  # the same, where present and goal are seen together
 POOL = 400_000  # pairs of present and goal of which a vision encoder learns to see
 SIZE = 0.1  # weight of the tokens' size beside the error
 DECAY = 0.01  # of weights
@@ -48,57 +48,8 @@ def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
             columns.append(np.stack([np.sin(column), np.cos(column)], 1))
         elif not name.endswith(("vx", "vy")):
             place = (column - column.mean()) / max(float(column.std()), 1e-6)
-            columns.append(_waves(place[:, None], WAVES))
+            columns.append(waves(place[:, None], WAVES))
     return torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))
-
-
-def seen_from_bodies(
-    states: np.ndarray, goals: np.ndarray, names: Sequence[str], symmetry: int = 1
-) -> Tensor:
-    """What one picture of present and goal shows: above all how everything lies to a body that turns.
-
-    Which push a T needs depends on where its goal and the agent lie in its own frame, hardly on where it is.
-    Told where all is on the table, a policy would have to learn to turn, which takes it long.
-
-    Args:
-        states, goals: (N, D). names: of their numbers, as `visible` reads them; x and y of a name are a
-            place, with an angle of the same name a body that turns. Without any the first place is one.
-        symmetry: how many angles of such a body look the same (`GoalEnv.angle_symmetry`). With more than one
-            nothing shows which way it is turned: all is seen from its place, along the table's axes, and
-            angles are told times so many.
-
-    Returns:
-        (N, T): places on the table and seen from every body, the nearer ones finely, and directions.
-    """
-    columns = {name: i for i, name in enumerate(names)}
-    stems = [name[:-1] for name in names if name.endswith("x") and not name.endswith("vx")]
-    both = [np.asarray(part, np.float64) for part in (states, goals)]
-
-    def place(part: np.ndarray, stem: str) -> np.ndarray:
-        return part[:, [columns[stem + "x"], columns[stem + "y"]]]
-
-    turning = [stem for stem in stems if stem + "angle" in columns]
-    everywhere = np.stack([place(part, stem) for part in both for stem in stems])  # (2 places, N, 2)
-    unit = max(float(everywhere.std(1).mean()), 1e-6)
-    seen = [_waves((everywhere - everywhere.mean((0, 1))) / unit, ON_THE_TABLE)]
-    for stem in turning or stems[:1]:
-        angles = [part[:, columns[stem + "angle"]] if turning else np.zeros(len(part)) for part in both]
-        turn = angles[0] if symmetry == 1 else np.zeros(len(states))
-        cosine, sine = np.cos(turn)[:, None], np.sin(turn)[:, None]
-        away = (everywhere - place(both[0], stem)) / unit
-        x, y = away[..., :1], away[..., 1:]
-        seen.append(_waves(np.concatenate([cosine * x + sine * y, cosine * y - sine * x], -1), FROM_BODIES))
-        turns = [times * (angles[1] - angles[0]) for times in (1, 2, 3)] if symmetry == 1 else []
-        for angle in (*angles, *turns):
-            seen.append(np.stack([np.sin(symmetry * angle), np.cos(symmetry * angle)], -1)[None])
-    flat = np.concatenate([part.transpose(1, 0, 2).reshape(len(states), -1) for part in seen], 1)
-    return torch.from_numpy(flat[:, flat.std(0) > 0].astype(np.float32))
-
-
-def _waves(places: np.ndarray, periods: Sequence[float]) -> np.ndarray:
-    """Places (..., 2) and sines and cosines of so many periods over four units."""
-    waves = [wave(math.pi / 2 * often * places) for often in periods for wave in (np.sin, np.cos)]
-    return np.concatenate([places, *waves], -1)
 
 
 def single(pixels: Tensor, targets: Tensor) -> Draw:
@@ -119,6 +70,7 @@ def with_goals(
     rows = torch.randint(len(frames), (min(POOL, 4 * len(frames)),), generator=pool)
     goals = rows + frames.ahead(rows, pool)
     targets = seen_from_bodies(states[rows.numpy()], states[goals.numpy()], names, symmetry)
+    targets = targets[:, targets.std(0) > 0]
     pairs = torch.stack([rows, goals], 1)
 
     def draw(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

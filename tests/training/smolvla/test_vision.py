@@ -13,11 +13,8 @@ from sparsewm import envs
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.training.smolvla.vision import (
-    FROM_BODIES,
-    ON_THE_TABLE,
     WAVES,
     begin_anew,
-    seen_from_bodies,
     single,
     teach_vision,
     visible,
@@ -89,44 +86,6 @@ def test_a_vision_encoder_may_look_for_a_few_steps(steps: int, tmp_path: Path) -
     policy = tiny_learner(tmp_path)
     pixels, targets = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.randn(8, 2)
     assert np.isfinite(teach_vision(policy, single(pixels, targets), steps, batch=4))
-
-
-def test_what_a_body_sees_turns_and_moves_with_it() -> None:
-    """Of a scene that is turned and shifted as a whole, only places on the table and directions change."""
-    rng, names = np.random.default_rng(0), ("agent_x", "agent_y", "block_x", "block_y", "block_angle", "vx")
-    states, goals = rng.normal(size=(2, 500, 6))
-    turn = 0.7
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-
-    def moved(part: np.ndarray) -> np.ndarray:
-        turned = [part[:, i : i + 2] @ rotation.T for i in (0, 2)]
-        return np.concatenate([*turned, part[:, 4:5] + turn, part[:, 5:]], 1)
-
-    before, after = (
-        seen_from_bodies(states, goals, names),
-        seen_from_bodies(moved(states), moved(goals), names),
-    )
-    same = torch.isclose(before, after, atol=0.05).all(0)  # the unit of length is measured
-    finely, coarsely = (1 + 2 * len(waves) for waves in (FROM_BODIES, ON_THE_TABLE))
-    relative = 3 * 2 * finely + 3 * 2  # places seen from the T (its own is left out), and turns to the goal
-    assert before.shape == after.shape and int(same.sum()) == relative
-    assert seen_from_bodies(states[:, :2], goals[:, :2], ("x", "y")).shape == (
-        500,
-        2 * 2 * coarsely + 2 * finely,
-    )
-
-
-def test_what_lies_about_a_body_that_looks_alike_turned_is_seen_along_the_table() -> None:
-    """A picture does not show how a square is turned, but for a fourth of a circle."""
-    rng, names = np.random.default_rng(0), ("x", "y", "red_x", "red_y", "red_angle")
-    states, goals = rng.normal(size=(2, 500, 5))
-    seen = seen_from_bodies(states, goals, names, 4)
-    turned = [part + np.pi / 2 * np.eye(5)[4] * rng.integers(4, size=(500, 1)) for part in (states, goals)]
-    assert torch.allclose(seen, seen_from_bodies(*turned, names, 4), atol=1e-5)
-    assert not torch.allclose(seen, seen_from_bodies(states + 0.3 * np.eye(5)[4], goals, names, 4))
-    offset = torch.from_numpy((states[:, :2] - states[:, 2:4]).astype(np.float32))
-    correlation = torch.corrcoef(torch.cat([offset, seen], 1).T)[:2, 2:].abs().amax(1)
-    assert correlation.min() > 0.9999
 
 
 def test_an_angle_is_seen_as_a_direction() -> None:

@@ -1,0 +1,56 @@
+"""Present and goal as bodies on the table see them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsewm.bodies import FROM_BODIES, ON_THE_TABLE
+from sparsewm.bodies import seen_from_bodies as all_seen
+
+
+def seen_from_bodies(
+    states: np.ndarray, goals: np.ndarray, names: tuple[str, ...], symmetry: int = 1
+) -> Tensor:
+    """What is not the same whatever the state."""
+    seen = all_seen(states, goals, names, symmetry)
+    return seen[:, seen.std(0) > 0]
+
+
+def test_what_a_body_sees_turns_and_moves_with_it() -> None:
+    """Of a scene that is turned and shifted as a whole, only places on the table and directions change."""
+    rng, names = np.random.default_rng(0), ("agent_x", "agent_y", "block_x", "block_y", "block_angle", "vx")
+    states, goals = rng.normal(size=(2, 500, 6))
+    turn = 0.7
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+
+    def moved(part: np.ndarray) -> np.ndarray:
+        turned = [part[:, i : i + 2] @ rotation.T for i in (0, 2)]
+        return np.concatenate([*turned, part[:, 4:5] + turn, part[:, 5:]], 1)
+
+    before, after = (
+        seen_from_bodies(states, goals, names),
+        seen_from_bodies(moved(states), moved(goals), names),
+    )
+    same = torch.isclose(before, after, atol=0.05).all(0)  # the unit of length is measured
+    finely, coarsely = (1 + 2 * len(waves) for waves in (FROM_BODIES, ON_THE_TABLE))
+    relative = 3 * 2 * finely + 3 * 2  # places seen from the T (its own is left out), and turns to the goal
+    assert before.shape == after.shape and int(same.sum()) == relative
+    assert seen_from_bodies(states[:, :2], goals[:, :2], ("x", "y")).shape == (
+        500,
+        2 * 2 * coarsely + 2 * finely,
+    )
+
+
+def test_what_lies_about_a_body_that_looks_alike_turned_is_seen_along_the_table() -> None:
+    """A picture does not show how a square is turned, but for a fourth of a circle."""
+    rng, names = np.random.default_rng(0), ("x", "y", "red_x", "red_y", "red_angle")
+    states, goals = rng.normal(size=(2, 500, 5))
+    seen = seen_from_bodies(states, goals, names, 4)
+    turned = [part + np.pi / 2 * np.eye(5)[4] * rng.integers(4, size=(500, 1)) for part in (states, goals)]
+    assert torch.allclose(seen, seen_from_bodies(*turned, names, 4), atol=1e-5)
+    assert not torch.allclose(seen, seen_from_bodies(states + 0.3 * np.eye(5)[4], goals, names, 4))
+    offset = torch.from_numpy((states[:, :2] - states[:, 2:4]).astype(np.float32))
+    correlation = torch.corrcoef(torch.cat([offset, seen], 1).T)[:2, 2:].abs().amax(1)
+    assert correlation.min() > 0.9999
