@@ -45,8 +45,8 @@ class TrainPolicy:
         print(f"{done.steps} steps in {done.seconds / 60:.1f} min")
         if found := done.metrics.get("validation"):
             print(
-                f"held-out actions: error {found['error']:.2f} of their mean square, {found['best']:.2f} "
-                f"in the best of 16; with others' goals {found['other_goals']:.2f}"
+                f"of held-out actions the mean of 16 proposals misses {found['error']:.2f} of their square, "
+                f"the nearest {found['best']:.2f}; the mean with others' goals {found['other_goals']:.2f}"
             )
             if "future" in found:
                 print(f"the imagined future errs by {found['future']:.2f} of what copying the present would")

@@ -7,7 +7,7 @@ different noise come different chunks, without a number of modes to choose, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,6 +48,9 @@ class InverseConfig:
     turned: bool = False
     """Actions are displacements (x, y) on the table: make them along the axes of the first body that turns
     (reads state)."""
+    free: tuple[str, ...] = ()
+    """Names of the state's numbers that may be anything at the goal, such as where a pusher stands in the end
+    (reads state). They are not told of the goal."""
     noise: float = 1.0
     """Error of the states that it learns from, in errors of what is told (reads state)."""
 
@@ -79,7 +82,7 @@ class InverseDynamics(nn.Module):
         self.sizes, self.config = sizes, config
         width, numbers = config.width, sizes.chunk * sizes.action_dim
         if config.reads == STATE:
-            self.bodies = Bodies(sizes, config.turned)
+            self.bodies = Bodies(sizes, config.turned, config.free)
             self.bodies_in = nn.Sequential(
                 nn.Linear(self.bodies.features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
             )
@@ -174,7 +177,7 @@ class InverseDynamics(nn.Module):
         generator: torch.Generator,
         how: ProposalConfig,
     ) -> Tensor:
-        """Standardised chunks (B, samples, H, C), float32; the first starts at the middle of the noise."""
+        """Standardised chunks (B, samples, H, C), float32."""
         state = None
         if self.reads_states:
             state, wanted = (self.bodies.told(frame) for frame in (present, goal))
@@ -184,7 +187,6 @@ class InverseDynamics(nn.Module):
         sizes = self.sizes
         shape = (len(known), samples, sizes.chunk * sizes.action_dim)
         chunk = torch.randn(shape, generator=generator).to(known.device)
-        chunk[:, 0] = 0
         for step in range(how.action_steps):
             levels = torch.full(shape[:2], 1 - step / how.action_steps, device=known.device)
             chunk = chunk - self.velocity(chunk, levels, known) / how.action_steps
@@ -197,16 +199,17 @@ class Bodies(nn.Module):
 
     Args:
         sizes: of the policy. turned: make actions along the axes of the first body that turns.
+        free: names of numbers that are not told of the goal.
 
     Raises:
-        UserError: there is no place in the state, or no body that turns.
+        UserError: there is no place in the state, no body that turns, or no such name.
     """
 
     middle: Tensor
     unit: Tensor
     error: Tensor
 
-    def __init__(self, sizes: PolicySizes, turned: bool) -> None:
+    def __init__(self, sizes: PolicySizes, turned: bool, free: Sequence[str] = ()) -> None:
         super().__init__()
         names = sizes.shown
         self.reader = StateReader(sizes.token_dim, sizes.patches, names, sizes.symmetry)
@@ -219,7 +222,9 @@ class Bodies(nn.Module):
             )
         if turned and (not angles or sizes.symmetry > 1 or sizes.action_dim % 2):
             raise UserError("`turned` actions (x, y) need a body whose angle shows: leave it out")
-        self.turns = angles[0] if turned else None
+        for name in free:
+            one_of("free", name, names)
+        self.turns, self.free = angles[0] if turned else None, [names.index(name) for name in free]
         self.register_buffer("middle", torch.zeros(2))
         self.register_buffer("unit", torch.ones(()))
         self.register_buffer("error", torch.zeros(len(names)))
@@ -260,4 +265,7 @@ class Bodies(nn.Module):
         """Features (B, T) of states (B, V)."""
         scale = self.middle.double().cpu().numpy(), float(self.unit)
         now, wanted = (part.double().cpu().numpy() for part in (state, goal))
+        if self.free:
+            wanted = wanted.copy()  # a CPU's tensor shares its numbers
+            wanted[:, self.free] = now[:, self.free]
         return seen_from_bodies(now, wanted, self.reader.names, self.reader.symmetry, scale).to(state.device)

@@ -218,7 +218,7 @@ class LatentProposals:
         samples: int,
         horizon: int,
     ) -> Tensor:
-        """Environment actions (B, samples, horizon, A), inside the bounds; the likeliest first.
+        """Environment actions (B, samples, horizon, A), inside the bounds.
 
         Args:
             observation, goal: `pixels` uint8 (B, R, R, 3), `proprio` float32 (B, P), and `frame`, a `Latent`

@@ -264,7 +264,6 @@ class WorldActionModel(nn.Module):
         steps = how.action_steps if how.future_steps is None else how.future_steps
         steps = steps if self.imagines else 0
         chunk = torch.randn(batch, samples, sizes.chunk, sizes.action_dim, generator=generator).to(device)
-        chunk[:, 0] = 0  # the middle of the noise
         patches = future = clean = fixed = None
         if steps:
             patches = random_patches(batch, sizes.patches, self.kept, generator).to(device)

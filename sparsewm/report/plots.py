@@ -167,9 +167,9 @@ def plot_policy(path: str | Path, metrics: Sequence[dict[str, Any]], title: str)
     """What a policy's proposals miss of recorded actions and what else it tells, over training."""
     figure, axis = plt.subplots(figsize=(6, 4))
     names = {
-        "error": "first proposal",
-        "best": "best of several",
-        "other_goals": "first, with others' goals",
+        "error": "mean of 16 proposals",
+        "best": "nearest of them",
+        "other_goals": "mean, with others' goals",
         "future": "imagined future (share of copying the present)",
     }
     for name, label in names.items():

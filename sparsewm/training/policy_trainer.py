@@ -191,8 +191,9 @@ def validate_policy(
     """What proposals miss of recorded actions, as a share of these' mean square, in held-out stretches.
 
     Returns:
-        `error` of the first proposal, `best` of several, `other_goals` of the first for the goal of another
-        stretch (a policy that does not look at goals errs no more); and what the policy itself tells.
+        `error` of the mean of several proposals, `best` of the nearest of them, `other_goals` of the mean for
+        the goal of another stretch (a policy that does not look at goals errs no more); and what the policy
+        itself tells.
     """
     _, generator = generators(0)
     batch = stretches.batch(validation_draw(stretches, count), tokens, model)
@@ -200,14 +201,16 @@ def validate_policy(
     present = Latent(batch["present"], batch["proprio"])
     size = (weight * action.square()).sum().clamp(min=1e-9)
 
-    def missed(goal: Tensor, samples: int) -> Tensor:
+    def offered(goal: Tensor) -> Tensor:
         wanted = Latent(goal, batch["proprio"])
-        chunks = policy.propose(present, wanted, samples, generator, ProposalConfig())
+        return policy.propose(present, wanted, OFFERED, generator, ProposalConfig())
+
+    def missed(chunks: Tensor) -> Tensor:
         return (weight[:, None] * (chunks - action[:, None]).square()).flatten(2).sum(2)  # (B, samples)
 
-    own = missed(batch["goal"], OFFERED)
-    other = missed(batch["goal"].roll(1, 0), 1)
-    found = {"error": own[:, 0].sum(), "best": own.amin(1).sum(), "other_goals": other.sum()}
+    own, other = offered(batch["goal"]), offered(batch["goal"].roll(1, 0))
+    found = {"error": missed(own.mean(1, keepdim=True)).sum(), "best": missed(own).amin(1).sum()}
+    found["other_goals"] = missed(other.mean(1, keepdim=True)).sum()
     shares = {name: float(value / size) for name, value in found.items()}
     tell = getattr(policy, "tell", None)
     return shares if tell is None else shares | tell(batch, generator)
