@@ -12,16 +12,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sparsewm import envs
 from sparsewm.agent import Agent
 from sparsewm.config import PlanConfig, ProposalConfig
 from sparsewm.errors import UserError
-from sparsewm.model.checkpoint import pretrained_path
+from sparsewm.model.checkpoint import load_pretrained, pretrained_path
 from sparsewm.model.interface import Interface
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals import check_proposals, load_sampler, reads_tokens
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.inverse import InverseConfig, InverseDynamics
-from sparsewm.proposals.latent import ABOUT, WEIGHTS, LatentProposals, kept_beside, load_policy, save_policy
+from sparsewm.proposals.latent import (
+    ABOUT,
+    WEIGHTS,
+    LatentProposals,
+    kept_beside,
+    load_policy,
+    policy_folder,
+    save_policy,
+)
 from tests.model.tiny import random_latent, tiny_encoder, tiny_model
 from tests.proposals.small import HOW, SIZES, forked, frames_of, inverse, stirred, taught
 
@@ -130,10 +139,12 @@ def test_another_world_model_is_refused(make: Any, message: str, folder: Path) -
 TABLE = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
 
 
-def of_states(names: tuple[str, ...] = TABLE, symmetry: int = 1, turned: bool = True) -> InverseDynamics:
+def of_states(
+    names: tuple[str, ...] = TABLE, symmetry: int = 1, turned: bool = True, free: tuple[str, ...] = ()
+) -> InverseDynamics:
     torch.manual_seed(0)
     sizes = PolicySizes(8, (4, 4), 2, 4, 2, names, symmetry)
-    policy = InverseDynamics(sizes, InverseConfig(32, 2, 2, "state", turned=turned))
+    policy = InverseDynamics(sizes, InverseConfig(32, 2, 2, "state", turned=turned, free=free))
     policy.bodies.reader.fit(256 + 100 * torch.randn(40, len(names), dtype=torch.float64))
     policy.bodies.fit(dict.fromkeys(names, 2.0))
     return stirred(policy)
@@ -150,6 +161,33 @@ def test_it_reads_the_state_that_it_is_told_of(model: WorldModel, tmp_path: Path
     kept = load_policy(tmp_path / "inverse", model)
     assert torch.equal(chunks, kept.propose(frames[0], frames[1], 3, seeds[1], HOW))
     assert not torch.allclose(chunks, policy.propose(frames[0], frames[0], 3, seeds[2], HOW)), "sees its goal"
+
+
+def test_what_is_free_at_the_goal_is_not_told(model: WorldModel) -> None:
+    told, untold = of_states(), of_states(free=("agent_x", "agent_y"))
+    now, goal = torch.rand(2, 5), torch.rand(2, 5)
+    elsewhere = goal + torch.tensor([3.0, 4.0, 0, 0, 0])
+    assert not torch.equal(told.bodies(now, goal), told.bodies(now, elsewhere))
+    assert torch.equal(untold.bodies(now, goal), untold.bodies(now, elsewhere))
+    assert not torch.equal(untold.bodies(now, goal), untold.bodies(now, goal + 1)), "the rest is"
+    before = goal.clone()
+    untold.bodies(now, goal)
+    assert torch.equal(goal, before)
+
+
+@pytest.mark.parametrize("name", ["pusht", "blockpush"])
+def test_included_ones_are_found_beside_their_world_models(name: str) -> None:
+    folder = policy_folder("inverse", name, pretrained_path(name))
+    assert folder is not None and folder.parent == pretrained_path(name)
+    assert (folder / WEIGHTS).stat().st_size < 8e6 and (folder / "README.md").is_file()
+    shipped, env = load_pretrained(name), envs.make(name)
+    observation, _ = env.reset(seed=0)
+    policy = load_policy(folder, shipped)
+    seen = shipped.encode(observation["pixels"][None], observation["proprio"][None])
+    state = env.unwrapped.state[[env.unwrapped.state_names.index(n) for n in policy.sizes.shown]]
+    away = np.abs(policy.bodies.told(seen)[0].numpy() - state) / np.abs(policy.bodies.unit.numpy())
+    places = [i for i, n in enumerate(policy.sizes.shown) if not n.endswith("angle")]
+    assert away[places].max() < 0.15, "of the deviation of places: it sees where everything is"
 
 
 def test_actions_are_turned_with_the_body_and_back() -> None:
