@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pymunk
@@ -93,6 +95,17 @@ def clearance(x: float, y: float, block_x: float, block_y: float, angle: float) 
     return math.sqrt(best)
 
 
+_ALIVE: WeakSet[PushTEnv] = WeakSet()
+
+
+@atexit.register
+def _free_bodies() -> None:
+    """Free what pymunk made while it can: a program's last environments outlive it, and it complains then."""
+    for env in list(_ALIVE):
+        for name in ("_space", "_agent", "_block", "_bodies", "_shapes"):
+            env.__dict__.pop(name, None)
+
+
 class PushTEnv(SimulatedGoalEnv):
     """PushT: a disc pushes a T-shaped block over a table of 512 x 512 px.
 
@@ -157,6 +170,7 @@ class PushTEnv(SimulatedGoalEnv):
         self._shapes = [*walls, pymunk.Circle(self._agent, RADIUS), *tee]
         space.add(*self._bodies, *self._shapes)
         self._space = space
+        _ALIVE.add(self)
         self._state = (256.0, 400.0, 256.0, 300.0, 0.0, 0.0, 0.0)
         self._table: np.ndarray | None = None  # table and walls, drawn once per look and resolution
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pymunk
@@ -141,3 +143,20 @@ def test_disc_and_t_are_drawn_where_the_state_says(env: PushTEnv) -> None:
         )
         assert (on_t[grey] < 4).all()
         assert grey[(on_t == 0) & ~blue].mean() > 0.9
+
+
+PROGRAM = """
+from sparsewm import Agent, envs
+env = envs.make("pusht")
+observation, _ = env.reset(seed=0)
+agent = Agent.from_pretrained("pusht", candidates=4, iterations=1)
+agent.reset(goal=env.goal_observation())
+print(len(agent.act(observation)))
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_ends_with_its_environment_is_silent() -> None:
+    """pymunk's bodies are freed before it is gone."""
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and "Exception" not in ended.stderr, ended.stderr
