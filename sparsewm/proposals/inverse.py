@@ -43,7 +43,7 @@ class InverseConfig:
     reads: str = "tokens"
     """tokens of present and goal; or state: where everything is and how it lies to one another, which the
     policy first learns to tell from tokens. What to do there it learns from recorded states alone."""
-    look: int = 3000
+    reader_steps: int = 3000
     """Steps of 256 frames in which it learns to tell the state (reads state)."""
     turned: bool = False
     """Actions are displacements (x, y) on the table: make them along the axes of the first body that turns
@@ -57,7 +57,7 @@ class InverseConfig:
     def __post_init__(self) -> None:
         one_of("reads", self.reads, ("tokens", STATE))
         at_least(0, noise=self.noise)
-        at_least(1, look=self.look)
+        at_least(1, reader_steps=self.reader_steps)
         if self.turned and self.reads != STATE:
             raise UserError(f"`turned` actions need a body that is known: give `reads` {STATE}")
         if self.width % 4 or min(self.width, self.heads, self.depth) < 1:

@@ -170,9 +170,9 @@ def _look(
             tokens,
             rows,
             model.standardizer,
-            config.inverse.look,
+            config.inverse.reader_steps,
             config.seed,
-            lambda step, loss: bar(step, config.inverse.look, f"loss {loss:.3f}"),
+            lambda step, loss: bar(step, config.inverse.reader_steps, f"loss {loss:.3f}"),
         )
     bodies.fit(errors)
 

@@ -71,7 +71,7 @@ def config(place: Path, output: str, **changes: object) -> PolicyTrainConfig:
 
 
 def of_states(place: Path, output: str, **changes: object) -> PolicyTrainConfig:
-    usual = InverseConfig(32, 2, 1, "state", look=60)
+    usual = InverseConfig(32, 2, 1, "state", reader_steps=60)
     return config(place, output, **{"kind": "inverse", "inverse": usual} | changes)
 
 
@@ -88,7 +88,7 @@ def test_a_policy_that_is_told_the_state_is_resumed_to_the_last_bit(place: Path)
 
 @pytest.mark.slow
 def test_it_looks_until_it_can_tell_the_state(place: Path) -> None:
-    usual = InverseConfig(32, 2, 1, "state", look=400)
+    usual = InverseConfig(32, 2, 1, "state", reader_steps=400)
     folder = train_policy(of_states(place, "sees", inverse=usual)).folder
     model = load(place / "run" / "checkpoint")
     data = open_dataset(place / "wall.h5")
