@@ -1,4 +1,4 @@
-"""What one frame shows of present and goal together, as a body on the table sees it."""
+"""What pictures show of recorded states: which numbers, and how present and goal lie to a body."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 ON_THE_TABLE, FROM_BODIES = (1,), (1, 2)  # periods over four units of length
+
+
+def shown(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a state's numbers that a picture shows: velocities, `vx` and `vy`, it does not."""
+    return tuple(name for name in names if not name.endswith(("vx", "vy")))
 
 
 def seen_from_bodies(

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsewm.bodies import shown
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.envs.table import TableEnv
 
@@ -30,12 +31,13 @@ def probe_targets(env: SimulatedGoalEnv, states: np.ndarray) -> tuple[np.ndarray
         root = np.sign(both) * np.sqrt(np.abs(both))
         return np.column_stack([middle, away.std(1), root]).astype(np.float32), SUMMARY
     columns, names = [], []
-    for name, column in zip(env.state_names, states.T, strict=True):
+    for name in shown(env.state_names):
+        column = states[:, env.state_names.index(name)]
         if name.endswith("angle"):
             turn = env.angle_symmetry * column
             columns += [np.sin(turn), np.cos(turn)]
             names += [f"{name}_sin", f"{name}_cos"]
-        elif not name.split("_")[-1].startswith("v"):  # velocities are not in a picture
+        else:
             columns.append(column)
             names.append(name)
     return np.stack(columns, 1).astype(np.float32), tuple(names)

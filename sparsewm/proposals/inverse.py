@@ -58,8 +58,6 @@ class InverseConfig:
         one_of("reads", self.reads, ("tokens", STATE))
         at_least(0, noise=self.noise)
         at_least(1, reader_steps=self.reader_steps)
-        if self.turned and self.reads != STATE:
-            raise UserError(f"`turned` actions need a body that is known: give `reads` {STATE}")
         if self.width % 4 or min(self.width, self.heads, self.depth) < 1:
             raise UserError("of inverse dynamics, width must be a multiple of 4, heads and depth at least 1")
 
@@ -68,8 +66,8 @@ class InverseDynamics(nn.Module):
     """Chunks of actions that lead from a frame to a goal.
 
     Every patch of the present is read together with the same patch of the goal; attention pools the patches.
-    Or a state is read that is told of both. Proprioception of the goal is not read: a
-    goal may be a picture alone.
+    Or a state is read that is told of both. Proprioception of the goal is not read: a goal may be a picture
+    alone.
 
     Args:
         sizes: of what it reads and writes. config: of the network.
@@ -247,7 +245,7 @@ class Bodies(nn.Module):
         return self.reader.state(self.reader(frame.tokens))
 
     def blurred(self, states: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-        """States (B, V) with errors such as the estimate has."""
+        """States (B, V) with errors such as the reader makes."""
         drawn = torch.randn(states.shape, generator=generator).to(states.device)
         return states + noise * self.error.to(states) * drawn
 

@@ -16,11 +16,6 @@ NUMBERS = 2048
 """That all patches of a frame tell together, at least 8 each."""
 
 
-def shown(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of a state's numbers that a picture shows: velocities, `vx` and `vy`, it does not."""
-    return tuple(name for name in names if not name.endswith(("vx", "vy")))
-
-
 class StateReader(nn.Module):
     """Reads V numbers from all patches of a frame, in float32 whatever the precision of its weights.
 

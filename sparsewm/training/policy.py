@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sparsewm.bodies import shown
 from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, Tokens, fast_copy, open_dataset, tokens_of
 from sparsewm.errors import UserError
@@ -22,7 +23,6 @@ from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.inverse import STATE, InverseDynamics
 from sparsewm.proposals.latent import KINDS, WEIGHTS, kept_beside
-from sparsewm.proposals.state_reader import shown
 from sparsewm.proposals.wam import WorldActionModel
 from sparsewm.settings import make_env
 from sparsewm.training.draws import generators

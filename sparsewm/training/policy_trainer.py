@@ -65,8 +65,8 @@ class PolicyTrainer:
         self.policy, self.model, self.train, self.validation = policy, model, train, validation
         self.tokens, self.folder, self.config, self.dtype = tokens, folder, config, dtype
         policy.train().requires_grad_(True)
-        for part in getattr(policy, "learned", ()):  # before
-            part.eval().requires_grad_(False)
+        for part in getattr(policy, "learned", ()):  # it stays as it is
+            part.requires_grad_(False)
         self._live: list[Tensor] = [p for p in policy.parameters() if p.requires_grad]
         self.average = [p.detach().float().clone() for p in self._live]
         policy.to(dtype)
@@ -87,7 +87,7 @@ class PolicyTrainer:
             started = time.perf_counter()
             rng, generator = generators(config.seed, 3, self.step)
             drawn = self.train.draw(rng, config.batch)
-            frames = None if getattr(self.policy, "reads_states", False) else self.tokens
+            frames = None if self.train.columns else self.tokens  # states are enough
             batch = self.train.batch(drawn, frames, self.model)
             losses = self.policy.loss(batch, generator)  # type: ignore[operator]
             self.optimizer.zero_grad()

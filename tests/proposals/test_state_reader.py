@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sparsewm.proposals.state_reader import StateReader, shown
+from sparsewm.bodies import shown
+from sparsewm.proposals.state_reader import StateReader
 
 NAMES = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
 

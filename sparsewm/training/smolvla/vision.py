@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsewm.bodies import seen_from_bodies, waves
+from sparsewm.bodies import seen_from_bodies, shown, waves
 from sparsewm.data.cameras import overlay
 from sparsewm.errors import UserError
 from sparsewm.positions import sincos_positions
@@ -43,10 +43,11 @@ def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
     corridor to corridor are easier to learn (Tancik et al. 2020).
     """
     columns = []
-    for column, name in zip(np.asarray(states, np.float64).T, names, strict=True):
+    for name in shown(names):
+        column = np.asarray(states, np.float64)[:, list(names).index(name)]
         if name.endswith("angle"):
             columns.append(np.stack([np.sin(column), np.cos(column)], 1))
-        elif not name.endswith(("vx", "vy")):
+        else:
             place = (column - column.mean()) / max(float(column.std()), 1e-6)
             columns.append(waves(place[:, None], WAVES))
     return torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))

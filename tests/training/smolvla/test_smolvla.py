@@ -144,7 +144,8 @@ def test_what_is_usual_is_the_kinds_and_the_environments() -> None:
     assert usual.smolvla.together and usual.smolvla.look == 12000 and usual.steps == 9500
     assert PolicyTrainConfig.of("smolvla", "blockpush").smolvla.grey == (192, 64, 0)
     assert PolicyTrainConfig.of("inverse", "wall") == PolicyTrainConfig(env="wall")
-    assert PolicyTrainConfig.of("inverse", "pusht").inverse.reads == "state"
+    told = PolicyTrainConfig.of("inverse", "pusht").inverse
+    assert told.reads == "state" and replace(told, reads="tokens").reads == "tokens", "one flag goes back"
     on = PolicyTrainConfig.of("smolvla", "pusht", Path("policy"))
     assert on.smolvla == replace(usual.smolvla, look=0, places=1.0)
 
