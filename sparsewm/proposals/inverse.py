@@ -43,6 +43,9 @@ class InverseConfig:
     reads: str = "tokens"
     """tokens of present and goal; or state: where everything is and how it lies to one another, which the
     policy first learns to tell from tokens. What to do there it learns from recorded states alone."""
+    reader_data: tuple[str, ...] = ()
+    """Other recordings, in equal shares, whose frames it learns to tell the state from: exploration shows
+    what demonstrations do not (reads state)."""
     reader_steps: int = 3000
     """Steps of 256 frames in which it learns to tell the state (reads state)."""
     turned: bool = False

@@ -32,7 +32,7 @@ from sparsewm.training.policy_trainer import PolicyTrainer, validation_draw
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.start import check_sizes
 from sparsewm.training.state import STATE_FILE
-from sparsewm.training.state_reader import reader_rows, teach_reader
+from sparsewm.training.state_reader import Lesson, reader_rows, teach_reader
 from sparsewm.training.stretches import Stretches
 
 
@@ -68,6 +68,9 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         dtype = choose_dtype(config.dtype, device)
         torch.manual_seed(config.seed)
         read = _shown_state(config, model, data)
+        for other in config.inverse.reader_data if read.columns else ():
+            with closing(_recording(config, model, other)) as opened:
+                _shown_state(config, model, opened)
         policy = _newborn(config, model, read, say)
         train, held_out = data.split(shortest=2)
         folder = config.output or kept_beside(config.kind, model.environment, model.folder)
@@ -83,10 +86,13 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
             )
             for part in (train, held_out)
         ]
-        looked = reader_rows(data, (train, held_out), config.seed) if read.columns else ()
-        tokens = _tokens(config, data, model, parts, looked, folder, dtype, progress, say)
-        if read.columns:
-            _look(config, policy, model, data, read, tokens, looked, folder, progress)
+        looked = reader_rows(data, (train, held_out), config.seed) if read.columns else None
+        rows = np.union1d(*looked) if looked else _drawn(config, parts[0])
+        rows = np.union1d(rows, validation_draw(parts[1]).rows)
+        tokens = _tokens(config, data, model, rows, folder, dtype, progress, say)
+        if looked:
+            lesson = Lesson(data, tokens, *looked)
+            _look(config, policy, model, lesson, read, folder, dtype, progress, say)
         trainer = PolicyTrainer(policy, model, parts[0], parts[1], tokens, folder, config, dtype)
         if config.resume:
             found = trainer.resume()
@@ -108,6 +114,10 @@ def _dataset(config: PolicyTrainConfig, model: WorldModel) -> Dataset:
     name = config.dataset or f"data/{model.environment}.h5"
     if config.dataset is None and not Path(name).is_file():
         raise UserError(f"there is no {name}: give a `dataset`, or record one by sparsewm collect")
+    return _recording(config, model, name)
+
+
+def _recording(config: PolicyTrainConfig, model: WorldModel, name: str) -> Dataset:
     shown = model.interface
     cameras = () if shown is None else shown.cameras
     data = open_dataset(name, None if config.env is None else model.environment, cameras)
@@ -145,14 +155,14 @@ def _look(
     config: PolicyTrainConfig,
     policy: InverseDynamics,
     model: WorldModel,
-    data: Dataset,
+    lesson: Lesson,
     read: _ShownState,
-    tokens: Tokens,
-    rows: tuple[np.ndarray, ...],
     folder: Path,
+    dtype: torch.dtype,
     progress: Progress,
+    say: Say,
 ) -> None:
-    """Teach the policy to tell the state; a run that is resumed has learned it."""
+    """Teach the policy to tell the state, by the lesson and others; a run that is resumed has learned it."""
     bodies, weights = policy.bodies, folder / WEIGHTS
     if config.resume and (folder / STATE_FILE).exists() and weights.exists():
         try:
@@ -162,18 +172,23 @@ def _look(
             return
         except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{weights} is damaged ({error}): give another `output`") from None
-    with progress("looking") as bar:
-        errors = teach_reader(
-            bodies.reader,
-            data,
-            list(read.columns),
-            tokens,
-            rows,
-            model.standardizer,
-            config.inverse.reader_steps,
-            config.seed,
-            lambda step, loss: bar(step, config.inverse.reader_steps, f"loss {loss:.3f}"),
-        )
+    with ExitStack() as held:
+        lessons = [lesson]
+        for name in config.inverse.reader_data:
+            data = held.enter_context(closing(_recording(config, model, name)))
+            rows = reader_rows(data, data.split(shortest=2), config.seed)
+            tokens = _tokens(config, data, model, np.union1d(*rows), folder, dtype, progress, say)
+            lessons.append(Lesson(data, tokens, *rows))
+        with progress("looking") as bar:
+            errors = teach_reader(
+                bodies.reader,
+                lessons,
+                list(read.columns),
+                model.standardizer,
+                config.inverse.reader_steps,
+                config.seed,
+                lambda step, loss: bar(step, config.inverse.reader_steps, f"loss {loss:.3f}"),
+            )
     bodies.fit(errors)
 
 
@@ -198,25 +213,25 @@ def _newborn(config: PolicyTrainConfig, model: WorldModel, read: _ShownState, sa
     return policy.to(model.device)
 
 
+def _drawn(config: PolicyTrainConfig, stretches: Stretches) -> np.ndarray:
+    """The rows of all stretches that this training draws, ascending."""
+    read = np.zeros(stretches.dataset.rows, bool)
+    for step in range(config.steps):
+        read[stretches.draw(generators(config.seed, 3, step)[0], config.batch).rows] = True
+    return np.flatnonzero(read)
+
+
 def _tokens(
     config: PolicyTrainConfig,
     data: Dataset,
     model: WorldModel,
-    parts: list[Stretches],
-    looked: tuple[np.ndarray, ...],
+    rows: np.ndarray,
     folder: Path,
     dtype: torch.dtype,
     progress: Progress,
     say: Say,
 ) -> Tokens:
-    """The tokens of all rows that this training reads: where it looks first, those and no other stretches."""
-    read = np.zeros(data.rows, bool)
-    for rows in looked:
-        read[rows] = True
-    for step in range(0 if looked else config.steps):
-        read[parts[0].draw(generators(config.seed, 3, step)[0], config.batch).rows] = True
-    read[validation_draw(parts[1]).rows] = True
-    rows = np.flatnonzero(read)
+    """The tokens of these rows, ascending."""
     pictures = data.pixels[np.unique(np.linspace(0, data.rows - 1, 64).astype(int))]
     whitening = float(model.metadata.get("training", {}).get("whitening", 0.0))
     fast = fast_copy(model.encoder, pictures, dtype, whitening, report=say)

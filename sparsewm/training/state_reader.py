@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.validation import placed
 
 FRAMES = 30_000
-"""Frames of the training episodes that it learns from, at most."""
+"""Frames of a recording's training episodes that it learns from, at most."""
 JUDGED = 2_000
-"""Frames of the held-out episodes that it is judged on, at most."""
+"""Frames of a recording's held-out episodes that it is judged on, at most."""
 BATCH = 256
+"""Frames a step, as many of every recording."""
 LR = 2e-3
 NOISE = 0.05
 """Deviation added to tokens, in theirs."""
@@ -31,20 +33,39 @@ ROUND = 0.3
 """Errors beyond it weigh by their size, not its square."""
 
 
-def reader_rows(dataset: Dataset, split: tuple[np.ndarray, np.ndarray], seed: int) -> tuple[np.ndarray, ...]:
-    """Rows that a reader learns from, and those that it is judged on, each ascending."""
-    return tuple(
-        sampled_rows(dataset.rows_of(part), most, [seed, 5])
-        for part, most in zip(split, (FRAMES, JUDGED), strict=True)
+@dataclass(frozen=True)
+class Lesson:
+    """Frames of a recording with the states that they show.
+
+    Args:
+        dataset: with recorded states. tokens: of the rows. learned, judged: rows, each ascending.
+    """
+
+    dataset: Dataset
+    tokens: Tokens
+    learned: np.ndarray
+    judged: np.ndarray
+
+
+def reader_rows(
+    dataset: Dataset, split: tuple[np.ndarray, np.ndarray], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that a reader learns from, and those that it is judged on, each ascending.
+
+    Args:
+        split: episodes for training and held-out ones.
+    """
+    train, held_out = split
+    return (
+        sampled_rows(dataset.rows_of(train), FRAMES, [seed, 5]),
+        sampled_rows(dataset.rows_of(held_out), JUDGED, [seed, 5]),
     )
 
 
 def teach_reader(
     reader: StateReader,
-    dataset: Dataset,
+    lessons: Sequence[Lesson],
     columns: list[int],
-    tokens: Tokens,
-    rows: tuple[np.ndarray, ...],
     standardizer: Standardizer,
     steps: int,
     seed: int,
@@ -53,8 +74,8 @@ def teach_reader(
     """Train a reader, in place; deterministic in `seed`. Its weights are then what bfloat16 holds of them.
 
     Args:
-        reader: float32, on its device. dataset: with recorded states, of which `columns` are read.
-        tokens: of the rows. rows: to learn from, and to be judged on. standardizer: of the world model.
+        reader: float32, on its device. lessons: of one or more recordings.
+        columns: of the recorded states that are read. standardizer: of the world model.
         on_step: called with (steps done, loss).
 
     Returns:
@@ -63,22 +84,25 @@ def teach_reader(
     Raises:
         UserError: training diverges.
     """
-    device, learned = reader.mean.device, rows[0]
-    assert dataset.state is not None
+    device = reader.mean.device
 
-    def states(some: np.ndarray) -> Tensor:
-        assert dataset.state is not None
-        return torch.from_numpy(dataset.state[some][:, columns]).to(device)
+    def frames(lesson: Lesson, rows: np.ndarray) -> Tensor:
+        return standardizer.tokens(placed(lesson.tokens.rows(rows), device)).float()
 
-    reader.fit(states(learned))
+    def states(lesson: Lesson, rows: np.ndarray) -> Tensor:
+        assert lesson.dataset.state is not None
+        return torch.from_numpy(lesson.dataset.state[rows][:, columns]).to(device)
+
+    reader.fit(torch.cat([states(lesson, lesson.learned) for lesson in lessons]))
     reader.train().requires_grad_(True)
     optimizer = MasterAdamW(reader, LR, steps, min(100, steps // 10 + 1))
     for step in range(steps):
         rng, generator = generators(seed, 5, step)
-        some = np.sort(rng.choice(learned, BATCH))
-        frames = standardizer.tokens(placed(tokens.rows(some), device)).float()
-        frames = frames + NOISE * torch.randn(frames.shape, generator=generator).to(device)
-        loss = F.smooth_l1_loss(reader(frames), reader.targets(states(some)), beta=ROUND)
+        drawn = [(lesson, np.sort(rng.choice(lesson.learned, BATCH // len(lessons)))) for lesson in lessons]
+        seen = torch.cat([frames(*some) for some in drawn])
+        seen = seen + NOISE * torch.randn(seen.shape, generator=generator).to(device)
+        shown = torch.cat([states(*some) for some in drawn])
+        loss = F.smooth_l1_loss(reader(seen), reader.targets(shown), beta=ROUND)
         optimizer.zero_grad()
         loss.backward()
         norm, value = float(optimizer.step(step)), float(loss.detach())
@@ -90,11 +114,14 @@ def teach_reader(
     with torch.no_grad():
         for weight in reader.parameters():
             weight.copy_(weight.bfloat16())
-        told = [
-            reader(standardizer.tokens(placed(tokens.rows(some), device)))
-            for some in np.array_split(rows[1], -(-len(rows[1]) // BATCH))
+        judged = [
+            (lesson, some)
+            for lesson in lessons
+            for some in np.array_split(lesson.judged, -(-len(lesson.judged) // BATCH))
         ]
-        away = reader.state(torch.cat(told)) - reader.state(reader.targets(states(rows[1])))
+        told = torch.cat([reader(frames(*some)) for some in judged])
+        shown = torch.cat([states(*some) for some in judged])
+        away = reader.state(told) - reader.state(reader.targets(shown))
         period = 2 * math.pi / reader.symmetry
         away = torch.where(reader.turns, (away + period / 2) % period - period / 2, away)
         median = away.abs().median(0).values.tolist()

@@ -98,6 +98,22 @@ def test_it_looks_until_it_can_tell_the_state(place: Path) -> None:
     assert np.median(np.abs(told.numpy() - data.state[rows])) < 0.1, "of places from 0 to 1"
 
 
+@pytest.mark.slow
+def test_it_looks_at_other_recordings_too(place: Path, tmp_path: Path) -> None:
+    """Of a square that is darker than what is about it, the first recording has no frame."""
+    other = write_dataset(tmp_path / "other.h5", [14] * 12, seed=50)
+    with h5py.File(other, "r+") as file:
+        file["pixels"][...] = 255 - file["pixels"][...]
+    data, model, errors = open_dataset(other), load(place / "run" / "checkpoint"), []
+    assert data.state is not None
+    for name, more in (("one", ()), ("both", (str(other),))):
+        usual = InverseConfig(32, 2, 1, "state", more, reader_steps=400)
+        folder = train_policy(of_states(place, f"looks-at-{name}", inverse=usual)).folder
+        told = load_policy(folder, model).bodies.told(model.encode(data.pixels[:60], data.proprio[:60]))
+        errors.append(np.median(np.abs(told.numpy() - data.state[:60])))
+    assert errors[1] < 0.05 < 0.15 < errors[0], "0.004 and 0.27, of places from 0 to 1"
+
+
 def test_without_recorded_states_it_is_refused(place: Path, tmp_path: Path) -> None:
     stateless = write_dataset(tmp_path / "wall.h5", [14] * 12)
     with h5py.File(stateless, "r+") as file:
@@ -108,6 +124,9 @@ def test_without_recorded_states_it_is_refused(place: Path, tmp_path: Path) -> N
         file["state"] = np.zeros((14 * 12, 3))
     with pytest.raises(UserError, match="wall names 2 numbers of a state, recorded are 3"):
         train_policy(of_states(place, "other", dataset=str(stateless)))
+    looks = InverseConfig(32, 2, 1, "state", (str(stateless),))
+    with pytest.raises(UserError, match="wall names 2 numbers of a state, recorded are 3"):
+        train_policy(of_states(place, "looks", inverse=looks))
 
 
 @pytest.mark.parametrize("still", [True, False])
