@@ -3,33 +3,55 @@
 Example:
 
     pip install atheris
-    python -m scripts.trust.fuzz --target tokens --seconds 1800
+    python -m scripts.trust.fuzz
+    python -m scripts.trust.fuzz --targets tokens --seconds 60 --output runs/trust
 
 It begins with a small sound input and those in `scripts/trust/corpus/TARGET`, follows what new branches of
-this package's own readers are reached, and ends at the first input that raises anything else, which it writes
-to `--output`. Readers of other packages (HDF5, safetensors) run as they are.
+this package's own readers are reached, and ends at the first input that raises anything else or takes more
+than 10 s or 2 GiB. What was run, how long and what failed is in fuzz.json; time and inputs of earlier runs
+count on. Inputs are kept in `--work`; `--keep` replaces the corpus by the smallest that together reach
+all branches. Readers of other packages (HDF5, safetensors) run as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, get_args
 
+import sparsewm
 from scripts.common import launch
 from scripts.trust import samples
+from scripts.trust.common import RESULTS, Process, report
 from sparsewm.errors import UserError
+from sparsewm.evaluation.machine import code_hash
+from sparsewm.files import read_json
 
 CORPUS = Path(__file__).parent / "corpus"
-Target = Literal["yaml", "json", "names", "tokens", "lengths", "hdf5", "checkpoint"]
+Target = Literal[
+    "yaml",
+    "json",
+    "names",
+    "tokens",
+    "lengths",
+    "hdf5",
+    "table",
+    "state",
+    "checkpoint",
+    "metadata",
+    "weights",
+]
 
 Reads = Callable[[Path], object]
 """Reads a file, from a folder in which everything else is sound."""
@@ -80,6 +102,38 @@ def _checkpoint(file: Path) -> None:
     sparsewm.load(file.parent)
 
 
+def _weights(file: Path) -> None:
+    from sparsewm.encoders.weights import read_weights
+
+    read_weights(file)
+
+
+def _state(file: Path) -> None:
+    from sparsewm.training.state import read_state
+
+    read_state(file.parent)
+
+
+def _table(file: Path) -> None:
+    from sparsewm.data import open_dataset
+
+    open_dataset(file.parent).close()
+
+
+def _sound_weights(folder: Path) -> None:
+    import torch
+
+    torch.save({"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2)}, folder / "weights.pth")
+
+
+def _sound_state(folder: Path) -> None:
+    import torch
+
+    from sparsewm.training.state import write_state
+
+    write_state(folder, {"a": torch.ones(2, 3)}, {"step": 2, "config": {"steps": 4}})
+
+
 def _sound_tokens(folder: Path) -> None:
     import torch
 
@@ -115,7 +169,11 @@ TARGETS: dict[str, tuple[Callable[[Path], object], str, Reads]] = {
     "tokens": (_sound_tokens, "tokens.bin", _tokens),
     "lengths": (_sound_lengths, "seq_lengths.pkl", _lengths),
     "hdf5": (samples.hdf5, "wall.h5", _hdf5),
+    "table": (samples.videos, "demos/actions.csv", _table),
+    "state": (_sound_state, "training_state.safetensors", _state),
     "checkpoint": (samples.checkpoint, "model/config.yaml", _checkpoint),
+    "metadata": (samples.checkpoint, "model/metadata.json", _checkpoint),
+    "weights": (_sound_weights, "weights.pth", _weights),
 }
 """What makes a sound folder, the file that is fuzzed, and what reads it."""
 
@@ -130,14 +188,22 @@ def tried(name: str, folder: Path, content: bytes) -> None:
 
 @dataclass
 class Arguments:
-    """Fuzz one reader."""
+    """Fuzz readers, one after the other."""
 
-    target: Target = "tokens"
+    targets: tuple[Target, ...] = get_args(Target)
     """What is read."""
-    seconds: int = 60
-    """How long."""
-    output: Path = Path("runs/fuzz")
-    """Folder of inputs that reach new branches, and of one that fails."""
+    seconds: int = 1800
+    """Of the processor for each, those that fuzz.json knows of included."""
+    keep: bool = False
+    """Replace the corpus by the smallest inputs that together reach all branches."""
+    work: Path = Path("runs/fuzz")
+    """Folder of inputs that reach new branches, of logs, and of inputs that fail."""
+    output: Path = RESULTS
+    """Folder of fuzz.json."""
+
+
+LARGEST = 4096
+"""Bytes of an input that is kept in the corpus, at most."""
 
 
 def instrument(atheris: Any) -> None:
@@ -150,29 +216,134 @@ def instrument(atheris: Any) -> None:
                         atheris.instrument_func(function)
 
 
-def main(arguments: Arguments) -> None:
-    try:
-        import atheris
-    except ImportError:
-        raise UserError("fuzzing needs atheris: pip install atheris") from None
-    found = arguments.output / arguments.target
-    found.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    make, place, _ = TARGETS[arguments.target]
+def sound(target: str, folder: Path) -> bytes:
+    """Make a sound folder; what the file holds that is fuzzed. What reads it is imported then."""
+    make, place, _ = TARGETS[target]
     make(folder)
-    shutil.copyfile(folder / place, found / "sound")
-    tried(arguments.target, folder, (found / "sound").read_bytes())  # imports what reads it
+    content = (folder / place).read_bytes()
+    tried(target, folder, content)
+    return content
+
+
+def fuzz(target: str, found: Path, failed: Path, seconds: int) -> None:
+    """Let atheris run in this process, which it ends.
+
+    Args:
+        found: folder of inputs that reach new branches. failed: of those that fail.
+    """
+    import atheris
+
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    (found / "sound").write_bytes(sound(target, folder))
     instrument(atheris)
-    for path in (CORPUS / arguments.target).glob("*"):
-        shutil.copyfile(path, found / path.name)
 
     def one(content: bytes) -> None:
-        tried(arguments.target, folder, content)
+        try:
+            tried(target, folder, content)
+        except Exception:
+            (failed / hashlib.sha256(content).hexdigest()[:16]).write_bytes(content)
+            raise
 
-    options = [f"-max_total_time={arguments.seconds}", "-rss_limit_mb=2048", "-timeout=10", "-max_len=65536"]
-    options += [f"-artifact_prefix={found}{os.sep}", "-print_final_stats=1"]
+    options = ["-rss_limit_mb=2048", "-timeout=10", "-max_len=65536", "-print_final_stats=1"]
+    options += [f"-max_total_time={seconds}", f"-artifact_prefix={failed}{os.sep}"]
     atheris.Setup([sys.argv[0], *options, str(found)], one)
     atheris.Fuzz()
+
+
+def branches(target: str, folder: Path, content: bytes) -> set[tuple[str, int, int]]:
+    """Which line of this package came after which, while an input was read."""
+    package, found = str(Path(sparsewm.__file__).parent), set()
+
+    def follow(frame: FrameType, event: str, _: Any) -> Any:
+        name = frame.f_code.co_filename
+        if not name.startswith(package):
+            return None
+        before = frame.f_lineno
+
+        def line(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal before
+            if event == "line":
+                found.add((name, before, frame.f_lineno))
+                before = frame.f_lineno
+            return line
+
+        return line
+
+    sys.settrace(follow)
+    try:
+        tried(target, folder, content)
+    finally:
+        sys.settrace(None)
+    return found
+
+
+def run(target: str, work: Path, seconds: float) -> dict[str, Any]:
+    """Fuzz one reader until so many seconds of the processor are over; what came of it."""
+    found, failed = work / target, work / f"{target}-failed"
+    for folder in (found, failed):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in (CORPUS / target).glob("*"):
+        shutil.copyfile(path, found / path.name)
+    before = set(failed.iterdir())
+
+    def reads() -> int:
+        fuzz(target, found, failed, max(1, round(seconds)))
+        return 0
+
+    outcome = Process(reads, Path.cwd(), work / f"{target}-log").wait(2 * seconds + 60)
+    told = {key: int(value) for key, value in re.findall(r"stat::(\w+):\s+(\d+)", outcome.err)}
+    reached = re.findall(r"cov: (\d+)", outcome.err)
+    new = sorted(path.name for path in set(failed.iterdir()) - before)
+    return {
+        "cpu_seconds": round(outcome.cpu_seconds, 1),
+        "inputs": told.get("number_of_executed_units", 0),
+        "branches": int(reached[-1]) if reached else 0,
+        "peak_mb": told.get("peak_rss_mb", 0),
+        "failed": new,
+        "code": outcome.code,
+    }
+
+
+def keep(target: str, work: Path) -> int:
+    """Make the corpus of small inputs that reach what the sound one does not; how many."""
+    corpus, kept = CORPUS / target, []
+    inputs = [path.read_bytes() for path in [*(work / target).glob("*"), *corpus.glob("*")]]
+    with tempfile.TemporaryDirectory() as text:
+        reached = branches(target, Path(text), sound(target, Path(text)))
+        for content in sorted(
+            {one for one in inputs if len(one) <= LARGEST}, key=lambda one: (len(one), one)
+        ):
+            new = branches(target, Path(text), content) - reached
+            reached |= new
+            kept += [content] if new else []
+    shutil.rmtree(corpus, ignore_errors=True)
+    corpus.mkdir(parents=True)
+    for content in kept:
+        (corpus / hashlib.sha256(content).hexdigest()[:16]).write_bytes(content)
+    return len(kept)
+
+
+def main(arguments: Arguments) -> None:
+    try:
+        import atheris  # noqa: F401
+    except ImportError:
+        raise UserError("fuzzing needs atheris: pip install atheris") from None
+    path = arguments.output / "fuzz.json"
+    known: dict[str, Any] = read_json(path)["targets"] if path.is_file() else {}
+    for target in arguments.targets:
+        before = known.get(target, {"cpu_seconds": 0.0, "inputs": 0, "failed": []})
+        left = arguments.seconds - before["cpu_seconds"]
+        if left > 0:
+            print(f"{target}: {left / 60:.1f} min", flush=True)
+            now = run(target, arguments.work, left)
+            added = {key: before[key] + now[key] for key in ("cpu_seconds", "inputs", "failed")}
+            known[target] = now | added | {"of_code": code_hash()}
+            print(f"{target}: {now}", flush=True)
+            report("fuzz", {"targets": known}, arguments.output)
+            if now["code"]:
+                raise UserError(f"{target} failed: see {arguments.work / target}-failed and -log")
+        if arguments.keep:
+            print(f"{target}: {keep(target, arguments.work)} inputs kept", flush=True)
 
 
 assert set(TARGETS) == set(get_args(Target))

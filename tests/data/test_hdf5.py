@@ -417,3 +417,19 @@ def test_a_broken_list_of_columns_is_one_sentence(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(h5py.File, "__iter__", broken)
     with pytest.raises(UserError, match=r"d.h5 is damaged \(Link iteration failed .*\): copy or collect it"):
         open_dataset(path)
+
+
+def test_names_and_errors_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_dataset(tmp_path / "data.h5")
+    with h5py.File(path, "r+") as file:
+        file.id.links.create_soft(b"\x86no text", b"/nowhere")
+    found = open_dataset(path)
+    assert found.rows == 26 and "proprio" in found.columns()
+    found.close()
+
+    def refuse(group: h5py.Group, name: str) -> None:
+        raise UnicodeDecodeError("utf-8", b"\x86", 0, 1, "invalid start byte")  # what HDF5 said of it
+
+    monkeypatch.setattr(h5py.Group, "__getitem__", refuse)
+    with pytest.raises(UserError, match="data.h5 is damaged .*copy or collect it again"):
+        open_dataset(path)

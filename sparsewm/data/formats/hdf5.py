@@ -41,6 +41,7 @@ from sparsewm.files import size_text
 from sparsewm.memory import free_memory
 
 _COPIES = 3  # of a column, while it is checked
+_DAMAGED = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)  # what h5py raises
 
 
 class HDF5Dataset(Dataset):
@@ -68,26 +69,25 @@ class HDF5Dataset(Dataset):
                 f"{path} is truncated or no HDF5 file ({error}): copy or collect it again"
             ) from None
         try:
-            list(self._file)
             said = {
                 key: value for key, value in self._file.attrs.items() if not isinstance(value, h5py.Empty)
             }
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            lengths = self._lengths()
+            action = self._numbers("action", required=True)
+            proprio = self._numbers("proprio")
+            if proprio is None and "proprio" not in self._file:
+                proprio = self._numbers("observation")
+            state = self._numbers("state")
+            available = self._cameras()
+            rows = self._held()  # not what lengths say: they may say anything
+            shown: list[str] = []
+            if available:
+                shown, several = choose_cameras(path, list(available), cameras)
+                self._faults += several
+            parts = [self._frames(available[name]) for name in shown]
+        except _DAMAGED as error:
             self._file.close()
             raise UserError(f"{path} is damaged ({error}): copy or collect it again") from None
-        lengths = self._lengths()
-        action = self._numbers("action", required=True)
-        proprio = self._numbers("proprio")
-        if proprio is None and "proprio" not in self._file:
-            proprio = self._numbers("observation")
-        state = self._numbers("state")
-        available = self._cameras()
-        rows = self._held()  # not what lengths say: they may say anything
-        shown: list[str] = []
-        if available:
-            shown, several = choose_cameras(path, list(available), cameras)
-            self._faults += several
-        parts = [self._frames(available[name]) for name in shown]
         none = ReadFrames((rows, 0, 0, 3), path, lambda rows: np.zeros((len(rows), 0, 0, 3), np.uint8))
         if len({len(part) for part in parts}) > 1:
             self._faults.append(f"its cameras have {', '.join(str(len(part)) for part in parts)} rows")
@@ -122,11 +122,15 @@ class HDF5Dataset(Dataset):
             for name, thing in self._things().items()
         }
 
+    def _names(self) -> list[str]:
+        """Of all columns and groups; what is no text names nothing of ours."""
+        return [name for name in self._file if isinstance(name, str)]
+
     def _things(self) -> dict[str, Any]:
         """All columns and groups by name."""
         found = {}
-        for name in self._file:
-            with contextlib.suppress(KeyError, OSError, RuntimeError):  # links that lead nowhere
+        for name in self._names():
+            with contextlib.suppress(*_DAMAGED):  # links that lead nowhere
                 found[name] = self._file[name]
         return found
 
@@ -135,12 +139,12 @@ class HDF5Dataset(Dataset):
         link = self._file.get(name, getlink=True)
         if link is None:
             if required:
-                has = ", ".join(sorted(self._file)) or "nothing"
+                has = ", ".join(sorted(self._names())) or "nothing"
                 self._faults.append(f"it lacks the column '{name}' (it has {has})")
             return None
         try:
             column = self._file[name]
-        except (KeyError, OSError, RuntimeError):
+        except _DAMAGED:
             place = getattr(link, "filename", None) or getattr(link, "path", "?")
             self._faults.append(f"column '{name}' is a link to {place}, which is not there")
             return None
@@ -167,7 +171,7 @@ class HDF5Dataset(Dataset):
             return None
         try:
             values: np.ndarray = column[()]
-        except (OSError, RuntimeError) as error:
+        except _DAMAGED as error:
             self._faults.append(f"column '{name}' is damaged ({error}): copy the file again")
             return None
         return values
@@ -217,7 +221,7 @@ class HDF5Dataset(Dataset):
 
     def _cameras(self) -> dict[str, h5py.Dataset]:
         """Columns of pictures by the camera's name."""
-        names = [name for name in self._file if name.startswith("pixels.")]
+        names = [name for name in self._names() if name.startswith("pixels.")]
         if "pixels" in self._file or not names:
             names.insert(0, "pixels")
         found = {}
