@@ -1,10 +1,12 @@
-"""Draw the pictures of the documentation: episodes, what choices of tokens keep, success against time.
+"""Draw the pictures of the documentation: episodes, a plan, groups, choices of tokens, success against time.
 
 Example (a few minutes):
 
-    python -m scripts.pictures --what episodes tokens decisions
+    python -m scripts.pictures
+    python -m scripts.pictures --what plan groups
 
-An episode shows the real scene, the goal, the kept patches and the plan's imagination, and moves. The choices
+An episode shows the real scene, the goal, the kept patches and the plan's imagination, and moves. The plan is
+one search, iteration by iteration; the groups are those of training, four draws. The choices
 are all shown one frame, in the middle of an episode of PushT, and keep three tenths of its tokens. Success
 against time is drawn from results/decisions/decisions.json.
 """
@@ -15,11 +17,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from scripts.common import launch
@@ -29,9 +32,11 @@ from sparsewm.evaluation.run import prepare, run
 from sparsewm.model import LatentProblem
 from sparsewm.model.checkpoint import shipped
 from sparsewm.model.choices import CHOICES
+from sparsewm.model.latent import random_groups
 from sparsewm.planners import CEM
 from sparsewm.report.plots import COLOURS, save_figure, styled
 from sparsewm.report.video import dim_dropped, episode_frames, write_video
+from sparsewm.training.config import OptimConfig
 
 SIDE = 168  # pixels of a panel
 FRAMES = 40  # of a moving picture, at most
@@ -40,11 +45,14 @@ SEEDS = {"wall": 3, "pusht": 3, "rope": 2}
 """Of the episodes that are shown, where it is not the first: in these more happens."""
 
 
+What = Literal["episodes", "plan", "groups", "tokens", "decisions"]
+
+
 @dataclass
 class Arguments:
     """Pictures of the documentation."""
 
-    what: tuple[Literal["episodes", "tokens", "decisions"], ...] = ("episodes", "tokens", "decisions")
+    what: tuple[What, ...] = get_args(What)
     """Which of them."""
     environments: tuple[str, ...] = tuple(shipped())
     """Environments whose episodes are drawn."""
@@ -147,6 +155,100 @@ def draw_tokens(path: Path, name: str = "pusht", drop: float = 0.7) -> None:
     save_figure(figure, path)
 
 
+class Iterations:
+    """A planning problem that remembers of every iteration what was kept, and its best candidate."""
+
+    def __init__(self, problem: LatentProblem) -> None:
+        self.problem = problem
+        self.kept: list[np.ndarray] = []
+        self.best: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.problem, name)
+
+    def cost(self, actions: Tensor) -> Tensor:
+        costs = self.problem.cost(actions)
+        self.kept.append(self.problem.patches[0].cpu().numpy())
+        self.best.append(actions[:, costs[0].argmin()])
+        return costs
+
+
+def with_lines(picture: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """A picture with lines between its patches."""
+    cut = picture.copy()
+    rows, columns = (np.arange(1, n) * side // n for n, side in zip(grid, picture.shape, strict=False))
+    cut[rows], cut[:, columns] = 128, 128
+    return cut
+
+
+def titled(axis: Any, picture: np.ndarray, title: str) -> None:
+    """Show a picture under its name."""
+    axis.imshow(picture)
+    axis.set_title(title, fontsize=9)
+
+
+def start(
+    name: str, drop: float
+) -> tuple[Agent, tuple[int, int], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """An agent at the start of an episode, its grid of patches, what it sees, and the goal."""
+    config = PlanConfig.of(name).updated(drop=drop, seed=SEEDS.get(name, 0))
+    ready = prepare(config)
+    assert ready.model is not None and ready.grid is not None
+    env, task = ready.envs[0], ready.tasks[0]
+    observation, _ = env.reset(seed=task.seed, options=task.options)
+    agent, goal = Agent(ready.model, config), env.goal_observation()
+    agent.reset(goal)
+    return agent, ready.grid, observation, goal
+
+
+@styled
+def draw_plan(path: Path, name: str = "wall", drop: float = 0.5) -> None:
+    """One search: what each iteration keeps, and where its best candidate is imagined to end."""
+    agent, grid, observation, goal = start(name, drop)
+    watched, search = Iterations(agent.problem(observation)), agent.config.search
+    CEM(search.candidates, search.elites, search.iterations).plan(watched)  # type: ignore[arg-type]
+    now, wanted = (
+        agent.model.encode(one["pixels"][None], one["proprio"][None]) for one in (observation, goal)
+    )
+    error = (now.tokens - wanted.tokens).float().square().mean(-1).reshape(grid)
+    scene, columns = observation["pixels"], len(watched.kept)
+    figure, axes = plt.subplots(3, columns, figsize=(1.9 * columns, 6.3), layout="constrained")
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    above = {"now": scene, "goal": goal["pixels"], f"{grid[0]} x {grid[1]} patches": with_lines(scene, grid)}
+    above["how much tokens differ"] = error.cpu().numpy()
+    for axis, (title, picture) in zip(axes[0], above.items(), strict=False):
+        titled(axis, picture, title)
+    for i, (kept, best) in enumerate(zip(watched.kept, watched.best, strict=True)):
+        titled(axes[1, i], dim_dropped(scene, kept, grid), f"iteration {i + 1}: {len(kept)} kept")
+        titled(axes[2, i], watched.imagined(best).cpu().numpy()[0, -1], "its best candidate's end")
+    save_figure(figure, path)
+
+
+@styled
+def draw_groups(path: Path, name: str = "wall", draws: int = 4) -> None:
+    """Patches of a frame in random groups, as a training step splits them, in several draws."""
+    _, grid, observation, _ = start(name, 0.0)
+    scene, optim = observation["pixels"], OptimConfig()
+    figure, axes = plt.subplots(1, draws + 1, figsize=(1.9 * (draws + 1), 2.2), layout="constrained")
+    titled(axes[0], with_lines(scene, grid), "a frame")
+    for i, axis in enumerate(axes[1:]):
+        patches = grid[0] * grid[1]
+        groups = random_groups(
+            1, patches, optim.groups, optim.smallest_group, torch.Generator().manual_seed(i)
+        )
+        colours = np.empty((patches, 3))
+        for group, colour in zip(groups, COLOURS, strict=False):
+            colours[group[0].numpy()] = to_rgb(colour)
+        places = [np.arange(side) * n // side for n, side in zip(grid, scene.shape, strict=False)]
+        over = 255 * colours.reshape(*grid, 3)[np.ix_(*places)]
+        sizes = ", ".join(str(group.shape[1]) for group in groups)
+        titled(axis, with_lines((0.45 * scene + 0.55 * over).astype(np.uint8), grid), f"groups of {sizes}")
+    for axis in axes:
+        axis.set_axis_off()
+    save_figure(figure, path)
+
+
 @styled
 def draw_decisions(path: Path, source: Path = DECISIONS) -> None:
     """Success of ours against the time of a decision, and the time that DINO-WM's rollout takes."""
@@ -178,6 +280,10 @@ def main(arguments: Arguments) -> None:
     if "episodes" in arguments.what:
         for name in arguments.environments:
             draw_episode(name, arguments.drop, arguments.output / f"{name}.webp")
+    if "plan" in arguments.what:
+        draw_plan(arguments.output / "one-plan.png")
+    if "groups" in arguments.what:
+        draw_groups(arguments.output / "groups.png")
     if "tokens" in arguments.what:
         draw_tokens(arguments.output / "choices.png")
     if "decisions" in arguments.what:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from scripts.experiments.measure_decisions import success
-from scripts.pictures import DECISIONS, draw_decisions, show
+from scripts.pictures import DECISIONS, Iterations, draw_decisions, draw_groups, show, start, with_lines
 from sparsewm.errors import UserError
 from sparsewm.model.checkpoint import checkpoint_hash, pretrained_path
 from sparsewm.model.latent import blend, patch_places
+from sparsewm.planners import CEM
 
 SCENE = np.full((8, 8, 3), 200, np.uint8)
 
@@ -63,3 +64,19 @@ def test_success_against_time(tmp_path: Path) -> None:
             assert success("pusht", row["drop"], weights).items() <= row.items()
     with pytest.raises(UserError, match="holds no success of the shipped weights"):
         success("pusht", 0.5, "of other weights")
+
+
+def test_every_iteration_is_remembered() -> None:
+    agent, grid, observation, _ = start("wall", 0.5)
+    watched = Iterations(agent.problem(observation))
+    CEM(8, 2, 3).plan(watched)  # type: ignore[arg-type]
+    assert [len(kept) for kept in watched.kept] == [32] * 3 and grid == (8, 8)
+    assert len({tuple(kept) for kept in watched.kept}) == 3, "another half every time"
+    assert all(best.shape == watched.best[0].shape for best in watched.best)
+
+
+def test_lines_lie_between_patches(tmp_path: Path) -> None:
+    cut = with_lines(SCENE, (2, 4))
+    assert (cut[4] == 128).all() and (cut[:, [2, 4, 6]] == 128).all() and (cut == 200).sum() == 3 * 7 * 5
+    draw_groups(tmp_path / "groups.png")
+    assert cv2.imread(str(tmp_path / "groups.png")).std() > 20
