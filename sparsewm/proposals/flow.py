@@ -26,6 +26,8 @@ class PolicySizes:
         token_dim: D features of a token. grid: (rows, cols) of patches. proprio_dim: P.
         action_dim: C numbers of a model step (frameskip x action size). chunk: H model steps of a proposal.
         shown: names of the recorded state's numbers that a picture shows. symmetry: of its angles.
+        turned: actions are displacements, made along the axes of the first body that turns.
+        free: names of numbers that are not told of the goal.
     """
 
     token_dim: int
@@ -35,6 +37,8 @@ class PolicySizes:
     chunk: int
     shown: tuple[str, ...] = ()
     symmetry: int = 1
+    turned: bool = False
+    free: tuple[str, ...] = ()
 
     @property
     def patches(self) -> int:

@@ -7,7 +7,7 @@ different noise come different chunks, without a number of modes to choose, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -83,7 +83,7 @@ class InverseDynamics(nn.Module):
         self.sizes, self.config = sizes, config
         width, numbers = config.width, sizes.chunk * sizes.action_dim
         if config.reads == STATE:
-            self.bodies = Bodies(sizes, config.turned, config.free)
+            self.bodies = Bodies(sizes)
             self.bodies_in = nn.Sequential(
                 nn.Linear(self.bodies.features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
             )
@@ -110,8 +110,13 @@ class InverseDynamics(nn.Module):
 
     @property
     def reads_states(self) -> bool:
-        """Whether it learns from recorded states instead of tokens."""
+        """Whether it learns from recorded states."""
         return self.config.reads == STATE
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it learns from tokens."""
+        return not self.reads_states
 
     @property
     def learned(self) -> list[nn.Module]:
@@ -198,10 +203,6 @@ class InverseDynamics(nn.Module):
 class Bodies(nn.Module):
     """Present and goal as the bodies see them that are there, told by a reader of frames.
 
-    Args:
-        sizes: of the policy. turned: make actions along the axes of the first body that turns.
-        free: names of numbers that are not told of the goal.
-
     Raises:
         UserError: there is no place in the state, no body that turns, or no such name.
     """
@@ -210,9 +211,9 @@ class Bodies(nn.Module):
     unit: Tensor
     error: Tensor
 
-    def __init__(self, sizes: PolicySizes, turned: bool, free: Sequence[str] = ()) -> None:
+    def __init__(self, sizes: PolicySizes) -> None:
         super().__init__()
-        names = sizes.shown
+        names, turned, free = sizes.shown, sizes.turned, sizes.free
         self.reader = StateReader(sizes.token_dim, sizes.patches, names, sizes.symmetry)
         self._places = [[i for i, name in enumerate(names) if name.endswith(axis)] for axis in ("x", "y")]
         angles = [i for i, name in enumerate(names) if name.endswith("angle")]

@@ -25,6 +25,7 @@ from sparsewm.model.latent import Latent, gather_patches, random_patches
 from sparsewm.model.predictor import ConditionedBlock, Predictor, attend
 from sparsewm.positions import sincos_positions
 from sparsewm.proposals.flow import PolicySizes, noised, random_levels
+from sparsewm.proposals.inverse import Bodies
 from sparsewm.proposals.mixture import Expert
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -58,6 +59,9 @@ class WamConfig:
     """Weight of the future's error beside the actions'."""
     from_predictor: bool = True
     """Start the future expert from the world model's predictor, where their sizes agree."""
+    told: bool = False
+    """Tell it how things lie to one another, too, as the inverse dynamics that reads the state is told; that
+    one must lie beside the world model."""
 
     def __post_init__(self) -> None:
         if self.width % 4 or self.width % self.heads or self.action_width % 2:
@@ -101,7 +105,24 @@ class WorldActionModel(nn.Module):
         for layer in (self.to_actions, self.to_tokens):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if config.told:
+            self.bodies = Bodies(sizes)
+            self.bodies_in = nn.Sequential(
+                nn.Linear(self.bodies.features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+            )
         self.register_buffer("positions", sincos_positions(*sizes.grid, width), persistent=False)
+
+    reads_tokens: ClassVar[bool] = True
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether it learns from recorded states, too."""
+        return self.config.told
+
+    @property
+    def learned(self) -> list[nn.Module]:
+        """Parts that have learned before the rest does."""
+        return [self.bodies.reader] if self.config.told else []
 
     @torch.no_grad()
     def begin(self, predictor: Predictor) -> bool:
@@ -124,26 +145,30 @@ class WorldActionModel(nn.Module):
             to.bias.copy_(source.bias)
         return True
 
-    def read(self, present: Tensor, proprio: Tensor, goal: Tensor, patches: Tensor | None = None) -> Cache:
+    def read(
+        self,
+        present: Tensor,
+        proprio: Tensor,
+        goal: Tensor,
+        patches: Tensor | None = None,
+        states: tuple[Tensor, Tensor] | None = None,
+    ) -> Cache:
         """Keys and values of what is seen, for all candidates: the present, the goal, proprioception.
 
         Args:
             present, goal: standardised tokens (B, N, D). proprio: (B, P).
-            patches: (B, M) that are read; None: all.
+            patches: (B, M) that are read; None: all. states: (B, V) now and at the goal, where it is told.
         """
         dtype = self.embed_tokens.weight.dtype
         places = self.embed_positions(self.positions.to(dtype)).expand(len(present), -1, -1)
         if patches is not None:
             present, goal, places = (gather_patches(part, patches) for part in (present, goal, places))
         frames = [self.embed_tokens(x.to(dtype)) + places for x in (present, goal)]
-        x = torch.cat(
-            [
-                frames[0] + self.frame[0],
-                frames[1] + self.frame[1],
-                self.embed_proprio(proprio.to(dtype))[:, None],
-            ],
-            1,
-        )[:, None]
+        seen = [frames[0] + self.frame[0], frames[1] + self.frame[1]]
+        seen.append(self.embed_proprio(proprio.to(dtype))[:, None])
+        if states is not None:
+            seen.append(self.bodies_in(self.bodies(*states).to(dtype))[:, None])
+        x = torch.cat(seen, 1)[:, None]
         condition = self.future.condition(torch.zeros(len(x), 1, device=x.device))
         cache: Cache = []
         for number, layer in enumerate(self.future.each(), 1):
@@ -210,11 +235,16 @@ class WorldActionModel(nn.Module):
         Args:
             batch: as for the inverse dynamics, and `future` (B, frames, N, D). generator: on a CPU.
         """
+        states = None
+        if self.config.told:
+            now, wanted = (self.bodies.blurred(batch[name], 1.0, generator) for name in ("state", "wanted"))
+            batch = batch | {"action": self.bodies.turned(batch["action"], now, -1)}
+            states = now, wanted
         action, device = batch["action"], batch["action"].device
         count, patches = len(action), self.sizes.patches
         seen = max(1, round(self.config.seen * patches))
         read = random_patches(count, patches, seen, generator).to(device) if seen < patches else None
-        cache = self.read(batch["present"], batch["proprio"], batch["goal"], read)
+        cache = self.read(batch["present"], batch["proprio"], batch["goal"], read, states)
         noise = torch.randn(action.shape, generator=generator).to(device)
         levels = random_levels(count, generator).to(device)
         chunk, weight = noised(action, noise, levels)[:, None], batch["weight"]
@@ -239,14 +269,21 @@ class WorldActionModel(nn.Module):
         self, present: Latent, goal: Latent, samples: int, generator: torch.Generator, how: ProposalConfig
     ) -> Tensor:
         """Standardised chunks (B, samples, H, C), float32; those that are ranked best come first."""
-        cache = self.read(present.tokens, present.proprio, goal.tokens)
+        cache, states = self._seen(present, goal)
         chunks, imagined, patches = self.denoise(cache, samples * how.ranked, generator, how)
+        if states is not None:
+            chunks = self.bodies.turned(chunks, states[0][:, None], 1)
         if how.ranked == 1 or imagined is None or patches is None:
             return chunks
         wanted = gather_patches(goal.tokens, patches)[:, None]  # (B, 1, K, D)
         missed = (imagined[:, :, -1] - wanted).square().mean((2, 3))
         best = missed.argsort(1)[:, :samples]
         return chunks[torch.arange(len(best), device=best.device)[:, None], best]
+
+    def _seen(self, present: Latent, goal: Latent) -> tuple[Cache, tuple[Tensor, Tensor] | None]:
+        """What is read of two frames, and the states that they show, where it is told."""
+        states = (self.bodies.told(present), self.bodies.told(goal)) if self.config.told else None
+        return self.read(present.tokens, present.proprio, goal.tokens, None, states), states
 
     def denoise(
         self, cache: Cache, samples: int, generator: torch.Generator, how: ProposalConfig
@@ -293,7 +330,8 @@ class WorldActionModel(nn.Module):
         error of copying the present."""
         if not self.imagines:
             return {}
-        cache = self.read(batch["present"], batch["proprio"], batch["goal"])
+        present, wanted = (Latent(batch[name], batch["proprio"]) for name in ("present", "goal"))
+        cache, _ = self._seen(present, wanted)
         patches = random_patches(len(batch["goal"]), self.sizes.patches, self.kept, generator)
         patches = patches.to(batch["goal"].device)
         truth = gather_patches(batch["future"], patches)  # (B, frames, K, D)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.inverse import STATE, InverseDynamics
-from sparsewm.proposals.latent import KINDS, WEIGHTS, kept_beside
+from sparsewm.proposals.latent import KINDS, WEIGHTS, kept_beside, load_policy, policy_folder
 from sparsewm.proposals.wam import WorldActionModel
 from sparsewm.settings import make_env
 from sparsewm.training.draws import generators
@@ -68,7 +68,8 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         dtype = choose_dtype(config.dtype, device)
         torch.manual_seed(config.seed)
         read = _shown_state(config, model, data)
-        for other in config.inverse.reader_data if read.columns else ():
+        looks = bool(read.columns) and config.kind == InverseDynamics.kind  # a wam is told by one that has
+        for other in config.inverse.reader_data if looks else ():
             with closing(_recording(config, model, other)) as opened:
                 _shown_state(config, model, opened)
         policy = _newborn(config, model, read, say)
@@ -86,7 +87,7 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
             )
             for part in (train, held_out)
         ]
-        looked = reader_rows(data, (train, held_out), config.seed) if read.columns else None
+        looked = reader_rows(data, (train, held_out), config.seed) if looks else None
         rows = np.union1d(*looked) if looked else _drawn(config, parts[0])
         rows = np.union1d(rows, validation_draw(parts[1]).rows)
         tokens = _tokens(config, data, model, rows, folder, dtype, progress, say)
@@ -136,9 +137,11 @@ class _ShownState:
 
 def _shown_state(config: PolicyTrainConfig, model: WorldModel, data: Dataset) -> _ShownState:
     """What a policy that reads the state reads; nothing for others."""
-    if config.kind != InverseDynamics.kind or config.inverse.reads != STATE:
+    inverse = config.kind == InverseDynamics.kind
+    if (config.inverse.reads != STATE) if inverse else not config.wam.told:
         return _ShownState()
-    remedy = f"give `reads` tokens, or another dataset than {data.path}"
+    how = "give `reads` tokens" if inverse else "leave `told` out"
+    remedy = f"{how}, or take another dataset than {data.path}"
     if data.state is None:
         raise UserError(f"there are no recorded states to learn from: {remedy}")
     env = make_env(config.env or model.environment)
@@ -192,6 +195,16 @@ def _look(
     bodies.fit(errors)
 
 
+def _told_by(model: WorldModel) -> InverseDynamics:
+    """The inverse dynamics beside a world model, which tells the state."""
+    folder = policy_folder(InverseDynamics.kind, model.environment, model.folder)
+    assert folder is not None
+    found: InverseDynamics = load_policy(folder, model)
+    if not found.reads_states:
+        raise UserError(f"the inverse dynamics in {folder} reads tokens: train one that `reads` state, first")
+    return found
+
+
 def _newborn(config: PolicyTrainConfig, model: WorldModel, read: _ShownState, say: Say) -> Any:
     """A new policy of the model's sizes."""
     network, _ = KINDS[config.kind]
@@ -200,9 +213,23 @@ def _newborn(config: PolicyTrainConfig, model: WorldModel, read: _ShownState, sa
     if chunk is None:
         chunk = PlanConfig.of(model.environment).search.horizon if config.env else PlanConfig().search.horizon
     shape = PolicySizes(
-        sizes.token_dim, sizes.grid, sizes.proprio_dim, sizes.action_dim, chunk, read.names, read.symmetry
+        sizes.token_dim,
+        sizes.grid,
+        sizes.proprio_dim,
+        sizes.action_dim,
+        chunk,
+        read.names,
+        read.symmetry,
+        config.inverse.turned and bool(read.names),
+        config.inverse.free if read.names else (),
     )
+    reader = None
+    if config.kind == WorldActionModel.kind and read.names:
+        reader = _told_by(model)
+        shape = replace(shape, turned=reader.sizes.turned, free=reader.sizes.free)
     policy = network(shape, getattr(config, config.kind))
+    if reader is not None:
+        policy.bodies.load_state_dict(reader.bodies.state_dict())
     if isinstance(policy, WorldActionModel) and policy.imagines and config.wam.from_predictor:
         agree = policy.begin(model.predictor)
         say(

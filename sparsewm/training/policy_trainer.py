@@ -87,7 +87,7 @@ class PolicyTrainer:
             started = time.perf_counter()
             rng, generator = generators(config.seed, 3, self.step)
             drawn = self.train.draw(rng, config.batch)
-            frames = None if self.train.columns else self.tokens  # states are enough
+            frames = self.tokens if self.policy.reads_tokens else None
             batch = self.train.batch(drawn, frames, self.model)
             losses = self.policy.loss(batch, generator)  # type: ignore[operator]
             self.optimizer.zero_grad()

@@ -431,5 +431,5 @@ def test_names_and_errors_that_are_no_text(tmp_path: Path, monkeypatch: pytest.M
         raise UnicodeDecodeError("utf-8", b"\x86", 0, 1, "invalid start byte")  # what HDF5 said of it
 
     monkeypatch.setattr(h5py.Group, "__getitem__", refuse)
-    with pytest.raises(UserError, match="data.h5 is damaged .*copy or collect it again"):
+    with pytest.raises(UserError, match=r"data.h5 is damaged .*copy or collect it again"):
         open_dataset(path)

@@ -143,8 +143,8 @@ def of_states(
     names: tuple[str, ...] = TABLE, symmetry: int = 1, turned: bool = True, free: tuple[str, ...] = ()
 ) -> InverseDynamics:
     torch.manual_seed(0)
-    sizes = PolicySizes(8, (4, 4), 2, 4, 2, names, symmetry)
-    policy = InverseDynamics(sizes, InverseConfig(32, 2, 2, "state", turned=turned, free=free))
+    sizes = PolicySizes(8, (4, 4), 2, 4, 2, names, symmetry, turned, free)
+    policy = InverseDynamics(sizes, InverseConfig(32, 2, 2, "state"))
     policy.bodies.reader.fit(256 + 100 * torch.randn(40, len(names), dtype=torch.float64))
     policy.bodies.fit(dict.fromkeys(names, 2.0))
     return stirred(policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.model.latent import Latent, gather_patches
 from sparsewm.model.world_model import WorldModel
+from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.latent import LatentProposals, load_policy, save_policy
 from sparsewm.proposals.wam import WamConfig, WorldActionModel
 from tests.model.tiny import random_latent, tiny_model
-from tests.proposals.small import CHUNK, HOW, SIZES, forked, frames_of, taught, wam
+from tests.proposals.small import CHUNK, HOW, SIZES, forked, frames_of, stirred, taught, wam
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +202,53 @@ def test_it_is_kept_beside_its_world_model(
 def test_impossible_sizes_are_said(sizes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="of a wam, "):
         WamConfig(**sizes)
+
+
+TABLE = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
+
+
+def told(turned: bool = True) -> WorldActionModel:
+    torch.manual_seed(0)
+    sizes = PolicySizes(8, (4, 4), 2, 4, 2, TABLE, 1, turned)
+    policy = WorldActionModel(sizes, WamConfig(32, 2, 2, 48, 16, tokens=3, told=True))
+    policy.bodies.reader.fit(256 + 100 * torch.randn(40, 5, dtype=torch.float64))
+    policy.bodies.fit(dict.fromkeys(TABLE, 2.0))
+    return stirred(policy)
+
+
+def test_it_is_told_how_things_lie(model: WorldModel, tmp_path: Path) -> None:
+    """What it is told of the goal moves its chunks, and a file keeps what tells it."""
+    policy = told()
+    frames = [random_latent(model, 2, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    save_policy(policy, model, tmp_path / "wam", {})
+    kept, one, other = load_policy(tmp_path / "wam", model), told(), told()
+    other.bodies.reader.mean += 50
+    chunks = [drawn(each, frames, HOW) for each in (policy, kept, one, other)]
+    assert torch.equal(chunks[0], chunks[1]) and torch.equal(chunks[0], chunks[2])
+    assert not torch.allclose(chunks[0], chunks[3])
+    assert torch.allclose(chunks[0].norm(dim=-1), drawn(told(False), frames, HOW).norm(dim=-1), atol=1e-5)
+
+
+def test_it_learns_from_recorded_states(model: WorldModel) -> None:
+    """Which way to go is in the states alone; what tells the state stays as it was."""
+    sizes = PolicySizes(4, (2, 2), 2, 2, CHUNK, ("x", "y"))
+    torch.manual_seed(0)
+    policy = WorldActionModel(sizes, WamConfig(32, 2, 2, 48, 32, tokens=2, told=True, unseen=0.5))
+    policy.bodies.reader.fit(torch.randn(40, 2, dtype=torch.float64))
+    policy.bodies.fit({"x": 0.001, "y": 0.001})
+    for part in policy.learned:
+        part.requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], 3e-3)
+
+    def batch(count: int) -> dict[str, Tensor]:
+        found = forked(count, generator)
+        state = torch.randn(count, 2, generator=generator)
+        return found | {"state": state, "wanted": state + found["action"][:, 0]}
+
+    for _ in range(300):
+        optimizer.zero_grad()
+        losses = policy.loss(batch(128), generator)
+        losses["loss"].backward()
+        optimizer.step()
+    assert losses["action"] < 0.25, "0.5 and more where it does not know which way"

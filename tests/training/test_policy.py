@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,25 @@ def test_it_looks_at_other_recordings_too(place: Path, tmp_path: Path) -> None:
         told = load_policy(folder, model).bodies.told(model.encode(data.pixels[:60], data.proprio[:60]))
         errors.append(np.median(np.abs(told.numpy() - data.state[:60])))
     assert errors[1] < 0.05 < 0.15 < errors[0], "0.004 and 0.27, of places from 0 to 1"
+
+
+def test_a_wam_is_told_by_the_inverse_dynamics_beside_it(place: Path) -> None:
+    wam = WamConfig(24, 1, 2, 48, 16, tokens=2, told=True)
+    beside = place / "run" / "inverse"
+    with pytest.raises(UserError, match="there is no policy 'inverse' of wall"):
+        train_policy(config(place, "untold", kind="wam", wam=wam))
+    train_policy(config(place, "run/inverse", kind="inverse"))
+    with pytest.raises(UserError, match="reads tokens: train one that `reads` state, first"):
+        train_policy(config(place, "untold", kind="wam", wam=wam))
+    shutil.rmtree(beside)
+    train_policy(of_states(place, "run/inverse"))
+    done = train_policy(config(place, "told-wam", kind="wam", wam=wam))
+    one, two = (load_file(folder / WEIGHTS) for folder in (beside, done.folder))
+    same = [name for name in one if name.startswith("bodies.reader.")]
+    assert same and all(torch.equal(one[name], two[name]) for name in same)
+    model = load(place / "run" / "checkpoint")
+    assert load_policy(done.folder, model).sizes.shown == ("x", "y")
+    shutil.rmtree(beside)
 
 
 def test_without_recorded_states_it_is_refused(place: Path, tmp_path: Path) -> None:
