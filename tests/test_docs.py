@@ -284,5 +284,5 @@ def test_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
-        if anchor:
+        if anchor and target.suffix != ".json":  # there it names a number: tests/test_site.py
             assert anchor in anchors(target), link

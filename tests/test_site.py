@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -260,3 +261,155 @@ def test_judging_offline_orders_models_as_its_file_says(name: str) -> None:
         "{1:.2f} to {0:.2f}".format(*ends["error"]),
         error,
     ]
+
+
+# Every measured number names its file ---------------------------------------------------------------------
+
+MEASURED = re.compile(
+    r"\b\d[\d,]* of (?:the )?\d|\d%"
+    r"|\b\d[\d.,]* ?(?:ms|s|minutes?|hours?|microseconds|points|[GM]B|GFLOP/s)\b"
+    r"|\b\d[\d.,]* times (?:as|faster|slower|longer|less|more)\b|(?<![\d.])0\.\d\d+(?![\d.])"
+)
+"""What looks measured: rates, shares, times, sizes, factors, and errors between 0 and 1."""
+
+NO_MEASUREMENT = {
+    r"`[^`]*`": "code: settings, commands, columns",
+    r"95% (?:Wilson |bootstrap )?intervals?": "which interval is given",
+    r"\(\d+ MB\)": "what somebody else's package or weights take",
+}
+"""Patterns that look measured wherever they stand, each with why they are not."""
+
+NO_FILE = {
+    ("docs/benchmarks/index.md", "DINO-WM (arXiv 2411.04983)"): "published",
+    ("docs/howto/benchmarks.md", "counts as reached"): "rules of success",
+    ("docs/howto/encoder.md", "pools a token with its neighbours"): "usual settings",
+    ("docs/howto/judge_offline.md", "chance among 32"): "chance follows from 32",
+    ("docs/howto/looks.md", "above -0.95"): "what a setting may be",
+    ("docs/howto/looks.md", "Every episode of the recording"): "what is drawn",
+    ("docs/howto/trust.md", "`hostile` damages"): "limits of a trial",
+    ("docs/laboratory/performance.md", "`sparsewm plan --search.deadline-ms 100` returns"): "an example",
+}
+"""A page, and words of a block whose numbers no file can hold, each with why."""
+
+
+def pages_of_the_site() -> Iterator[tuple[Path, str]]:
+    """Every page that is shown, the text cells of the tutorial among them."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        yield page, page.read_text(encoding="utf-8")
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    yield (
+        NOTEBOOK,
+        "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"),
+    )
+
+
+def blocks(text: str) -> Iterator[tuple[str, str, str]]:
+    """Paragraphs, lists and tables: the heading, the block, and the block with its neighbours."""
+    text = re.sub(r"^```.*?^```|^<!--.*?-->$|^    [^-\s].*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for section in re.split(r"^(?=#)", text, flags=re.MULTILINE):
+        parts = [part for part in re.split(r"\n\s*\n", section) if part.strip()]
+        for i, part in enumerate(parts):
+            yield section.splitlines()[0].lstrip("# "), part, "\n\n".join(parts[max(0, i - 1) : i + 2])
+
+
+def measured(text: str) -> list[str]:
+    """Numbers of a text that look measured."""
+    text = re.sub(r"\]\([^)]*\)", "]", text)  # where a link leads is no claim
+    for pattern in NO_MEASUREMENT:
+        text = re.sub(pattern, "", text)
+    return [found[0] for found in MEASURED.finditer(text)]
+
+
+def names_a_file(text: str) -> bool:
+    return bool(files_named(text)) or bool(re.search(r"\]\([^)]*\.json[)#]", text))  # test_docs follows links
+
+
+def test_a_measured_number_has_its_file_beside_it() -> None:
+    """In the same paragraph, list or table, or in the one before or after it, of the same section."""
+    bare = []
+    left = set(NO_FILE)
+    for page, text in pages_of_the_site():
+        for heading, block, around in blocks(text):
+            found = measured(block)
+            if not found or names_a_file(around):
+                continue
+            excepted = {(name, words) for name, words in NO_FILE if name == name_of(page) and words in block}
+            left -= excepted
+            if not excepted:
+                bare.append(f"{name_of(page)}, {heading}: {', '.join(found)} in {block.strip()[:60]!r}")
+    assert not bare, "name the JSON file of these numbers, or leave them out:\n" + "\n".join(bare)
+    assert not left, "these are no exceptions any more"
+
+
+def test_no_number_is_by_hand() -> None:
+    for page, text in pages_of_the_site():
+        assert not re.search(r"[(,;] ?(?:all |measured )?by hand\b", text), (
+            f"{name_of(page)}: a number without a file"
+        )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "reached 31 of 40",
+        "in 90% of cases",
+        "took 186 ms",
+        "2.5 times as fast",
+        "0.27 of copying",
+        "82% (75-88)",
+    ],
+)
+def test_what_looks_measured(text: str) -> None:
+    assert measured(text)
+
+
+# A link may lead to one number of a file ------------------------------------------------------------------
+
+VALUE = re.compile(r"\[(-?[\d,]+(?:\.\d+)?)( ?[^\]\s]+)?\]\(([^)#\s]+\.json)#([^)\s]+)\)")
+"""A number, its unit, a file, and where in the file it stands: `[0.27](x.json#validation.tokens.0)`."""
+
+UNITS = {"%": 100, "ms": 1e3, "minutes": 1 / 60, "MB": 1e-6, "MFLOP": 1e-6}
+"""By what a number of a file is multiplied to be in a unit; all others are as they are in files."""
+
+
+def value_at(content: Any, key: str) -> Any:
+    """The number at a dotted key, the names of which may have dots themselves; `A/B` is a ratio of two."""
+    if "/" in key:
+        above, _, below = key.partition("/")
+        return value_at(content, above) / value_at(content, below)
+    if not key:
+        return content
+    if isinstance(content, list):
+        head, _, rest = key.partition(".")
+        return value_at(content[int(head)], rest)
+    for name in content if isinstance(content, dict) else ():
+        if key == name or key.startswith(f"{name}."):
+            try:
+                return value_at(content[name], key[len(name) + 1 :])
+            except KeyError:  # a longer name begins alike
+                continue
+    raise KeyError(key)
+
+
+def test_a_number_that_leads_into_a_file_stands_there() -> None:
+    found = 0
+    for page, text in pages_of_the_site():
+        assert len(re.findall(r"\.json#", text)) == len(VALUE.findall(text)), f"{name_of(page)}: no number"
+        for number, unit, link, key in VALUE.findall(text):
+            content = json.loads((page.parent / link).read_text(encoding="utf-8"))
+            value = value_at(content, unquote(key)) * UNITS.get(unit.strip(), 1)
+            decimals = len(number.partition(".")[2])
+            written = float(number.replace(",", ""))
+            assert abs(value - written) <= 0.5 * 10**-decimals + 1e-9, (
+                f"{name_of(page)}: {number}, {link}#{key}"
+            )
+            found += 1
+    assert found > 100
+
+
+def test_where_a_number_stands_in_a_file() -> None:
+    content = {"drop_0": {"ratio": 1.0}, "drop_0.5": {"ratio": [2.0, 4.0]}}
+    assert value_at(content, "drop_0.5.ratio.1") == 4 and value_at(content, "drop_0.ratio") == 1
+    assert value_at(content, "drop_0.5.ratio.1/drop_0.5.ratio.0") == 2
+    with pytest.raises(KeyError):
+        value_at(content, "drop_0.5.error")
