@@ -140,7 +140,8 @@ def wheels() -> dict[str, Any]:
 def tested(python: Path, tests: tuple[str, ...]) -> dict[str, Any]:
     """How tests end in an environment with the oldest versions."""
     code, said = _run([_tool("uv"), "pip", "freeze", "--python", str(python)])
-    found: dict[str, Any] = {"packages": said.splitlines() if code == 0 else said[-300:], "tests": {}}
+    found: dict[str, Any] = {"tests": {}}
+    found["packages"] = [line for line in said.splitlines() if "==" in line] if code == 0 else said[-300:]
     words = [str(python), "-m", "pytest", "-n", "0", "-q", "--no-header", "-p", "no:cacheprovider"]
     for test in tests:
         code, said = _run([*words, "-m", "not slow", test], 3000.0)
