@@ -119,7 +119,7 @@ def card(
             "",
             f"Decoder: {decoder['steps']} steps of {decoder['batch']} frames, seed {decoder['seed']}.",
         ]
-    page = "benchmarks/index.md" if "/" in name else "laboratory/results.md"
+    page = f"benchmarks/{name.rpartition('/')[2]}.md"
     lines += ["", f"Closed-loop success and its limits: [results]({docs}/{page})."]
     return "\n".join(lines) + "\n"
 
