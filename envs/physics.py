@@ -13,14 +13,19 @@ NO_GL = (
 )
 
 
+def without_screen() -> None:
+    """Let MuJoCo draw off screen where there is none; it reads the variable when it is imported."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
 def load() -> Any:
     """The module `mujoco`; where there is no usable OpenGL, without drawing: physics needs none.
 
     Raises:
         RuntimeError: it cannot be imported either way.
     """
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is imported
+    without_screen()
     try:
         return importlib.import_module("mujoco")
     except Exception:  # each GL backend fails in its own way
@@ -55,7 +60,7 @@ if TYPE_CHECKING:
 else:
     mujoco = _MuJoCo()
 
-__all__ = ["NO_GL", "border", "mujoco"]
+__all__ = ["NO_GL", "border", "mujoco", "without_screen"]
 
 
 def border(half: float) -> str:

@@ -4,6 +4,7 @@ Example (a few minutes):
 
     python -m scripts.pictures
     python -m scripts.pictures --what plan groups
+    python -m scripts.pictures --what episodes --environments dmc/reacher swm/tworoom
 
 An episode shows the real scene, the goal, the kept patches and the plan's imagination, and moves. The plan is
 one search, iteration by iteration; the groups are those of training, four draws. The choices
@@ -279,7 +280,7 @@ def draw_decisions(path: Path, source: Path = DECISIONS) -> None:
 def main(arguments: Arguments) -> None:
     if "episodes" in arguments.what:
         for name in arguments.environments:
-            draw_episode(name, arguments.drop, arguments.output / f"{name}.webp")
+            draw_episode(name, arguments.drop, arguments.output / f"{name.rpartition('/')[2]}.webp")
     if "plan" in arguments.what:
         draw_plan(arguments.output / "one-plan.png")
     if "groups" in arguments.what:

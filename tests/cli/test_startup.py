@@ -77,6 +77,21 @@ def test_a_way_to_draw_is_chosen_on_linux_alone() -> None:
     assert program(*lines).split() == ["None", "egl"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo draws without a screen by itself")
+def test_others_packages_draw_without_a_screen_in_python_too() -> None:
+    """They import MuJoCo before anything of ours does."""
+    pytest.importorskip("dm_control")
+    lines = (
+        "import os",
+        "for name in ('MUJOCO_GL', 'DISPLAY', 'WAYLAND_DISPLAY'):",
+        "    os.environ.pop(name, None)",
+        "from sparsewm import envs",
+        "observation, _ = envs.make('dmc/reacher').reset(seed=0)",
+        "print(observation['pixels'].std() > 5)",
+    )
+    assert program(*lines).splitlines()[-1] == "True"
+
+
 def test_threads_do_not_wait_in_a_busy_loop_unless_told_to() -> None:
     lines = (
         "import os, sparsewm",
