@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -13,10 +14,19 @@ NO_GL = (
 )
 
 
-def without_screen() -> None:
-    """Let MuJoCo draw off screen where there is none; it reads the variable when it is imported."""
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+def before_mujoco() -> None:
+    """What has to be done before anybody imports MuJoCo.
+
+    It draws off screen where there is none, by a variable that it reads when it is imported. And Triton comes
+    first where there is one, since OpenGL drawn by software shows all the process its LLVM: Triton, which
+    torch's compiler imports, would take that for its own and end the process.
+    """
+    if sys.platform != "linux" or "mujoco" in sys.modules:
+        return
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")
+    with contextlib.suppress(Exception):  # broken ones, too, are none of ours
+        importlib.import_module("triton")
 
 
 def load() -> Any:
@@ -25,7 +35,7 @@ def load() -> Any:
     Raises:
         RuntimeError: it cannot be imported either way.
     """
-    without_screen()
+    before_mujoco()
     try:
         return importlib.import_module("mujoco")
     except Exception:  # each GL backend fails in its own way
@@ -60,7 +70,7 @@ if TYPE_CHECKING:
 else:
     mujoco = _MuJoCo()
 
-__all__ = ["NO_GL", "border", "mujoco", "without_screen"]
+__all__ = ["NO_GL", "before_mujoco", "border", "mujoco"]
 
 
 def border(half: float) -> str:

@@ -13,7 +13,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from sparsewm.envs.adapter import PixelGoals
 from sparsewm.envs.base import GoalEnv
-from sparsewm.envs.physics import without_screen
+from sparsewm.envs.physics import before_mujoco
 from sparsewm.envs.simulated import SimulatedGoalEnv
 from sparsewm.errors import UserError, suggest
 from sparsewm.registry import Registry
@@ -84,7 +84,8 @@ def make(name: str, **options: Any) -> GoalEnv:
         ValueError: an impossible option.
     """
     name = canonical(name)
-    without_screen()  # others' packages import MuJoCo by themselves
+    if name not in _OURS:  # others' packages import MuJoCo by themselves
+        before_mujoco()
     spec = None if name in ENVIRONMENTS else _gymnasium_spec(name)
     if spec is None and name not in ENVIRONMENTS and ":" not in name:
         families = [f"{family}/TASK" for family in ENVIRONMENTS.families]

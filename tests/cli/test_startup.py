@@ -92,6 +92,20 @@ def test_others_packages_draw_without_a_screen_in_python_too() -> None:
     assert program(*lines).splitlines()[-1] == "True"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenGL of Linux")
+def test_torchs_compiler_can_be_loaded_after_a_picture_was_drawn() -> None:
+    """Triton comes before OpenGL: the other order ends the process where Triton is newer than 3.6."""
+    pytest.importorskip("triton")
+    lines = (
+        "import sys",
+        "from sparsewm import envs",
+        "envs.make('pointmaze').reset(seed=0)",
+        "print(list(sys.modules).index('triton') < list(sys.modules).index('mujoco'))",
+        "import torch._dynamo",
+    )
+    assert program(*lines) == "True"
+
+
 def test_threads_do_not_wait_in_a_busy_loop_unless_told_to() -> None:
     lines = (
         "import os, sparsewm",
