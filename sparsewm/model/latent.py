@@ -22,27 +22,32 @@ class Latent:
         proprio: (B, P) standardised proprioception, float32.
         cls: (B, D) image token as the encoder gave it, or None.
         attention: (B, N) CLS-to-patch attention, or None.
+        given: (B, N, E) patch tokens as the encoder gave them, where the model keeps less of them; or None.
     """
 
     tokens: Tensor
     proprio: Tensor
     cls: Tensor | None = None
     attention: Tensor | None = None
+    given: Tensor | None = None
 
     def __getitem__(self, episodes: Any) -> Latent:
-        pick = lambda x: None if x is None else x[episodes]  # noqa: E731
-        return Latent(self.tokens[episodes], self.proprio[episodes], pick(self.cls), pick(self.attention))
+        optional = (self.cls, self.attention, self.given)
+        picked = (None if part is None else part[episodes] for part in optional)
+        return Latent(self.tokens[episodes], self.proprio[episodes], *picked)
 
     @staticmethod
     def cat(parts: Sequence[Latent]) -> Latent:
         """Frames one after the other, along the first axis."""
-        cls = [part.cls for part in parts if part.cls is not None]
-        attention = [part.attention for part in parts if part.attention is not None]
+
+        def optional(name: str) -> Tensor | None:
+            there = [part for one in parts if (part := getattr(one, name)) is not None]
+            return torch.cat(there) if there else None
+
         return Latent(
             torch.cat([part.tokens for part in parts]),
             torch.cat([part.proprio for part in parts]),
-            torch.cat(cls) if cls else None,
-            torch.cat(attention) if attention else None,
+            *(optional(name) for name in ("cls", "attention", "given")),
         )
 
 

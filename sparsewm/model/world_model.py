@@ -213,6 +213,7 @@ class WorldModel(nn.Module):
             self.standardizer.proprio(proprio),
             features.cls.float(),
             features.attention,
+            None if self.space is None else features.patches,
         )
 
     def predict(

@@ -28,6 +28,7 @@ class PolicySizes:
         shown: names of the recorded state's numbers that a picture shows. symmetry: of its angles.
         turned: actions are displacements, made along the axes of the first body that turns.
         free: names of numbers that are not told of the goal.
+        given_dim: E features of the encoder's own tokens, by which the state is told; 0: by the model's.
     """
 
     token_dim: int
@@ -39,6 +40,7 @@ class PolicySizes:
     symmetry: int = 1
     turned: bool = False
     free: tuple[str, ...] = ()
+    given_dim: int = 0
 
     @property
     def patches(self) -> int:

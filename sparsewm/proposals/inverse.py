@@ -214,7 +214,8 @@ class Bodies(nn.Module):
     def __init__(self, sizes: PolicySizes) -> None:
         super().__init__()
         names, turned, free = sizes.shown, sizes.turned, sizes.free
-        self.reader = StateReader(sizes.token_dim, sizes.patches, names, sizes.symmetry)
+        dim, given = sizes.given_dim or sizes.token_dim, bool(sizes.given_dim)
+        self.reader = StateReader(dim, sizes.patches, names, sizes.symmetry, given=given)
         self._places = [[i for i, name in enumerate(names) if name.endswith(axis)] for axis in ("x", "y")]
         angles = [i for i, name in enumerate(names) if name.endswith("angle")]
         if not all(self._places):
@@ -246,7 +247,9 @@ class Bodies(nn.Module):
 
     def told(self, frame: Latent) -> Tensor:
         """The state (B, V) that a frame shows."""
-        return self.reader.state(self.reader(frame.tokens))
+        tokens = frame.given if self.reader.given else frame.tokens
+        assert tokens is not None
+        return self.reader.state(self.reader(self.reader.scaled(tokens)))
 
     def blurred(self, states: Tensor, noise: float, generator: torch.Generator) -> Tensor:
         """States (B, V) with errors such as the reader makes."""

@@ -20,17 +20,27 @@ class StateReader(nn.Module):
     """Reads V numbers from all patches of a frame, in float32 whatever the precision of its weights.
 
     Args:
-        token_dim: D. patches: N. names: of the numbers; those that end in `angle` are angles in radians.
+        token_dim: D, of standardised tokens. patches: N.
+        names: of the numbers; those that end in `angle` are angles in radians.
         symmetry: how many angles of a body look the same (`SimulatedGoalEnv.angle_symmetry`).
         hidden: features of its layers.
+        given: tokens are as an encoder gives them; it standardises them itself.
     """
 
     mean: Tensor
     std: Tensor
     turns: Tensor
+    token_mean: Tensor
+    token_std: Tensor
 
     def __init__(
-        self, token_dim: int, patches: int, names: Sequence[str], symmetry: int = 1, hidden: int = 512
+        self,
+        token_dim: int,
+        patches: int,
+        names: Sequence[str],
+        symmetry: int = 1,
+        hidden: int = 512,
+        given: bool = False,
     ) -> None:
         super().__init__()
         self.names, self.symmetry = tuple(names), symmetry
@@ -42,6 +52,10 @@ class StateReader(nn.Module):
         self.out = nn.Linear(hidden, 2 * len(self.names))
         self.register_buffer("mean", torch.zeros(len(self.names)))
         self.register_buffer("std", torch.ones(len(self.names)))
+        self.given = given
+        if given:
+            self.register_buffer("token_mean", torch.zeros(token_dim))
+            self.register_buffer("token_std", torch.ones(token_dim))
         turns = torch.tensor([name.endswith("angle") for name in self.names])
         self.register_buffer("turns", turns, persistent=False)
 
@@ -49,6 +63,18 @@ class StateReader(nn.Module):
         """Take the scale of places from states (N, V), rounded so that any precision keeps it."""
         self.mean.copy_(states.double().mean(0).bfloat16())
         self.std.copy_(states.double().std(0).clamp_min(1e-6).bfloat16())
+
+    def fit_tokens(self, tokens: Tensor) -> None:
+        """Take the scale of tokens (N, M, D) that an encoder gave, rounded likewise."""
+        flat = tokens.flatten(0, -2).double()
+        self.token_mean.copy_(flat.mean(0).bfloat16())
+        self.token_std.copy_(flat.std(0).clamp_min(1e-6).bfloat16())
+
+    def scaled(self, tokens: Tensor) -> Tensor:
+        """What `forward` takes, float32: tokens that are standardised, or that the encoder gave."""
+        if not self.given:
+            return tokens.float()
+        return (tokens.float() - self.token_mean.float()) / self.token_std.float()
 
     def targets(self, states: Tensor) -> Tensor:
         """What `forward` should tell of states (..., V): (..., V, 2), float32; places in deviations beside 0,
@@ -59,7 +85,7 @@ class StateReader(nn.Module):
         return torch.where(self.turns[:, None], torch.stack([angle.cos(), angle.sin()], -1), place).float()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Standardised tokens (B, N, D) -> (B, V, 2), as `targets` has it."""
+        """Tokens (B, N, D) as `scaled` has them -> (B, V, 2), as `targets` has it."""
         x = F.gelu(_exact(self.token_in, tokens.float()) + self.place.float())
         x = _exact(self.frame_in, x.flatten(1))
         x = F.gelu(F.layer_norm(x, x.shape[-1:]))

@@ -330,7 +330,10 @@ class WorldActionModel(nn.Module):
         error of copying the present."""
         if not self.imagines:
             return {}
-        present, wanted = (Latent(batch[name], batch["proprio"]) for name in ("present", "goal"))
+        present, wanted = (
+            Latent(batch[name], batch["proprio"], given=batch.get(f"given_{name}"))
+            for name in ("present", "goal")
+        )
         cache, _ = self._seen(present, wanted)
         patches = random_patches(len(batch["goal"]), self.sizes.patches, self.kept, generator)
         patches = patches.to(batch["goal"].device)

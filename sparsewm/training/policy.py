@@ -222,11 +222,13 @@ def _newborn(config: PolicyTrainConfig, model: WorldModel, read: _ShownState, sa
         read.symmetry,
         config.inverse.turned and bool(read.names),
         config.inverse.free if read.names else (),
+        model.encoder.dim if read.names and model.space is not None else 0,
     )
     reader = None
     if config.kind == WorldActionModel.kind and read.names:
         reader = _told_by(model)
-        shape = replace(shape, turned=reader.sizes.turned, free=reader.sizes.free)
+        told = ("turned", "free", "given_dim")
+        shape = replace(shape, **{name: getattr(reader.sizes, name) for name in told})
     policy = network(shape, getattr(config, config.kind))
     if reader is not None:
         policy.bodies.load_state_dict(reader.bodies.state_dict())

@@ -31,7 +31,7 @@ from sparsewm.training.draws import generators
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.policy_config import PolicyTrainConfig
 from sparsewm.training.state import STATE_FILE, adam_state, adam_tensors, read_state, write_state
-from sparsewm.training.stretches import Drawn, Stretches
+from sparsewm.training.stretches import Drawn, Stretches, frames_of
 from sparsewm.training.trainer import device_name
 
 VALIDATED = 256
@@ -205,17 +205,18 @@ def validate_policy(
     _, generator = generators(0)
     batch = stretches.batch(validation_draw(stretches, count), tokens, model)
     action, weight = batch["action"], batch["weight"]
-    present = Latent(batch["present"], batch["proprio"])
+    present, wanted = frames_of(batch)
     size = (weight * action.square()).sum().clamp(min=1e-9)
 
-    def offered(goal: Tensor) -> Tensor:
-        wanted = Latent(goal, batch["proprio"])
-        return policy.propose(present, wanted, OFFERED, generator, ProposalConfig())
+    def offered(goal: Latent) -> Tensor:
+        chunks: Tensor = policy.propose(present, goal, OFFERED, generator, ProposalConfig())
+        return chunks
 
     def missed(chunks: Tensor) -> Tensor:
         return (weight[:, None] * (chunks - action[:, None]).square()).flatten(2).sum(2)  # (B, samples)
 
-    own, other = offered(batch["goal"]), offered(batch["goal"].roll(1, 0))
+    others = torch.arange(len(action), device=action.device).roll(1)
+    own, other = offered(wanted), offered(wanted[others])
     found = {"error": missed(own.mean(1, keepdim=True)).sum(), "best": missed(own).amin(1).sum()}
     found["other_goals"] = missed(other.mean(1, keepdim=True)).sum()
     shares = {name: float(value / size) for name, value in found.items()}

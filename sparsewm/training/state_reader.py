@@ -24,6 +24,8 @@ FRAMES = 30_000
 """Frames of a recording's training episodes that it learns from, at most."""
 JUDGED = 2_000
 """Frames of a recording's held-out episodes that it is judged on, at most."""
+SCALED = 1_000
+"""Frames of a recording that tell the scale of tokens."""
 BATCH = 256
 """Frames a step, as many of every recording."""
 LR = 2e-3
@@ -87,13 +89,19 @@ def teach_reader(
     device = reader.mean.device
 
     def frames(lesson: Lesson, rows: np.ndarray) -> Tensor:
-        return standardizer.tokens(placed(lesson.tokens.rows(rows), device)).float()
+        tokens = placed(lesson.tokens.rows(rows), device)
+        return reader.scaled(tokens if reader.given else standardizer.tokens(tokens))
 
     def states(lesson: Lesson, rows: np.ndarray) -> Tensor:
         assert lesson.dataset.state is not None
         return torch.from_numpy(lesson.dataset.state[rows][:, columns]).to(device)
 
     reader.fit(torch.cat([states(lesson, lesson.learned) for lesson in lessons]))
+    if reader.given:
+        some = [
+            lesson.tokens.rows(lesson.learned[:: len(lesson.learned) // SCALED + 1]) for lesson in lessons
+        ]
+        reader.fit_tokens(torch.cat([placed(part, device) for part in some]))
     reader.train().requires_grad_(True)
     optimizer = MasterAdamW(reader, LR, steps, min(100, steps // 10 + 1))
     for step in range(steps):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsewm.data import Dataset, Tokens
 from sparsewm.errors import UserError
+from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.training.validation import placed
@@ -28,6 +29,14 @@ class Drawn:
     def rows(self) -> np.ndarray:
         """All of them."""
         return np.concatenate([self.present, self.goal, self.future.ravel()])
+
+
+def frames_of(batch: Mapping[str, Tensor]) -> tuple[Latent, Latent]:
+    """Present and goal of `Stretches.batch` as frames; of the goal the proprioception is the present's."""
+    return tuple(  # type: ignore[return-value]
+        Latent(batch[name], batch["proprio"], given=batch.get(f"given_{name}"))
+        for name in ("present", "goal")
+    )
 
 
 class Stretches:
@@ -79,7 +88,8 @@ class Stretches:
         """Stretches in the model's units, on its device; without `tokens` no frames of them.
 
         Returns:
-            `present`, `goal` (B, N, D), `future` (B, F, N, D): the goal where that comes first, `proprio`
+            `present`, `goal` (B, N, D), and as the encoder gave them, `given_present`, `given_goal`, where
+            the model keeps less; `future` (B, F, N, D): the goal where that comes first, `proprio`
             (B, P), `action` (B, H, C), and `weight` of these, 0 where they are unknown; `state` and `wanted`
             (B, V) where they are read.
         """
@@ -94,8 +104,11 @@ class Stretches:
             "weight": placed(torch.from_numpy(weight), device).unflatten(1, (chunk, -1)).flatten(2),
         }
         if tokens is not None:
-            found["present"] = standardizer.tokens(placed(tokens.rows(drawn.present), device))
-            found["goal"] = standardizer.tokens(placed(tokens.rows(drawn.goal), device))
+            for name, rows_of in (("present", drawn.present), ("goal", drawn.goal)):
+                given = placed(tokens.rows(rows_of), device)
+                found[name] = standardizer.tokens(given)
+                if model.space is not None:
+                    found[f"given_{name}"] = given
             if drawn.future.size:
                 found["future"] = standardizer.tokens(placed(tokens.rows(drawn.future), device))
         if self.columns and data.state is not None:

@@ -419,6 +419,16 @@ def test_a_broken_list_of_columns_is_one_sentence(tmp_path: Path, monkeypatch: p
         open_dataset(path)
 
 
+def test_rows_that_are_claimed_and_not_there_take_no_memory(tmp_path: Path) -> None:
+    """As the fuzzer found it: no actions, and another column of as many rows as it likes."""
+    path = write_dataset(tmp_path / "data.h5")
+    with h5py.File(path, "r+") as file:
+        del file["action"], file["proprio"]
+        file.create_dataset("proprio", (10**11, 2), np.float32, chunks=(1000, 2))
+    with pytest.raises(UserError, match=r"lacks the column 'action'.*100000000000 rows.*copy or collect it"):
+        open_dataset(path)
+
+
 def test_names_and_errors_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dataset(tmp_path / "data.h5")
     with h5py.File(path, "r+") as file:

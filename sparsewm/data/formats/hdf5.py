@@ -41,6 +41,7 @@ from sparsewm.files import size_text
 from sparsewm.memory import free_memory
 
 _COPIES = 3  # of a column, while it is checked
+_CLAIMED = 10_000_000  # rows that are stood in for where actions are missing, at most
 _DAMAGED = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)  # what h5py raises
 
 
@@ -89,6 +90,10 @@ class HDF5Dataset(Dataset):
             self._file.close()
             raise UserError(f"{path} is damaged ({error}): copy or collect it again") from None
         none = ReadFrames((rows, 0, 0, 3), path, lambda rows: np.zeros((len(rows), 0, 0, 3), np.uint8))
+        if action is None and rows > _CLAIMED:  # a column may claim any number of rows, and hold none
+            self._file.close()
+            faults = "; ".join(self._faults)
+            raise UserError(f"{path} is damaged ({faults}; {rows} rows): copy or collect it again")
         if len({len(part) for part in parts}) > 1:
             self._faults.append(f"its cameras have {', '.join(str(len(part)) for part in parts)} rows")
         rate = said.get("fps")
