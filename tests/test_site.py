@@ -310,7 +310,7 @@ def check_row(name: str, one: dict[str, Any]) -> None:
         cost = one["settings"]["cost"]  # version 0.1 has but its name
         weight = cost["proprio_weight"] if isinstance(cost, dict) else one["settings"]["alpha"]
         assert (weight == 0) == ("vision alone" in name or one["environment"] in ALL_BY_VISION), name
-        assert ("proposals" in name) == (one["proposals"] in ("inverse", "vla")), name
+        assert ("proposals" in name) == (one["proposals"] not in ("gaussian", "none")), name
     if steps := re.search(r"within (\d+) steps", name):
         assert one["goal"]["budget"] == int(steps[1]), name
     if ahead := re.search(r"goal (\d+) steps ahead", name):
