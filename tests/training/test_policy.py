@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from sparsewm.data import TokenCache, open_dataset
 from sparsewm.errors import UserError
 from sparsewm.model.checkpoint import load
+from sparsewm.model.latent import Latent
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.inverse import InverseConfig
 from sparsewm.proposals.latent import WEIGHTS, load_policy
@@ -113,6 +114,25 @@ def test_it_looks_at_other_recordings_too(place: Path, tmp_path: Path) -> None:
         told = load_policy(folder, model).bodies.told(model.encode(data.pixels[:60], data.proprio[:60]))
         errors.append(np.median(np.abs(told.numpy() - data.state[:60])))
     assert errors[1] < 0.05 < 0.15 < errors[0], "0.004 and 0.27, of places from 0 to 1"
+
+
+@pytest.mark.slow
+def test_the_state_is_told_by_the_encoders_own_tokens_where_the_model_keeps_less(here: Path) -> None:
+    code, _, err = call(TRAIN.replace("--output run", "--output few --features 3 --pool 0.2"))
+    assert code == 0, err
+    usual = InverseConfig(32, 2, 1, "state", reader_steps=400)
+    checkpoint = str(here / "few" / "checkpoint")
+    done = train_policy(of_states(here, "few/inverse", inverse=usual, checkpoint=checkpoint))
+    model, data = load(checkpoint), open_dataset(here / "wall.h5")
+    policy = load_policy(done.folder, model)
+    seen = model.encode(data.pixels[:60], data.proprio[:60])
+    assert policy.sizes.given_dim == model.encoder.dim > model.config.token_dim == 3
+    assert seen.given is not None and torch.equal(Latent.cat([seen[:20], seen[20:]]).given, seen.given)
+    assert data.state is not None and policy.bodies.reader.token_mean.abs().max() > 0
+    assert np.median(np.abs(policy.bodies.told(seen).numpy() - data.state[:60])) < 0.1
+    wam = WamConfig(24, 1, 2, 48, 16, tokens=2, told=True)
+    told = train_policy(config(here, "few/wam", kind="wam", wam=wam, checkpoint=checkpoint))
+    assert load_policy(told.folder, model).sizes.given_dim == model.encoder.dim
 
 
 def test_a_wam_is_told_by_the_inverse_dynamics_beside_it(place: Path) -> None:
