@@ -330,6 +330,7 @@ def main(arguments: Arguments) -> None:
         raise UserError("fuzzing needs atheris: pip install atheris") from None
     path = arguments.output / "fuzz.json"
     known: dict[str, Any] = read_json(path)["targets"] if path.is_file() else {}
+    failing: list[str] = []
     for target in arguments.targets:
         before = known.get(target, {"cpu_seconds": 0.0, "inputs": 0, "failed": []})
         left = arguments.seconds - before["cpu_seconds"]
@@ -340,10 +341,11 @@ def main(arguments: Arguments) -> None:
             known[target] = now | added | {"of_code": code_hash()}
             print(f"{target}: {now}", flush=True)
             report("fuzz", {"targets": known}, arguments.output)
-            if now["code"]:
-                raise UserError(f"{target} failed: see {arguments.work / target}-failed and -log")
+            failing += [target] if now["code"] else []
         if arguments.keep:
             print(f"{target}: {keep(target, arguments.work)} inputs kept", flush=True)
+    if failing:
+        raise UserError(f"failed: {', '.join(failing)}; see *-failed and *-log in {arguments.work}")
 
 
 assert set(TARGETS) == set(get_args(Target))

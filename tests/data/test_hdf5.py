@@ -429,6 +429,16 @@ def test_rows_that_are_claimed_and_not_there_take_no_memory(tmp_path: Path) -> N
         open_dataset(path)
 
 
+def test_a_chunk_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
+    """As the fuzzer found it: HDF5 takes memory for a chunk before it looks what is in it."""
+    path = write_dataset(tmp_path / "data.h5")
+    with h5py.File(path, "r+") as file:
+        del file["state"]
+        file.create_dataset("state", (26, 2), np.float64, maxshape=(None, None), chunks=(10**5, 2000))
+    with pytest.raises(UserError, match=r"'state' lies in chunks of 1.6 GB: write smaller ones"):
+        open_dataset(path)
+
+
 def test_names_and_errors_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dataset(tmp_path / "data.h5")
     with h5py.File(path, "r+") as file:

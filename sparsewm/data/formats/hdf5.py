@@ -41,6 +41,7 @@ from sparsewm.files import size_text
 from sparsewm.memory import free_memory
 
 _COPIES = 3  # of a column, while it is checked
+_LARGEST_CHUNK = 1 << 30  # bytes; HDF5 takes memory for a whole one, whatever it holds
 _CLAIMED = 10_000_000  # rows that are stood in for where actions are missing, at most
 _DAMAGED = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)  # what h5py raises
 
@@ -158,6 +159,10 @@ class HDF5Dataset(Dataset):
             return None
         if column.shape is None:
             self._faults.append(f"column '{name}' is empty")
+            return None
+        chunk = math.prod(column.chunks or (0,)) * column.dtype.itemsize
+        if chunk > _LARGEST_CHUNK:
+            self._faults.append(f"column '{name}' lies in chunks of {size_text(chunk)}: write smaller ones")
             return None
         for source in column.virtual_sources() if column.is_virtual else []:
             # HDF5 itself shows zeros in place of a file that is missing
