@@ -89,18 +89,6 @@ def test_a_policy_that_is_told_the_state_is_resumed_to_the_last_bit(place: Path)
 
 
 @pytest.mark.slow
-def test_it_looks_until_it_can_tell_the_state(place: Path) -> None:
-    usual = InverseConfig(32, 2, 1, "state", reader_steps=400)
-    folder = train_policy(of_states(place, "sees", inverse=usual)).folder
-    model = load(place / "run" / "checkpoint")
-    data = open_dataset(place / "wall.h5")
-    rows = np.arange(60)
-    told = load_policy(folder, model).bodies.told(model.encode(data.pixels[rows], data.proprio[rows]))
-    assert data.state is not None
-    assert np.median(np.abs(told.numpy() - data.state[rows])) < 0.1, "of places from 0 to 1"
-
-
-@pytest.mark.slow
 def test_it_looks_at_other_recordings_too(place: Path, tmp_path: Path) -> None:
     """Of a square that is darker than what is about it, the first recording has no frame."""
     other = write_dataset(tmp_path / "other.h5", [14] * 12, seed=50)
@@ -109,18 +97,18 @@ def test_it_looks_at_other_recordings_too(place: Path, tmp_path: Path) -> None:
     data, model, errors = open_dataset(other), load(place / "run" / "checkpoint"), []
     assert data.state is not None
     for name, more in (("one", ()), ("both", (str(other),))):
-        usual = InverseConfig(32, 2, 1, "state", more, reader_steps=400)
+        usual = InverseConfig(32, 2, 1, "state", more, reader_steps=150)
         folder = train_policy(of_states(place, f"looks-at-{name}", inverse=usual)).folder
         told = load_policy(folder, model).bodies.told(model.encode(data.pixels[:60], data.proprio[:60]))
         errors.append(np.median(np.abs(told.numpy() - data.state[:60])))
-    assert errors[1] < 0.05 < 0.15 < errors[0], "0.004 and 0.27, of places from 0 to 1"
+    assert errors[1] < 0.05 < 0.15 < errors[0], "of places from 0 to 1"
 
 
 @pytest.mark.slow
 def test_the_state_is_told_by_the_encoders_own_tokens_where_the_model_keeps_less(here: Path) -> None:
     code, _, err = call(TRAIN.replace("--output run", "--output few --features 3 --pool 0.2"))
     assert code == 0, err
-    usual = InverseConfig(32, 2, 1, "state", reader_steps=400)
+    usual = InverseConfig(32, 2, 1, "state", reader_steps=150)
     checkpoint = str(here / "few" / "checkpoint")
     done = train_policy(of_states(here, "few/inverse", inverse=usual, checkpoint=checkpoint))
     model, data = load(checkpoint), open_dataset(here / "wall.h5")
@@ -135,6 +123,7 @@ def test_the_state_is_told_by_the_encoders_own_tokens_where_the_model_keeps_less
     assert load_policy(told.folder, model).sizes.given_dim == model.encoder.dim
 
 
+@pytest.mark.slow
 def test_a_wam_is_told_by_the_inverse_dynamics_beside_it(place: Path) -> None:
     wam = WamConfig(24, 1, 2, 48, 16, tokens=2, told=True)
     beside = place / "run" / "inverse"
@@ -164,6 +153,8 @@ def test_without_recorded_states_it_is_refused(place: Path, tmp_path: Path) -> N
         file["state"] = np.zeros((14 * 12, 3))
     with pytest.raises(UserError, match="wall names 2 numbers of a state, recorded are 3"):
         train_policy(of_states(place, "other", dataset=str(stateless)))
+    with pytest.raises(UserError, match="`reader_data` is of a policy that `reads` state: leave it out"):
+        InverseConfig(reader_data=(str(stateless),))
     looks = InverseConfig(32, 2, 1, "state", (str(stateless),))
     with pytest.raises(UserError, match="wall names 2 numbers of a state, recorded are 3"):
         train_policy(of_states(place, "looks", inverse=looks))
