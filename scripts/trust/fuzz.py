@@ -26,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, get_args
@@ -323,6 +324,12 @@ def keep(target: str, work: Path) -> int:
     return len(kept)
 
 
+def _keep(target: str, work: Path) -> int:
+    """`keep`, in a process of its own: what it imports has threads, and the next is forked from this one."""
+    print(f"{target}: {keep(target, work)} inputs kept")
+    return 0
+
+
 def main(arguments: Arguments) -> None:
     try:
         import atheris  # noqa: F401
@@ -343,7 +350,9 @@ def main(arguments: Arguments) -> None:
             report("fuzz", {"targets": known}, arguments.output)
             failing += [target] if now["code"] else []
         if arguments.keep:
-            print(f"{target}: {keep(target, arguments.work)} inputs kept", flush=True)
+            log = arguments.work / f"{target}-keep"
+            outcome = Process(partial(_keep, target, arguments.work), Path.cwd(), log).wait(600)
+            print(outcome.out or f"{target}: no corpus, see {log}", end="", flush=True)
     if failing:
         raise UserError(f"failed: {', '.join(failing)}; see *-failed and *-log in {arguments.work}")
 
