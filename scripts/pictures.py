@@ -29,6 +29,7 @@ from torch import Tensor
 from scripts.common import launch
 from sparsewm.agent import Agent
 from sparsewm.config import PlanConfig
+from sparsewm.demo.session import Watched
 from sparsewm.evaluation.run import prepare, run
 from sparsewm.model import LatentProblem
 from sparsewm.model.checkpoint import shipped
@@ -75,6 +76,21 @@ def draw_episode(name: str, drop: float, path: Path) -> None:
     print(f"{path}: {episode.steps} steps, {'reached' if episode.success else 'missed'}", flush=True)
 
 
+Seen = dict[str, np.ndarray]
+
+
+def start(name: str, drop: float) -> tuple[Agent, Any, tuple[int, int], Seen, Seen]:
+    """An agent at the start of an episode, the environment, the grid of patches, what is seen, the goal."""
+    config = PlanConfig.of(name).updated(drop=drop, seed=SEEDS.get(name, 0))
+    ready = prepare(config)
+    assert ready.model is not None and ready.grid is not None
+    env, task = ready.envs[0], ready.tasks[0]
+    observation, _ = env.reset(seed=task.seed, options=task.options)
+    agent, goal = Agent(ready.model, config), env.goal_observation()
+    agent.reset(goal)
+    return agent, env, ready.grid, observation, goal
+
+
 def moment(
     name: str, choices: Sequence[str], drop: float
 ) -> tuple[np.ndarray, np.ndarray, list[LatentProblem]]:
@@ -84,13 +100,8 @@ def moment(
         pictures uint8 (H, W, 3) of the scene and the goal; problems after a search, as its last iteration
         left them.
     """
-    config = PlanConfig.of(name).updated(drop=drop, seed=SEEDS.get(name, 0))
-    ready = prepare(config)
-    assert ready.model is not None
-    env, task = ready.envs[0], ready.tasks[0]
-    observation, _ = env.reset(seed=task.seed, options=task.options)
-    goal = env.goal_observation()
-    agents = [Agent(ready.model, config.updated(choose=choice)) for choice in choices]
+    first, env, _, observation, goal = start(name, drop)
+    agents = [Agent(first.model, first.config.updated(choose=choice)) for choice in choices]
     for agent in agents:
         agent.reset(goal)
     for _ in range(2):
@@ -148,27 +159,23 @@ def draw_tokens(path: Path, name: str = "pusht", drop: float = 0.7) -> None:
     for axis in axes.ravel():
         axis.set_axis_off()
     for axis, picture, title in zip(axes.ravel(), (scene, goal), ("now", "goal"), strict=False):
-        axis.imshow(picture)
-        axis.set_title(title, fontsize=9)
+        titled(axis, picture, title)
     for axis, choice, problem in zip(axes.ravel()[2:], choices, problems, strict=True):
         words = show(axis, scene, problem.patches[0].cpu(), problem.model.config.grid)
         axis.set_title(f"{choice}: {words}", fontsize=9)
     save_figure(figure, path)
 
 
-class Iterations:
+class Iterations(Watched):
     """A planning problem that remembers of every iteration what was kept, and its best candidate."""
 
     def __init__(self, problem: LatentProblem) -> None:
-        self.problem = problem
+        super().__init__(problem)
         self.kept: list[np.ndarray] = []
         self.best: list[Tensor] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.problem, name)
-
     def cost(self, actions: Tensor) -> Tensor:
-        costs = self.problem.cost(actions)
+        costs = super().cost(actions)
         self.kept.append(self.problem.patches[0].cpu().numpy())
         self.best.append(actions[:, costs[0].argmin()])
         return costs
@@ -188,24 +195,10 @@ def titled(axis: Any, picture: np.ndarray, title: str) -> None:
     axis.set_title(title, fontsize=9)
 
 
-def start(
-    name: str, drop: float
-) -> tuple[Agent, tuple[int, int], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """An agent at the start of an episode, its grid of patches, what it sees, and the goal."""
-    config = PlanConfig.of(name).updated(drop=drop, seed=SEEDS.get(name, 0))
-    ready = prepare(config)
-    assert ready.model is not None and ready.grid is not None
-    env, task = ready.envs[0], ready.tasks[0]
-    observation, _ = env.reset(seed=task.seed, options=task.options)
-    agent, goal = Agent(ready.model, config), env.goal_observation()
-    agent.reset(goal)
-    return agent, ready.grid, observation, goal
-
-
 @styled
 def draw_plan(path: Path, name: str = "wall", drop: float = 0.5) -> None:
     """One search: what each iteration keeps, and where its best candidate is imagined to end."""
-    agent, grid, observation, goal = start(name, drop)
+    agent, _, grid, observation, goal = start(name, drop)
     watched, search = Iterations(agent.problem(observation)), agent.config.search
     CEM(search.candidates, search.elites, search.iterations).plan(watched)  # type: ignore[arg-type]
     now, wanted = (
@@ -229,7 +222,7 @@ def draw_plan(path: Path, name: str = "wall", drop: float = 0.5) -> None:
 @styled
 def draw_groups(path: Path, name: str = "wall", draws: int = 4) -> None:
     """Patches of a frame in random groups, as a training step splits them, in several draws."""
-    _, grid, observation, _ = start(name, 0.0)
+    _, _, grid, observation, _ = start(name, 0.0)
     scene, optim = observation["pixels"], OptimConfig()
     figure, axes = plt.subplots(1, draws + 1, figsize=(1.9 * (draws + 1), 2.2), layout="constrained")
     titled(axes[0], with_lines(scene, grid), "a frame")

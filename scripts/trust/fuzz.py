@@ -226,15 +226,15 @@ def sound(target: str, folder: Path) -> bytes:
     return content
 
 
-def fuzz(target: str, found: Path, failed: Path, seconds: int) -> None:
+def fuzz(target: str, folder: Path, found: Path, failed: Path, seconds: int) -> None:
     """Let atheris run in this process, which it ends.
 
     Args:
+        folder: empty, for the files that are read. seconds: wall time.
         found: folder of inputs that reach new branches. failed: of those that fail.
     """
     import atheris
 
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     (found / "sound").write_bytes(sound(target, folder))
     instrument(atheris)
 
@@ -279,7 +279,7 @@ def branches(target: str, folder: Path, content: bytes) -> set[tuple[str, int, i
 
 
 def run(target: str, work: Path, seconds: float) -> dict[str, Any]:
-    """Fuzz one reader until so many seconds of the processor are over; what came of it."""
+    """Fuzz one reader for so many seconds, of which a busy machine gives it a part; what came of it."""
     found, failed = work / target, work / f"{target}-failed"
     for folder in (found, failed):
         folder.mkdir(parents=True, exist_ok=True)
@@ -287,11 +287,13 @@ def run(target: str, work: Path, seconds: float) -> dict[str, Any]:
         shutil.copyfile(path, found / path.name)
     before = set(failed.iterdir())
 
-    def reads() -> int:
-        fuzz(target, found, failed, max(1, round(seconds)))
-        return 0
+    with tempfile.TemporaryDirectory() as text:
 
-    outcome = Process(reads, Path.cwd(), work / f"{target}-log").wait(2 * seconds + 60)
+        def reads() -> int:
+            fuzz(target, Path(text), found, failed, max(1, round(seconds)))
+            return 0
+
+        outcome = Process(reads, Path.cwd(), work / f"{target}-log").wait(2 * seconds + 60)
     told = {key: int(value) for key, value in re.findall(r"stat::(\w+):\s+(\d+)", outcome.err)}
     reached = re.findall(r"cov: (\d+)", outcome.err)
     new = sorted(path.name for path in set(failed.iterdir()) - before)

@@ -7,11 +7,14 @@ learns its slope (Lipman et al., "Flow Matching for Generative Modeling", 2023).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sparsewm.model.latent import Latent
 
 FROM_NOISE = 0.25
 """Share of training samples at pure noise: where less is left, a chunk tells most of its own answer, and a
@@ -46,6 +49,15 @@ class PolicySizes:
     def patches(self) -> int:
         """Number N of patches of a frame."""
         return self.grid[0] * self.grid[1]
+
+
+def frames_of(batch: Mapping[str, Tensor]) -> tuple[Latent, Latent]:
+    """Present and goal of a training batch as frames; of the goal the proprioception is the present's."""
+    proprio = batch["proprio"]
+    return (
+        Latent(batch["present"], proprio, given=batch.get("given_present")),
+        Latent(batch["goal"], proprio, given=batch.get("given_goal")),
+    )
 
 
 def random_levels(batch: int, generator: torch.Generator) -> Tensor:

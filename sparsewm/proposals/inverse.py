@@ -86,9 +86,7 @@ class InverseDynamics(nn.Module):
         width, numbers = config.width, sizes.chunk * sizes.action_dim
         if config.reads == STATE:
             self.bodies = Bodies(sizes)
-            self.bodies_in = nn.Sequential(
-                nn.Linear(self.bodies.features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
-            )
+            self.bodies_in = self.bodies.layers(width)
         else:
             self.pair_in = nn.Linear(2 * sizes.token_dim, width)
             self.position_in = nn.Linear(width, width)
@@ -246,6 +244,10 @@ class Bodies(nn.Module):
         self.unit.copy_(torch.cat([reader.std[of] for of in self._places]).mean().bfloat16())
         known = [_DEVIATION * errors[name] for name in reader.names]
         self.error.copy_(torch.tensor(known).bfloat16())
+
+    def layers(self, width: int) -> nn.Sequential:
+        """Layers that make `width` numbers of the features."""
+        return nn.Sequential(nn.Linear(self.features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
     def told(self, frame: Latent) -> Tensor:
         """The state (B, V) that a frame shows."""

@@ -24,7 +24,7 @@ from sparsewm.errors import UserError
 from sparsewm.model.latent import Latent, gather_patches, random_patches
 from sparsewm.model.predictor import ConditionedBlock, Predictor, attend
 from sparsewm.positions import sincos_positions
-from sparsewm.proposals.flow import PolicySizes, noised, random_levels
+from sparsewm.proposals.flow import PolicySizes, frames_of, noised, random_levels
 from sparsewm.proposals.inverse import Bodies
 from sparsewm.proposals.mixture import Expert
 
@@ -107,9 +107,7 @@ class WorldActionModel(nn.Module):
             nn.init.zeros_(layer.bias)
         if config.told:
             self.bodies = Bodies(sizes)
-            self.bodies_in = nn.Sequential(
-                nn.Linear(self.bodies.features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
-            )
+            self.bodies_in = self.bodies.layers(width)
         self.register_buffer("positions", sincos_positions(*sizes.grid, width), persistent=False)
 
     reads_tokens: ClassVar[bool] = True
@@ -330,11 +328,7 @@ class WorldActionModel(nn.Module):
         error of copying the present."""
         if not self.imagines:
             return {}
-        present, wanted = (
-            Latent(batch[name], batch["proprio"], given=batch.get(f"given_{name}"))
-            for name in ("present", "goal")
-        )
-        cache, _ = self._seen(present, wanted)
+        cache, _ = self._seen(*frames_of(batch))
         patches = random_patches(len(batch["goal"]), self.sizes.patches, self.kept, generator)
         patches = patches.to(batch["goal"].device)
         truth = gather_patches(batch["future"], patches)  # (B, frames, K, D)

@@ -25,13 +25,14 @@ from sparsewm.files import write_json
 from sparsewm.kernels import flushed
 from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
+from sparsewm.proposals.flow import frames_of
 from sparsewm.proposals.latent import save_policy, token_space_hash
 from sparsewm.report.plots import plot_policy
 from sparsewm.training.draws import generators
 from sparsewm.training.optim import MasterAdamW
 from sparsewm.training.policy_config import PolicyTrainConfig
 from sparsewm.training.state import STATE_FILE, adam_state, adam_tensors, read_state, write_state
-from sparsewm.training.stretches import Drawn, Stretches, frames_of
+from sparsewm.training.stretches import Drawn, Stretches
 from sparsewm.training.trainer import device_name
 
 VALIDATED = 256

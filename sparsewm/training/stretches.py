@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sparsewm.data import Dataset, Tokens
 from sparsewm.errors import UserError
-from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.training.validation import placed
@@ -29,14 +28,6 @@ class Drawn:
     def rows(self) -> np.ndarray:
         """All of them."""
         return np.concatenate([self.present, self.goal, self.future.ravel()])
-
-
-def frames_of(batch: Mapping[str, Tensor]) -> tuple[Latent, Latent]:
-    """Present and goal of `Stretches.batch` as frames; of the goal the proprioception is the present's."""
-    return tuple(  # type: ignore[return-value]
-        Latent(batch[name], batch["proprio"], given=batch.get(f"given_{name}"))
-        for name in ("present", "goal")
-    )
 
 
 class Stretches:

@@ -67,7 +67,7 @@ def test_success_against_time(tmp_path: Path) -> None:
 
 
 def test_every_iteration_is_remembered() -> None:
-    agent, grid, observation, _ = start("wall", 0.5)
+    agent, _, grid, observation, _ = start("wall", 0.5)
     watched = Iterations(agent.problem(observation))
     CEM(8, 2, 3).plan(watched)  # type: ignore[arg-type]
     assert [len(kept) for kept in watched.kept] == [32] * 3 and grid == (8, 8)
