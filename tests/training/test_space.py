@@ -137,11 +137,11 @@ def test_a_model_on_readings_is_trained_resumed_saved_and_loaded(
 
 @pytest.mark.slow
 def test_impossible_features_are_refused(tmp_path: Path) -> None:
-    data = write(tmp_path / "d.h5")
+    data, run = write(tmp_path / "d.h5"), {"output": tmp_path / "run"}
     with pytest.raises(UserError, match="`features` 13 are more than a reader gives: 12"):
-        train(config(data, encoder={"name": "random", "features": 13, "reader": 16}))
+        train(config(data, encoder={"name": "random", "features": 13, "reader": 16}, run=run))
     with pytest.raises(UserError, match="`features` 65 are more than encoder 'random' gives: 64"):
-        train(config(data, encoder={"name": "random", "features": 65}))
+        train(config(data, encoder={"name": "random", "features": 65}, run=run))
 
 
 def test_a_stride_leaves_rows_between_out(tmp_path: Path) -> None:
