@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from typing import Any
 
@@ -14,6 +15,7 @@ os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "sparsewm-t
 import torch
 
 torch.set_num_threads(1)
+sys.modules["wandb"] = None  # type: ignore[assignment]  # timm would import it, which takes seconds
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # a GPU's kernels run anywhere; read by its first import
 

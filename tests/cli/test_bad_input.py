@@ -84,8 +84,9 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(folder: Path) -> dict[Path, int]:
-    """All files below a folder, with their sizes."""
-    return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    """All files below a folder, with their sizes; not what Python writes beside a module."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {path: path.stat().st_size for path in found}
 
 
 def sentence(err: str) -> str:

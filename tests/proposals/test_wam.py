@@ -229,6 +229,7 @@ def test_it_is_told_how_things_lie(model: WorldModel, tmp_path: Path) -> None:
     assert torch.allclose(chunks[0].norm(dim=-1), drawn(told(False), frames, HOW).norm(dim=-1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_from_recorded_states(model: WorldModel) -> None:
     """Which way to go is in the states alone; what tells the state stays as it was."""
     sizes = PolicySizes(4, (2, 2), 2, 2, CHUNK, ("x", "y"))

@@ -77,6 +77,7 @@ def of_states(place: Path, output: str, **changes: object) -> PolicyTrainConfig:
     return config(place, output, **{"kind": "inverse", "inverse": usual} | changes)
 
 
+@pytest.mark.slow
 def test_a_policy_that_is_told_the_state_is_resumed_to_the_last_bit(place: Path) -> None:
     """It looks once: a run that goes on takes what it has learned to see from its folder."""
     whole = train_policy(of_states(place, "told")).folder
