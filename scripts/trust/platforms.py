@@ -3,25 +3,41 @@
 Example:
 
     python -m scripts.trust.platforms
+    python -m scripts.trust.platforms --python python
+    python -m scripts.trust.platforms --python "qemu-aarch64 -L arm64 arm64/usr/bin/python3.11"
 
 What is written in C is compiled for every set of instructions; where the processor has no matrix unit, its
 tiles are computed in plain C (`tiles.h`). What is written in Triton is compiled for several generations of
 GPUs, which needs none. `tests/kernels` compares what runs here with torch.
+
+Elsewhere torch's own operations do the work. With `--python` the tests of models, planners, agents and
+evaluation run by a Python without kernels, in another process: this one, or one of another processor that is
+emulated. For the latter, Debian's packages of Python (`apt-get download libpython3.11-stdlib:arm64` and what
+it needs) are unpacked with `dpkg -x` into a folder, and `uv pip install --python-platform
+aarch64-manylinux_2_28 --target FOLDER . pytest pytest-timeout pytest-xdist` brings what `PYTHONPATH=FOLDER`
+names. QEMU 7.2 runs torch 2.8 so, not 2.15; it wants to read what processor it is from
+`arm64/sys/devices/system/cpu/cpu0/regs/identification/midr_el1` (0x00000000413fd0c1).
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 
 from scripts.common import launch
 from scripts.trust.common import RESULTS, report
+from sparsewm.files import read_json, write_json
 from sparsewm.kernels import LAYOUTS, Kernels, amx, denormals, gpu, kernels, layers, layers_library
 from sparsewm.kernels.build import compiled, load_library
 from sparsewm.kernels.training import SOURCES as TRAINING
@@ -30,6 +46,8 @@ from sparsewm.kernels.training import training_kernels
 TILES = Path(__file__).with_name("tiles.h")
 CAPABILITIES = (75, 80, 90)
 """Of GPUs: Turing, Ampere, Hopper."""
+TESTS = ("tests/model", "tests/planners", "tests/evaluation", "tests/test_agent.py")
+"""Run without kernels."""
 
 
 @functools.cache
@@ -129,15 +147,45 @@ def _constants(values: dict[str, Any]) -> dict[str, str]:
     return dict.fromkeys(values, "constexpr")
 
 
+def without_kernels(python: str) -> dict[str, dict[str, Any]]:
+    """How many tests pass by torch's own operations, by the processor's architecture.
+
+    Args:
+        python: words that start a Python.
+    """
+    words, environment = shlex.split(python), os.environ | {"SPARSEWM_KERNELS": "0"}
+    about = "import json, platform, torch; print(json.dumps([platform.machine(), torch.__version__]))"
+    said = subprocess.run([*words, "-c", about], env=environment, stdout=subprocess.PIPE, check=True).stdout
+    machine, version = json.loads(said)
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "tests.xml"
+        flags = ["-q", "-n", "0", "-m", "not slow", "-o", "timeout=0", f"--junitxml={results}"]
+        subprocess.run([*words, "-m", "pytest", *flags, *TESTS], env=environment)
+        suite = ElementTree.parse(results).find("testsuite")
+    assert suite is not None
+    counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    return {machine: {"torch": version, "of": list(TESTS)} | counts}
+
+
 @dataclass
 class Arguments:
-    """Compile kernels for every platform."""
+    """Compile kernels for every platform, or run tests without them."""
 
+    python: str | None = None
+    """Run tests without kernels by this Python instead, and add what it finds to platforms.json."""
     output: Path = RESULTS
     """Folder of platforms.json."""
 
 
 def main(arguments: Arguments) -> None:
+    path = arguments.output / "platforms.json"
+    before = read_json(path) if path.is_file() else {}
+    kept = before.get("without_kernels", {})
+    if arguments.python is not None:
+        kept |= without_kernels(arguments.python)
+        print(kept)
+        write_json(path, before | {"without_kernels": kept})
+        return
     parts: dict[str, Callable[[], dict[str, str]]] = {
         "not_exercised": not_exercised,
         "c": in_c,
@@ -145,7 +193,7 @@ def main(arguments: Arguments) -> None:
     }
     found = {name: part() for name, part in parts.items()}
     print(found)
-    report("platforms", found, arguments.output)
+    report("platforms", found | {"without_kernels": kept}, arguments.output)
 
 
 if __name__ == "__main__":
