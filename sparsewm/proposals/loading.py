@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ with lerobot_imports():
     import huggingface_hub
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import reset_sessions
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.configs.types import FeatureType, NormalizationMode
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
     from safetensors.torch import load_model
+
+_forget_sessions: Callable[[], None] = (
+    getattr(huggingface_hub.utils, "close_session", None) or huggingface_hub.utils.reset_sessions
+)
+"""They remember whether the network may be used. The first name is of version 1.0 and later."""
 
 HUB = "hf:"
 """Before a name that is to be looked up on the hub even where a folder is called so."""
@@ -216,12 +220,12 @@ def _network(allowed: bool) -> Iterator[None]:
         yield
         return
     constants.HF_HUB_OFFLINE = True
-    reset_sessions()
+    _forget_sessions()
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = False
-        reset_sessions()
+        _forget_sessions()
 
 
 def _load(path: str, folder: Path | None, device: torch.device) -> tuple[Any, Any, Any]:

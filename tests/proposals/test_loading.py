@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import reset_sessions
 from safetensors.torch import load_file, save_file
 
 from sparsewm.errors import UserError
 from sparsewm.proposals import load_sampler, shipped_vlas
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.proposals.loading import load_policy
+from tests.model.fake_hub import reset
 from tests.proposals.tiny import tiny_policy
 
 ARM = SimpleNamespace(
@@ -58,10 +58,10 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    reset_sessions()
+    reset()
     yield asked  # type: ignore[misc]
     monkeypatch.undo()
-    reset_sessions()
+    reset()
 
 
 def renamed(folder: Path, file: str, change: Callable[[str], str]) -> None:
