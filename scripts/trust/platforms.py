@@ -163,8 +163,13 @@ def without_kernels(python: str) -> dict[str, dict[str, Any]]:
         subprocess.run([*words, "-m", "pytest", *flags, *TESTS], env=environment)
         suite = ElementTree.parse(results).find("testsuite")
     assert suite is not None
-    counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
-    return {machine: {"torch": version, "of": list(TESTS)} | counts}
+    counts = {name: int(suite.attrib[name]) for name in ("tests", "skipped")}
+    failed = {
+        f"{case.attrib['classname']}::{case.attrib['name']}": said.attrib.get("message", "")
+        for case in suite.iter("testcase")
+        for said in (*case.iter("failure"), *case.iter("error"))
+    }
+    return {machine: {"torch": version, "of": list(TESTS), **counts, "failed": failed}}
 
 
 @dataclass

@@ -6,11 +6,13 @@ Example:
 
 The source is read for calls that run what a file says (`eval`, `exec`, pickle, a shell). The folder of
 compiled kernels must be the user's own. `uv` finds the oldest versions that `pyproject.toml` allows, for each
-Python, without installing them; tests run in an environment that has them, if you made one:
+Python, and the newest wheels for other systems, without installing them; tests run in environments that have
+the oldest and the newest, if you made them:
 
     uv pip compile pyproject.toml --resolution lowest-direct -o oldest.txt
     uv venv oldest && uv pip install --python oldest -r oldest.txt pytest pytest-timeout pytest-xdist
-    python -m scripts.trust.supply --oldest-python oldest/bin/python
+    uv venv newest && uv pip install --python newest -e . pytest pytest-timeout pytest-xdist
+    python -m scripts.trust.supply --oldest-python oldest/bin/python --newest-python newest/bin/python
 
 The wheel and the sdist are built and checked by twine; `pip check` and `pip-audit` look at what is installed.
 A tool that is not there is named.
@@ -68,6 +70,9 @@ TESTS = (
     "tests/cli/test_commands.py",
 )
 """Tests that touch every package the core needs."""
+
+SYSTEMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin", "windows")
+"""Systems for which wheels of everything are looked for."""
 
 
 def _name(node: ast.expr) -> str:
@@ -138,7 +143,7 @@ def wheels() -> dict[str, Any]:
 
 
 def tested(python: Path, tests: tuple[str, ...]) -> dict[str, Any]:
-    """How tests end in an environment with the oldest versions."""
+    """How tests end in an environment, and what is installed there."""
     code, said = _run([_tool("uv"), "pip", "freeze", "--python", str(python)])
     found: dict[str, Any] = {"tests": {}}
     found["packages"] = [line for line in said.splitlines() if "==" in line] if code == 0 else said[-300:]
@@ -150,12 +155,10 @@ def tested(python: Path, tests: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def oldest(python: str, extras: str = "") -> dict[str, Any]:
-    """The oldest versions that are allowed, if they go together; nothing is installed."""
-    uv = _tool("uv")
-    words = [uv, "pip", "compile", "pyproject.toml", "--resolution", "lowest-direct", "--python-version"]
-    words += [python, "--no-header", "--no-annotate", *(["--extra", extras] if extras else [])]
-    code, said = _run(words)
+def resolved(python: str, *flags: str) -> dict[str, Any]:
+    """Versions that are allowed and go together, if there are such; nothing is installed."""
+    words = [_tool("uv"), "pip", "compile", "pyproject.toml", "--python-version", python]
+    code, said = _run([*words, "--no-header", "--no-annotate", *flags])
     lines = [line for line in said.splitlines() if "==" in line]
     return {
         "resolves": code == 0,
@@ -174,6 +177,8 @@ class Arguments:
     """Extras, each beside what is always needed; an empty one for that alone."""
     oldest_python: Path | None = None
     """A Python that has the oldest versions and pytest; tests run by it."""
+    newest_python: Path | None = None
+    """The same with the newest versions."""
     tests: tuple[str, ...] = TESTS
     """Those tests."""
     build: bool = True
@@ -196,15 +201,24 @@ def main(arguments: Arguments) -> None:
         "kernel_cache": cache(),
         "pip_check": _run([sys.executable, "-m", "pip", "check"])[1].splitlines()[-5:],
         "oldest": {
-            f"{python}{extra and ' ' + extra}": oldest(python, extra)
+            f"{python}{extra and ' ' + extra}": resolved(
+                python, "--resolution", "lowest-direct", *(("--extra", extra) if extra else ())
+            )
             for python in arguments.pythons
             for extra in arguments.extras
+        },
+        "newest_wheels": {
+            f"{python} {system}": resolved(python, "--python-platform", system, "--only-binary", ":all:")
+            for python in arguments.pythons
+            for system in SYSTEMS
         },
     }
     if arguments.build:
         found["wheels"] = wheels()
-    if arguments.oldest_python is not None:
-        found["oldest_tested"] = tested(arguments.oldest_python, arguments.tests)
+    for name in ("oldest", "newest"):
+        python = getattr(arguments, f"{name}_python")
+        if python is not None:
+            found[f"{name}_tested"] = tested(python, arguments.tests)
     if arguments.audit:
         place = sysconfig.get_path("purelib")
         words = [_tool("pip-audit"), "--path", place, "--format", "json", "--progress-spinner", "off"]
