@@ -61,7 +61,8 @@ class WamConfig:
     """Start the future expert from the world model's predictor, where their sizes agree."""
     told: bool = False
     """Tell it how things lie to one another, too, as the inverse dynamics that reads the state is told; that
-    one must lie beside the world model."""
+    one must lie beside the world model. Where parts of the goal are free, its tokens, which show them, are
+    not read."""
 
     def __post_init__(self) -> None:
         if self.width % 4 or self.width % self.heads or self.action_width % 2:
@@ -79,7 +80,8 @@ class WorldActionModel(nn.Module):
         sizes: of what it reads and writes. config: of the network.
 
     Attributes:
-        imagines: whether it has a future at all. frames: of it that it learns from. kept: patches of each.
+        sees_goal: whether it reads the goal's tokens. imagines: whether it has a future at all.
+        frames: of it that it learns from. kept: patches of each.
     """
 
     kind: ClassVar[str] = "wam"
@@ -88,6 +90,7 @@ class WorldActionModel(nn.Module):
     def __init__(self, sizes: PolicySizes, config: WamConfig) -> None:
         super().__init__()
         self.sizes, self.config = sizes, config
+        self.sees_goal = not (config.told and sizes.free)
         self.kept = min(config.tokens, sizes.patches)
         self.imagines = self.kept > 0
         self.frames = config.frames if self.imagines else 0
@@ -159,10 +162,10 @@ class WorldActionModel(nn.Module):
         """
         dtype = self.embed_tokens.weight.dtype
         places = self.embed_positions(self.positions.to(dtype)).expand(len(present), -1, -1)
+        frames = [present, goal] if self.sees_goal else [present]
         if patches is not None:
-            present, goal, places = (gather_patches(part, patches) for part in (present, goal, places))
-        frames = [self.embed_tokens(x.to(dtype)) + places for x in (present, goal)]
-        seen = [frames[0] + self.frame[0], frames[1] + self.frame[1]]
+            frames, places = [gather_patches(x, patches) for x in frames], gather_patches(places, patches)
+        seen = [self.embed_tokens(x.to(dtype)) + places + self.frame[i] for i, x in enumerate(frames)]
         seen.append(self.embed_proprio(proprio.to(dtype))[:, None])
         if states is not None:
             seen.append(self.bodies_in(self.bodies(*states).to(dtype))[:, None])

@@ -253,3 +253,13 @@ def test_it_learns_from_recorded_states(model: WorldModel) -> None:
         losses["loss"].backward()
         optimizer.step()
     assert losses["action"] < 0.25, "0.5 and more where it does not know which way"
+
+
+@pytest.mark.parametrize("free", [(), ("y",)])
+def test_the_goals_tokens_are_not_read_where_they_show_what_is_free(free: tuple[str, ...]) -> None:
+    sizes = PolicySizes(4, (2, 2), 2, 2, CHUNK, ("x", "y"), free=free)
+    policy = stirred(WorldActionModel(sizes, WamConfig(32, 2, 2, 48, 32, tokens=2, told=True)))
+    present, goal, states = torch.randn(2, 4, 4), torch.randn(2, 4, 4), (torch.randn(2, 2),) * 2
+    for patches in (None, torch.tensor([[0, 2], [1, 3]])):
+        one, other = (policy.read(present, torch.zeros(2, 2), x, patches, states) for x in (goal, goal + 1))
+        assert torch.equal(one[-1][0], other[-1][0]) is bool(free)
