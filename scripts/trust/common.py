@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 import sparsewm
@@ -58,7 +59,8 @@ class Outcome:
 
     Attributes:
         code: exit code; minus the number of the signal that killed it. out, err: what it printed.
-        seconds: wall time. cpu_seconds: of the processor. peak_bytes: of memory, resident.
+        seconds: wall time. cpu_seconds: of the processor. peak_bytes: of memory, resident,
+            beyond what it was forked with.
         timed_out: whether it was ended because it took too long.
     """
 
@@ -126,6 +128,8 @@ class Process:
         log.mkdir(parents=True, exist_ok=True)
         self._files = [log / "out", log / "err"]
         self.started = time.monotonic()
+        memory = psutil.Process().memory_info()
+        self._inherited = memory.rss - memory.shared  # pages of files are mapped anew
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -173,7 +177,8 @@ class Process:
         code = os.waitstatus_to_exitcode(status)
         out, err = (path.read_text(errors="replace") if path.exists() else "" for path in self._files)
         cpu = usage.ru_utime + usage.ru_stime
-        return Outcome(code, out, err, spent, cpu, usage.ru_maxrss * 1024, timed_out)
+        peak = max(usage.ru_maxrss * 1024 - self._inherited, 0)
+        return Outcome(code, out, err, spent, cpu, peak, timed_out)
 
 
 def _activity(pid: int) -> tuple[str, float]:
