@@ -16,6 +16,10 @@ from sparsewm.planners import MPC, PLANNERS, Plan, PlanningProblem
 
 SPARE = 0.02
 """Share of a deadline that is kept for what cannot be foreseen."""
+MOST = 0.2
+"""Share that is kept at most after searches that came late."""
+KEPT = 0.999
+"""Of what is kept for these, how much is left a plan later."""
 
 
 class ExecutableProblem(PlanningProblem, Protocol):
@@ -47,6 +51,7 @@ class Receding:
         self.mode = "seed" if config.proposals.source == NO_PROPOSALS else config.proposals.mode
         self.deadline = None if search.deadline_ms is None else search.deadline_ms / 1000
         self._afterwards = 0.0  # seconds a plan takes after the search; the slowest lately
+        self._late = 0.0  # seconds by which a search missed its limit; the worst lately
         self.cold = self.deadline is not None  # a deadline asks for a warm-up first
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -71,9 +76,13 @@ class Receding:
         mask[torch.as_tensor(active)] = True
         left = None
         if self.deadline is not None:
-            left = (1 - SPARE) * self.deadline - (time.perf_counter() - started) - self._afterwards
+            spare = SPARE * self.deadline + self._late + self._afterwards
+            left = self.deadline - spare - (time.perf_counter() - started)
+        begun = time.perf_counter()
         plan = self.mpc.plan(problem, mask, proposals, left, self.mode)
         searched = time.perf_counter()
+        if self.deadline is not None and left is not None:
+            self._late = min(max(searched - begun - left, KEPT * self._late), MOST * self.deadline)
         count = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
         self._afterwards = max(time.perf_counter() - searched, 0.9 * self._afterwards)
         actions = problem.executed(plan.actions).cpu().numpy()
