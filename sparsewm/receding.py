@@ -76,13 +76,12 @@ class Receding:
         mask[torch.as_tensor(active)] = True
         left = None
         if self.deadline is not None:
-            spare = SPARE * self.deadline + self._late + self._afterwards
-            left = self.deadline - spare - (time.perf_counter() - started)
-        begun = time.perf_counter()
+            limit = started + (1 - SPARE) * self.deadline - self._late - self._afterwards
+            left = limit - time.perf_counter()
         plan = self.mpc.plan(problem, mask, proposals, left, self.mode)
         searched = time.perf_counter()
-        if self.deadline is not None and left is not None:
-            self._late = min(max(searched - begun - left, KEPT * self._late), MOST * self.deadline)
+        if self.deadline is not None:
+            self._late = min(max(searched - limit, KEPT * self._late), MOST * self.deadline)
         count = problem.steps(plan.actions).clamp(max=self.mpc.execute).tolist()
         self._afterwards = max(time.perf_counter() - searched, 0.9 * self._afterwards)
         actions = problem.executed(plan.actions).cpu().numpy()

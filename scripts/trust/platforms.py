@@ -37,7 +37,6 @@ import torch
 
 from scripts.common import launch
 from scripts.trust.common import RESULTS, report
-from sparsewm.files import read_json, write_json
 from sparsewm.kernels import LAYOUTS, Kernels, amx, denormals, gpu, kernels, layers, layers_library
 from sparsewm.kernels.build import compiled, load_library
 from sparsewm.kernels.training import SOURCES as TRAINING
@@ -147,8 +146,8 @@ def _constants(values: dict[str, Any]) -> dict[str, str]:
     return dict.fromkeys(values, "constexpr")
 
 
-def without_kernels(python: str) -> dict[str, dict[str, Any]]:
-    """How many tests pass by torch's own operations, by the processor's architecture.
+def without_kernels(python: str) -> tuple[str, dict[str, Any]]:
+    """The processor's architecture, and how many tests pass there by torch's own operations.
 
     Args:
         python: words that start a Python.
@@ -169,7 +168,7 @@ def without_kernels(python: str) -> dict[str, dict[str, Any]]:
         for case in suite.iter("testcase")
         for said in (*case.iter("failure"), *case.iter("error"))
     }
-    return {machine: {"torch": version, "of": list(TESTS), **counts, "failed": failed}}
+    return machine, {"its_torch": version, "of": list(TESTS), **counts, "failed": failed}
 
 
 @dataclass
@@ -177,19 +176,16 @@ class Arguments:
     """Compile kernels for every platform, or run tests without them."""
 
     python: str | None = None
-    """Run tests without kernels by this Python instead, and add what it finds to platforms.json."""
+    """Run tests without kernels by this Python instead, and write without_kernels_ARCHITECTURE.json."""
     output: Path = RESULTS
-    """Folder of platforms.json."""
+    """Folder of the JSON files."""
 
 
 def main(arguments: Arguments) -> None:
-    path = arguments.output / "platforms.json"
-    before = read_json(path) if path.is_file() else {}
-    kept = before.get("without_kernels", {})
     if arguments.python is not None:
-        kept |= without_kernels(arguments.python)
-        print(kept)
-        write_json(path, before | {"without_kernels": kept})
+        machine, found = without_kernels(arguments.python)
+        print(machine, found)
+        report(f"without_kernels_{machine}", found, arguments.output)
         return
     parts: dict[str, Callable[[], dict[str, str]]] = {
         "not_exercised": not_exercised,
@@ -198,7 +194,7 @@ def main(arguments: Arguments) -> None:
     }
     found = {name: part() for name, part in parts.items()}
     print(found)
-    report("platforms", found | {"without_kernels": kept}, arguments.output)
+    report("platforms", found, arguments.output)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ def test_past_frames_are_remembered_in_one_pass(
         torch.testing.assert_close(ours.values, theirs.values, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch knows no GPU")
+@pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="a torch without CUDA makes no fake tensor there"
+)
 def test_weights_that_lie_on_a_gpu_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is computed, so no GPU is needed: two devices in one operation are an error all the same."""
     monkeypatch.setattr(module, "gpu_kernels", ByTorch)
