@@ -1,14 +1,16 @@
-"""Kernels of every platform: compiled, and run where this machine can, if need be by emulation.
+"""Kernels of every platform: compiled, and run, on what this machine has or by emulation.
 
 Example:
 
     python -m scripts.trust.platforms
+    python -m scripts.trust.platforms --emulate
     python -m scripts.trust.platforms --python python
     python -m scripts.trust.platforms --python "qemu-aarch64 -L arm64 arm64/usr/bin/python3.11"
 
-What is written in C is compiled for every set of instructions; where the processor has no matrix unit, its
-tiles are computed in plain C (`tiles.h`). What is written in Triton is compiled for several generations of
-GPUs, which needs none. `tests/kernels` compares what runs here with torch.
+What is written in C is compiled for every set of instructions, what is written in Triton for several
+generations of GPUs, which needs none. `tests/kernels` compares what runs here with torch. With `--emulate`
+all that is written in C is compared so on any x86-64 processor with AVX2: AVX-512 with its products of
+bfloat16 and of 8-bit integers, and the tiles of a matrix unit, are computed in plain C (`wide.h`, `tiles.h`).
 
 Elsewhere torch's own operations do the work. With `--python` the tests of models, planners, agents and
 evaluation run by a Python without kernels, in another process: this one, or one of another processor that is
@@ -21,13 +23,13 @@ names. QEMU 7.2 runs torch 2.8 so, not 2.15; it wants to read what processor it 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,26 +38,20 @@ from xml.etree import ElementTree
 import torch
 
 from scripts.common import launch
+from scripts.trust import emulation
 from scripts.trust.common import RESULTS, report
+from scripts.trust.emulation import emulated
 from sparsewm.kernels import LAYOUTS, Kernels, amx, denormals, gpu, kernels, layers, layers_library
-from sparsewm.kernels.build import compiled, load_library
+from sparsewm.kernels.build import compiled
 from sparsewm.kernels.training import SOURCES as TRAINING
 from sparsewm.kernels.training import training_kernels
 
-TILES = Path(__file__).with_name("tiles.h")
 CAPABILITIES = (75, 80, 90)
 """Of GPUs: Turing, Ampere, Hopper."""
-TESTS = ("tests/model", "tests/planners", "tests/evaluation", "tests/test_agent.py")
-"""Run without kernels."""
-
-
-@functools.cache
-def emulated() -> Kernels | str:
-    """What is written for a matrix unit, its tiles in plain C; or why it cannot be run here."""
-    flags = [flag for flag in amx.FLAGS if not flag.startswith("-mamx")]
-    needed = [name for name in amx.NEEDED if not name.startswith("amx")]
-    library = load_library("emulated", [*amx.SOURCES, TILES], [*flags, "-include", str(TILES)], needed)
-    return library if isinstance(library, str) else Kernels(library)
+WITHOUT = ("tests/model", "tests/planners", "tests/evaluation", "tests/test_agent.py")
+"""Tests that run without kernels."""
+WITH = ("tests/kernels", "tests/model/test_step.py", "tests/model/test_rollout.py")
+"""Tests of kernels."""
 
 
 def not_exercised() -> dict[str, str]:
@@ -152,14 +148,30 @@ def without_kernels(python: str) -> tuple[str, dict[str, Any]]:
     Args:
         python: words that start a Python.
     """
-    words, environment = shlex.split(python), os.environ | {"SPARSEWM_KERNELS": "0"}
+    words = shlex.split(python)
     about = "import json, platform, torch; print(json.dumps([platform.machine(), torch.__version__]))"
-    said = subprocess.run([*words, "-c", about], env=environment, stdout=subprocess.PIPE, check=True).stdout
+    said = subprocess.run([*words, "-c", about], stdout=subprocess.PIPE, check=True).stdout
     machine, version = json.loads(said)
+    return machine, {"its_torch": version, **tested(words, WITHOUT, {"SPARSEWM_KERNELS": "0"})}
+
+
+def with_emulated_kernels() -> dict[str, Any]:
+    """How many tests of kernels pass where all are emulated."""
+    return tested([sys.executable], WITH, {"OMP_NUM_THREADS": "2"}, "-p", emulation.__name__)
+
+
+def tested(
+    words: Sequence[str], tests: Sequence[str], settings: dict[str, str], *flags: str
+) -> dict[str, Any]:
+    """How many of these tests there are, are skipped and fail, and how.
+
+    Args:
+        words: that start a Python. settings: of its environment. flags: of pytest.
+    """
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "tests.xml"
-        flags = ["-q", "-n", "0", "-m", "not slow", "-o", "timeout=0", f"--junitxml={results}"]
-        subprocess.run([*words, "-m", "pytest", *flags, *TESTS], env=environment)
+        usual = ["-q", "-n", "0", "-m", "not slow", "-o", "timeout=0", f"--junitxml={results}"]
+        subprocess.run([*words, "-m", "pytest", *usual, *flags, *tests], env=os.environ | settings)
         suite = ElementTree.parse(results).find("testsuite")
     assert suite is not None
     counts = {name: int(suite.attrib[name]) for name in ("tests", "skipped")}
@@ -168,12 +180,15 @@ def without_kernels(python: str) -> tuple[str, dict[str, Any]]:
         for case in suite.iter("testcase")
         for said in (*case.iter("failure"), *case.iter("error"))
     }
-    return machine, {"its_torch": version, "of": list(TESTS), **counts, "failed": failed}
+    return {"of": list(tests), **counts, "failed": failed}
 
 
 @dataclass
 class Arguments:
-    """Compile kernels for every platform, or run tests without them."""
+    """Compile kernels for every platform, or run tests with emulated ones or without any."""
+
+    emulate: bool = False
+    """Run tests of kernels on emulated instructions instead, and write emulated_kernels.json."""
 
     python: str | None = None
     """Run tests without kernels by this Python instead, and write without_kernels_ARCHITECTURE.json."""
@@ -182,6 +197,11 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    if arguments.emulate:
+        found = with_emulated_kernels()
+        print(found)
+        report("emulated_kernels", found, arguments.output)
+        return
     if arguments.python is not None:
         machine, found = without_kernels(arguments.python)
         print(machine, found)

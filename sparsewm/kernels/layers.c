@@ -48,7 +48,11 @@ typedef struct {
 #if INTEGERS
 /* Four products in every lane, added; as an instruction, for compilers copy the sums of the intrinsic to and fro. */
 static inline void add_products(__m512i *sum, __m512i row, __m512i weights) {
+#ifdef __AVX512VNNI__
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(row), "v"(weights));
+#else /* emulated: scripts/trust/wide.h */
+    *sum = _mm512_dpbusd_epi32(*sum, row, weights);
+#endif
 }
 
 /* Integers of 16 numbers, `unit` apart, from `zero` on. */

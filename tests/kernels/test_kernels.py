@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.trust.platforms import emulated
+from scripts.trust.emulation import emulated
 from sparsewm.kernels import LAYOUTS, Frame, Kernels, amx, build, denormals, kernels, layers, layers_library
 from sparsewm.model import rollout
 from sparsewm.model.latent import gather_patches

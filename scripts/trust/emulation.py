@@ -1,0 +1,53 @@
+"""Kernels of other processors on this one, their instructions in plain C (`wide.h`, `tiles.h`).
+
+As a plugin of pytest, `-p scripts.trust.emulation`, all kernels are such, whatever the processor can do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsewm.kernels import Kernels, amx, build, layers
+
+WIDE, TILES = (Path(__file__).with_name(name) for name in ("wide.h", "tiles.h"))
+"""What AVX-512 adds, and a matrix unit (AMX)."""
+NEEDED = ("avx2", "fma")
+"""What the processor must be able to do all the same, as Linux calls it."""
+GIVEN = {*amx.NEEDED, *layers.INT8.needed}
+"""What emulation gives it."""
+
+
+def in_plain_c(
+    sources: Sequence[Path], flags: Sequence[str], headers: Sequence[Path]
+) -> tuple[list[Path], list[str]]:
+    """Sources and flags for a compiler that may use none of the instructions that headers stand in for."""
+    gone = ("-mavx512", "-mamx") if WIDE in headers else ("-mamx",)
+    kept = [flag for flag in flags if not flag.startswith(gone)]
+    kept += ["-mavx2", "-Wno-psabi"] if WIDE in headers else []
+    return [*sources, *headers], kept + [word for header in headers for word in ("-include", str(header))]
+
+
+@functools.cache
+def emulated() -> Kernels | str:
+    """What is written for a matrix unit, its tiles in plain C; or why it cannot be run here."""
+    wide = [name for name in amx.NEEDED if not name.startswith("amx")]
+    able = build.processor().issuperset(wide)
+    sources, flags = in_plain_c(amx.SOURCES, amx.FLAGS, [TILES] if able else [WIDE, TILES])
+    library = build.load_library("emulated", sources, flags, wide if able else NEEDED)
+    return library if isinstance(library, str) else Kernels(library)
+
+
+def pytest_configure() -> None:
+    """Let all kernels be emulated in this process."""
+    compiled, processor = build.compiled, build.processor
+
+    def emulates(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path | str:
+        return compiled(f"emulated_{name}", *in_plain_c(sources, flags, [WIDE, TILES]))
+
+    def able() -> set[str]:
+        real = processor()
+        return real | GIVEN if real.issuperset(NEEDED) else real
+
+    build.compiled, build.processor = emulates, able
