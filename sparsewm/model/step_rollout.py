@@ -210,7 +210,7 @@ class StepRollout:
         self.pending = self.take(depth, w.history * self.rows, 2 * w.inner)
         self.d_ages = torch.zeros(depth, self.windows, w.history, w.heads, w.d)
         self.d_places = torch.zeros(self.windows, self.length, width)
-        self.d_condition = [torch.empty_like(part) for part in self.condition[:2]]
+        self.d_condition = [self.take(*part.shape) for part in self.condition[:2]]
         count = self.frames * self.batch
         self.token_factor = 2 * share / (count * (self.length - 1) * w.dim)
         self.proprio_factor = 2 * share / (count * self.proprio.shape[-1])

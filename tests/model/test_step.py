@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels.training import training_kernels
+from sparsewm.kernels.training import TrainingKernels, training_kernels
 from sparsewm.model import WorldModel
 from sparsewm.model.latent import random_groups
 from sparsewm.model.step import Step
@@ -101,6 +101,20 @@ own_or_torch = pytest.mark.parametrize("own", [True, False], ids=["compiled", "t
 def test_loss_and_gradients_are_those_of_torch(own: bool, real: int, count: int) -> None:
     model, batch = made(own)
     check(model, batch, real, groups_of(model, 5, count))
+
+
+def test_rows_behind_the_last_one_are_there_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product reads whole fours of rows."""
+    multiply = TrainingKernels.multiply
+
+    def watched(self: TrainingKernels, x: Tensor, *others: Any, **more: Any) -> None:
+        end = x.storage_offset() + -(-len(x) // 4) * 4 * x.shape[1]
+        assert end * x.element_size() <= x.untyped_storage().nbytes()
+        multiply(self, x, *others, **more)
+
+    monkeypatch.setattr(TrainingKernels, "multiply", watched)
+    model, batch = made()  # nothing is remembered of earlier steps: each tensor has memory of its own
+    differentiated(model, batch, 1, groups_of(model, 5, 1))
 
 
 @own_or_torch
