@@ -7,13 +7,9 @@ and the same command continues. Episode i depends on (seed, i) alone, whatever t
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from sparsewm.envs.looks import random_looks
 from sparsewm.envs.policies import HeldActions, exploration_policy
 from sparsewm.errors import UserError
 from sparsewm.files import disk_errors, only_one, require_space
+from sparsewm.processes import NoSharedMemory, processes
 
 PART = 25  # episodes recorded and kept together
 STAY = 10  # environment steps an expert stays at the goal
@@ -164,20 +161,6 @@ def _record_part(job: Job) -> int:
     return stop - first
 
 
-def _quiet_worker() -> None:
-    """A worker has no threads of its own, leaves Ctrl-C to its parent and dies with it."""
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = mp.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
 def collect(
     environment: str,
     episodes: int,
@@ -286,29 +269,26 @@ def _record(
     done = episodes - sum(job[2] - job[1] for job in waiting)
     if progress is not None:
         progress(done, episodes)
-    if waiting:
-        try:
-            pool = ProcessPoolExecutor(min(workers, len(waiting)), mp.get_context("spawn"), _quiet_worker)
-        except OSError as error:  # processes wait for each other in /dev/shm
-            if workers > 1:
-                raise UserError(f"several `workers` need shared memory ({error}): give 1") from None
-            for job in waiting:
-                done += _record_part(job)
-                if progress is not None:
-                    progress(done, episodes)
-            return
-        try:
-            for part_done in as_completed([pool.submit(_record_part, job) for job in waiting]):
+    if not waiting:
+        return
+    try:
+        with processes(min(workers, len(waiting)), cv2.setNumThreads, 1) as submit:
+            for part_done in as_completed([submit(_record_part, job) for job in waiting]):
                 done += part_done.result()
                 if progress is not None:
                     progress(done, episodes)
-        except BrokenProcessPool:
-            raise UserError(
-                "a recording process died, perhaps for lack of memory: run it again, with fewer workers if "
-                "need be, and it continues (a script of yours needs `if __name__ == '__main__':` around it)"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    except NoSharedMemory as error:
+        if workers > 1:
+            raise UserError(f"several `workers` need shared memory ({error}): give 1") from None
+        for job in waiting:
+            done += _record_part(job)
+            if progress is not None:
+                progress(done, episodes)
+    except BrokenProcessPool:
+        raise UserError(
+            "a recording process died, perhaps for lack of memory: run it again, with fewer workers if "
+            "need be, and it continues (a script of yours needs `if __name__ == '__main__':` around it)"
+        ) from None
 
 
 def _join(parts: list[Path], path: Path, attributes: dict[str, Any]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from sparsewm.files import parse_json, slug
 from sparsewm.memory import PeakMemory
 from sparsewm.model.checkpoint import checkpoint_hash, encoder_folder, pretrained_path
 from sparsewm.precision import choose_device, choose_dtype
+from sparsewm.processes import processes
 from sparsewm.proposals import check_proposals, reads_tokens
 from sparsewm.tasks import tasks_hash
 from sparsewm.trees import differences, plain
@@ -217,18 +217,16 @@ def run_cells(
             yield cell.name, cell.run(on_share)
     else:
         threads = max(1, (os.cpu_count() or 1) // workers)
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (threads,))
         try:
-            jobs = {pool.submit(cell.run): cell.name for cell in cells}
-            for job in as_completed(jobs):
-                yield jobs[job], job.result()
+            with processes(workers, torch.set_num_threads, threads) as submit:
+                jobs = {submit(cell.run): cell.name for cell in cells}
+                for job in as_completed(jobs):
+                    yield jobs[job], job.result()
         except BrokenProcessPool:
             raise UserError(
                 "an evaluation process died, perhaps for lack of memory: the same command continues, with "
                 "fewer `workers` if need be"
             ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _by_ray(cells: Sequence[Cell], workers: int, ray_address: str) -> Iterator[tuple[str, dict[str, Any]]]:

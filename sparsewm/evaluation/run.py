@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -33,6 +33,7 @@ from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import encoder_folder, pretrained_path
 from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
+from sparsewm.processes import processes
 from sparsewm.proposals import load_sampler, reads_tokens
 from sparsewm.settings import make_env
 from sparsewm.tasks import Task, make_tasks, solved_at_start, tasks_hash
@@ -255,26 +256,23 @@ def _run_some(numbers: list[int], frames: bool) -> list[Episode]:
 def _run_on_devices(ready: Prepared, on_episode: OnEpisode | None, frames: bool) -> list[Episode]:
     """Batches of episodes on whichever device is free; every episode has its own seed."""
     config, devices = ready.config, devices_of(ready.config)
-    context = get_context("spawn")
-    queue = context.Queue()
+    queue = get_context("spawn").Queue()
     for device in devices:
         queue.put(device)
     threads = max(1, (os.cpu_count() or 1) // len(devices))
     count, size = len(ready.tasks), config.run.batch
     batches = [list(range(first, min(first + size, count))) for first in range(0, count, size)]
-    pool = ProcessPoolExecutor(len(devices), context, _begin, (config, queue, threads))
     episodes: dict[int, Episode] = {}
     try:
-        jobs = {pool.submit(_run_some, batch, frames): batch for batch in batches}
-        for job in as_completed(jobs):
-            for number, episode in zip(jobs[job], job.result(), strict=True):
-                episodes[number] = episode
-                if on_episode is not None:
-                    on_episode(number, episode)
+        with processes(len(devices), _begin, config, queue, threads) as submit:
+            jobs = {submit(_run_some, batch, frames): batch for batch in batches}
+            for job in as_completed(jobs):
+                for number, episode in zip(jobs[job], job.result(), strict=True):
+                    episodes[number] = episode
+                    if on_episode is not None:
+                        on_episode(number, episode)
     except BrokenProcessPool:
         raise UserError(
             "a planning process died, perhaps for lack of memory: try fewer devices, or a smaller `batch`"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
     return [episodes[number] for number in range(count)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparsewm import processes
 from sparsewm.data import Dataset, TokenCache, collect, open_dataset
 from sparsewm.encoders import PatchFeatures
 from sparsewm.errors import UserError
@@ -73,7 +74,7 @@ def test_without_shared_memory_one_worker_records_here(
     def refuse(*rest: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(collecting, "ProcessPoolExecutor", refuse)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", refuse)
     with pytest.raises(UserError, match=r"several `workers` need shared memory .*: give 1"):
         collect("wall", 2, tmp_path / "b.h5", workers=2, steps=4, resolution=16)
     collect("wall", 2, tmp_path / "b.h5", workers=1, steps=4, resolution=16)
