@@ -4,6 +4,7 @@ Example:
 
     python -m scripts.trust.platforms
     python -m scripts.trust.platforms --emulate
+    python -m scripts.trust.platforms --emulate --check-memory
     python -m scripts.trust.platforms --python python
     python -m scripts.trust.platforms --python "qemu-aarch64 -L arm64 arm64/usr/bin/python3.11"
 
@@ -11,6 +12,8 @@ What is written in C is compiled for every set of instructions, what is written 
 generations of GPUs, which needs none. `tests/kernels` compares what runs here with torch. With `--emulate`
 all that is written in C is compared so on any x86-64 processor with AVX2: AVX-512 with its products of
 bfloat16 and of 8-bit integers, and the tiles of a matrix unit, are computed in plain C (`wide.h`, `tiles.h`).
+With `--check-memory` GCC's address sanitizer watches them: a kernel that reads or writes where nothing is
+allocated is named. It takes some 20 minutes.
 
 Elsewhere torch's own operations do the work. With `--python` the tests of models, planners, agents and
 evaluation run by a Python without kernels, in another process: this one, or one of another processor that is
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -52,6 +56,8 @@ WITHOUT = ("tests/model", "tests/planners", "tests/evaluation", "tests/test_agen
 """Tests that run without kernels."""
 WITH = ("tests/kernels", "tests/model/test_step.py", "tests/model/test_rollout.py")
 """Tests of kernels."""
+OUTSIDE = re.compile(r"AddressSanitizer: ([\w-]+) on address .*\n.*\n\s+#0 \S+ in (\S+)")
+"""What the sanitizer reports: its kind, and the function."""
 
 
 def not_exercised() -> dict[str, str]:
@@ -160,6 +166,25 @@ def with_emulated_kernels() -> dict[str, Any]:
     return tested([sys.executable], WITH, {"OMP_NUM_THREADS": "2"}, "-p", emulation.__name__)
 
 
+def with_checked_memory() -> dict[str, Any]:
+    """The same, and where a kernel touched what is not allocated: what was called, and how far outside."""
+    libraries = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")  # torch's exceptions want the second beside the first
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "CC": "gcc -fsanitize=address -fsanitize-recover=address "
+            "--param asan-instrumentation-with-call-threshold=0",
+            "LD_PRELOAD": " ".join(libraries),
+            "ASAN_OPTIONS": f"detect_leaks=0:halt_on_error=0:log_path={folder}/found",
+            "OMP_NUM_THREADS": "1",
+        }
+        found = tested([sys.executable], WITH, settings, "-p", emulation.__name__)
+        said = "".join(path.read_text(errors="replace") for path in Path(folder).glob("found*"))
+    return {**found, "outside": [f"{kind} in {where}" for kind, where in OUTSIDE.findall(said)]}
+
+
 def tested(
     words: Sequence[str], tests: Sequence[str], settings: dict[str, str], *flags: str
 ) -> dict[str, Any]:
@@ -189,6 +214,8 @@ class Arguments:
 
     emulate: bool = False
     """Run tests of kernels on emulated instructions instead, and write emulated_kernels.json."""
+    check_memory: bool = False
+    """With `emulate`: watch what they read and write, and write checked_kernels.json."""
 
     python: str | None = None
     """Run tests without kernels by this Python instead, and write without_kernels_ARCHITECTURE.json."""
@@ -198,9 +225,10 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     if arguments.emulate:
-        found = with_emulated_kernels()
+        checked = arguments.check_memory
+        found = with_checked_memory() if checked else with_emulated_kernels()
         print(found)
-        report("emulated_kernels", found, arguments.output)
+        report("checked_kernels" if checked else "emulated_kernels", found, arguments.output)
         return
     if arguments.python is not None:
         machine, found = without_kernels(arguments.python)

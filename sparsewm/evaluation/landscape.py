@@ -96,7 +96,7 @@ def make_landscape(
     actions = torch.from_numpy(tried.reshape(1, len(grid), problem.horizon, -1))
     costs = {}
     for agent in agents:
-        imagined = agent.problem(observation)
+        imagined = problem if agent is agents[-1] else agent.problem(observation)
         kept = imagined.kept
         name = f"all {kept} tokens" if kept == model.patches else f"{kept} of {model.patches} tokens"
         costs[name] = imagined.cost(actions.to(imagined.device))[0].float().cpu().numpy().reshape(side, side)

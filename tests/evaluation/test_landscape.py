@@ -36,7 +36,8 @@ def test_truth_and_costs_of_held_actions() -> None:
     agent = Agent(model, config.updated(drop=0.5))
     agent.reset(env.goal_observation(), seeds=[task.seed])
     cost = agent.problem(observation).cost(torch.from_numpy(action).expand(1, 1, 2, 2))
-    assert found.costs["32 of 64 tokens"][row, column] == pytest.approx(float(cost), rel=0.02)
+    rounding = 0.02 if next(model.predictor.parameters()).dtype == torch.bfloat16 else 1e-4
+    assert found.costs["32 of 64 tokens"][row, column] == pytest.approx(float(cost), rel=rounding)
     correlation = found.content()["rank_correlation_with_truth"]
     assert list(correlation) == ["all 64 tokens", "32 of 64 tokens"]
     assert all(0.5 < value <= 1 for value in correlation.values())
