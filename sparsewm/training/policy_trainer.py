@@ -22,6 +22,7 @@ from sparsewm.config import ProposalConfig
 from sparsewm.data import Tokens
 from sparsewm.errors import UserError
 from sparsewm.files import write_json
+from sparsewm.interrupts import finished_first
 from sparsewm.kernels import flushed
 from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
@@ -85,29 +86,37 @@ class PolicyTrainer:
         """
         config = self.config
         while self.step < min(until or config.steps, config.steps):
-            started = time.perf_counter()
-            rng, generator = generators(config.seed, 3, self.step)
-            drawn = self.train.draw(rng, config.batch)
-            frames = self.tokens if self.policy.reads_tokens else None
-            batch = self.train.batch(drawn, frames, self.model)
-            losses = self.policy.loss(batch, generator)  # type: ignore[operator]
-            self.optimizer.zero_grad()
-            losses["loss"].backward()
-            norm = float(self.optimizer.step(self.step))
-            loss = float(losses["loss"].detach())
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise UserError(
-                    f"training diverged at step {self.step} (loss {loss:g}, gradient {norm:g}): train anew "
-                    "with a lower `lr` and another `output`"
-                )
-            self.optimizer.ema_update(self.average, min(_EMA, (1 + self.step) / (10 + self.step)))
-            self.step += 1
-            self.seconds += time.perf_counter() - started
-            if self.step % config.save_every == 0 or self.step == config.steps:
-                values = {name: float(value.detach()) for name, value in losses.items()}
-                self._with_average(partial(self._keep, values))
-            if on_step is not None:
-                on_step(self.step, loss)
+            with finished_first() as asked:
+                losses = self._advance()
+                saves = self.step % config.save_every == 0 or self.step == config.steps
+                if saves:
+                    self._with_average(partial(self._keep, losses))
+                if on_step is not None:
+                    on_step(self.step, losses["loss"])
+                if asked() and not saves:
+                    self._with_average(self._save)
+
+    def _advance(self) -> dict[str, float]:
+        """Take one step; its losses."""
+        config, started = self.config, time.perf_counter()
+        rng, generator = generators(config.seed, 3, self.step)
+        drawn = self.train.draw(rng, config.batch)
+        frames = self.tokens if self.policy.reads_tokens else None
+        batch = self.train.batch(drawn, frames, self.model)
+        losses = self.policy.loss(batch, generator)  # type: ignore[operator]
+        self.optimizer.zero_grad()
+        losses["loss"].backward()
+        norm = float(self.optimizer.step(self.step))
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        if not math.isfinite(values["loss"]) or not math.isfinite(norm):
+            raise UserError(
+                f"training diverged at step {self.step} (loss {values['loss']:g}, gradient {norm:g}): train "
+                "anew with a lower `lr` and another `output`"
+            )
+        self.optimizer.ema_update(self.average, min(_EMA, (1 + self.step) / (10 + self.step)))
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        return values
 
     def _with_average(self, work: Callable[[], Any]) -> None:
         """Call `work` while the policy holds the averaged weights."""
@@ -122,21 +131,27 @@ class PolicyTrainer:
                 torch._foreach_copy_(self._live, self.optimizer.masters)
 
     def _keep(self, losses: dict[str, float]) -> None:
+        """Validate and save."""
         found = validate_policy(self.policy, self.model, self.validation, self.tokens)
         seconds = round(self.seconds, 1)
         self.metrics.append({"step": self.step, "seconds": seconds, "train": losses, "validation": found})
+        self._save()
+
+    def _save(self) -> None:
+        """The policy, and the state to resume from."""
+        found = self.metrics[-1]["validation"] if self.metrics else None
         training = self.settings() | {
             "step": self.step,
-            "seconds": seconds,
+            "seconds": round(self.seconds, 1),
             "device": device_name(self.model.device),
             "dataset": self.train.dataset.hash,
             "recorded": self._recorded(),
         }
         save_policy(self.policy, self.model, self.folder, training | {"validation": found})
         write_json(self.folder / "metrics.json", {"metrics": self.metrics, "training": training})
-        plot_policy(
-            self.folder / "training.png", self.metrics, f"{self.model.environment}, {self.config.kind}"
-        )
+        if self.metrics:
+            title = f"{self.model.environment}, {self.config.kind}"
+            plot_policy(self.folder / "training.png", self.metrics, title)
         tensors = {f"master.{i}": m for i, m in enumerate(self.optimizer.masters)}
         tensors |= {f"average.{i}": a for i, a in enumerate(self.average)}
         tensors |= adam_tensors(self.optimizer.adamw)

@@ -22,6 +22,7 @@ from torch import Tensor
 from sparsewm.data import Windows, loaded_ahead
 from sparsewm.errors import UserError
 from sparsewm.files import write_json
+from sparsewm.interrupts import finished_first
 from sparsewm.kernels import flushed
 from sparsewm.model.checkpoint import save
 from sparsewm.model.latent import random_groups
@@ -160,20 +161,25 @@ class Trainer:
     def _steps(self, stop: int, on_step: Callable[[Trainer, dict[str, float]], None] | None) -> None:
         config = self.config
         read_every = READ_EVERY if self.model.device.type == "cuda" else 1
+        alone = self.processes.count == 1  # several cannot stop at one step
         while self.step < stop:
-            started = time.perf_counter()
-            self._unread.append(self._advance())
-            self.step += 1
-            last = self.step == config.steps
-            validates = self.step % config.validate_every == 0 or last
-            saves = self.step % config.checkpoint_every == 0 or last
-            reads = validates or saves or self.step == stop or self.step % read_every == 0
-            values = self._read() if reads else {}
-            self.seconds += time.perf_counter() - started
-            if validates or saves:
-                self.processes.by_main(partial(self._keep, values, validates, saves))
-            if on_step is not None and values:
-                on_step(self, values | {"lr": self.optimizer.learning_rate(self.step - 1)})
+            with finished_first() if alone else nullcontext(lambda: False) as asked:
+                started = time.perf_counter()
+                self._unread.append(self._advance())
+                self.step += 1
+                last = self.step == config.steps
+                validates = self.step % config.validate_every == 0 or last
+                saves = self.step % config.checkpoint_every == 0 or last
+                reads = validates or saves or self.step == stop or self.step % read_every == 0
+                values = self._read() if reads else {}
+                self.seconds += time.perf_counter() - started
+                if validates or saves:
+                    self.processes.by_main(partial(self._keep, values, validates, saves))
+                if on_step is not None and values:
+                    on_step(self, values | {"lr": self.optimizer.learning_rate(self.step - 1)})
+                if asked() and not saves:
+                    self._read()
+                    self.save()
 
     def _align(self) -> None:
         """Start all processes from one state of one run."""
@@ -207,7 +213,7 @@ class Trainer:
 
     def _read(self) -> dict[str, float]:
         """Losses of the last step, after a look whether any since the last look was not finite."""
-        rows = torch.stack(self._unread).tolist()
+        rows = torch.stack(self._unread).tolist() if self._unread else []
         self._unread.clear()
         for step, (loss, *_, norm) in enumerate(rows, self.step - len(rows)):
             if not math.isfinite(loss) or not math.isfinite(norm):
@@ -216,7 +222,7 @@ class Trainer:
                     f"training diverged at step {step} (loss {loss:g}, gradient {norm:g}): "
                     "train anew with a lower `lr` and another `output`"
                 )
-        return dict(zip((*_LOSSES, "gradient_norm"), rows[-1], strict=True))
+        return dict(zip((*_LOSSES, "gradient_norm"), rows[-1], strict=True)) if rows else {}
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from sparsewm.proposals.latent import WEIGHTS, load_policy
 from sparsewm.proposals.wam import WamConfig
 from sparsewm.training.policy import train_policy
 from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.state import read_state
 from sparsewm.training.stretches import Stretches
 from tests.cli.commands import call
 from tests.data.tiny import write_dataset
@@ -206,11 +208,23 @@ def test_an_interrupted_training_goes_on_bit_for_bit(kind: str, place: Path) -> 
     assert cv2.imread(str(resumed.folder / "training.png")) is not None
 
 
-class interrupting:
-    """Progress that interrupts at a step of training."""
+def test_a_training_that_is_asked_to_stop_keeps_its_last_step(place: Path) -> None:
+    whole = train_policy(config(place, "asked-whole", kind="inverse"))
+    asked = config(place, "asked", kind="inverse")
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(asked, interrupting(2, asks=True))  # before anything was validated
+    found = read_state(asked.output)
+    assert found is not None and found[0]["step"] == 2
+    resumed = train_policy(replace(asked, resume=True))
+    one, two = (load_file(done.folder / WEIGHTS) for done in (whole, resumed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
-    def __init__(self, step: int) -> None:
-        self.step, self.label = step, ""
+
+class interrupting:
+    """Progress that interrupts at a step of training, or as a user does."""
+
+    def __init__(self, step: int, asks: bool = False) -> None:
+        self.step, self.asks, self.label = step, asks, ""
 
     def __call__(self, label: str) -> interrupting:
         self.label = label
@@ -225,7 +239,9 @@ class interrupting:
 
     def _stop(self, done: float) -> None:
         if self.label == "training" and done == self.step:
-            raise KeyboardInterrupt
+            if not self.asks:
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
 
 SMALL = {

@@ -143,6 +143,24 @@ def test_killed_run_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     assert [m["step"] for m in whole.metrics] == [5, 10, 12]
 
 
+def test_a_run_that_is_asked_to_stop_keeps_its_last_step(data: Path, tmp_path: Path) -> None:
+    """Ctrl-C waits for the step, and for its state."""
+    whole = make_trainer(data, tmp_path / "whole", torch.float32)
+    whole.run()
+
+    def ask(trainer: Trainer, values: dict[str, float]) -> None:
+        if trainer.step == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(data, tmp_path / "asked", torch.float32).run(ask)
+    resumed = make_trainer(data, tmp_path / "asked", torch.float32)
+    assert resumed.resume() and resumed.step == 6
+    resumed.run()
+    assert same(weights(resumed), weights(whole))
+    assert [m["validation"] for m in resumed.metrics] == [m["validation"] for m in whole.metrics]
+
+
 def test_stopped_run_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     """Stopping between two checkpoints costs the steps since the last one and changes nothing."""
     whole = make_trainer(data, tmp_path / "whole", torch.float32)
