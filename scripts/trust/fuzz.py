@@ -224,6 +224,12 @@ def endless(content: bytes) -> bool:
     return False
 
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where files are written that are read: a disk takes longer than what reads them."""
+
+PIECE = 300.0
+"""Seconds after which it is noted how far it is."""
+
 LARGEST = 4096
 """Bytes of an input that is kept in the corpus, at most."""
 
@@ -310,7 +316,7 @@ def run(target: str, work: Path, seconds: float) -> dict[str, Any]:
         shutil.copyfile(path, found / path.name)
     before = set(failed.iterdir())
 
-    with tempfile.TemporaryDirectory() as text:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as text:
 
         def reads() -> int:
             fuzz(target, Path(text), found, failed, max(1, round(seconds)))
@@ -368,16 +374,21 @@ def main(arguments: Arguments) -> None:
         raise UserError("fuzzing needs atheris: pip install atheris") from None
     failing: list[str] = []
     for target in arguments.targets:
-        before = known(arguments.output).get(target, {"cpu_seconds": 0.0, "inputs": 0, "failed": []})
-        left = arguments.seconds - before["cpu_seconds"]
-        if left > 0:
-            print(f"{target}: {left / 60:.1f} min", flush=True)
-            now = run(target, arguments.work, left)
+        nothing = {"cpu_seconds": 0.0, "inputs": 0, "failed": []}
+        while True:
+            before = known(arguments.output).get(target, nothing)
+            left = arguments.seconds - before["cpu_seconds"]
+            if left <= 0:
+                break
+            print(f"{target}: {left / 60:.1f} min left", flush=True)
+            now = run(target, arguments.work, min(left, PIECE))
             added = {key: before[key] + now[key] for key in ("cpu_seconds", "inputs", "failed")}
             added["of_code"] = code_hash()
             print(f"{target}: {now}", flush=True)
             report("fuzz", {"targets": known(arguments.output) | {target: now | added}}, arguments.output)
-            failing += [target] if now["code"] else []
+            if now["code"]:
+                failing.append(target)
+                break
         if arguments.keep:
             log = arguments.work / f"{target}-keep"
             outcome = Process(partial(_keep, target, arguments.work), Path.cwd(), log).wait(600)
