@@ -16,6 +16,9 @@ from typing import Any
 Submit = Callable[..., Future[Any]]
 """Hands a job out: a function at the top of a module, and its arguments."""
 
+GRACE = 10.0
+"""Seconds in which a worker leaves its job, before it is ended amid what it calls."""
+
 _stopping = threading.Event()  # set in a worker that is to leave its job
 _busy = False  # whether it has one
 
@@ -64,7 +67,7 @@ def _begin(told: Connection, begin: Callable[..., object] | None, arguments: tup
             told.recv()
         _stopping.set()
         os.kill(os.getpid(), signal.SIGTERM)
-        parent.join()
+        parent.join(GRACE)
         os._exit(1)
 
     threading.Thread(target=obey, daemon=True).start()
@@ -73,6 +76,8 @@ def _begin(told: Connection, begin: Callable[..., object] | None, arguments: tup
 
 
 def _leave(number: int, frame: Any) -> None:
+    if not _stopping.is_set():  # somebody else ends this process: it may be stuck where another one died
+        os._exit(128 + number)
     if _busy:
         raise KeyboardInterrupt
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,10 @@ def takes_long(folder: Path, number: int) -> int:
     finally:
         (folder / f"left-{number}").touch()
     return number
+
+
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def square(number: int) -> int:
@@ -37,6 +44,17 @@ def test_a_job_is_left_at_once_and_no_other_begun(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert time.monotonic() - stopped < 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["begun-0", "left-0"]
+
+
+@pytest.mark.slow
+def test_the_death_of_one_ends_the_others(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(BrokenProcessPool), processes(3) as submit:
+        submit(takes_long, tmp_path, 0)
+        lost = submit(dies)
+        submit(square, 2)  # Python waits for the processes there were before the last job
+        lost.result()
+    assert time.monotonic() - begun < 50
 
 
 @pytest.mark.slow

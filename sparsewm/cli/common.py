@@ -238,6 +238,8 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=done, total=total, text=text)
 
         yield update
+        if bar.tasks[0].total is None:  # there was nothing to do
+            bar.update(task, visible=False)
 
 
 def command_line(name: str | None = None) -> str:
