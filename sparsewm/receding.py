@@ -18,7 +18,7 @@ SPARE = 0.02
 """Share of a deadline that is kept for what cannot be foreseen."""
 MOST = 0.2
 """Share that is kept at most after searches that came late."""
-KEPT = 0.999
+KEPT = 0.9997
 """Of what is kept for these, how much is left a plan later."""
 
 
