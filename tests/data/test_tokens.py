@@ -58,6 +58,11 @@ class Counting(ViT):
         return super().encode(pixels, attention)
 
 
+def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """But for the last bit of float16: tokens of another batch may be rounded otherwise."""
+    return torch.allclose(found.float(), expected.float(), rtol=2**-10, atol=2**-14)
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     return open_dataset(write_dataset(tmp_path / "d.h5", (9, 5, 12)))
@@ -72,8 +77,8 @@ def test_cache_holds_the_tokens_of_every_row(dataset: Dataset) -> None:
     cache = TokenCache(dataset, encoder, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(26, 26)]
     expected = encoder.encode(dataset.pixels[:]).patches.half()
-    assert torch.equal(cache.rows(np.arange(26)), expected)
-    assert torch.equal(cache.rows(np.array([[3, 3], [25, 0]])), expected[torch.tensor([[3, 3], [25, 0]])])
+    assert alike(cache.rows(np.arange(26)), expected)
+    assert alike(cache.rows(np.array([[3, 3], [25, 0]])), expected[torch.tensor([[3, 3], [25, 0]])])
     statistics = cache.statistics(np.arange(9), 0.5)
     torch.testing.assert_close(statistics, token_statistics(expected[:9].float(), 0.5))
 
@@ -91,7 +96,7 @@ def test_cache_is_rebuilt_for_another_encoder(dataset: Dataset) -> None:
     first, other = TokenCache(dataset, Counting()), Counting("b" * 64, seed=1)
     second = TokenCache(dataset, other)
     assert other.frames == 26 and second.path != first.path
-    assert torch.equal(second.rows(np.arange(26)), other.encode(dataset.pixels[:]).patches.half())
+    assert alike(second.rows(np.arange(26)), other.encode(dataset.pixels[:]).patches.half())
 
 
 def test_cache_is_rebuilt_for_other_data_under_the_same_name(tmp_path: Path) -> None:
@@ -99,7 +104,7 @@ def test_cache_is_rebuilt_for_other_data_under_the_same_name(tmp_path: Path) -> 
     changed, encoder = open_dataset(write_dataset(tmp_path / "d.h5", seed=3)), Counting()
     second = TokenCache(changed, encoder)
     assert encoder.frames == 26 and second.path != first.path
-    assert torch.equal(second.rows(np.arange(26)), encoder.encode(changed.pixels[:]).patches.half())
+    assert alike(second.rows(np.arange(26)), encoder.encode(changed.pixels[:]).patches.half())
 
 
 def test_cache_elsewhere(dataset: Dataset, tmp_path: Path) -> None:
@@ -165,7 +170,7 @@ def test_rows_changed_after_an_interruption_are_encoded_again(
     encoder = Counting()
     cache = TokenCache(dataset, encoder, tmp_path / "tokens")
     assert encoder.frames == 26
-    assert torch.equal(cache.rows(np.arange(26)), encoder.encode(dataset.pixels[:]).patches.half())
+    assert alike(cache.rows(np.arange(26)), encoder.encode(dataset.pixels[:]).patches.half())
 
 
 class Slow(Counting):
@@ -184,7 +189,7 @@ def test_two_programs_encode_one_dataset_once(dataset: Dataset, monkeypatch: pyt
     assert sum(one.frames for one in encoders) == 26 and min(one.frames for one in encoders) >= 8
     assert sum("waiting for" in sentence for sentence in said) <= 2  # by each once
     expected = encoders[0].encode(dataset.pixels[:]).patches.half()
-    assert all(torch.equal(cache.rows(np.arange(26)), expected) for cache in caches)
+    assert all(alike(cache.rows(np.arange(26)), expected) for cache in caches)
     assert files(dataset.path.parent) == {"d.h5", caches[0].path.name}
 
 
@@ -200,7 +205,7 @@ def test_what_a_killed_program_claimed_is_encoded_by_another(dataset: Dataset, t
     cache = TokenCache(dataset, rest, tmp_path / "tokens")
     process.join()
     assert process.exitcode == -signal.SIGKILL and 0 < rest.frames <= 26
-    assert torch.equal(cache.rows(np.arange(26)), rest.encode(dataset.pixels[:]).patches.half())
+    assert alike(cache.rows(np.arange(26)), rest.encode(dataset.pixels[:]).patches.half())
 
 
 class Dying(Slow):
@@ -227,8 +232,8 @@ def test_only_rows_that_are_asked_for_are_encoded(dataset: Dataset) -> None:
     again = Counting()
     more = TokenCache(dataset, again, rows=np.array([4, 5]))
     assert again.frames == 1 and more.path == cache.path, "a later run adds what it lacks"
-    assert torch.equal(cache.rows(np.array([[3, 5], [20, 4]])), expected[torch.tensor([[3, 5], [20, 4]])])
-    assert torch.equal(more.rows(np.arange(26)), expected), "what nobody asked for is encoded when it is read"
+    assert alike(cache.rows(np.array([[3, 5], [20, 4]])), expected[torch.tensor([[3, 5], [20, 4]])])
+    assert alike(more.rows(np.arange(26)), expected), "what nobody asked for is encoded when it is read"
     assert again.frames == 26 - 3 and encoder.frames == 3
 
 
@@ -288,17 +293,17 @@ def test_without_a_cache_pictures_are_encoded_when_they_are_read(
     tokens = tokens_of(dataset, encoder, "none")
     expected = Counting().encode(dataset.pixels[:]).patches.half()
     rows = np.array([[3, 4], [4, 20]])
-    assert torch.equal(tokens.rows(rows), expected[torch.from_numpy(rows)]) and encoder.frames == 3
-    assert torch.equal(tokens.rows(rows), expected[torch.from_numpy(rows)]) and encoder.frames == 3
+    assert alike(tokens.rows(rows), expected[torch.from_numpy(rows)]) and encoder.frames == 3
+    assert alike(tokens.rows(rows), expected[torch.from_numpy(rows)]) and encoder.frames == 3
     monkeypatch.setattr(tokens, "_most", 2)
     for row in (5, 6, 7):
-        assert torch.equal(tokens.rows(np.array([row])), expected[[row]])
+        assert alike(tokens.rows(np.array([row])), expected[[row]])
     assert encoder.frames == 6
     tokens.rows(np.array([7, 6]))
     assert encoder.frames == 6, "those read last are kept"
     tokens.rows(np.array([5]))
     assert encoder.frames == 7
-    assert torch.equal(tokens.rows(np.arange(26)), expected), "more than are kept at once"
+    assert alike(tokens.rows(np.arange(26)), expected), "more than are kept at once"
     assert files(dataset.path.parent) == {"d.h5"}
     with pytest.raises(UserError, match=r"unknown `cache` 'int7'. Did you mean 'int8'"):
         tokens_of(dataset, encoder, "int7")
@@ -326,7 +331,7 @@ def test_a_cache_that_cannot_be_written_to_is_used_and_added_to_elsewhere(
     encoder = Counting()
     cache = TokenCache(dataset, encoder, rows=np.arange(4))
     assert encoder.frames == 0 and cache.path == first.path
-    assert torch.equal(cache.rows(np.arange(6)), Counting().encode(dataset.pixels[:6]).patches.half())
+    assert alike(cache.rows(np.arange(6)), Counting().encode(dataset.pixels[:6]).patches.half())
     assert encoder.frames == 6 and cache.path.parent == tmp_path / "cache"
 
 
@@ -341,7 +346,7 @@ def test_two_programs_on_a_disk_without_locks(dataset: Dataset, monkeypatch: pyt
     with ThreadPoolExecutor(2) as pool:
         caches = list(pool.map(lambda one: TokenCache(dataset, one), encoders))
     expected = encoders[0].encode(dataset.pixels[:]).patches.half()
-    assert all(torch.equal(cache.rows(np.arange(26)), expected) for cache in caches)
+    assert all(alike(cache.rows(np.arange(26)), expected) for cache in caches)
     assert not list(dataset.path.parent.glob("*.partial-*"))
 
 
