@@ -21,9 +21,23 @@ from sparsewm.precision import fast_bfloat16
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pymunk", "lerobot")
 
 
+PATIENCE = 1.0
+"""Seconds that a product may take whose rate is measured, on a CPU."""
+
+
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
-    """Best measured rate of a square matrix product, in floating-point operations per second."""
-    size = 8192 if device.type == "cuda" else size
+    """Best measured rate of a square matrix product, in floating-point operations per second.
+
+    It is a small one where one of this size takes too long: bfloat16 on processors without it.
+    """
+    if device.type == "cuda":
+        return _rate(device, dtype, 8192, repeats)
+    small = min(size, 256)
+    rate = _rate(device, dtype, small, 2)
+    return _rate(device, dtype, size if 2 * size**3 < PATIENCE * rate else small, repeats)
+
+
+def _rate(device: torch.device, dtype: torch.dtype, size: int, repeats: int) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
