@@ -19,7 +19,7 @@ NAMES = sorted(
     ".".join(path.relative_to(SCRIPTS.parent).with_suffix("").parts)
     for place in (SCRIPTS, SCRIPTS / "experiments", SCRIPTS / "trust")
     for path in place.glob("*.py")
-    if path.stem not in ("__init__", "common", "damage", "samples", "site_pages")
+    if path.stem not in ("__init__", "common", "damage", "emulation", "samples", "site_pages")
 )
 
 

@@ -208,6 +208,8 @@ def test_an_interrupted_training_goes_on_bit_for_bit(kind: str, place: Path) -> 
     assert cv2.imread(str(resumed.folder / "training.png")) is not None
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_training_that_is_asked_to_stop_keeps_its_last_step(place: Path) -> None:
     whole = train_policy(config(place, "asked-whole", kind="inverse"))
     asked = config(place, "asked", kind="inverse")

@@ -143,6 +143,7 @@ def test_killed_run_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     assert [m["step"] for m in whole.metrics] == [5, 10, 12]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_run_that_is_asked_to_stop_keeps_its_last_step(data: Path, tmp_path: Path) -> None:
     """Ctrl-C waits for the step, and for its state."""
     whole = make_trainer(data, tmp_path / "whole", torch.float32)
