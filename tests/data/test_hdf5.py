@@ -429,6 +429,19 @@ def test_rows_that_are_claimed_and_not_there_take_no_memory(tmp_path: Path) -> N
         open_dataset(path)
 
 
+@pytest.mark.parametrize("chunks", [(1000, 2), None])
+def test_a_column_that_is_mostly_not_there_is_not_read(
+    tmp_path: Path, chunks: tuple[int, int] | None
+) -> None:
+    """As the fuzzer found it: HDF5 makes zeros of what was never written."""
+    path = write_dataset(tmp_path / "data.h5")
+    with h5py.File(path, "r+") as file:
+        del file["action"]
+        file.create_dataset("action", (10**7, 2), np.float32, chunks=chunks)
+    with pytest.raises(UserError, match=r"'action' \(10000000, 2\) claims 80 MB, most of which is not in"):
+        open_dataset(path)
+
+
 def test_a_chunk_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
     """As the fuzzer found it: HDF5 takes memory for a chunk before it looks what is in it."""
     path = write_dataset(tmp_path / "data.h5")

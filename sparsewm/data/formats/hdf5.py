@@ -42,8 +42,16 @@ from sparsewm.memory import free_memory
 
 _COPIES = 3  # of a column, while it is checked
 _LARGEST_CHUNK = 1 << 30  # bytes; HDF5 takes memory for a whole one, whatever it holds
+_MUCH = 1 << 26  # bytes of a column that is looked for in the file before it is read
 _CLAIMED = 10_000_000  # rows that are stood in for where actions are missing, at most
 _DAMAGED = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)  # what h5py raises
+
+
+def _stored(column: h5py.Dataset) -> int:
+    """Bytes of those numbers that a file holds, before they were compressed; the others are read as zeros."""
+    if column.chunks is None:
+        return int(column.id.get_storage_size())
+    return int(column.id.get_num_chunks()) * math.prod(column.chunks) * int(column.dtype.itemsize)
 
 
 class HDF5Dataset(Dataset):
@@ -177,6 +185,11 @@ class HDF5Dataset(Dataset):
             self._faults.append(
                 f"column '{name}' {column.shape} takes {size_text(size)}, where {size_text(free)} of memory "
                 "are free"
+            )
+            return None
+        if size > _MUCH and 2 * _stored(column) < size:
+            self._faults.append(
+                f"column '{name}' {column.shape} claims {size_text(size)}, most of which is not in the file"
             )
             return None
         try:
