@@ -248,7 +248,7 @@ def killed(
 
 
 ANSWER = 10.0
-"""Seconds in which a command is to end that is asked to; a busy machine doubles its usual 1 to 4."""
+"""Seconds in which a command is to end that is asked to."""
 
 
 def stopped(job: Job, root: Path, ready: Path, seconds: float) -> dict[str, Any]:

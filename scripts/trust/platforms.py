@@ -4,7 +4,7 @@ Example:
 
     python -m scripts.trust.platforms
     python -m scripts.trust.platforms --emulate
-    python -m scripts.trust.platforms --emulate --check-memory
+    python -m scripts.trust.platforms --check-memory
     python -m scripts.trust.platforms --python python
     python -m scripts.trust.platforms --python "qemu-aarch64 -L arm64 arm64/usr/bin/python3.11"
 
@@ -167,7 +167,7 @@ def with_emulated_kernels() -> dict[str, Any]:
 
 
 def with_checked_memory() -> dict[str, Any]:
-    """The same, and where a kernel touched what is not allocated: what was called, and how far outside."""
+    """The same, and where a kernel touched what is not allocated: how, and in which function."""
     libraries = [
         subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libstdc++.so")  # torch's exceptions want the second beside the first
@@ -215,7 +215,7 @@ class Arguments:
     emulate: bool = False
     """Run tests of kernels on emulated instructions instead, and write emulated_kernels.json."""
     check_memory: bool = False
-    """With `emulate`: watch what they read and write, and write checked_kernels.json."""
+    """The same, but watch what they read and write, and write checked_kernels.json."""
 
     python: str | None = None
     """Run tests without kernels by this Python instead, and write without_kernels_ARCHITECTURE.json."""
@@ -224,8 +224,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    if arguments.emulate:
-        checked = arguments.check_memory
+    checked = arguments.check_memory
+    if arguments.emulate or checked:
         found = with_checked_memory() if checked else with_emulated_kernels()
         print(found)
         report("checked_kernels" if checked else "emulated_kernels", found, arguments.output)

@@ -178,7 +178,8 @@ class Trainer:
                 if on_step is not None and values:
                     on_step(self, values | {"lr": self.optimizer.learning_rate(self.step - 1)})
                 if asked() and not saves:
-                    self._read()
+                    if not reads:
+                        self._read()  # nothing that diverged is kept
                     self.save()
 
     def _align(self) -> None:
@@ -213,7 +214,7 @@ class Trainer:
 
     def _read(self) -> dict[str, float]:
         """Losses of the last step, after a look whether any since the last look was not finite."""
-        rows = torch.stack(self._unread).tolist() if self._unread else []
+        rows = torch.stack(self._unread).tolist()
         self._unread.clear()
         for step, (loss, *_, norm) in enumerate(rows, self.step - len(rows)):
             if not math.isfinite(loss) or not math.isfinite(norm):
@@ -222,7 +223,7 @@ class Trainer:
                     f"training diverged at step {step} (loss {loss:g}, gradient {norm:g}): "
                     "train anew with a lower `lr` and another `output`"
                 )
-        return dict(zip((*_LOSSES, "gradient_norm"), rows[-1], strict=True)) if rows else {}
+        return dict(zip((*_LOSSES, "gradient_norm"), rows[-1], strict=True))
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
