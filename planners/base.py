@@ -92,8 +92,8 @@ class Planner(ABC, Generic[State]):
             proposals: candidates (B, K, H, A) from elsewhere, see ``proposal_mode``.
             deadline: seconds this call may take. An iteration that would end later if it took a tenth longer
                 than the slowest lately, in this plan and in those before it, is not started; the first always
-                is. Where that is too slow for three iterations, fewer candidates are drawn (gradient descent
-                excepted).
+                is. Where that is too slow for three iterations, fewer candidates are drawn and fewer
+                proposals scored, the first of them (gradient descent excepted).
             proposal_mode: "seed" mixes the proposals into the first iteration; "prior" starts from a Gaussian
                 fitted to them (its std at least a tenth of the problem's); "replace" scores them once and
                 takes the best, without any search.
@@ -116,7 +116,12 @@ class Planner(ABC, Generic[State]):
         prior, seeds = beginning(space, warm_start, proposals, proposal_mode)
         replaced = proposals is not None and proposal_mode == "replace"
         iterations = 1 if replaced else self.iterations
-        count, candidates = self._affordable(limit), seeds
+        if replaced:
+            seeds = seeds[:, : self._affordable(limit, seeds.shape[1], 1, 1)]
+        room = self._affordable(limit, max(self.candidates, seeds.shape[1] + 1), 3, max(self.elites, 2))
+        if not replaced:
+            seeds = seeds[:, : room - 1]
+        count, candidates = min(self.candidates, room), seeds
         history: list[dict[str, float]] = []
         seconds: list[float] = []
         # Only gradient descent has to leave the caller's inference mode.
@@ -157,11 +162,11 @@ class Planner(ABC, Generic[State]):
         finally:
             self._generator, self.iterations = kept
 
-    def _affordable(self, limit: float) -> int:
-        """Candidates of which, at the pace of earlier calls, three iterations fit into `limit` seconds."""
+    def _affordable(self, limit: float, most: int, iterations: int, least: int) -> int:
+        """Candidates of which, at the pace of earlier calls, so many iterations fit into `limit` seconds."""
         if self.differentiates or not self._pace or math.isinf(limit):
-            return self.candidates
-        return min(self.candidates, max(self.elites, 2, int(limit / ((2 + SLOWER) * self._pace))))
+            return most
+        return min(most, max(least, int(limit / ((iterations - 1 + SLOWER) * self._pace))))
 
     def _space(self, problem: PlanningProblem, generators: Sequence[torch.Generator] | None) -> Space:
         """The problem's space, with random numbers for it."""

@@ -19,12 +19,12 @@ class MPC:
     """Re-planning with a warm start and random numbers of every episode's own; it steps no environment.
 
     Call :meth:`plan`, take ``plan.actions[:, :execute]``, observe, and call :meth:`plan` with the problem
-    built from the new observation. Each plan starts from the one before it, shifted by ``execute`` actions,
-    with the problem's prior mean at the open end.
+    built from the new observation. Each plan starts from the one before it, shifted by the actions taken of
+    it, with the problem's prior mean at the open end.
 
     Args:
         planner: any planner.
-        execute: actions taken of each plan, 1 to the problem's horizon.
+        execute: actions taken of each plan where nobody says otherwise, 1 to the problem's horizon.
 
     Raises:
         ValueError: ``execute`` is below 1.
@@ -46,7 +46,8 @@ class MPC:
         """
         self._seeds = None if seeds is None else list(seeds)
         self._generators: list[torch.Generator] = []
-        self._warm: Tensor | None = None  # (E, K, H, A), shifted already
+        self._elites: Tensor | None = None  # (E, K, H, A) of each episode's last plan
+        self._planned: set[int] = set()  # episodes that have one
 
     def plan(
         self,
@@ -55,6 +56,7 @@ class MPC:
         proposals: Tensor | None = None,
         deadline: float | None = None,
         proposal_mode: ProposalMode = "seed",
+        taken: Sequence[int] | None = None,
     ) -> Plan:
         """Plan the episodes of the problem, warm-started where they were planned before.
 
@@ -63,10 +65,12 @@ class MPC:
             active: which of the E episodes that run under this loop the B rows of the problem are: bool (E,)
                 with B True, rows in order. None: all of them. Lets finished episodes drop out of the batch.
             proposals, deadline, proposal_mode: as in :meth:`Planner.plan`.
+            taken: how many actions of each row's last plan were executed since; ``execute`` when left out.
 
         Raises:
             PlanningError: ``execute`` exceeds the horizon, or ``active`` does not fit the problem, the seeds
-                or the episodes planned so far, besides the errors of :meth:`Planner.plan`.
+                or the episodes planned so far, or ``taken`` the rows, besides the errors of
+                :meth:`Planner.plan`.
         """
         if self.execute > problem.horizon:
             raise PlanningError(
@@ -79,27 +83,47 @@ class MPC:
             raise PlanningError(
                 f"active must mark the problem's {problem.batch} episodes, not {int(rows.sum())}"
             )
-        before = self._warm if self._warm is not None else self._seeds
+        before = self._elites if self._elites is not None else self._seeds
         if before is not None and len(before) != len(rows):
             raise PlanningError(
                 f"{len(before)} episodes were planned or given seeds before, now {len(rows)}: "
                 "pass active for those that go on, or reset() for new ones"
             )
-        warm = None if self._warm is None else self._warm[rows]
-        sources = self._sources(rows, space.low.device)
+        numbers = rows.nonzero().flatten().tolist()
+        steps = [self.execute] * problem.batch if taken is None else [int(count) for count in taken]
+        if len(steps) != problem.batch or min(steps) < 0:
+            raise PlanningError(
+                f"taken must be a number of actions for each of {problem.batch} episodes, got {steps}"
+            )
+        warm = self._warm_start(numbers, steps, space)
+        sources = self._sources(numbers, space.low.device)
         plan = self.planner.plan(problem, warm, proposals, deadline, proposal_mode, sources)
-        shifted = shift(plan.elites, self.execute, space.mean)
-        old = space.mean.expand(len(rows), *shifted.shape[1:]) if self._warm is None else self._warm
-        self._warm = old.index_put((rows.nonzero().flatten(),), shifted)
+        if self._elites is None:
+            self._elites = plan.elites.new_zeros(len(rows), *plan.elites.shape[1:])
+        self._elites = self._elites.index_put((rows.nonzero().flatten(),), plan.elites)
+        self._planned.update(numbers)
         return plan
 
-    def _sources(self, rows: Tensor, device: torch.device) -> list[torch.Generator] | None:
-        """Generators of the episodes (E,) marked, made where the first problem is."""
+    def _warm_start(self, numbers: Sequence[int], steps: Sequence[int], space: Space) -> Tensor | None:
+        """Where the searches of these episodes begin, (B, K, H, A); None: none was planned before."""
+        if self._elites is None:
+            return None
+        prior = space.mean.expand(self._elites.shape[1:])
+        starts = [
+            shift(self._elites[number], min(count, len(space.mean)), space.mean)
+            if number in self._planned
+            else prior
+            for number, count in zip(numbers, steps, strict=True)
+        ]
+        return torch.stack(starts)
+
+    def _sources(self, numbers: Sequence[int], device: torch.device) -> list[torch.Generator] | None:
+        """Generators of these episodes, made where the first problem is."""
         if self._seeds is None:
             return None
         if not self._generators:
             self._generators = [generator(seed, "candidates", device) for seed in self._seeds]
-        return [self._generators[row] for row in rows.nonzero().flatten().tolist()]
+        return [self._generators[number] for number in numbers]
 
 
 def shift(actions: Tensor, steps: int, fill: Tensor) -> Tensor:

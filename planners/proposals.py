@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from sparsewm.planners.seeding import unit_noise
+
 ProposalMode = Literal["replace", "seed", "prior"]
 """What a planner does with proposals: score them and take the best (``replace``), mix them into the first
 iteration (``seed``), or start from a Gaussian fitted to them (``prior``)."""
@@ -18,7 +20,10 @@ class ProposalSampler(Protocol):
     """Proposes action sequences for what is seen and wanted.
 
     What an action is, the caller says by what it asks for: sparsewm asks for environment actions, one per
-    environment step, and makes them the problem's own (`sparsewm.evaluation.closed_loop.Proposals`).
+    environment step, and makes them the problem's own (`sparsewm.proposals.candidates`).
+
+    Where `propose` takes `generators`, it is handed one `torch.Generator` (CPU) for each episode, and draws
+    from these alone: what it proposes for an episode then follows from its seed, whatever runs beside it.
     """
 
     def propose(
@@ -87,8 +92,9 @@ class GaussianProposals:
         instruction: str | Sequence[str] | None,
         samples: int,
         horizon: int,
+        generators: Sequence[torch.Generator] = (),
     ) -> Tensor:
-        """Noise (B, samples, horizon, A) cut to the bounds."""
-        shape = (self.batch, samples, horizon, *self.low.shape)
-        noise = torch.randn(shape, generator=self._generator, device=self.low.device)
+        """Noise (B, samples, horizon, A) cut to the bounds; of as many episodes as there are generators."""
+        batch, sources = len(generators) or self.batch, generators or [self._generator]
+        noise = unit_noise(sources, batch, samples, horizon, *self.low.shape).to(self.low.device)
         return (self.mean + self.std * noise).clamp(self.low, self.high)

@@ -23,3 +23,10 @@ def generator(seed: int | Sequence[int], stream: str, device: torch.device | str
     text = ":".join([stream, *(str(int(number)) for number in numbers)])
     mixed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return torch.Generator(device).manual_seed(mixed >> 1)  # torch takes 63 bits
+
+
+def unit_noise(generators: Sequence[torch.Generator], batch: int, *shape: int) -> torch.Tensor:
+    """Unit Gaussian noise (batch, *shape): each row's from its own generator, or all from one."""
+    rows = batch // len(generators)
+    drawn = [torch.randn(rows, *shape, generator=one, device=one.device) for one in generators]
+    return drawn[0] if len(drawn) == 1 else torch.cat(drawn)

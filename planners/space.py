@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsewm.planners.proposals import ProposalMode
 from sparsewm.planners.protocol import PlanningError, PlanningProblem
+from sparsewm.planners.seeding import unit_noise
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ class Space:
 
     def noise(self, *shape: int) -> Tensor:
         """Unit Gaussian noise (B, *shape), each episode's from its own generator."""
-        device, rows = self.low.device, self.batch // len(self.generators)
-        drawn = [torch.randn(rows, *shape, generator=source, device=device) for source in self.generators]
-        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+        return unit_noise(self.generators, self.batch, *shape)
 
 
 @dataclass(frozen=True)

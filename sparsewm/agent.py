@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsewm.adaptation import SceneAdaptation
-from sparsewm.config import EPISODES_PER_SEED, NO_PROPOSALS, PlanConfig
+from sparsewm.config import EPISODES_PER_SEED, NO_PROPOSALS, OWN_SAMPLER, PlanConfig
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.interfaces import interface_of as interface_of
@@ -88,7 +88,11 @@ class Agent:
         model: the world model.
         config: how to plan; the environment's own settings when left out. Of `run` it uses seed, letterbox
             and imagine.
-        sampler: proposes candidates; loaded from `config.proposals` when left out.
+        sampler: proposes candidates, which are used as `config.proposals` says; loaded from its `source` when
+            left out.
+
+    Attributes:
+        watch: wraps the problem of every decision, to see what a search tries; None: nobody wants to.
 
     Raises:
         UserError: a setting is out of range, the model has no such objective or choice of tokens, or it does
@@ -101,6 +105,8 @@ class Agent:
         config = PlanConfig.of(model.environment) if config is None else config
         if not isinstance(config, PlanConfig):
             raise UserError("`config` must be a PlanConfig: PlanConfig.of(environment).updated(drop=0.5)")
+        if sampler is not None and config.proposals.source == NO_PROPOSALS:
+            config = replace(config, proposals=replace(config.proposals, source=OWN_SAMPLER))
         config = config.checked()
         self.model, self.config = model, config
         self.interface = interface_of(model)
@@ -120,6 +126,7 @@ class Agent:
                 source, self.interface, model.device, seed, names, dtype, model, config.proposals
             )
         self.sampler = sampler
+        self.watch: Callable[[LatentProblem], Any] | None = None
         self._low = torch.as_tensor(self.interface.action_low, dtype=torch.float32)
         self._high = torch.as_tensor(self.interface.action_high, dtype=torch.float32)
         self._episodes: list[Memory] = []
@@ -165,28 +172,34 @@ class Agent:
                 episode's number when left out.
 
         Raises:
-            UserError: an observation that the model does not take.
+            UserError: an observation that the model does not take, or a batch where a deadline is to be kept.
         """
-        goals, self._single = unbatched(goal)
+        goals, single = unbatched(goal)
+        if self.config.search.deadline_ms is not None and len(goals) > 1:
+            raise UserError("`deadline_ms` is for one episode at a time")
         seen = [self._check(one) for one in goals]
         without = sum(one.proprio is None for one in seen)
-        if without and self.objective is not self._without_proprio():
-            if without < len(seen):
-                raise UserError("some goals have 'proprio' and some have not: give it for all or for none")
-            self.objective = self._without_proprio()
-            warnings.warn("the goal is a picture alone: proprioception is left out of the cost", stacklevel=2)
-        if not without:
-            self.objective = self._objective(self.config.cost.proprio_weight)
+        if 0 < without < len(seen):
+            raise UserError("some goals have 'proprio' and some have not: give it for all or for none")
         if seeds is None:
             seeds = [self.config.run.seed * EPISODES_PER_SEED + i for i in range(len(seen))]
         seeds = checked_seeds(seeds, len(seen))
+        if not without:
+            objective = self._objective(self.config.cost.proprio_weight)
+        else:
+            objective = self._without_proprio()
+            if self.objective is not objective:
+                text = "the goal is a picture alone: proprioception is left out of the cost"
+                warnings.warn(text, stacklevel=2)
         blank = np.zeros(max(1, self.interface.proprio_dim), np.float32)
-        seen = [one if one.proprio is not None else Seen(one.pixels, blank) for one in seen]
-        frames = self._encode(seen)
+        whole = [one if one.proprio is not None else Seen(one.pixels, blank) for one in seen]
+        frames = self._encode(whole)
         frameskip = self.model.frameskip
         depth = max((self.model.history - 1) * frameskip, getattr(self.sampler, "frames", 1) - 1)
+        self.objective, self._single = objective, single
         self._episodes = [Memory(one, depth, frame) for frame, one in zip(frames, seen, strict=True)]
         self._masks = [generator(seed, "tokens") for seed in seeds]
+        self._draws = [generator(seed, "proposals") for seed in seeds]
         self._patches: list[Tensor | None] = [None] * len(seen)
         self.decisions = [None] * len(seen)
         self._receding.reset(seeds)
@@ -214,12 +227,15 @@ class Agent:
             memory.finish_pending()
         for memory, seen in rows:
             memory.show(seen)
-        numbers = self._numbers(active)
+        actions: dict[int, np.ndarray] = {}
+        numbers = self._numbers(active).tolist()
         try:
-            actions = self._decide(numbers, [memory for memory, _ in rows], started)
+            for group in self._alike(numbers):
+                actions |= self._decide(group, started)
+                started = time.perf_counter()
         except PlanningError as error:
             raise UserError(str(error)) from None
-        return actions[0] if self._single else actions
+        return actions[numbers[0]] if self._single else [actions[i] for i in numbers]
 
     def observe(self, observation: Observation | None, action: Any = None, episode: int = 0) -> None:
         """Report what is seen after one environment step.
@@ -261,12 +277,16 @@ class Agent:
     ) -> LatentProblem:
         """What the next plan of the active episodes minimises, for any planner of `sparsewm.planners`.
 
+        It takes the place of `act`: it draws tokens as a plan does, and actions handed out before count as
+        executed where an observation is given. Past frames are those that all of the episodes remember.
+
         Args:
             observation: what is seen now, as for `act`; what was seen last when left out.
         """
-        numbers = self._numbers(active)
+        numbers = self._numbers(active).tolist()
         if observation is not None:
             for memory, seen in self._rows(observation, active):
+                memory.finish_pending()
                 memory.show(seen)
         elif not all(self._episodes[i].seen for i in numbers):
             raise UserError("nothing was seen yet: give the `observation`")
@@ -345,8 +365,16 @@ class Agent:
         columns = [[memory.latents[memory.step - back] for memory in memories] for back in ago]
         return [column[0] if len(column) == 1 else Latent.cat(column) for column in columns]
 
+    def _alike(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Episodes by how many past frames they remember, so that none forgets for another; rising."""
+        depths: dict[int, list[int]] = {}
+        for i in sorted(numbers):
+            depth = self._episodes[i].frames_back(self.model.frameskip, self.model.history - 1)
+            depths.setdefault(depth, []).append(i)
+        return [depths[depth] for depth in sorted(depths)]
+
     def _problem(
-        self, numbers: np.ndarray, memories: Sequence[Memory], masks: Sequence[torch.Generator]
+        self, numbers: Sequence[int], memories: Sequence[Memory], masks: Sequence[torch.Generator]
     ) -> LatentProblem:
         config, model = self.config, self.model
         frameskip = model.frameskip
@@ -382,7 +410,7 @@ class Agent:
             memory=None if config.run.memory_gb is None else config.run.memory_gb * 1e9,
         )
 
-    def _kept(self, numbers: np.ndarray, scene: Scene) -> Tensor:
+    def _kept(self, numbers: Sequence[int], scene: Scene) -> Tensor:
         """The patches (B, M) that episodes keep to their ends."""
         count = kept_patches(self.model.patches, self.config.tokens.drop)
         choice = self.choice if count < self.model.patches else RandomPatches(self.model)
@@ -391,23 +419,36 @@ class Agent:
                 self._patches[i] = choice.choose(scene[row : row + 1], count, [self._masks[i]])
         return torch.cat([patches for i in numbers if (patches := self._patches[i]) is not None])
 
-    def _decide(self, numbers: np.ndarray, memories: Sequence[Memory], started: float) -> list[np.ndarray]:
+    def _decide(self, numbers: Sequence[int], started: float) -> dict[int, np.ndarray]:
+        """Actions of the episodes of these numbers, which rise."""
+        memories = [self._episodes[i] for i in numbers]
         if self._receding.cold:
-            spare = self._problem(numbers, memories, [generator(i, "warm-up") for i in range(len(memories))])
-            self._receding.warm_up(spare, self._proposals(spare, memories))
+            masks, draws = (
+                [generator(i, f"warm-up {name}") for i in numbers] for name in ("tokens", "proposals")
+            )
+            spare = self._problem(numbers, memories, masks)
+            self._receding.warm_up(spare, self._proposals(spare, memories, draws))
             started = time.perf_counter()
         problem = self._problem(numbers, memories, [self._masks[i] for i in numbers])
-        proposals = self._proposals(problem, memories)
-        plan, chosen = self._receding.plan(problem, numbers, len(self._episodes), proposals, started)
+        proposals = self._proposals(problem, memories, [self._draws[i] for i in numbers])
+        plan, chosen = self._receding.plan(
+            problem if self.watch is None else self.watch(problem),
+            np.asarray(numbers),
+            len(self._episodes),
+            proposals,
+            started,
+            [memory.model_steps(self.model.frameskip) for memory in memories],
+        )
         seconds = (time.perf_counter() - started) / len(memories)
         imagined = None
         if self.config.run.imagine and self.model.decoder is not None:
             imagined = problem.imagined(plan.actions).cpu().numpy()
-        actions = []
+        actions = {}
         for row, (number, memory) in enumerate(zip(numbers, memories, strict=True)):
             steps = chosen[row].reshape(-1, self.interface.action_dim).astype(np.float32)
             memory.pending.extend(steps)
-            actions.append(steps)
+            memory.planned = memory.step
+            actions[number] = steps
             self.decisions[number] = Decision(
                 memory.step,
                 steps,
@@ -420,7 +461,9 @@ class Agent:
             )
         return actions
 
-    def _proposals(self, problem: LatentProblem, memories: Sequence[Memory]) -> Tensor | None:
+    def _proposals(
+        self, problem: LatentProblem, memories: Sequence[Memory], draws: Sequence[torch.Generator]
+    ) -> Tensor | None:
         """Candidates (B, K, H, action_dim) of the sampler, None without one."""
         if self.sampler is None:
             return None
@@ -433,5 +476,6 @@ class Agent:
             samples,
             steps,
             self.interface.action_dim,
+            draws,
         )
         return as_planned(actions, problem)

@@ -30,6 +30,8 @@ Rule = Literal["arrival", "strict"]
 Actor = Literal["planner", "oracle", "nothing", "random", "policy"]
 
 NO_PROPOSALS = "none"
+OWN_SAMPLER = "own"
+"""Source of proposals where a sampler is handed over in Python."""
 
 _GIVEN = "the given settings"
 

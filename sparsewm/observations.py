@@ -51,17 +51,19 @@ def unbatched(observation: Observation | Any) -> tuple[list[dict[str, Any]], boo
         raise UserError(f"'pixels' must be uint8 from 0 to 255, got {pixels.dtype}")
     if pixels.ndim == 3:
         return [arrays], True
-    if "proprio" in arrays and len(arrays["proprio"]) != len(pixels):
-        raise UserError(f"{len(pixels)} pictures came with {len(arrays['proprio'])} rows of proprioception")
+    if "proprio" in arrays and arrays["proprio"].shape[:1] != pixels.shape[:1]:
+        rows = "".join(str(size) for size in arrays["proprio"].shape[:1]) or "no"
+        raise UserError(f"{len(pixels)} pictures came with {rows} rows of proprioception")
     return [{name: value[i] for name, value in arrays.items()} for i in range(len(pixels))], False
 
 
 def _array(value: Any, name: str) -> np.ndarray:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
     try:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            return np.asarray(value.float() if value.is_floating_point() else value)
         return np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"'{name}' of an observation is no array ({error})") from None
 
 
@@ -164,6 +166,7 @@ class Memory:
         step: environment steps taken. pending: actions (n, A) handed out and not known to be taken.
         taken: the last actions, at most `depth`. seen, latents: what was shown, and what of it was encoded,
             by environment step.
+        planned: step of the last plan, None before the first.
     """
 
     goal_seen: Seen
@@ -175,6 +178,12 @@ class Memory:
     taken: deque[np.ndarray] = field(default_factory=deque)
     seen: dict[int, Seen] = field(default_factory=dict)
     latents: dict[int, Latent] = field(default_factory=dict)
+    planned: int | None = None
+
+    def model_steps(self, frameskip: int) -> int:
+        """Model steps executed since the last plan, to the nearest; 0 before the first."""
+        passed = self.step - (self.step if self.planned is None else self.planned)
+        return (2 * passed + frameskip) // (2 * frameskip)
 
     def take(self, action: np.ndarray) -> None:
         """An action (A,) was executed."""

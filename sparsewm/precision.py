@@ -38,12 +38,14 @@ def no_integers(device: torch.device) -> str | None:
     return library if isinstance(library, str) else None
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The torch device of that name, tried with a small product; "auto" takes a GPU if there is one.
 
     Raises:
         UserError: torch cannot use it.
     """
+    if not isinstance(name, str | torch.device):
+        raise UserError(f"`device` is a name or a torch.device, got {name!r}: give cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -55,8 +57,9 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, planning: bool = False) -> torch.dtype:
-    """The precision of that name: auto, bfloat16 or float32; of `planning` also int8, which is never auto.
+def choose_dtype(name: str | torch.dtype, device: torch.device, planning: bool = False) -> torch.dtype:
+    """The precision of that name, or as torch has it: auto, bfloat16 or float32; of `planning` also int8,
+    which is never auto.
 
     Raises:
         UserError: no such precision.
@@ -66,7 +69,10 @@ def choose_dtype(name: str, device: torch.device, planning: bool = False) -> tor
         known["int8"] = torch.int8
     if name == "auto":
         return fastest_dtype(device)
+    if name in known.values():
+        return next(dtype for dtype in known.values() if dtype == name)
     if name not in known:
         every = ["auto", *known]
-        raise UserError(f"unknown `dtype` '{name}'.{suggest(name, every)} Known: {', '.join(every)}")
+        near = suggest(name, every) if isinstance(name, str) else ""
+        raise UserError(f"unknown `dtype` '{name}'.{near} Known: {', '.join(every)}")
     return known[name]

@@ -44,10 +44,15 @@ class Receding:
     def __init__(self, config: PlanConfig) -> None:
         search = config.search
         kind = PLANNERS.get(search.planner)
-        options = {"candidates": search.candidates, "elites": search.elites, "iterations": search.iterations}
+        options = {
+            "candidates": search.candidates,
+            "elites": search.elites,
+            "iterations": search.iterations,
+            "seed": config.run.seed,
+        }
         wanted = inspect.signature(kind).parameters
         options = {name: value for name, value in options.items() if name in wanted}
-        self.mpc = MPC(kind(**options, seed=config.run.seed), search.execute)
+        self.mpc = MPC(kind(**options), search.execute)
         self.mode = "seed" if config.proposals.source == NO_PROPOSALS else config.proposals.mode
         self.deadline = None if search.deadline_ms is None else search.deadline_ms / 1000
         self._afterwards = 0.0  # seconds a plan takes after the search; the slowest lately
@@ -65,12 +70,14 @@ class Receding:
         episodes: int,
         proposals: Tensor | None,
         started: float,
+        taken: Sequence[int] | None = None,
     ) -> tuple[Plan, list[np.ndarray]]:
         """A plan of the active episodes, and the environment actions (n, frameskip * A) to execute of each.
 
         Args:
-            active: their numbers among the `episodes`. proposals: candidates (B, K, H, action_dim).
+            active: their numbers among the `episodes`, rising. proposals: candidates (B, K, H, action_dim).
             started: when the observation came, by `time.perf_counter`.
+            taken: model steps that each has executed since its last plan; `execute` when left out.
         """
         mask = torch.zeros(episodes, dtype=torch.bool)
         mask[torch.as_tensor(active)] = True
@@ -78,7 +85,7 @@ class Receding:
         if self.deadline is not None:
             limit = started + (1 - SPARE) * self.deadline - self._late - self._afterwards
             left = limit - time.perf_counter()
-        plan = self.mpc.plan(problem, mask, proposals, left, self.mode)
+        plan = self.mpc.plan(problem, mask, proposals, left, self.mode, taken)
         searched = time.perf_counter()
         if self.deadline is not None:
             self._late = min(max(searched - limit, KEPT * self._late), MOST * self.deadline)

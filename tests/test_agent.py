@@ -15,7 +15,8 @@ from sparsewm import Agent, PlanConfig, envs
 from sparsewm.errors import UserError
 from sparsewm.evaluation.actors import AgentActor
 from sparsewm.evaluation.episodes import run_episodes
-from sparsewm.model import WorldModel
+from sparsewm.model import LatentProblem, WorldModel
+from sparsewm.planners import GaussianProposals
 from sparsewm.tasks import Task
 from tests.cli.commands import call
 from tests.evaluation.walls import room_task
@@ -370,3 +371,183 @@ def test_python_and_the_command_line_act_alike(tmp_path: Path) -> None:
                     break
         assert steps == episode["steps"]
         assert info["distance"]["position"] == pytest.approx(episode["distance"]["position"], abs=1e-4)
+
+
+def rows(observation: dict[str, np.ndarray], *numbers: int) -> dict[str, np.ndarray]:
+    """Some episodes of a batch."""
+    return {name: value[list(numbers)] for name, value in observation.items()}
+
+
+def test_active_episodes_come_in_any_order() -> None:
+    model, answers = tiny_model(frameskip=5), []
+    for order in ([0, 2], [2, 0]):
+        agent = make_agent(model)
+        agent.reset(seen(1, 3))
+        agent.act(seen(0, 3))
+        actions = agent.act(rows(seen(2, 3), *order), active=order)
+        answers.append(dict(zip(order, actions, strict=True)))
+    assert all(np.array_equal(answers[0][i], answers[1][i]) for i in (0, 2))
+
+
+def noise() -> GaussianProposals:
+    return GaussianProposals(-torch.ones(2), torch.ones(2))
+
+
+def test_an_episodes_seed_decides_its_proposals() -> None:
+    """Whatever was proposed before, and whatever is proposed beside it."""
+    model = tiny_model(frameskip=5)
+    agent, other = (Agent(model, make_agent(model).config, sampler=noise()) for _ in range(2))
+
+    def first(agent: Agent, seeds: list[int]) -> Any:
+        agent.reset(seen(1, len(seeds)), seeds=seeds)
+        return agent.act(seen(0, len(seeds)))
+
+    alone = first(agent, [7])[0]
+    assert np.array_equal(first(agent, [7])[0], alone)
+    assert not np.array_equal(first(other, [8])[0], alone)
+    batch = {name: np.repeat(value, 2, 0) for name, value in seen(0, 1).items()}
+    wanted = {name: np.repeat(value, 2, 0) for name, value in seen(1, 1).items()}
+    other.reset(wanted, seeds=[3, 7])
+    np.testing.assert_allclose(other.act(batch)[1], alone, atol=1e-4)
+
+
+def test_an_episode_keeps_its_past_whatever_its_neighbours_remember() -> None:
+    model = tiny_model(history=3, frameskip=2)
+    together, alone = (make_agent(model, frame="last") for _ in range(2))
+    together.reset(seen(9, 2), seeds=[4, 5])
+    alone.reset({name: value[1] for name, value in seen(9, 2).items()}, seeds=[5])
+    together.act(seen(0, 2))
+    alone.act({name: value[1] for name, value in seen(0, 2).items()})
+    for moment in (1, 2):
+        now = {name: value[1] for name, value in seen(moment, 2).items()}
+        together.observe(now, episode=1)
+        alone.observe(now)
+    together.observe({name: value[0] for name, value in seen(1, 2).items()}, episode=0)  # one step of two
+    actions = together.act(seen(2, 2))
+    expected = alone.act({name: value[1] for name, value in seen(2, 2).items()})
+    np.testing.assert_allclose(actions[1], expected, atol=1e-4)
+    decided = together.decisions[1], alone.decisions[0]
+    assert decided[0] is not None and decided[1] is not None
+    assert decided[0].cost == pytest.approx(decided[1].cost, rel=1e-4)
+
+
+class Tried:
+    """A problem that remembers the first candidate of a search."""
+
+    def __init__(self, problem: LatentProblem) -> None:
+        self.problem, self.first = problem, torch.empty(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.problem, name)
+
+    def cost(self, actions: torch.Tensor) -> torch.Tensor:
+        if not len(self.first):
+            self.first = actions[0, 0].clone()
+        return self.problem.cost(actions)
+
+
+def test_the_next_search_starts_where_the_last_plan_was_left() -> None:
+    """After as many model steps as were taken: none, one of two, or all."""
+    agent = make_agent(tiny_model(frameskip=2), search={**SMALL, "horizon": 4, "execute": 2})
+    tried: list[Tried] = []
+
+    def watch(problem: LatentProblem) -> Tried:
+        tried.append(Tried(problem))
+        return tried[-1]
+
+    agent.watch = watch
+    agent.reset(seen(1))
+    agent.act(seen(0))
+    for taken in (0, 1, 2):
+        before = agent.decisions[0]
+        assert before is not None
+        agent.forget_pending() if taken == 0 else None
+        for _ in range(2 * taken):
+            agent.observe(seen(2))
+        agent.act(seen(3))
+        assert np.array_equal(tried[-1].first[: 4 - taken].numpy(), before.plan[taken:])
+
+
+def test_a_problem_of_ones_own_counts_what_was_handed_out() -> None:
+    agent = make_agent(tiny_model(history=2, frameskip=5))
+    agent.reset(seen(1))
+    chosen = agent.act(seen(0))
+    ((frame, taken),) = agent.problem(seen(2)).history
+    expected = agent.model.encode(*(value[None] for value in seen(0).values()))
+    torch.testing.assert_close(frame.tokens, expected.tokens)
+    assert np.array_equal(taken.numpy()[0], chosen.flatten())
+
+
+def test_a_sampler_is_not_told_of_sensors_that_nobody_knows() -> None:
+    shown: list[Any] = []
+
+    class Looks(GaussianProposals):
+        def propose(self, observation: Any, goal: Any, *others: Any, **more: Any) -> torch.Tensor:
+            shown.append(goal)
+            return super().propose(observation, goal, *others, **more)
+
+    model = tiny_model(frameskip=5)
+    agent = Agent(model, make_agent(model).config, sampler=Looks(-torch.ones(2), torch.ones(2)))
+    with pytest.warns(UserWarning, match="the goal is a picture alone"):
+        agent.reset(seen(1)["pixels"])
+    agent.act(seen(0))
+    assert list(shown[0]) == ["pixels"]
+
+
+def test_a_sampler_of_ones_own_is_used_as_the_settings_say() -> None:
+    """`replace` executes a chunk as it was proposed: another action at each step."""
+    model = tiny_model(frameskip=5)
+    config = make_agent(model, proposals={"samples": 4}).config
+    agent = Agent(model, config, sampler=noise())
+    actions = acted(agent, seen(0), seen(1))
+    assert len(np.unique(actions, axis=0)) == 5
+    assert agent.decisions[0] is not None and len(agent.decisions[0].seconds_per_iteration) == 1
+    seeded = Agent(model, config.updated(proposals={"mode": "seed"}), sampler=noise())
+    assert len(np.unique(acted(seeded, seen(0), seen(1)), axis=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.zeros((1, 32, 10, 2)), None),
+        (np.zeros((1, 32, 10, 2), np.int64), None),
+        (None, "proposals are no tensor but NoneType"),
+        ([["a"]], "proposals are no tensor but list"),
+        (torch.full((1, 32, 10, 2), torch.nan), "proposals contain NaN"),
+        (torch.zeros(3), r"proposals must have shape \(1, 32, 10, 2\), not \(3,\)"),
+    ],
+)
+def test_what_a_sampler_of_ones_own_may_answer(answer: Any, message: str | None) -> None:
+    class Answers:
+        def propose(self, *_: Any) -> Any:
+            return answer
+
+    model = tiny_model(frameskip=5)
+    agent = Agent(model, make_agent(model, proposals={"samples": 32}).config, sampler=Answers())
+    agent.reset(seen(1))
+    if message is None:
+        assert not agent.act(seen(0)).any()
+        return
+    with pytest.raises(UserError, match=message):
+        agent.act(seen(0))
+
+
+def test_a_deadline_is_for_one_episode_and_a_refused_reset_changes_nothing() -> None:
+    agent = make_agent(search={**SMALL, "deadline_ms": 50.0})
+    with pytest.raises(UserError, match="`deadline_ms` is for one episode at a time"):
+        agent.reset(seen(1, 2))
+    agent = make_agent()
+    agent.reset(seen(1))
+    before = agent.objective
+    with pytest.raises(UserError, match="`seeds` must be a whole number for each of 1 episodes"):
+        agent.reset(seen(1)["pixels"], seeds=[1, 2])
+    assert agent.objective is before
+
+
+def test_proprioception_of_any_precision_and_of_no_shape() -> None:
+    agent = make_agent()
+    agent.reset(seen(1))
+    half = {"pixels": seen(0)["pixels"], "proprio": torch.tensor([3.0, 4.0], dtype=torch.bfloat16)}
+    assert agent.act(half).shape == (5, 2)
+    with pytest.raises(UserError, match="2 pictures came with no rows of proprioception"):
+        agent.reset(seen(1, 2) | {"proprio": np.float32(1.0)})

@@ -5,10 +5,12 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
-from sparsewm import keep_freed_memory
+from sparsewm import keep_freed_memory, memory
 
 COUNT = """
 import resource, sys, torch, sparsewm
@@ -57,3 +59,15 @@ for megabytes in (300, 40, 120):
     for (added, total), megabytes in zip(rows, (300, 40, 120), strict=True):
         assert added == pytest.approx(megabytes, abs=12)
         assert total > added + 30  # Python and torch themselves
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no control groups")
+def test_files_read_lately_do_not_fill_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    available = psutil.virtual_memory().available
+    (tmp_path / "memory.max").write_text(f"{available // 2}\n")
+    (tmp_path / "memory.current").write_text(f"{available // 2 - 1000}\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\nslab_reclaimable 40\nactive_file 7\n")
+    assert memory.free_memory() == 1340
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory() > available // 4

@@ -11,6 +11,7 @@ import torch
 
 from sparsewm import receding
 from sparsewm.config import PlanConfig
+from sparsewm.planners import CEM
 from sparsewm.receding import KEPT, MOST, SPARE, Receding
 
 
@@ -18,7 +19,7 @@ def test_searches_that_come_late_are_given_less_time(monkeypatch: pytest.MonkeyP
     """A clock that only searches move: of 100 ms, they miss their limit by 4 ms, then by far more."""
     clock, limits, late = [0.0], [], [0.0]
 
-    def plan(problem: Any, mask: Any, proposals: Any, left: float, mode: str) -> Any:
+    def plan(problem: Any, mask: Any, proposals: Any, left: float, mode: str, taken: Any) -> Any:
         limits.append(left)
         clock[0] += left + late[0]
         return SimpleNamespace(actions=torch.zeros(1, 2, 1))
@@ -35,3 +36,12 @@ def test_searches_that_come_late_are_given_less_time(monkeypatch: pytest.MonkeyP
     kept = 0.004
     expected = [usual, usual, usual - kept, usual - KEPT * kept, usual - KEPT**2 * kept, usual - MOST * 0.1]
     assert limits == pytest.approx(expected)
+
+
+def test_a_planner_without_a_seed_is_made_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seedless(CEM):
+        def __init__(self, candidates: int, iterations: int) -> None:
+            super().__init__(candidates=candidates, iterations=iterations, elites=2)
+
+    monkeypatch.setattr(receding.PLANNERS, "get", lambda name: Seedless)
+    assert Receding(PlanConfig.of("wall").updated(candidates=9)).mpc.planner.candidates == 9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,12 +18,10 @@ from sparsewm.demo.goals import PLACES, goal_at
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
 from sparsewm.model.checkpoint import load, pretrained_path, shipped
-from sparsewm.model.latent import nearest_patches
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import WorldModel
-from sparsewm.planners import PLANNERS, PlanningError
+from sparsewm.planners import PLANNERS
 from sparsewm.precision import choose_device, choose_dtype
-from sparsewm.receding import Receding
 from sparsewm.report.video import dim_dropped
 
 ENCODERS = ("embedded", "dinov2_vits14")
@@ -173,41 +170,39 @@ class Session:
         episode = self.episode
         if config != self._config:
             self._begin(config)
-        agent, receding = self.agent, self._receding
+        agent, watched = self.agent, list[Watched]()
         assert agent is not None
-        started = time.perf_counter()
-        problem = Watched(agent.problem(self.observation))
-        try:
-            plan, (actions, *_) = receding.plan(problem, np.array([0]), 1, None, started)
-        except PlanningError as error:
-            raise UserError(str(error)) from None
-        milliseconds = 1000 * (time.perf_counter() - started)
-        kept = nearest_patches(problem.patches[0]).cpu().numpy()
-        imagined = None
-        if self.model.decoder is not None:
-            imagined = problem.imagined(plan.actions).cpu().numpy()[0]
-        text = f"{milliseconds:.0f} ms a decision, {len(kept)} of {self.model.patches} tokens, "
-        text += f"cost {float(plan.cost[0]):.3f}"
+
+        def watch(problem: LatentProblem) -> Watched:
+            watched.append(Watched(problem))
+            return watched[-1]
+
+        agent.watch = watch
+        actions = agent.act(self.observation)
+        decision, costs = agent.decisions[0], watched[-1].costs
+        assert decision is not None and decision.kept is not None
+        kept, imagined = decision.kept, decision.imagined
+        text = f"{1000 * decision.seconds:.0f} ms a decision, {len(kept)} of {self.model.patches} tokens, "
+        text += f"cost {decision.cost:.3f}"
         if self.episode == episode:
-            yield self._shown(kept, imagined, problem.costs, text)
-        for action in actions.reshape(-1, self.env.action_dim).astype(np.float32):
+            yield self._shown(kept, imagined, costs, text)
+        for action in actions:
             with self._turn:
                 if self.episode != episode:
                     return
                 self.observation, _, _, _, self.info = self.env.step(action)
                 agent.observe(self.observation, action)
                 self.steps += 1
-            moment = self._shown(kept, imagined, problem.costs, text)
+            moment = self._shown(kept, imagined, costs, text)
             yield moment
             if moment.done:
                 return
 
     def _begin(self, config: PlanConfig) -> None:
         """Go on with other settings, from what is seen now."""
-        self._config, self._receding = config, Receding(config)
+        self._config = config
         self.agent = Agent(self.model, config)
         self.agent.reset(self.env.goal_observation(), seeds=[self.seed])
-        self._receding.reset([self.seed])
 
     def _shown(
         self, kept: np.ndarray, imagined: np.ndarray | None, costs: list[np.ndarray], text: str

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sparsewm.agent import Agent, Decision
 from sparsewm.config import PlanConfig
@@ -16,6 +18,7 @@ from sparsewm.interfaces import interface_of_env as interface_of_env
 from sparsewm.model.interface import Interface
 from sparsewm.observations import Memory, Observation, Seen, checked, unbatched
 from sparsewm.planners import ProposalSampler
+from sparsewm.planners.seeding import generator
 from sparsewm.proposals.candidates import as_planned, propose
 from sparsewm.receding import Receding
 
@@ -104,10 +107,13 @@ class PolicyActor:
         self, sampler: ProposalSampler, interface: Interface, instruction: str | None, steps: int
     ) -> None:
         self.sampler, self.interface, self.instruction, self.steps = sampler, interface, instruction, steps
+        self._memories: list[Memory] = []
+        self._draws: list[torch.Generator] = []
 
     def begin(self, episodes: Sequence[Episode]) -> None:
         depth = getattr(self.sampler, "frames", 1) - 1
         self._memories = []
+        self._draws = [generator(episode.task.seed, "proposals") for episode in episodes]
         for episode in episodes:
             goal, now = (self._seen(one) for one in (episode.goal, episode.observation))
             memory = Memory(goal, depth)
@@ -120,14 +126,18 @@ class PolicyActor:
 
     def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
         started = time.perf_counter()
-        memories = [self._memories[i] for i in active]
-        size = self.interface.action_dim
-        chunks = propose(self.sampler, memories, self.instruction, 1, self.steps, size)[:, 0].cpu().numpy()
-        seconds = (time.perf_counter() - started) / len(memories)
+        chunks = self.offered(active, 1, self.steps)[:, 0].cpu().numpy()
+        seconds = (time.perf_counter() - started) / len(active)
         for i, chunk in zip(active, chunks, strict=True):
             decision = Decision(episodes[i].steps, chunk, 0.0, None, chunk, None, seconds, [])
             episodes[i].decisions.append(decision)
         return list(chunks)
+
+    def offered(self, active: np.ndarray, samples: int, steps: int) -> Tensor:
+        """Candidates (n, samples, steps, A) for the active episodes."""
+        memories, draws = ([every[i] for i in active] for every in (self._memories, self._draws))
+        size = self.interface.action_dim
+        return propose(self.sampler, memories, self.instruction, samples, steps, size, draws)
 
     def looks(self, left: int) -> bool:
         return left == 0 or getattr(self.sampler, "frames", 1) > 1
@@ -193,15 +203,14 @@ class Oracle:
         started = time.perf_counter()
         problem, proposals = self._problem(rows), None
         if self._policy is not None:
-            memories = [self._policy._memories[i] for i in active]
-            steps, size = problem.horizon * rows[0].env.frameskip, self._policy.interface.action_dim
-            samples = self.config.proposals.samples
-            offered = propose(self._policy.sampler, memories, self._policy.instruction, samples, steps, size)
+            steps = problem.horizon * rows[0].env.frameskip
+            offered = self._policy.offered(active, self.config.proposals.samples, steps)
             proposals = as_planned(offered, problem)
         if self._receding.cold:
             self._receding.warm_up(self._problem(rows), proposals)
             started = time.perf_counter()
-        plan, chosen = self._receding.plan(problem, active, len(episodes), proposals, started)
+        taken = [_model_steps(episode) for episode in rows]
+        plan, chosen = self._receding.plan(problem, active, len(episodes), proposals, started, taken)
         seconds = (time.perf_counter() - started) / len(rows)
         actions = []
         for row, episode in enumerate(rows):
@@ -214,3 +223,10 @@ class Oracle:
                 Decision(episode.steps, steps_taken, cost, None, planned, None, seconds, spent)
             )
         return actions
+
+
+def _model_steps(episode: Episode) -> int:
+    """Executed since the last decision; 0 before the first."""
+    if not episode.decisions:
+        return 0
+    return (episode.steps - episode.decisions[-1].step) // episode.env.frameskip

@@ -35,7 +35,7 @@ from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.latent import TokenSpace
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
-from sparsewm.precision import fastest_dtype
+from sparsewm.precision import choose_device, choose_dtype
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -99,7 +99,7 @@ def save(model: WorldModel, path: str | Path, metadata: dict[str, Any] | None = 
 def load(
     path: str | Path,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     environment: str | None = None,
     encoder: PatchEncoder | None = None,
     encoder_name: str | None = None,
@@ -111,7 +111,7 @@ def load(
 
     Args:
         path: folder written by `save`, or that of a run; or ``user/name[@revision]`` on the Hugging Face hub.
-        device, dtype: where and in what precision the predictor computes.
+        device, dtype: where and in what precision the predictor computes, as torch names them, or auto.
         environment: name the checkpoint must be for, if given.
         encoder: a loaded encoder to use instead of loading the recorded one.
         encoder_name: of the network that the checkpoint's encoder must be, if given.
@@ -121,6 +121,8 @@ def load(
     Raises:
         UserError: not a checkpoint, damaged, of another environment or encoder, or not to be had.
     """
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device, planning=True)
     folder, downloaded = checkpoint_folder(path, token)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
@@ -291,15 +293,13 @@ def pretrained_path(environment: str, encoder: str | None = None) -> Path:
 def load_pretrained(
     environment: str,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype = "auto",
     encoder: str | None = None,
 ) -> WorldModel:
     """The shipped world model of an environment, e.g. ``load_pretrained("pusht")``.
 
     Args:
-        dtype: precision it computes in, as `WorldModel.place` has it; None: bfloat16 where the device is
-            fast in it, else float32.
+        dtype: precision it computes in; auto: bfloat16 where the device is fast in it, else float32.
         encoder: on which it was trained, e.g. ``"dinov2_vits14"``; the embedded one when left out.
     """
-    dtype = fastest_dtype(torch.device(device)) if dtype is None else dtype
     return load(pretrained_path(environment, encoder), device, dtype, environment=environment)

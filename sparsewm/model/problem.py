@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sparsewm.errors import UserError
 from sparsewm.kernels import flushed
@@ -25,6 +26,7 @@ from sparsewm.model.objectives import Objective
 from sparsewm.model.predictor import FrameCache
 from sparsewm.model.rollout import Past, Rollout
 from sparsewm.model.world_model import WorldModel
+from sparsewm.planners.protocol import PlanningError
 
 PLENTY = 1 << 26
 """Bytes that a rollout may take without a look at how many are left."""
@@ -218,23 +220,27 @@ class LatentProblem:
         """(B, S, H, action_dim) in the environment's units -> (B, S)."""
         self._middle = actions[:, :1].detach()
         actions = self.executed(actions)
+        parts = actions.split(self._part(actions.shape[1], actions.requires_grad), 1)
         if actions.requires_grad:
-            return self._cost(actions, self.view)
+            if len(parts) == 1:
+                return self._cost(actions, self.view)
+            # What the gradient of a part needs is computed again when it is asked for.
+            costs = [checkpoint(self._cost, part, self.view, use_reentrant=False) for part in parts]
+            return torch.cat(costs, 1)
         recorded = self.device.type == "cuda"
         with torch.inference_mode():
-            costs = [
-                self._recorded_cost(part) if recorded else self._cost(part, self.view)
-                for part in actions.split(self._part(actions.shape[1]), 1)
-            ]
+            costs = [self._recorded_cost(part) if recorded else self._cost(part, self.view) for part in parts]
             return torch.cat(costs, 1).clone()
 
-    def _part(self, candidates: int) -> int:
-        """How many candidates are imagined at once."""
+    def _part(self, candidates: int, gradient: bool = False) -> int:
+        """How many candidates are imagined at once; for a gradient all of their steps are remembered."""
         config, length = self.model.config, self.kept + 1
         inner = config.heads * config.head_size
         cached = 2 * config.history * config.depth * inner  # numbers per token: keys and values
         passing = config.width + 3 * inner + config.mlp + 3 * config.token_dim
         size = self.batch * length * (cached + passing) * 4
+        if gradient:
+            size *= config.depth * self.horizon
         room = self.memory
         if room is None:
             if self.device.type != "cpu" or candidates * size < PLENTY:
@@ -309,10 +315,14 @@ class LatentProblem:
 
     def _distance(self, tokens: Tensor, proprio: Tensor, view: View) -> Tensor:
         """From frames (B, S, M, D), (B, S, P) to the goal, (B, S)."""
-        if view.compared is None:
-            return self.objective.distance(tokens, proprio, view.goal, view.patches)
-        seen = picked(view.patches, view.compared)
-        return self.objective.distance(gather_patches(tokens, view.compared), proprio, view.goal, seen)
+        compared, seen = tokens, view.patches
+        if view.compared is not None:
+            compared, seen = gather_patches(tokens, view.compared), picked(view.patches, view.compared)
+        found = self.objective.distance(compared, proprio, view.goal, seen)
+        if found.shape != tokens.shape[:2]:
+            shape = tuple(tokens.shape[:2])
+            raise PlanningError(f"an objective's distance must have shape {shape}, got {tuple(found.shape)}")
+        return found
 
 
 def picked(patches: Tensor, compared: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sparsewm.model.latent import Latent
@@ -20,14 +22,16 @@ def propose(
     samples: int,
     steps: int,
     action_dim: int,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Environment actions (B, samples, steps, A) that a sampler proposes for what is seen now.
+    """Environment actions float32 (B, samples, steps, A) that a sampler proposes for what is seen now.
 
     A sampler with an attribute `frames` above 1 is shown that many environment steps up to now. One with
-    `reads_frames` also gets what a world model has encoded of them, as `frame`.
+    `reads_frames` also gets what a world model has encoded of them, as `frame`. One whose `propose` takes
+    `generators` gets those of the episodes. The goal has no `proprio` where its picture alone was given.
 
     Raises:
-        PlanningError: the sampler returned another shape, or NaN.
+        PlanningError: the sampler returned no such numbers, or NaN.
     """
     frames: int = getattr(sampler, "frames", 1)
     seen = [memory.last(frames) for memory in memories]
@@ -38,19 +42,30 @@ def propose(
     if frames == 1:
         present = {name: value[:, 0] for name, value in present.items()}
     goals = [memory.goal_seen for memory in memories]
-    goal: dict[str, Any] = {
-        "pixels": np.stack([one.pixels for one in goals]),
-        "proprio": np.stack([one.proprio for one in goals if one.proprio is not None]),
-    }
+    goal: dict[str, Any] = {"pixels": np.stack([one.pixels for one in goals])}
+    if all(one.proprio is not None for one in goals):
+        goal["proprio"] = np.stack([one.proprio for one in goals])  # type: ignore[misc]
     if getattr(sampler, "reads_frames", False):
         _add_frames(present, goal, memories)
-    actions = sampler.propose(present, goal, instruction, samples, steps)
+    own = {"generators": list(generators)} if _takes_generators(sampler) else {}
+    offered: Any = sampler.propose(present, goal, instruction, samples, steps, **own)
+    try:
+        actions = torch.as_tensor(offered).float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanningError(f"proposals are no tensor but {type(offered).__name__} ({error})") from None
     shape = (len(memories), samples, steps, action_dim)
     if tuple(actions.shape) != shape:
         raise PlanningError(f"proposals must have shape {shape}, not {tuple(actions.shape)}")
     if not bool(actions.isfinite().all()):
         raise PlanningError("proposals contain NaN or infinite values")
     return actions
+
+
+def _takes_generators(sampler: ProposalSampler) -> bool:
+    try:
+        return "generators" in inspect.signature(sampler.propose).parameters
+    except ValueError:  # not written in Python
+        return False
 
 
 def _add_frames(present: dict[str, Any], goal: dict[str, Any], memories: Sequence[Memory]) -> None:

@@ -7,7 +7,7 @@ different noise come different chunks, without a number of modes to choose, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from sparsewm.bodies import seen_from_bodies
 from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.model.latent import Latent
+from sparsewm.planners.seeding import unit_noise
 from sparsewm.positions import sincos_positions
 from sparsewm.proposals.flow import FlowBlock, PolicySizes, level_code, noised, random_levels
 from sparsewm.proposals.state_reader import StateReader
@@ -180,10 +181,10 @@ class InverseDynamics(nn.Module):
         present: Latent,
         goal: Latent,
         samples: int,
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
         how: ProposalConfig,
     ) -> Tensor:
-        """Standardised chunks (B, samples, H, C), float32."""
+        """Standardised chunks (B, samples, H, C), float32; of each row's own generator, or of one."""
         state = None
         if self.reads_states:
             state, wanted = (self.bodies.told(frame) for frame in (present, goal))
@@ -192,7 +193,7 @@ class InverseDynamics(nn.Module):
             known = self.read(present.tokens, present.proprio, goal.tokens)
         sizes = self.sizes
         shape = (len(known), samples, sizes.chunk * sizes.action_dim)
-        chunk = torch.randn(shape, generator=generator).to(known.device)
+        chunk = unit_noise(generators, *shape).to(known.device)
         for step in range(how.action_steps):
             levels = torch.full(shape[:2], 1 - step / how.action_steps, device=known.device)
             chunk = chunk - self.velocity(chunk, levels, known) / how.action_steps

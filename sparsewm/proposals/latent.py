@@ -42,7 +42,12 @@ class LatentPolicy(Protocol):
     sizes: PolicySizes
 
     def propose(
-        self, present: Latent, goal: Latent, samples: int, generator: torch.Generator, how: ProposalConfig
+        self,
+        present: Latent,
+        goal: Latent,
+        samples: int,
+        generators: Sequence[torch.Generator],
+        how: ProposalConfig,
     ) -> Tensor: ...
 
 
@@ -173,7 +178,8 @@ class LatentProposals:
 
     Args:
         policy: its network, on the model's device. model: whose tokens it reads.
-        interface: bounds of actions. how: noise becomes actions. seed: of the noise.
+        interface: bounds of actions. how: noise becomes actions.
+        seed: of the noise of episodes that have no generators of their own.
 
     Attributes:
         reads_frames: it is glad of `frame`, the `Latent` of what is seen, where somebody has encoded it.
@@ -217,6 +223,7 @@ class LatentProposals:
         instruction: str | Sequence[str] | None,
         samples: int,
         horizon: int,
+        generators: Sequence[torch.Generator] = (),
     ) -> Tensor:
         """Environment actions (B, samples, horizon, A), inside the bounds.
 
@@ -225,9 +232,11 @@ class LatentProposals:
                 of B rows, where it is known. instruction: not read.
             samples: chunks per episode. horizon: environment steps; a chunk that is shorter goes on with its
                 last action.
+            generators: of the noise, one for each episode.
         """
+        sources = generators or [self._generator]
         chunk = self.policy.propose(
-            self._present(observation), self._wanted(goal), samples, self._generator, self.how
+            self._present(observation), self._wanted(goal), samples, sources, self.how
         )
         actions = self.model.standardizer.raw_actions(chunk).cpu()
         actions = actions.unflatten(3, (self.model.frameskip, -1)).flatten(2, 3)[:, :, :horizon]

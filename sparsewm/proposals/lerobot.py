@@ -36,7 +36,7 @@ class LeRobotProposals:
     Args:
         path: folder of the policy and its pre- and post-processors, or hub name.
         interface: names of proprioception, action size and bounds of what it is to act in.
-        device: where the policy runs. seed: of its noise.
+        device: where the policy runs. seed: of its noise where episodes have no generators of their own.
         names: YAML file of `Names`; by default `names.yaml` beside the policy, where there is one.
         dtype: float32, or bfloat16 for the linear layers of a SmolVLA's action expert.
 
@@ -102,6 +102,7 @@ class LeRobotProposals:
         instruction: str | Sequence[str] | None,
         samples: int,
         horizon: int,
+        generators: Sequence[torch.Generator] = (),
     ) -> Tensor:
         """Environment actions (B, samples, horizon, A), inside the bounds.
 
@@ -110,11 +111,12 @@ class LeRobotProposals:
                 (B, frames, ...) where the policy looks back. B episodes.
             instruction: one for all episodes or one each.
             samples: chunks per episode. horizon: environment steps.
+            generators: one for each episode; the seeds of its noise are drawn from it.
 
         Raises:
             UserError: the policy cannot be run on such observations.
         """
-        episodes = len(goal["proprio"])
+        episodes = len(goal["pixels"])
         texts = (
             [instruction or ""] * episodes
             if instruction is None or isinstance(instruction, str)
@@ -122,10 +124,10 @@ class LeRobotProposals:
         )
         try:
             batch = self._batch(observation, goal, list(texts))
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=self._seeds)))
-                with torch.inference_mode():
-                    chunks = self._chunks(batch, samples)  # (B * samples, chunk, A of the policy)
+            seeds = [int(torch.randint(2**62, (), generator=one)) for one in generators or [self._seeds]]
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices), torch.inference_mode():
+                chunks = self._chunks(batch, samples, seeds)  # (B * samples, chunk, A of the policy)
             actions = self._after(chunks.flatten(0, 1).float()).unflatten(0, chunks.shape[:2])
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"policy {self.path} does not run on {self.interface.name} ({error})") from None
@@ -163,10 +165,19 @@ class LeRobotProposals:
         columns = [torch.zeros(len(proprio)) if i is None else proprio[:, i] for i in self._columns or [None]]
         return torch.stack(columns, -1)
 
-    def _chunks(self, batch: dict[str, Any], samples: int) -> Tensor:
-        """Chunks (B * samples, chunk, A) of the policy, normalised as it has them."""
+    def _chunks(self, batch: dict[str, Any], samples: int, seeds: Sequence[int]) -> Tensor:
+        """Chunks (B * samples, chunk, A) of the policy, normalised as it has them; a seed for each row, or
+        one for all."""
         if self._expert is not None:
-            return _smolvla_chunks(self.policy, self._expert, batch, samples)
+            return _smolvla_chunks(self.policy, self._expert, batch, samples, seeds)
+        parts = []
+        for row, seed in enumerate(seeds):  # LeRobot draws the noise of all that it is given at once
+            torch.manual_seed(seed)
+            some = {key: value.chunk(len(seeds))[row] for key, value in batch.items()}
+            parts.append(self._plain_chunks(some, samples))
+        return torch.cat(parts)
+
+    def _plain_chunks(self, batch: dict[str, Any], samples: int) -> Tensor:
         batch = {key: value.repeat_interleave(samples, 0) for key, value in batch.items()}
         if self.config.type == "diffusion":
             cameras = list(self.config.image_features)
@@ -229,7 +240,9 @@ def _look_once(vision: Any, cameras: int) -> None:
     vision.forward = forward
 
 
-def _smolvla_chunks(policy: Any, expert: Expert, batch: dict[str, Any], samples: int) -> Tensor:
+def _smolvla_chunks(
+    policy: Any, expert: Expert, batch: dict[str, Any], samples: int, seeds: Sequence[int]
+) -> Tensor:
     """Chunks (B * samples, chunk, A) of a SmolVLA, as its `sample_actions` has them.
 
     Pictures, instruction and state are read once per episode; only the noise is multiplied.
@@ -241,9 +254,11 @@ def _smolvla_chunks(policy: Any, expert: Expert, batch: dict[str, Any], samples:
     prefix, padding, attention = model.embed_prefix(images, masks, tokens, token_mask.bool(), state=state)
     cache = expert.read(prefix, make_att_2d_masks(padding, attention), padding)
     config = policy.config
-    noise = model.sample_noise(
-        (len(padding) * samples, config.chunk_size, config.max_action_dim), state.device
-    ).unflatten(0, (len(padding), samples))
+    drawn, shape = [], (len(padding) // len(seeds) * samples, config.chunk_size, config.max_action_dim)
+    for seed in seeds:
+        torch.manual_seed(seed)
+        drawn.append(model.sample_noise(shape, state.device))
+    noise = torch.cat(drawn).unflatten(0, (len(padding), samples))
     return expert.denoise(cache, padding, noise).flatten(0, 1)[..., : config.action_feature.shape[0]]
 
 

@@ -12,6 +12,7 @@ size d.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.model.latent import Latent, gather_patches, random_patches
 from sparsewm.model.predictor import ConditionedBlock, Predictor, attend
+from sparsewm.planners.seeding import unit_noise
 from sparsewm.positions import sincos_positions
 from sparsewm.proposals.flow import PolicySizes, frames_of, noised, random_levels
 from sparsewm.proposals.inverse import Bodies
@@ -267,11 +269,19 @@ class WorldActionModel(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, present: Latent, goal: Latent, samples: int, generator: torch.Generator, how: ProposalConfig
+        self,
+        present: Latent,
+        goal: Latent,
+        samples: int,
+        generators: Sequence[torch.Generator],
+        how: ProposalConfig,
     ) -> Tensor:
-        """Standardised chunks (B, samples, H, C), float32; those that are ranked best come first."""
+        """Standardised chunks (B, samples, H, C), float32; those that are ranked best come first.
+
+        Noise and patches come from generators of every row, or from one.
+        """
         cache, states = self._seen(present, goal)
-        chunks, imagined, patches = self.denoise(cache, samples * how.ranked, generator, how)
+        chunks, imagined, patches = self.denoise(cache, samples * how.ranked, generators, how)
         if states is not None:
             chunks = self.bodies.turned(chunks, states[0][:, None], 1)
         if how.ranked == 1 or imagined is None or patches is None:
@@ -287,7 +297,7 @@ class WorldActionModel(nn.Module):
         return self.read(present.tokens, present.proprio, goal.tokens, None, states), states
 
     def denoise(
-        self, cache: Cache, samples: int, generator: torch.Generator, how: ProposalConfig
+        self, cache: Cache, samples: int, generators: Sequence[torch.Generator], how: ProposalConfig
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Chunks from noise, every candidate with a future of its own.
 
@@ -301,12 +311,14 @@ class WorldActionModel(nn.Module):
         sizes, device, batch = self.sizes, cache[0][0].device, len(cache[0][0])
         steps = how.action_steps if how.future_steps is None else how.future_steps
         steps = steps if self.imagines else 0
-        chunk = torch.randn(batch, samples, sizes.chunk, sizes.action_dim, generator=generator).to(device)
+        chunk = unit_noise(generators, batch, samples, sizes.chunk, sizes.action_dim).to(device)
         patches = future = clean = fixed = None
         if steps:
-            patches = random_patches(batch, sizes.patches, self.kept, generator).to(device)
-            shape = batch, samples, self.frames * self.kept, sizes.token_dim
-            future = torch.randn(shape, generator=generator).to(device)
+            rows = batch // len(generators)
+            drawn = [random_patches(rows, sizes.patches, self.kept, one) for one in generators]
+            patches = torch.cat(drawn).to(device)
+            shape = samples, self.frames * self.kept, sizes.token_dim
+            future = unit_noise(generators, batch, *shape).to(device)
         done, stride, level = 0, 1 / max(steps, how.action_steps), 1.0
         levels = torch.ones(batch, samples, device=device)
         for step in range(how.action_steps - max(how.action_steps, steps), how.action_steps):

@@ -225,7 +225,7 @@ def validate_policy(
     size = (weight * action.square()).sum().clamp(min=1e-9)
 
     def offered(goal: Latent) -> Tensor:
-        chunks: Tensor = policy.propose(present, goal, OFFERED, generator, ProposalConfig())
+        chunks: Tensor = policy.propose(present, goal, OFFERED, [generator], ProposalConfig())
         return chunks
 
     def missed(chunks: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sparsewm.errors import UserError
 from sparsewm.evaluation.statistics import spearman
 from sparsewm.model import Latent, LatentProblem, WorldModel, kept_patches, world_model
 from sparsewm.model.latent import Standardizer, gather_patches
-from sparsewm.planners import GradientDescent, PlanningProblem
+from sparsewm.planners import GradientDescent, PlanningError, PlanningProblem
 from tests.model.tiny import latent_problem, random_actions, random_latent, tiny_model
 
 
@@ -70,6 +70,17 @@ def test_cost_in_little_memory_equals_cost_at_once(memory: float) -> None:
     actions = candidates(model)
     whole = make_problem(model, seen=2, drop=0.5).cost(actions)
     close(make_problem(model, seen=2, drop=0.5, memory=memory).cost(actions), whole)
+
+
+def test_a_gradient_in_little_memory_is_that_at_once() -> None:
+    model, found = tiny_model(), []
+    for memory in (1e12, 1):
+        problem = make_problem(model, seen=2, drop=0.5, memory=memory)
+        actions = candidates(model).requires_grad_()
+        (slope,) = torch.autograd.grad(problem.cost(actions).sum(), actions)
+        found.append(slope)
+        assert problem._part(7, gradient=True) == (7 if memory > 1 else 1)
+    close(found[0], found[1])
 
 
 def test_what_does_not_fit_into_half_of_free_memory_is_imagined_in_parts(
@@ -410,6 +421,13 @@ class NearestPatch:
         return (tokens - goal).square().mean(-1).amin(-1)
 
 
+class OfAll(NearestPatch):
+    """One that forgets the candidates."""
+
+    def distance(self, tokens: Tensor, proprio: Tensor, goal: Tensor, patches: Tensor) -> Tensor:
+        return super().distance(tokens, proprio, goal, patches).mean(1)
+
+
 def test_an_objective_of_ones_own_scores_frames() -> None:
     model = tiny_model()
     place = f"{__name__}:NearestPatch"
@@ -419,6 +437,9 @@ def test_an_objective_of_ones_own_scores_frames() -> None:
     )
     goal = gather_patches(problem.goal.tokens, problem.patches)[:, None]
     close(problem.cost(actions), (tokens[:, :, -1] - goal).square().mean(-1).amin(-1))
+    flat = make_problem(model, drop=0.5, objective=f"{__name__}:OfAll", memory=1)
+    with pytest.raises(PlanningError, match=r"distance must have shape \(2, 1\), got \(2,\)"):
+        flat.cost(actions)
     with pytest.raises(UserError, match=r"unknown objective .tempral.\. Did you mean .temporal."):
         make_problem(model, objective="tempral")
     with pytest.raises(UserError, match="`frame` must be last or min"):

@@ -137,3 +137,17 @@ def test_wrong_use_is_refused_with_the_remedy() -> None:
     loop.plan(Quadratic(wanted()))
     with pytest.raises(PlanningError, match=r"3 episodes.*now 2.*reset\(\)"):
         loop.plan(Quadratic(wanted()[:2]))
+
+
+def test_each_episode_goes_on_after_what_was_taken_of_its_plan() -> None:
+    loop = MPC(CEM(iterations=3), execute=1)
+    plans = loop.plan(Quadratic(wanted())).actions
+    problem = FirstCandidates(wanted())
+    loop.plan(problem, taken=[0, 2, 9])
+    assert torch.equal(problem.first[0, 0], plans[0])
+    assert torch.equal(problem.first[1, 0, :3], plans[1, 2:])
+    assert torch.equal(problem.first[2, 0], torch.zeros(5, 2))
+    with pytest.raises(
+        PlanningError, match=r"taken must be a number of actions for each of 3 .*\[1, -1, 0\]"
+    ):
+        loop.plan(Quadratic(wanted()), taken=[1, -1, 0])

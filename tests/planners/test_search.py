@@ -20,6 +20,7 @@ from sparsewm.planners import (
 from sparsewm.planners.base import lowest
 from sparsewm.planners.icem import coloured
 from sparsewm.planners.mppi import path_weights
+from sparsewm.planners.proposals import ProposalMode
 
 ALL = pytest.mark.parametrize("name", PLANNERS.names())
 SAMPLERS = pytest.mark.parametrize("name", ["cem", "icem", "mppi"])
@@ -306,6 +307,30 @@ def test_a_deadline_too_short_for_three_iterations_takes_fewer_candidates(
     asked.clear()
     planner.plan(problem, deadline=0.01)  # hopeless: no fewer than the elites
     assert asked == [planner.elites]
+
+
+@pytest.mark.parametrize(("mode", "deadline", "count"), [("replace", 1.0, 90), ("seed", 1.0, 32)])
+def test_a_deadline_counts_proposals_too(
+    mode: ProposalMode, deadline: float, count: int, now: list[float]
+) -> None:
+    """A hundredth of a second each: those that fit are scored, the first ones."""
+    asked: list[Tensor] = []
+
+    class Slow(Quadratic):
+        def cost(self, actions: Tensor) -> Tensor:
+            now[0] += 0.01 * actions.shape[1]
+            asked.append(actions)
+            return super().cost(actions)
+
+    planner, problem = CEM(candidates=20, iterations=10), Slow(targets())
+    planner.plan(problem)
+    offered = torch.rand(len(targets()), 400, *targets().shape[1:]) - 0.5
+    asked.clear()
+    started = now[0]
+    planner.plan(problem, proposals=offered, deadline=deadline, proposal_mode=mode)
+    assert now[0] - started <= deadline and asked[0].shape[1] == count
+    first = asked[0] if mode == "replace" else asked[0][:, 1:]
+    assert torch.equal(first, offered[:, : first.shape[1]])
 
 
 def test_icem_keeps_its_elites_under_a_deadline(now: list[float]) -> None:

@@ -66,7 +66,7 @@ def test_it_learns_how_far_and_both_ways() -> None:
     torch.manual_seed(0)
     policy = taught(InverseDynamics(SIZES, InverseConfig(width=64, heads=2, depth=2)), 400)
     batch = forked(64, torch.Generator().manual_seed(7))
-    chunks = policy.propose(*frames_of(batch), 16, torch.Generator().manual_seed(0), HOW)[:, 1:, 0, 0]
+    chunks = policy.propose(*frames_of(batch), 16, [torch.Generator().manual_seed(0)], HOW)[:, 1:, 0, 0]
     far = batch["goal"][:, 0, -1]
     error = (chunks.abs() - far[:, None]).abs()
     assert error.median() < 0.15, "as far as the goal says"
@@ -78,7 +78,7 @@ def test_it_learns_how_far_and_both_ways() -> None:
 def test_candidates_differ_by_their_noise(model: WorldModel) -> None:
     policy, seeds = inverse(model), torch.Generator().manual_seed(0)
     frames = [random_latent(model, 2, seeds) for _ in range(2)]
-    one, two = (policy.propose(*frames, 5, torch.Generator().manual_seed(seed), HOW) for seed in (1, 2))
+    one, two = (policy.propose(*frames, 5, [torch.Generator().manual_seed(seed)], HOW) for seed in (1, 2))
     assert not torch.isclose(one, two).any()
     assert len({tuple(row.flatten().tolist()) for row in one[0]}) == 5
 
@@ -100,7 +100,7 @@ def test_it_is_kept_beside_its_world_model(model: WorldModel, folder: Path) -> N
     seeds = torch.Generator().manual_seed(0)
     frames = [random_latent(model, 2, seeds) for _ in range(2)]
     chunks = [
-        policy.propose(*frames, 3, torch.Generator().manual_seed(1), HOW)
+        policy.propose(*frames, 3, [torch.Generator().manual_seed(1)], HOW)
         for policy in (inverse(model), load_policy(folder, model))
     ]
     assert torch.equal(*chunks)
@@ -157,10 +157,12 @@ def test_it_reads_the_state_that_it_is_told_of(model: WorldModel, tmp_path: Path
     save_policy(policy, model, tmp_path / "inverse", {})
     frames = [random_latent(model, 2, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     seeds = [torch.Generator().manual_seed(1) for _ in range(3)]
-    chunks = policy.propose(frames[0], frames[1], 3, seeds[0], HOW)
+    chunks = policy.propose(frames[0], frames[1], 3, [seeds[0]], HOW)
     kept = load_policy(tmp_path / "inverse", model)
-    assert torch.equal(chunks, kept.propose(frames[0], frames[1], 3, seeds[1], HOW))
-    assert not torch.allclose(chunks, policy.propose(frames[0], frames[0], 3, seeds[2], HOW)), "sees its goal"
+    assert torch.equal(chunks, kept.propose(frames[0], frames[1], 3, [seeds[1]], HOW))
+    assert not torch.allclose(chunks, policy.propose(frames[0], frames[0], 3, [seeds[2]], HOW)), (
+        "sees its goal"
+    )
 
 
 def test_what_is_free_at_the_goal_is_not_told(model: WorldModel) -> None:
@@ -272,7 +274,7 @@ def test_actions_are_the_environments(model: WorldModel) -> None:
     wide = replace(told(model), action_low=(-9.0, -9.0), action_high=(9.0, 9.0))
     free = LatentProposals(inverse(model), model, wide).propose(views(2), views(2, 1), None, 5, 4)
     frames = [model.encode(one["pixels"], one["proprio"]) for one in (views(2), views(2, 1))]
-    chunk = inverse(model).propose(*frames, 5, torch.Generator().manual_seed(0), HOW)
+    chunk = inverse(model).propose(*frames, 5, [torch.Generator().manual_seed(0)], HOW)
     mean, std = model.standardizer.action_mean, model.standardizer.action_std
     assert torch.allclose(free, (chunk.reshape(2, 5, 4, 2) * std + mean).clamp(-9, 9), atol=1e-5)
 

@@ -41,7 +41,7 @@ def noise(policy: WorldActionModel, samples: int = 3, seed: int = 0) -> tuple[Te
 
 
 def drawn(policy: WorldActionModel, frames: list[Latent], how: ProposalConfig, samples: int = 4) -> Tensor:
-    return policy.propose(*frames, samples, torch.Generator().manual_seed(1), how)
+    return policy.propose(*frames, samples, [torch.Generator().manual_seed(1)], how)
 
 
 def test_candidates_share_what_is_seen(model: WorldModel, frames: list[Latent]) -> None:
@@ -131,7 +131,7 @@ def test_its_own_future_ranks(model: WorldModel, frames: list[Latent]) -> None:
     how = ProposalConfig(future_steps=2, ranked=5)
     best = drawn(policy, frames, how)
     cache = policy.read(frames[0].tokens, frames[0].proprio, frames[1].tokens)
-    chunks, imagined, patches = policy.denoise(cache, 20, torch.Generator().manual_seed(1), how)
+    chunks, imagined, patches = policy.denoise(cache, 20, [torch.Generator().manual_seed(1)], how)
     assert imagined is not None and patches is not None and imagined.shape == (2, 20, 2, 3, 8)
     wanted = gather_patches(frames[1].tokens, patches)[:, None]
     missed = (imagined[:, :, -1] - wanted).square().mean((2, 3))
@@ -168,12 +168,12 @@ def test_it_learns_actions_and_futures_that_belong_together() -> None:
     far = batch["goal"][:, 0, -1]
     for steps in (0, 1, 4):
         how = ProposalConfig(action_steps=4, future_steps=steps)
-        chunks = policy.propose(present, goal, 8, torch.Generator().manual_seed(0), how)[:, 1:, 0, 0]
+        chunks = policy.propose(present, goal, 8, [torch.Generator().manual_seed(0)], how)[:, 1:, 0, 0]
         error = (chunks.abs() - far[:, None]).abs().median()
         assert error < 0.25, (steps, error)
         assert 0.2 < (chunks > 0).float().mean() < 0.8
     cache = policy.read(present.tokens, present.proprio, goal.tokens)
-    chunks, imagined, patches = policy.denoise(cache, 8, torch.Generator().manual_seed(0), HOW)
+    chunks, imagined, patches = policy.denoise(cache, 8, [torch.Generator().manual_seed(0)], HOW)
     assert imagined is not None and patches is not None
     moved = (imagined[:, :, 0] - gather_patches(present.tokens, patches)[:, None])[..., 0].mean(-1)
     same = (moved[:, 1:].sign() == chunks[:, 1:, 0, 0].sign()).float().mean()
