@@ -27,14 +27,13 @@ from sparsewm.model.objectives import OBJECTIVES, Objective, TokenError
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import WorldModel
 from sparsewm.observations import (
+    Eyes,
     Memory,
     Observation,
     Seen,
     active_episodes,
-    checked,
     checked_action,
     checked_seeds,
-    same_aspect,
     stacked,
     unbatched,
 )
@@ -115,7 +114,8 @@ class Agent:
         tokens = config.tokens
         self.choice = CHOICES.get(tokens.choose)(model, tokens.temperature)
         self.comparison = compared_by(model, tokens.cost, tokens.temperature)
-        self._adaptation = SceneAdaptation.of(model) if config.run.adapt else None
+        adaptation = SceneAdaptation.of(model) if config.run.adapt else None
+        self._eyes = Eyes(self.interface, config.run.letterbox, adaptation)
         self._attends = self.choice.attention or (self.comparison is not None and self.comparison.attention)
         self._receding = Receding(config)
         source = config.proposals.source
@@ -177,7 +177,7 @@ class Agent:
         goals, single = unbatched(goal)
         if self.config.search.deadline_ms is not None and len(goals) > 1:
             raise UserError("`deadline_ms` is for one episode at a time")
-        seen = [self._check(one) for one in goals]
+        seen = [self._eyes(one) for one in goals]
         without = sum(one.proprio is None for one in seen)
         if 0 < without < len(seen):
             raise UserError("some goals have 'proprio' and some have not: give it for all or for none")
@@ -310,24 +310,8 @@ class Agent:
             self._blind = self._objective(0.0)
         return self._blind
 
-    def _check(self, one: dict[str, np.ndarray]) -> Seen:
-        """An observation as the model takes it."""
-        aspect = None
-        picture = self.interface.picture
-        if not same_aspect(one["pixels"], picture):
-            if not self.config.run.letterbox:
-                height, width = one["pixels"].shape[:2]
-                raise UserError(
-                    f"pictures of {height} x {width} (height x width) have another aspect ratio than the "
-                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or pad them by "
-                    "`letterbox`"
-                )
-            aspect = picture[0] / picture[1]
-        seen = checked(one, self.interface.proprio_dim, aspect)
-        return seen if self._adaptation is None else Seen(self._adaptation(seen.pixels), seen.proprio)
-
     def _known(self, one: dict[str, np.ndarray]) -> Seen:
-        seen = self._check(one)
+        seen = self._eyes(one)
         if seen.proprio is None:
             names = ", ".join(self.interface.proprio_names)
             raise UserError(f"an observation holds 'proprio' ({names}) beside its picture")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsewm.errors import UserError
+from sparsewm.model.interface import Interface
 from sparsewm.model.latent import Latent
 
 Observation = Mapping[str, Any]
@@ -87,6 +88,39 @@ def checked(observation: Mapping[str, np.ndarray], proprio_dim: int, letterbox: 
     if proprio is None:
         return Seen(pixels, None)
     return Seen(pixels, _numbers(proprio, proprio_dim, "'proprio'"))
+
+
+@dataclass
+class Eyes:
+    """How observations are taken by a world model.
+
+    Args:
+        interface: of the model. letterbox: pad pictures of another aspect ratio.
+        adapt: a picture (H, W, 3) as the model's data would show it; None: as it is.
+    """
+
+    interface: Interface
+    letterbox: bool = False
+    adapt: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def __call__(self, observation: Mapping[str, np.ndarray]) -> Seen:
+        """A single observation from `unbatched`.
+
+        Raises:
+            UserError: it has another aspect ratio, or other proprioception.
+        """
+        aspect, picture = None, self.interface.picture
+        if not same_aspect(observation["pixels"], picture):
+            if not self.letterbox:
+                height, width = observation["pixels"].shape[:2]
+                raise UserError(
+                    f"pictures of {height} x {width} (height x width) have another aspect ratio than the "
+                    f"{picture[0]} x {picture[1]} this model was trained on: crop them, or pad them by "
+                    "`letterbox`"
+                )
+            aspect = picture[0] / picture[1]
+        seen = checked(observation, self.interface.proprio_dim, aspect)
+        return seen if self.adapt is None else Seen(self.adapt(seen.pixels), seen.proprio)
 
 
 def checked_action(action: Any, action_dim: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.simulator import SimulatorProblem, StateCost, TrueDistance
 from sparsewm.interfaces import interface_of_env as interface_of_env
 from sparsewm.model.interface import Interface
-from sparsewm.observations import Memory, Observation, Seen, checked, unbatched
+from sparsewm.observations import Eyes, Memory, Observation, Seen, checked, unbatched
 from sparsewm.planners import ProposalSampler
 from sparsewm.planners.seeding import generator
 from sparsewm.proposals.candidates import as_planned, propose
@@ -101,12 +101,20 @@ class PolicyActor:
     Args:
         sampler: the policy. interface: sizes of actions and proprioception.
         instruction: what it is told. steps: environment steps executed before asking again.
+        eyes: of the world model whose tokens it reads, or whose data pictures are adapted to; None: pictures
+            are shown as they are.
     """
 
     def __init__(
-        self, sampler: ProposalSampler, interface: Interface, instruction: str | None, steps: int
+        self,
+        sampler: ProposalSampler,
+        interface: Interface,
+        instruction: str | None,
+        steps: int,
+        eyes: Eyes | None = None,
     ) -> None:
         self.sampler, self.interface, self.instruction, self.steps = sampler, interface, instruction, steps
+        self._eyes = eyes
         self._memories: list[Memory] = []
         self._draws: list[torch.Generator] = []
 
@@ -122,7 +130,7 @@ class PolicyActor:
 
     def _seen(self, observation: Observation) -> Seen:
         (one,), _ = unbatched(observation)
-        return checked(one, self.interface.proprio_dim, None)
+        return checked(one, self.interface.proprio_dim, None) if self._eyes is None else self._eyes(one)
 
     def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
         started = time.perf_counter()
@@ -154,7 +162,7 @@ class Oracle:
 
     Args:
         config: how to plan. cost: of simulator states; the environment's own distance when left out.
-        sampler, instruction: candidates of a policy instead of noise, and what it is told.
+        sampler, instruction, eyes: candidates of a policy instead of noise, what it is told, and how it sees.
     """
 
     def __init__(
@@ -164,13 +172,14 @@ class Oracle:
         sampler: ProposalSampler | None = None,
         interface: Interface | None = None,
         instruction: str | None = None,
+        eyes: Eyes | None = None,
     ) -> None:
         self.config, self.cost = config, cost
         self._receding = Receding(config)
         self._policy = None
         if sampler is not None:
             assert interface is not None
-            self._policy = PolicyActor(sampler, interface, instruction, 1)
+            self._policy = PolicyActor(sampler, interface, instruction, 1, eyes)
 
     def begin(self, episodes: Sequence[Episode]) -> None:
         self._receding.reset([episode.task.seed for episode in episodes])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import sparsewm
+from sparsewm.adaptation import SceneAdaptation
 from sparsewm.agent import Agent, interface_of
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
@@ -31,6 +32,7 @@ from sparsewm.evaluation.episodes import Actor, Episode, deadline_report, run_ep
 from sparsewm.evaluation.machine import machine
 from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import encoder_folder, pretrained_path
+from sparsewm.observations import Eyes
 from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
 from sparsewm.processes import processes
@@ -48,7 +50,7 @@ class Prepared:
 
     Attributes:
         envs: one for each episode of a batch. model: None for actors that need none.
-        sampler: a policy's candidates, None without.
+        sampler: a policy's candidates, None without. reads: the world model by which the policy sees.
     """
 
     config: PlanConfig
@@ -58,6 +60,7 @@ class Prepared:
     model: WorldModel | None
     sampler: ProposalSampler | None
     tasks: list[Task]
+    reads: WorldModel | None = None
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -72,12 +75,16 @@ class Prepared:
             return Nothing()
         if kind == "random":
             return RandomActions()
+        eyes = None
+        if self.reads is not None and kind in ("policy", "oracle"):
+            adaptation = SceneAdaptation.of(self.reads) if config.run.adapt else None
+            eyes = Eyes(interface_of(self.reads), config.run.letterbox, adaptation)
         if kind == "policy":
             assert self.sampler is not None
             steps = config.search.execute * self.envs[0].frameskip
-            return PolicyActor(self.sampler, interface, instruction, steps)
+            return PolicyActor(self.sampler, interface, instruction, steps, eyes)
         if kind == "oracle":
-            return Oracle(config, None, self.sampler, interface, instruction)
+            return Oracle(config, None, self.sampler, interface, instruction, eyes)
         assert self.model is not None
         return AgentActor(Agent(self.model, config, sampler=self.sampler))
 
@@ -108,11 +115,11 @@ def prepare(config: PlanConfig) -> Prepared:
     tasks = make_tasks(env, run.episodes, run.seed, config.goal)
     if not isinstance(env, SimulatedGoalEnv):
         _check_goal(env, tasks[0], config)
-    sampler = None
+    sampler, read = None, model
     if config.proposals.source != NO_PROPOSALS:
         interface = interface_of_env(env) if model is None else interface_of(model)
-        kept, read = dtype if dtype.is_floating_point else fastest_dtype(device), model
-        if read is None and reads_tokens(config.proposals.source):
+        kept = dtype if dtype.is_floating_point else fastest_dtype(device)
+        if read is None and (run.adapt or reads_tokens(config.proposals.source)):
             read = load_model(config, env, device, kept)
         asked = config.proposals
         sampler = load_sampler(asked.source, interface, device, run.seed, asked.names, kept, read, asked)
@@ -122,7 +129,7 @@ def prepare(config: PlanConfig) -> Prepared:
             if not isinstance(one, SimulatedGoalEnv):
                 raise UserError(f"{one.name} is no simulator of ours, whose `look` can be changed")
             one.dress(looks)
-    prepared = Prepared(config, envs, device, dtype, model, sampler, tasks)
+    prepared = Prepared(config, envs, device, dtype, model, sampler, tasks, read)
     prepared.actor()  # an objective that the model lacks is refused here
     return prepared
 

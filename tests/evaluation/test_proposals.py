@@ -15,6 +15,7 @@ from sparsewm.envs import GoalEnv
 from sparsewm.evaluation.actors import Oracle, PolicyActor, interface_of_env
 from sparsewm.evaluation.episodes import Episode, run_episodes
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
+from sparsewm.observations import Eyes
 from sparsewm.planners import PlanningError, ProposalMode
 from sparsewm.proposals.candidates import as_planned
 from sparsewm.tasks import Task
@@ -98,6 +99,25 @@ def test_the_policy_alone_executes_its_first_candidate(env: GoalEnv) -> None:
     (episode,) = run_episodes([env], [task()], alone(env, Fan(), 7), 14)
     assert np.allclose(episode.actions, [[0.0, 1.0]] * 14)
     assert len(episode.seconds_per_plan) == 2 and episode.decisions[0].kept is None
+
+
+def test_a_policy_sees_as_its_world_model_does(env: GoalEnv) -> None:
+    """Alone, and where it proposes to the oracle."""
+    eyes = Eyes(interface_of_env(env), adapt=lambda picture: 255 - picture)
+    first = envs.make("wall", resolution=32).reset(seed=0, options={"state": START, "goal": GOAL})[0][
+        "pixels"
+    ]
+    config = PlanConfig.of("wall", search={"horizon": 2, "execute": 2})
+    config = config.updated(proposals={"source": "tests:fan"}).checked()
+    for alone in (True, False):
+        fan, interface = Fan(), interface_of_env(env)
+        actor = (
+            PolicyActor(fan, interface, None, 5, eyes)
+            if alone
+            else Oracle(config, None, fan, interface, None, eyes)
+        )
+        run_episodes([env], [task()], actor, 5)
+        assert np.array_equal(fan.seen[0]["pixels"][0], 255 - first)
 
 
 @pytest.mark.parametrize("mode", ["seed", "prior"])
