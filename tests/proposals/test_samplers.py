@@ -7,6 +7,7 @@ import re
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import torch
 
 from sparsewm import envs
 from sparsewm.errors import UserError
-from sparsewm.planners import ProposalSampler
 from sparsewm.proposals import NONE, SAMPLERS, check_proposals, known_names, load_sampler, version
 from sparsewm.proposals.version import BEFORE, FIRST, lerobot_imports
 from tests.cli.commands import call
@@ -41,16 +41,17 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def walk(sampler: ProposalSampler) -> bool:
+def walk(sampler: Any) -> bool:
     """Whether the likeliest candidate leads to a goal in the same room of Wall."""
     env = envs.make("wall", resolution=32)
     env.reset(seed=0)
     env.set_state(np.array([6.0, 30.0]))
     goal = {"pixels": env.render_state(np.array([20.0, 40.0]))["pixels"][None], "proprio": None}
     goal["proprio"] = np.array([[20.0, 40.0]], np.float32)
+    sources = [torch.Generator().manual_seed(0)]
     for _ in range(30):
         seen = {"pixels": env.render()[None], "proprio": env.proprio_of(env.state)[None]}
-        actions = sampler.propose(seen, goal, None, 4, 5)
+        actions = sampler.propose(seen, goal, None, 4, 5, sources)
         assert actions.shape == (1, 4, 5, 2) and actions.abs().max() <= 1
         env.step(actions[0, 0, 0].numpy())
         if env.is_success(env.state, np.array([20.0, 40.0])):
