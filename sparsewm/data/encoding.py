@@ -121,8 +121,8 @@ def encoded(encoder: PatchEncoder, pixels: np.ndarray, dtype: torch.dtype = torc
     shape = (len(pixels), encoder.tokens, encoder.dim)
     if tuple(tokens.shape) != shape:
         raise UserError(
-            f"encoder '{encoder.name}' makes tokens of shape {tuple(tokens.shape)}, its resolution, patch and "
-            f"dim say {shape}: correct it"
+            f"encoder '{encoder.name}' makes tokens of shape {tuple(tokens.shape)}, its resolution, patch "
+            f"and dim say {shape}: correct it"
         )
     if not torch.isfinite(tokens).all():
         raise UserError(
