@@ -135,6 +135,7 @@ class SparseWMPolicy(PreTrainedPolicy):
         for i in range(len(seen["pixels"])):
             for left in range(self._returned - 1, -1, -1):  # nobody looked before the last
                 self.agent.observe(None if left else _rows(seen, i), episode=i)
+        self._returned = 0
         return seen
 
     def _begin(self, batch: dict[str, Tensor], seen: dict[str, np.ndarray]) -> None:
