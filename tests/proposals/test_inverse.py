@@ -227,6 +227,7 @@ def test_a_scene_turned_as_a_whole_is_seen_alike_by_its_body() -> None:
         (("angle",), 1, False, r"needs places \(x and y\) in it, and `env` names angle"),
         (TABLE[:4], 1, True, "a body whose angle shows"),
         (TABLE, 4, True, "a body whose angle shows"),
+        ((*TABLE[:4], "hinge_angle"), 1, True, "hinge_angle would be left out: give `reads` tokens"),
     ],
 )
 def test_states_that_say_too_little_are_refused(
