@@ -61,8 +61,6 @@ class InverseConfig:
         one_of("reads", self.reads, ("tokens", STATE))
         at_least(0, noise=self.noise)
         at_least(1, reader_steps=self.reader_steps)
-        if self.reader_data and self.reads != STATE:
-            raise UserError("`reader_data` is of a policy that `reads` state: leave it out")
         if self.width % 4 or min(self.width, self.heads, self.depth) < 1:
             raise UserError("of inverse dynamics, width must be a multiple of 4, heads and depth at least 1")
 
