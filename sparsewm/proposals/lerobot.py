@@ -184,6 +184,11 @@ class LeRobotProposals:
         if set(names.cameras) != set(config.image_features):
             cameras, known = ", ".join(config.image_features) or "none", ", ".join(names.cameras)
             raise UserError(f"the cameras of policy {self.path} are {cameras}, not {known}: {remedy}")
+        features = {**config.input_features, **config.output_features}
+        for one in names.statistics:
+            if one not in features:
+                known = ", ".join(features)
+                raise UserError(f"policy {self.path} has no feature '{one}', but {known}: {remedy}")
         feature = config.robot_state_feature
         size = 0 if feature is None else feature.shape[0]
         state = list(interface.proprio_names) if names.state is None else names.state

@@ -101,6 +101,9 @@ def test_foreign_statistics_are_refused(folder: Path) -> None:
         UserError, match=r"statistics of action are not in policy .* \(found .*so100.buffer.action"
     ):
         LeRobotProposals(folder, ARM)
+    (folder / "names.yaml").write_text(json.dumps({"statistics": {"actoin": "so100.action"}}))
+    with pytest.raises(UserError, match=r"has no feature 'actoin', but observation.* action: say what they"):
+        LeRobotProposals(folder, ARM)
 
 
 @pytest.mark.slow
