@@ -3,18 +3,70 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sparsewm.errors import UserError
 
 ON_THE_TABLE, FROM_BODIES = (1,), (1, 2)  # periods over four units of length
 
 
 def shown(names: Sequence[str]) -> tuple[str, ...]:
     """Those of a state's numbers that a picture shows: velocities, `vx` and `vy`, it does not."""
-    return tuple(name for name in names if not name.endswith(("vx", "vy")))
+    return tuple(name for name in names if not re.search(r"v[xy]\d*$", name))
+
+
+def is_angle(name: str) -> bool:
+    """Whether a number of a state is an angle, in radians."""
+    return re.search(r"angle\d*$", name) is not None
+
+
+class Body(NamedTuple):
+    """Columns of a state: a place, and the angle of what is there, None where it does not turn."""
+
+    x: int
+    y: int
+    angle: int | None
+
+
+def bodies(
+    names: Sequence[str], remedy: str = "give another environment, or leave the state out"
+) -> list[Body]:
+    """The bodies that a state names: `NAMEx` and `NAMEy` are a place, `NAMEangle` its angle.
+
+    A number may follow: `x3`, `y3` and `angle3`. Velocities are left out, as by `shown`.
+
+    Raises:
+        UserError: there is no place, or a number is of none; `remedy` ends the sentence.
+    """
+    columns = {name: i for i, name in enumerate(names) if name in shown(names)}
+    found, used = list[Body](), set[str]()
+    for name in columns:
+        place = re.fullmatch(r"(.*)x(\d*)", name)
+        y, angle = (f"{place[1]}{part}{place[2]}" if place else "" for part in ("y", "angle"))
+        if y in columns:
+            found.append(Body(columns[name], columns[y], columns.get(angle)))
+            used |= {name, y, angle}
+    if not found:
+        raise UserError(
+            f"what reads the state needs places (x and y) in it, and `env` names "
+            f"{_some(list(columns)) or 'nothing'}: {remedy}"
+        )
+    if unused := [name for name in columns if name not in used]:
+        raise UserError(
+            f"what reads the state reads places (x and y) and the angles there; of what `env` names "
+            f"{_some(unused)} would be left out: {remedy}"
+        )
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def seen_from_bodies(
@@ -30,8 +82,8 @@ def seen_from_bodies(
     Told where all is on the table, a policy would have to learn to turn, which takes it long.
 
     Args:
-        states, goals: (N, D). names: of their numbers, as `visible` reads them; x and y of a name are a
-            place, with an angle of the same name a body that turns. Without any the first place is one.
+        states, goals: (N, D). names: of their numbers, as `bodies` reads them. Where no body turns, all is
+            seen from the first.
         symmetry: how many angles of such a body look the same (`GoalEnv.angle_symmetry`). With more than one
             nothing shows which way it is turned: all is seen from its place, along the table's axes, and
             angles are told times so many.
@@ -41,22 +93,17 @@ def seen_from_bodies(
         (N, T): places on the table and seen from every body, the nearer ones finely, and directions. What
         is 0 whatever the state, such as the place of a body seen from itself, is among it.
     """
-    columns = {name: i for i, name in enumerate(names)}
-    stems = [name[:-1] for name in names if name.endswith("x") and not name.endswith("vx")]
+    there = bodies(names)
     both = [np.asarray(part, np.float64) for part in (states, goals)]
-
-    def place(part: np.ndarray, stem: str) -> np.ndarray:
-        return part[:, [columns[stem + "x"], columns[stem + "y"]]]
-
-    turning = [stem for stem in stems if stem + "angle" in columns]
-    everywhere = np.stack([place(part, stem) for part in both for stem in stems])  # (2 places, N, 2)
+    turning = [body for body in there if body.angle is not None]
+    everywhere = np.stack([part[:, [body.x, body.y]] for part in both for body in there])  # (2 bodies, N, 2)
     middle, unit = scale or (everywhere.mean((0, 1)), max(float(everywhere.std(1).mean()), 1e-6))
     seen = [waves((everywhere - middle) / unit, ON_THE_TABLE)]
-    for stem in turning or stems[:1]:
-        angles = [part[:, columns[stem + "angle"]] if turning else np.zeros(len(part)) for part in both]
+    for body in turning or there[:1]:
+        angles = [np.zeros(len(part)) if body.angle is None else part[:, body.angle] for part in both]
         turn = angles[0] if symmetry == 1 else np.zeros(len(states))
         cosine, sine = np.cos(turn)[:, None], np.sin(turn)[:, None]
-        away = (everywhere - place(both[0], stem)) / unit
+        away = (everywhere - both[0][:, [body.x, body.y]]) / unit
         x, y = away[..., :1], away[..., 1:]
         seen.append(waves(np.concatenate([cosine * x + sine * y, cosine * y - sine * x], -1), FROM_BODIES))
         turns = [times * (angles[1] - angles[0]) for times in (1, 2, 3)] if symmetry == 1 else []

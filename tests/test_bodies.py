@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.bodies import FROM_BODIES, ON_THE_TABLE
+from sparsewm import envs
+from sparsewm.bodies import FROM_BODIES, ON_THE_TABLE, bodies
 from sparsewm.bodies import seen_from_bodies as all_seen
+from sparsewm.errors import UserError
 
 
 def seen_from_bodies(
@@ -54,3 +57,34 @@ def test_what_lies_about_a_body_that_looks_alike_turned_is_seen_along_the_table(
     offset = torch.from_numpy((states[:, :2] - states[:, 2:4]).astype(np.float32))
     correlation = torch.corrcoef(torch.cat([offset, seen], 1).T)[:2, 2:].abs().amax(1)
     assert correlation.min() > 0.9999
+
+
+def test_every_number_that_a_picture_shows_is_read() -> None:
+    assert bodies(("agent_x", "agent_y", "block_x", "block_y", "block_angle", "agent_vx", "agent_vy")) == [
+        (0, 1, None),
+        (2, 3, 4),
+    ]
+    assert bodies(("x0", "y0", "angle0", "y1", "x1", "vx0", "vy0")) == [(0, 1, 2), (4, 3, None)]
+    for name in ("rope", "granular"):
+        env = envs.make(name).unwrapped
+        states = np.random.default_rng(0).normal(size=(40, env.state_dim))
+        before = seen_from_bodies(states, states, env.state_names)
+        assert len(bodies(env.state_names)) == env.state_dim // 2
+        states[:, 0] = states[::-1, 0].copy()
+        assert not torch.allclose(before, seen_from_bodies(states, states, env.state_names))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("hand_x", "hand_y", "cart_x"), "names cart_x would be left out"),
+        (("x", "y", "gripper_flex"), "names gripper_flex would be left out"),
+        (("x", "y", "hinge_angle"), "names hinge_angle would be left out: do that"),
+        (("x", "y", *(f"qpos_{i}" for i in range(9))), "qpos_0, qpos_1, qpos_2, qpos_3, ... would be"),
+        (("x", "cart_y"), r"needs places \(x and y\) in it, and `env` names x, cart_y: do that"),
+        (("vx", "vy"), "names nothing"),
+    ],
+)
+def test_what_is_no_part_of_a_body_is_said(names: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        bodies(names, "do that")

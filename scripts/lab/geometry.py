@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsewm.bodies import is_angle
 from sparsewm.data import token_statistics
 from sparsewm.encoders import PatchEncoder
 from sparsewm.envs import SimulatedGoalEnv
@@ -102,7 +103,7 @@ def token_sensitivity(
     token_map = token_statistics(tokens)["token_map"]
     result: dict[str, Any] = {}
     for name, columns in movable_parts(env).items():
-        angle = name.endswith("angle")
+        angle = is_angle(name)
         scale = np.pi / np.sqrt(3) if angle else float(points[:, columns[:2]].std(0).mean())
         result[name] = {"moved": [], "error": []}
         for share in shares:

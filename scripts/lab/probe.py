@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsewm.bodies import shown
+from sparsewm.bodies import is_angle, shown
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.envs.table import TableEnv
 
@@ -33,7 +33,7 @@ def probe_targets(env: SimulatedGoalEnv, states: np.ndarray) -> tuple[np.ndarray
     columns, names = [], []
     for name in shown(env.state_names):
         column = states[:, env.state_names.index(name)]
-        if name.endswith("angle"):
+        if is_angle(name):
             turn = env.angle_symmetry * column
             columns += [np.sin(turn), np.cos(turn)]
             names += [f"{name}_sin", f"{name}_cos"]

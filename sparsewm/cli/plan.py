@@ -8,6 +8,7 @@ from typing import Any
 from sparsewm.cli.common import command_line, output_folder, parse_plan, progress_bar, stopped_code
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.envs import SimulatedGoalEnv
+from sparsewm.errors import UserError
 from sparsewm.evaluation.episodes import Episode
 from sparsewm.evaluation.landscape import make_landscape
 from sparsewm.evaluation.run import Prepared, devices_of, prepare, results, run
@@ -16,6 +17,7 @@ from sparsewm.files import only_one, write_json
 from sparsewm.memory import PeakMemory
 from sparsewm.report.plots import plot_landscape, plot_plan
 from sparsewm.report.video import episode_frames, write_video
+from sparsewm.trees import differences
 
 
 class Plan:
@@ -31,6 +33,7 @@ class Plan:
         self.config = config
 
     def run(self) -> int:
+        _check_proposals(self.config)
         ready = prepare(self.config)
         with only_one(output_folder(ready.config.run.output)):
             return self.run_here(ready, ready.config.run.output)
@@ -91,6 +94,16 @@ class Plan:
         if shown:
             plot_plan(folder / "plan.png", shown, ready.grid, summary)
         print(f"{summary}\nresults in {folder}/")
+
+
+def _check_proposals(config: PlanConfig) -> None:
+    """Refuse settings of proposals where there are none."""
+    if config.proposals.source == NO_PROPOSALS:
+        for name, _ in differences(config.proposals, PlanConfig.of(config.env).proposals):
+            if name != "source":
+                raise UserError(
+                    f"`{name}` is of a policy's proposals: say with `proposals` where they come from"
+                )
 
 
 def draw_landscape(ready: Prepared, folder: Path) -> None:

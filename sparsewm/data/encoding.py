@@ -109,12 +109,21 @@ def _pictures(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 @flushed()
 @torch.inference_mode()
 def encoded(encoder: PatchEncoder, pixels: np.ndarray, dtype: torch.dtype = torch.float16) -> Tensor:
-    """Tokens of frames (B, R, R, 3) in `dtype` (B, N, D), where the encoder is; UserError unless finite.
+    """Tokens of frames (B, R, R, 3) in `dtype` (B, N, D), where the encoder is.
 
     Not bfloat16: tokens often differ from frame to frame by little beside what they have in common, and its
     eight bits would round that little away.
+
+    Raises:
+        UserError: they are of another shape than the encoder promises, or not finite.
     """
     tokens = encoder.encode(pixels).patches.to(dtype)
+    shape = (len(pixels), encoder.tokens, encoder.dim)
+    if tuple(tokens.shape) != shape:
+        raise UserError(
+            f"encoder '{encoder.name}' makes tokens of shape {tuple(tokens.shape)}, its resolution, patch "
+            f"and dim say {shape}: correct it"
+        )
     if not torch.isfinite(tokens).all():
         raise UserError(
             f"encoder '{encoder.name}' makes NaN, infinite or huge tokens: check its weights and precision"

@@ -92,14 +92,19 @@ def checked(drop: float, planner: str, candidates: float, iterations: float) -> 
         ("candidates", candidates, CANDIDATES),
         ("iterations", iterations, ITERATIONS),
     ):
-        if not low <= float(value) <= high:
-            raise UserError(f"`{name}` lies between {low:g} and {high:g}, got {value:g}")
+        _check_bounds(name, value, low, high)
     return {
         "drop": float(drop),
         "planner": planner,
         "candidates": int(candidates),
         "iterations": int(iterations),
     }
+
+
+def _check_bounds(name: str, value: Any, low: float, high: float) -> None:
+    """Refuse what is no number from `low` to `high`: a field that is cleared sends None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise UserError(f"`{name}` lies between {low:g} and {high:g}, got {value}")
 
 
 class Session:
@@ -118,8 +123,7 @@ class Session:
             raise UserError(f"`env` is one of {', '.join(PLACES)}")
         if encoder not in ENCODERS:
             raise UserError(f"`encoder` is one of {', '.join(ENCODERS)}")
-        if not 0 <= seed < SEEDS:
-            raise UserError(f"`seed` lies between 0 and {SEEDS - 1}, got {seed:g}")
+        _check_bounds("seed", seed, 0, SEEDS - 1)
         self.model = world_model(env, encoder)
         made = envs.make(env)
         assert isinstance(made, SimulatedGoalEnv)

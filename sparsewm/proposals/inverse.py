@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewm.bodies import seen_from_bodies
+from sparsewm.bodies import bodies, seen_from_bodies
 from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.model.latent import Latent
@@ -62,8 +62,6 @@ class InverseConfig:
         one_of("reads", self.reads, ("tokens", STATE))
         at_least(0, noise=self.noise)
         at_least(1, reader_steps=self.reader_steps)
-        if self.reader_data and self.reads != STATE:
-            raise UserError("`reader_data` is of a policy that `reads` state: leave it out")
         if self.width % 4 or min(self.width, self.heads, self.depth) < 1:
             raise UserError("of inverse dynamics, width must be a multiple of 4, heads and depth at least 1")
 
@@ -205,7 +203,7 @@ class Bodies(nn.Module):
     """Present and goal as the bodies see them that are there, told by a reader of frames.
 
     Raises:
-        UserError: there is no place in the state, no body that turns, or no such name.
+        UserError: the state names no place or what is of none, no body turns, or there is no such name.
     """
 
     middle: Tensor
@@ -217,13 +215,9 @@ class Bodies(nn.Module):
         names, turned, free = sizes.shown, sizes.turned, sizes.free
         dim, given = sizes.given_dim or sizes.token_dim, bool(sizes.given_dim)
         self.reader = StateReader(dim, sizes.patches, names, sizes.symmetry, given=given)
-        self._places = [[i for i, name in enumerate(names) if name.endswith(axis)] for axis in ("x", "y")]
-        angles = [i for i, name in enumerate(names) if name.endswith("angle")]
-        if not all(self._places):
-            raise UserError(
-                f"a policy that reads the state needs places (x and y) in it, and `env` names "
-                f"{', '.join(names) or 'nothing'}: give `reads` tokens"
-            )
+        there = bodies(names, "give `reads` tokens")
+        self._places = [[body.x for body in there], [body.y for body in there]]
+        angles = [body.angle for body in there if body.angle is not None]
         if turned and (not angles or sizes.symmetry > 1 or sizes.action_dim % 2):
             raise UserError("`turned` actions (x, y) need a body whose angle shows: leave it out")
         for name in free:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -80,6 +81,9 @@ def kept_beside(kind: str, environment: str, checkpoint: str | Path | None) -> P
 def policy_folder(name: str, environment: str, checkpoint: str | Path | None = None) -> Path | None:
     """Folder of the policy that is meant; None: another kind of proposals is.
 
+    Of one that came with a world model and one that was trained beside it (`kept_beside`) the second is
+    meant, if it reads the same tokens; a warning says so.
+
     Args:
         name: a kind ("inverse"), which is looked for beside the world model, or a folder of one.
         checkpoint: folder of the world model, as far as one is known.
@@ -91,10 +95,18 @@ def policy_folder(name: str, environment: str, checkpoint: str | Path | None = N
         return Path(name) if (Path(name) / ABOUT).is_file() else None
     places = [kept_beside(name, environment, checkpoint)]
     if checkpoint is not None:
-        places.insert(0, Path(checkpoint) / name)
-    for place in places:
-        if (place / ABOUT).is_file():
-            return place
+        places.append(Path(checkpoint) / name)
+    found = [place for place in dict.fromkeys(places) if (place / ABOUT).is_file()]
+    if len(found) == 2:
+        own, carried = (check_policy(place)["token_space"] for place in found)
+        found = found if own == carried else found[::-1]
+        why = "" if own == carried else ", which reads the tokens of another world model"
+        warnings.warn(
+            f"policy '{name}' is {found[0]}, not {found[1]}{why}: give the folder of the one you mean",
+            stacklevel=2,
+        )
+    if found:
+        return found[0]
     raise UserError(
         f"there is no policy '{name}' of {environment} in {' or '.join(map(str, places))}: train one with "
         f"sparsewm train-policy --kind {name} --env {environment}, or give its folder"
@@ -168,8 +180,14 @@ def load_policy(folder: Path, model: WorldModel, dtype: torch.dtype = torch.floa
 
 
 def check_policy(folder: Path) -> dict[str, Any]:
-    """What the candidates of a policy depend on, for the record; nothing is loaded."""
+    """What the candidates of a policy depend on, for the record; nothing is loaded.
+
+    Raises:
+        UserError: its description cannot be read.
+    """
     about = read_json(folder / ABOUT)
+    if not isinstance(about, dict):
+        raise UserError(f"policy {folder} is damaged ({ABOUT}): copy it again or train anew")
     return {name: about.get(name) for name in ("kind", "weights", "token_space")}
 
 

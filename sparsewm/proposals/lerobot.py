@@ -18,7 +18,7 @@ from sparsewm.errors import UserError
 from sparsewm.proposals import policy_path
 from sparsewm.proposals.expert import Expert, shares_prefix
 from sparsewm.proposals.interface import ActionInterface
-from sparsewm.proposals.loading import check_statistics, load_policy, rename_statistics
+from sparsewm.proposals.loading import check_statistics, find_policy, load_policy, rename_statistics
 from sparsewm.proposals.names import Names, read_names
 from sparsewm.proposals.version import lerobot_imports
 
@@ -62,11 +62,12 @@ class LeRobotProposals:
             torch.as_tensor(bound, dtype=torch.float32).cpu()
             for bound in (interface.action_low, interface.action_high)
         )
-        self.policy, self._before, self._after = load_policy(self.path, self.device)
+        folder, connected = find_policy(self.path)
+        self.policy, self._before, self._after = load_policy(folder, self.device, connected)
         self.config = self.policy.config
         self.frames = self.config.n_obs_steps
         self._seeds = torch.Generator().manual_seed(seed)
-        beside = Path(self.path) / "names.yaml"
+        beside = folder / "names.yaml"
         file = names or (beside if beside.is_file() else None)
         self.names = Names() if file is None else Names(**read_names(file))
         self._columns = self._check()
@@ -195,6 +196,11 @@ class LeRobotProposals:
         if set(names.cameras) != set(config.image_features):
             cameras, known = ", ".join(config.image_features) or "none", ", ".join(names.cameras)
             raise UserError(f"the cameras of policy {self.path} are {cameras}, not {known}: {remedy}")
+        features = {**config.input_features, **config.output_features}
+        for one in names.statistics:
+            if one not in features:
+                known = ", ".join(features)
+                raise UserError(f"policy {self.path} has no feature '{one}', but {known}: {remedy}")
         feature = config.robot_state_feature
         size = 0 if feature is None else feature.shape[0]
         state = list(interface.proprio_names) if names.state is None else names.state

@@ -36,6 +36,9 @@ PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 FILES = ("config.json", "model.safetensors", *PROCESSORS)
 """What LeRobot's own `save_pretrained` of a policy and its processors write."""
 
+FETCHED = ("*.json", "*.safetensors", "*.yaml", "*.txt", "*.model")
+"""What is fetched of a policy on the hub: weights, settings, names and the backbone's tokenizer; no code."""
+
 NEEDED = {
     NormalizationMode.MEAN_STD: ("mean", "std"),
     NormalizationMode.MIN_MAX: ("min", "max"),
@@ -47,33 +50,58 @@ NEEDED = {
 ANSWER = 10.0  # seconds the hub may take to say whether it knows a policy
 
 
-def load_policy(path: str, device: torch.device) -> tuple[Any, Any, Any]:
-    """A policy, its pre- and its post-processor.
+def find_policy(path: str) -> tuple[Path, bool]:
+    """Folder of a policy, and whether the hub may be asked for its backbone.
 
-    Nothing of a folder is looked for on the hub: what is missing there would be taken from a stranger's
-    repository of the same name.
+    Of a name on the hub that is a folder in the hub's cache, brought up to date where the hub can be reached.
 
     Args:
-        path: folder, or `user/name` on the hub, with or without `HUB` before it. device: where it runs.
+        path: folder, or `user/name` on the hub, with or without `HUB` before it.
 
     Raises:
-        UserError: no such policy, or damaged.
+        UserError: there is no such policy.
     """
     folder = Path(path)
-    local = not path.startswith(HUB) and folder.is_dir()
-    path = path.removeprefix(HUB)
-    if local:
-        _check_files(folder)
+    if not path.startswith(HUB) and folder.is_dir():
+        return folder, False
+    name = path.removeprefix(HUB)
+    connected = _on_the_hub(name)
     try:
-        connected = not local and _on_the_hub(path)
+        with _network(connected):
+            found = huggingface_hub.snapshot_download(
+                name, allow_patterns=[*FETCHED], local_files_only=not connected
+            )
+    except Exception as error:  # of the hub's library, requests and httpx
+        raise UserError(
+            f"policy {name} is not to be had from the hub ({type(error).__name__}: {error}): give another "
+            "folder or hub name"
+        ) from None
+    return Path(found), connected
+
+
+def load_policy(folder: str | Path, device: torch.device, connected: bool = False) -> tuple[Any, Any, Any]:
+    """A policy, its pre- and its post-processor.
+
+    Nothing of a folder is looked for on the hub but the backbone that it names, if it may be: what is missing
+    there would be taken from a stranger's repository of the same name.
+
+    Args:
+        folder: as `find_policy` has it. device: where it runs. connected: whether the hub may be asked.
+
+    Raises:
+        UserError: damaged, or its backbone is not there.
+    """
+    folder = Path(folder)
+    _check_files(folder)
+    try:
         with contextlib.redirect_stdout(io.StringIO()), _network(connected):  # LeRobot tells what it loads
-            return _load(path, folder if local else None, device)
+            return _load(folder, device, connected)
     except UserError:
         raise
     except Exception as error:  # whatever files from anywhere make LeRobot, transformers and draccus raise
-        place = "damaged or of another version of LeRobot" if local else "not to be had from the hub"
         raise UserError(
-            f"policy {path} is {place} ({type(error).__name__}: {error}): give another folder or hub name"
+            f"policy {folder} is damaged or of another version of LeRobot ({type(error).__name__}: {error}): "
+            "give another folder or hub name"
         ) from None
 
 
@@ -228,16 +256,18 @@ def _network(allowed: bool) -> Iterator[None]:
         _forget_sessions()
 
 
-def _load(path: str, folder: Path | None, device: torch.device) -> tuple[Any, Any, Any]:
+def _load(folder: Path, device: torch.device, connected: bool) -> tuple[Any, Any, Any]:
+    path = str(folder)
     config = PreTrainedConfig.from_pretrained(path, cli_overrides=[f"--device={device.type}"])
     before: dict[str, dict[str, str]] = {"device_processor": {"device": str(device)}}
-    name = getattr(config, "vlm_model_name", None)
-    if name and folder is not None:
+    if name := getattr(config, "vlm_model_name", None):
         backbone = folder / name
         if backbone.is_dir():  # carried along
             config.vlm_model_name = str(backbone)
             before["tokenizer_processor"] = {"tokenizer_name": str(backbone)}
-        elif not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        elif not (
+            connected or Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+        ):
             raise UserError(
                 f"policy {path} needs the backbone {name}, which is neither in its folder nor in the hub's "
                 f"cache: huggingface-cli download {name}"
@@ -246,10 +276,9 @@ def _load(path: str, folder: Path | None, device: torch.device) -> tuple[Any, An
         if hasattr(config, option):  # weights to start training from, which would only be overwritten
             setattr(config, option, none)
     policy = get_policy_class(config.type).from_pretrained(path, config=config)
-    if folder is not None:
-        missing, _ = load_model(policy, folder / "model.safetensors", strict=False, device=device.type)
-        if missing:
-            raise ValueError(f"weights are missing: {', '.join(sorted(missing)[:3])}")
+    missing, _ = load_model(policy, folder / "model.safetensors", strict=False, device=device.type)
+    if missing:
+        raise ValueError(f"weights are missing: {', '.join(sorted(missing)[:3])}")
     processors = make_pre_post_processors(config, path, preprocessor_overrides=before)
     policy.to(device).eval().requires_grad_(False)
     return policy, *processors

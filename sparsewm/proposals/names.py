@@ -55,10 +55,13 @@ def read_names(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not set(content) <= set(known):
         raise UserError(f"names {path} must hold some of {', '.join(known)}: see docs/howto/policy.md")
     cameras, state, action = (content.get(key) for key in ("cameras", "state", "action"))
-    if cameras is not None and not (
-        isinstance(cameras, dict) and all(seen in (*SEEN, None) for seen in cameras.values())
+    if "cameras" in content and not (
+        isinstance(cameras, dict)
+        and all(isinstance(name, str) and seen in (*SEEN, None) for name, seen in cameras.items())
     ):
-        raise UserError(f"cameras of names {path} must each be {', '.join(SEEN)} or null")
+        raise UserError(
+            f"cameras of names {path} must each be {', '.join(SEEN)} or null, by the camera's name"
+        )
     if "grey" in content:
         check_weights(content["grey"], f"grey of names {path}")
     if state is not None and not (
@@ -66,16 +69,22 @@ def read_names(path: Path) -> dict[str, Any]:
     ):
         raise UserError(f"state of names {path} must be a list of names, null for zero")
     if action is not None and not (
-        isinstance(action, list) and all(type(number) is int and number >= 0 for number in action)
+        isinstance(action, list)
+        and all(type(number) is int and number >= 0 for number in action)
+        and len(set(action)) == len(action)
     ):
-        raise UserError(f"action of names {path} must be a list of whole numbers from 0")
+        raise UserError(f"action of names {path} must be a list of whole numbers from 0, each once")
     statistics = content.get("statistics", {})
     if not isinstance(statistics, dict) or not all(isinstance(name, str) for name in statistics.values()):
         raise UserError(f"statistics of names {path} must be names by feature")
     for key in ("scale", "offset"):
         value = content.get(key, 1.0)
-        if not isinstance(value, int | float) or not -HUGE < value < HUGE:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -HUGE < value < HUGE:
             raise UserError(f"{key} of names {path} must be a number")
+    if content.get("scale") == 0:
+        raise UserError(
+            f"scale of names {path} is 0, so all actions would be the offset: give another number"
+        )
     return content
 
 

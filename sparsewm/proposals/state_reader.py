@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsewm.bodies import is_angle
+
 NUMBERS = 2048
 """That all patches of a frame tell together, at least 8 each."""
 
@@ -21,7 +23,7 @@ class StateReader(nn.Module):
 
     Args:
         token_dim: D, of standardised tokens. patches: N.
-        names: of the numbers; those that end in `angle` are angles in radians.
+        names: of the numbers; some are angles (`sparsewm.bodies`).
         symmetry: how many angles of a body look the same (`SimulatedGoalEnv.angle_symmetry`).
         hidden: features of its layers.
         given: tokens are as an encoder gives them; it standardises them itself.
@@ -56,7 +58,7 @@ class StateReader(nn.Module):
         if given:
             self.register_buffer("token_mean", torch.zeros(token_dim))
             self.register_buffer("token_std", torch.ones(token_dim))
-        turns = torch.tensor([name.endswith("angle") for name in self.names])
+        turns = torch.tensor([is_angle(name) for name in self.names])
         self.register_buffer("turns", turns, persistent=False)
 
     def fit(self, states: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sparsewm.bodies import shown
+from sparsewm.bodies import bodies, shown
 from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, Tokens, fast_copy, open_dataset, tokens_of
 from sparsewm.errors import UserError
@@ -150,6 +150,7 @@ def _shown_state(config: PolicyTrainConfig, model: WorldModel, data: Dataset) ->
         raise UserError(
             f"{env.name} names {len(names)} numbers of a state, recorded are {data.state.shape[1]}: {remedy}"
         )
+    bodies(names, how)
     seen = shown(names)
     return _ShownState(seen, tuple(names.index(name) for name in seen), getattr(env, "angle_symmetry", 1))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from sparsewm.data.cameras import LUMINANCE
 from sparsewm.data.token_file import CACHES, Cache
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
-from sparsewm.proposals.inverse import InverseConfig
+from sparsewm.proposals.inverse import STATE, InverseConfig
 from sparsewm.proposals.latent import KINDS
 from sparsewm.proposals.names import check_weights
 from sparsewm.proposals.wam import WamConfig
-from sparsewm.trees import at_least, merged, one_of, read_yaml
+from sparsewm.trees import at_least, differences, merged, one_of, plain, read_yaml
 
 SMOLVLA = "smolvla"
 
@@ -24,6 +24,9 @@ _USUAL: dict[str, dict[str, Any]] = {SMOLVLA: {"steps": 5000, "lr": 8e-4}}
 
 _OF_OTHERS = ("checkpoint", "encoder", "episodes", "chunk", "still", "cache")
 """Settings that a SmolVLA has no use for."""
+
+_OF_STATES = ("reader_data", "reader_steps", "turned", "free", "noise")
+"""Settings of inverse dynamics that reads the state."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,11 @@ class PolicyTrainConfig:
                     )
         elif self.start is not None:
             raise UserError(f"`start` is of kind smolvla: leave it out for {self.kind}")
+        if self.kind == "inverse" and self.inverse.reads != STATE:
+            usual = _of_environment(self.kind, self.env).get(self.kind, {})
+            for name, value in differences(self.inverse, InverseConfig()):
+                if name in _OF_STATES and plain(value) != usual.get(name):
+                    raise UserError(f"`{name}` is of inverse dynamics that `reads` state: leave it out")
 
     @classmethod
     def of(
@@ -146,12 +154,17 @@ class PolicyTrainConfig:
             UserError: unknown kind, or damaged file.
         """
         tree = merged(cls(), {"kind": kind, "env": env} | _USUAL.get(kind, {}), kind)
-        path = environment_file(canonical(env)) if env else None
-        if path is not None and path.is_file():
-            found = read_yaml(path).get(kind, {})
-            own = {name: value for name, value in found.items() if hasattr(getattr(tree, kind), name)}
-            rest = {name: value for name, value in found.items() if name not in own}
-            tree = merged(tree, rest | {kind: own}, str(path))
+        tree = merged(tree, _of_environment(kind, env), f"{kind} of {env}")
         if start is not None:  # its vision sees, and its tokens know the scene
             tree = merged(tree, {"start": start, SMOLVLA: {"look": 0, "places": 1.0}}, kind)
         return tree
+
+
+def _of_environment(kind: str, env: str | None) -> dict[str, Any]:
+    """What an environment's file says of a kind: settings of the tree, and those of the kind by its name."""
+    path = environment_file(canonical(env)) if env else None
+    found = read_yaml(path).get(kind, {}) if path is not None and path.is_file() else {}
+    sections: dict[str, Any] = {name: config for name, (_, config) in KINDS.items()}
+    known = {part.name for part in fields(sections.get(kind, SmolVLATrainConfig))}
+    own = {name: value for name, value in found.items() if name in known}
+    return {name: value for name, value in found.items() if name not in known} | ({kind: own} if own else {})

@@ -87,6 +87,9 @@ def test_a_goal_inside_a_wall_is_refused(wall: Session) -> None:
         (0.5, "cem", 10_000, 2),
         (0.5, "cem", 8, 99),
         (float("nan"), "cem", 8, 2),
+        (0.5, "cem", None, 2),
+        (None, "cem", 8, 2),
+        (0.5, None, 8, 2),
     ],
 )
 def test_settings_have_bounds(settings: tuple[Any, ...]) -> None:
@@ -95,7 +98,8 @@ def test_settings_have_bounds(settings: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", [("nowhere", "embedded", 0), ("wall", "random", 0), ("wall", "embedded", -1)]
+    "choice",
+    [("nowhere", "embedded", 0), ("wall", "random", 0), ("wall", "embedded", -1), ("wall", "embedded", None)],
 )
 def test_choices_have_bounds(choice: tuple[Any, ...]) -> None:
     with pytest.raises(UserError):

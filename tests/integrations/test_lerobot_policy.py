@@ -247,3 +247,84 @@ def test_lerobots_recording_loop_is_driven_by_the_agent(tmp_path: Path) -> None:
     actions = torch.stack([read[i]["action"] for i in range(len(read))])
     assert len(read) >= 4 and actions.shape[1] == 2
     assert torch.unique(actions, dim=0).shape[0] > 1 and actions.abs().max() <= 1
+
+
+def test_a_chunk_counts_as_executed_and_no_more() -> None:
+    """Episodes whose plans are of different lengths, then action by action."""
+    agent = tiny_agent(execute=3)
+    policy = SparseWMPolicy(configured(), agent)
+    goal = {"observation.images.goal": torch.zeros(2, 3, 56, 56)}
+    batch = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in seen().items()} | goal
+    plan, lengths = agent.act, iter([(2, 6), (4, 4), (6, 6), (4, 4)])
+
+    def act(seen: Any, active: Any = None) -> Any:
+        chunks = plan(seen, active)
+        for i, length in enumerate(next(lengths)):
+            chunks[i] = chunks[i][:length]
+            while len(agent._episodes[i].pending) > length:
+                agent._episodes[i].pending.pop()
+        return chunks
+
+    agent.act = act  # type: ignore[method-assign, assignment]
+    with pytest.warns(UserWarning, match="picture alone"):
+        first = policy.predict_action_chunk(batch)
+    assert first.shape == (2, 2, 2)
+    second = policy.predict_action_chunk(batch)
+    assert second.shape == (2, 4, 2) and [one.step for one in agent._episodes] == [2, 2]
+    assert np.array_equal(agent._episodes[1].taken, first[1].numpy())
+    policy.select_action(batch)
+    assert [one.step for one in agent._episodes] == [6, 6]
+    policy.select_action(batch)
+    assert [one.step for one in agent._episodes] == [7, 7], "one of the six that are waiting"
+    policy.predict_action_chunk(batch)
+    assert [one.step for one in agent._episodes] == [8, 8]
+
+
+def test_pictures_are_what_they_were_made_from() -> None:
+    policy = SparseWMPolicy(configured(), tiny_agent())
+    fractions = seen()
+    whole = fractions | {"observation.image": (255 * fractions["observation.image"]).round().to(torch.uint8)}
+    assert np.array_equal(policy._observed(fractions)["pixels"], policy._observed(whole)["pixels"])
+    for wrong, said in (
+        (255 * fractions["observation.image"], "got 0 to 255: divide by 255"),
+        (2 * fractions["observation.image"] - 1, "do not standardise"),
+        (fractions["observation.image"] * torch.nan, "got nan to nan"),
+        (fractions["observation.image"].movedim(1, -1), r"have shape \(B, 3, H, W\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            policy._observed(fractions | {"observation.image": wrong})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run: {encoder: dinov2_vits14}",
+        "run: {checkpoint: pusht}",
+        "encoder: dinov2_vits14",
+        "env: pusht",
+        "goal: {offset: 3}",
+        "run: {device: cuda}",
+        "run: {dtype: float32}",
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(line)
+    with pytest.raises(UserError, match=r"plan.yaml sets [a-z.]+, which LeRobot's loops do not read"):
+        SparseWMPolicy(configured(plan=str(tmp_path / "plan.yaml")))
+
+
+def test_the_seed_of_a_plan_is_read(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("run: {seed: 5, letterbox: true}")
+    path = str(tmp_path / "plan.yaml")
+    run = SparseWMPolicy(configured(plan=path)).agent.config.run
+    assert (run.seed, run.letterbox, run.imagine) == (5, True, False)
+    assert SparseWMPolicy(configured(plan=path, seed=4)).agent.config.run.seed == 4
+    assert SparseWMPolicy(configured()).agent.config.run.seed == 0
+
+
+def test_goals_known_of_some_episodes_are_refused() -> None:
+    batch = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in seen().items()}
+    goals = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])
+    batch |= {"observation.images.goal": torch.zeros(2, 3, 56, 56), "observation.environment_state": goals}
+    with pytest.raises(UserError, match="known of some episodes of the batch, not of others"):
+        SparseWMPolicy(configured(), tiny_agent()).select_action(batch)

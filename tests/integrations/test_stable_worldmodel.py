@@ -15,6 +15,7 @@ from torch import Tensor
 
 import sparsewm.envs
 from sparsewm.config import PlanConfig
+from sparsewm.errors import UserError
 from sparsewm.integrations.stable_worldmodel import (
     CostableProblem,
     CostModel,
@@ -67,6 +68,22 @@ def direct(model: WorldModel, info: dict[str, Any], actions: Tensor, weight: flo
     tokens, proprio = model.rollout(start.tokens, start.proprio, actions, patches)
     error = (proprio[:, :, -1] - goal.proprio[:, None]).square().mean(-1)
     return model.standardizer.token_error(tokens[:, :, -1], goal.tokens[:, None]) + weight * error
+
+
+def test_without_tokens_proprioception_alone_is_scored() -> None:
+    """As the agent has it."""
+    model, info = tiny_model(), observed()
+    cost = CostModel(model, settings(selection="none"), **BOUNDS)
+    actions = candidates(model)
+    before = cost.get_cost(repeated(info, 5), actions)
+    other = info | {"goal": 255 - info["goal"]}
+    assert torch.equal(before, cost.get_cost(repeated(other, 5), actions))
+    assert not torch.equal(
+        before, CostModel(model, settings(), **BOUNDS).get_cost(repeated(info, 5), actions)
+    )
+    blind = {name: value for name, value in info.items() if name != "goal_proprio"}
+    with pytest.raises(UserError, match="leaves nothing of the cost where no tokens are selected"):
+        CostModel(model, settings(selection="none"), **BOUNDS).get_cost(repeated(blind, 5), actions)
 
 
 def candidates(model: WorldModel, batch: int = 2, samples: int = 5, seed: int = 0) -> Tensor:

@@ -229,6 +229,7 @@ def test_a_scene_turned_as_a_whole_is_seen_alike_by_its_body() -> None:
         (("angle",), 1, False, r"needs places \(x and y\) in it, and `env` names angle"),
         (TABLE[:4], 1, True, "a body whose angle shows"),
         (TABLE, 4, True, "a body whose angle shows"),
+        ((*TABLE[:4], "hinge_angle"), 1, True, "hinge_angle would be left out: give `reads` tokens"),
     ],
 )
 def test_states_that_say_too_little_are_refused(
@@ -325,6 +326,32 @@ def test_where_a_policy_is_found(
         assert isinstance(load_sampler("inverse", told(model), CPU, model=model), LatentProposals)
     finally:
         model.folder = None
+
+
+def test_a_policy_of_ones_own_goes_before_the_included_one(
+    model: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both read the same tokens; else the included one is the one that fits."""
+    monkeypatch.chdir(tmp_path)
+    shipped = pretrained_path("pusht")
+    included = json.loads((shipped / "inverse" / ABOUT).read_text())
+    own = kept_beside("inverse", "pusht", shipped)
+    save_policy(inverse(model), model, own, {})
+    with pytest.warns(
+        UserWarning, match="is .*pusht/inverse, not runs/pusht/inverse, which reads the tokens"
+    ):
+        assert policy_folder("inverse", "pusht", shipped) == shipped / "inverse"
+    about = json.loads((own / ABOUT).read_text()) | {"token_space": included["token_space"]}
+    (own / ABOUT).write_text(json.dumps(about))
+    with pytest.warns(UserWarning, match="policy 'inverse' is runs/pusht/inverse, not .*: give the folder"):
+        assert policy_folder("inverse", "pusht", shipped) == own
+    with pytest.warns(UserWarning):
+        assert (
+            check_proposals("inverse", "pusht", checkpoint=shipped)["policy"]["weights"] == about["weights"]
+        )
+    (own / ABOUT).write_text("[]")
+    with pytest.raises(UserError, match="is damaged"):
+        policy_folder("inverse", "pusht", shipped)
 
 
 def test_inverse_dynamics_imagine_nothing(model: WorldModel) -> None:

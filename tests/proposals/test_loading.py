@@ -101,6 +101,9 @@ def test_foreign_statistics_are_refused(folder: Path) -> None:
         UserError, match=r"statistics of action are not in policy .* \(found .*so100.buffer.action"
     ):
         LeRobotProposals(folder, ARM)
+    (folder / "names.yaml").write_text(json.dumps({"statistics": {"actoin": "so100.action"}}))
+    with pytest.raises(UserError, match=r"has no feature 'actoin', but observation.* action: say what they"):
+        LeRobotProposals(folder, ARM)
 
 
 @pytest.mark.slow
@@ -264,6 +267,38 @@ def test_without_network_a_hub_name_fails_at_once(connected: list[Any]) -> None:
     with pytest.raises(UserError, match="policy someone/a-policy is not to be had from the hub"):
         load_sampler("someone/a-policy", ARM, torch.device("cpu"))
     assert connected and time.monotonic() - started < 10
+
+
+def in_the_cache(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy as the hub's library keeps someone/a-policy."""
+    place, revision = cache / "models--someone--a-policy", "a" * 40
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(revision)
+    shutil.copytree(folder, place / "snapshots" / revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+def test_a_policy_in_the_hubs_cache_is_as_its_folder(
+    folder: Path, tmp_path: Path, connected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own file of names."""
+    (folder / "names.yaml").write_text("scale: 0.5")
+    in_the_cache(folder, tmp_path / "cache", monkeypatch)
+    sampler = load_sampler("hf:someone/a-policy", ARM, torch.device("cpu"))
+    assert isinstance(sampler, LeRobotProposals) and sampler.names.scale == 0.5
+    (folder / "names.yaml").write_text("scale: 2.0")
+    assert LeRobotProposals("someone/a-policy", ARM, names=folder / "names.yaml").names.scale == 2
+
+
+def test_a_smolvla_in_the_hubs_cache_brings_its_backbone(
+    tmp_path: Path, connected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_policy(tmp_path / "vla", "smolvla")
+    config = json.loads((folder / "config.json").read_text()) | {"vlm_model_name": "backbone"}
+    (folder / "config.json").write_text(json.dumps(config))
+    in_the_cache(folder, tmp_path / "cache", monkeypatch)
+    shutil.rmtree(folder)
+    LeRobotProposals("someone/a-policy", ARM)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sparsewm import envs
+from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.proposals import NONE, SAMPLERS, check_proposals, known_names, load_sampler, version
 from sparsewm.proposals.version import BEFORE, FIRST, lerobot_imports
@@ -102,6 +103,26 @@ def test_what_is_no_sampler_is_said(name: str, message: str, module: str) -> Non
     interface = type("Interface", (), {"__iter__": lambda self: iter(()), "name": env.name})()
     with pytest.raises(UserError, match=message):
         load_sampler(name.format(module=module), interface, CPU)
+
+
+@pytest.mark.parametrize("name", ["{module}:Straight", "vla", "someone/a-policy"])
+def test_settings_that_proposals_do_not_read_are_refused(name: str, module: str) -> None:
+    env, name = envs.make("wall", resolution=32), name.format(module=module)
+    for how in (ProposalConfig(ranked=8), ProposalConfig(future_steps=3), ProposalConfig(action_steps=5)):
+        with pytest.raises(UserError, match="of inverse and wam, which denoise: leave it out for proposals"):
+            load_sampler(name, env, CPU, how=how)
+    if ":" in name:
+        with pytest.raises(UserError, match=f"`names` is of LeRobot's policies: leave it out for .*{name}"):
+            load_sampler(name, env, CPU, names=Path("no-such.yaml"))
+
+
+@pytest.mark.parametrize(
+    "flags", ["names no-such.yaml", "mode seed", "samples 3", "ranked 8", "instruction go"]
+)
+def test_settings_of_proposals_without_any_are_refused(flags: str, tmp_path: Path) -> None:
+    code, _, err = call(f"plan --env wall --proposals.{flags} --output {tmp_path / 'out'}")
+    said = f"--proposals.{flags.split()[0]} is of a policy's proposals: say with --proposals where they"
+    assert code == 2 and said in err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("found", ["0.4.3", "0.5.0", "0.5", "1.0", "0.3.9"])

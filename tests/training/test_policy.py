@@ -156,11 +156,30 @@ def test_without_recorded_states_it_is_refused(place: Path, tmp_path: Path) -> N
         file["state"] = np.zeros((14 * 12, 3))
     with pytest.raises(UserError, match="wall names 2 numbers of a state, recorded are 3"):
         train_policy(of_states(place, "other", dataset=str(stateless)))
-    with pytest.raises(UserError, match="`reader_data` is of a policy that `reads` state: leave it out"):
-        InverseConfig(reader_data=(str(stateless),))
     looks = InverseConfig(32, 2, 1, "state", (str(stateless),))
     with pytest.raises(UserError, match="wall names 2 numbers of a state, recorded are 3"):
         train_policy(of_states(place, "looks", inverse=looks))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reader_data", ("a.h5",)),
+        ("reader_steps", 7),
+        ("turned", True),
+        ("free", ("x", "nonsense")),
+        ("noise", 7.0),
+    ],
+)
+def test_settings_of_a_policy_that_reads_the_state_are_refused_without_it(name: str, value: object) -> None:
+    inverse = replace(InverseConfig(), **{name: value})  # type: ignore[arg-type]
+    for env in (None, "wall", "granular"):
+        with pytest.raises(UserError, match=f"`{name}` is of inverse dynamics that `reads` state: leave it"):
+            PolicyTrainConfig(env=env, inverse=inverse)
+    PolicyTrainConfig(inverse=replace(inverse, reads="state"))
+    for env in ("pusht", "blockpush"):  # what is usual of an environment was not asked for
+        usual = PolicyTrainConfig.of("inverse", env)
+        replace(usual, inverse=replace(usual.inverse, reads="tokens"))
 
 
 @pytest.mark.parametrize("still", [True, False])

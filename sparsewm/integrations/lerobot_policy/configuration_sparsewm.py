@@ -22,14 +22,15 @@ class SparseWMConfig(PreTrainedConfig):
         goal: picture file of the goal; without it the goal is observed under `goal_image_key`.
         goal_proprio: proprioception at the goal of the file; without it, it is left out of the cost.
         goal_image_key, goal_state_key: observations of the goal's picture and proprioception; the second may
-            be missing, or NaN where nobody knows it.
+            be missing, or NaN for all episodes where nobody knows it.
         image_keys: cameras from left to right, as the world model was trained on them; without it those that
             the world model names, else the only one.
         state_key: observation that holds the proprioception.
         drop, deadline_ms: fraction of dropped tokens, and milliseconds that a decision may take; the world
             model's settings where left out.
-        plan: YAML file with any other setting of `sparsewm.PlanConfig`.
-        seed: of candidates and dropped tokens.
+        plan: YAML file with other settings of `sparsewm.PlanConfig`: its search, cost, tokens and proposals,
+            and of run seed, letterbox, adapt and memory_gb.
+        seed: of candidates and dropped tokens; that of the plan, or 0, where left out.
     """
 
     checkpoint: str = "pusht"
@@ -42,7 +43,7 @@ class SparseWMConfig(PreTrainedConfig):
     drop: float | None = None
     deadline_ms: float | None = None
     plan: str | None = None
-    seed: int = 0
+    seed: int | None = None
 
     @property
     def observation_delta_indices(self) -> None:

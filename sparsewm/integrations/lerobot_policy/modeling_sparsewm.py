@@ -11,16 +11,24 @@ import torch
 from torch import Tensor
 
 from sparsewm.agent import Agent
+from sparsewm.config import PlanConfig
 from sparsewm.data.frames import resized
 from sparsewm.errors import UserError
 from sparsewm.integrations.lerobot_policy.configuration_sparsewm import SparseWMConfig
 from sparsewm.integrations.lerobot_policy.processor_sparsewm import make_sparsewm_pre_post_processors
 from sparsewm.proposals.version import lerobot_imports
-from sparsewm.trees import read_yaml
+from sparsewm.trees import differences, read_yaml
 
 with lerobot_imports("policies for LeRobot's loops"):
     from lerobot.policies.pretrained import PreTrainedPolicy
     from lerobot.utils.constants import OBS_IMAGE, OBS_IMAGES
+
+
+_HERE = {"run.seed", "run.letterbox", "run.adapt", "run.memory_gb", "run.imagine"}
+"""Settings of `run` that act in LeRobot's loops."""
+
+_ROUNDING = 0.01
+"""By which pictures that were resized may leave [0, 1]."""
 
 
 class SparseWMPolicy(PreTrainedPolicy):
@@ -28,6 +36,7 @@ class SparseWMPolicy(PreTrainedPolicy):
 
     `reset` begins an episode, of which the next observation shows the start, and the goal unless a file does.
     Plans are executed as the agent's settings say; observations between two plans become its past frames.
+    Actions that were returned count as executed when the next observation comes.
 
     Args:
         config: checkpoint, goal, and the names of observations.
@@ -46,7 +55,7 @@ class SparseWMPolicy(PreTrainedPolicy):
         if self.goal is not None and config.goal_proprio is not None:
             self.goal["proprio"] = np.asarray(config.goal_proprio, np.float32)
         if agent is None:
-            given: dict[str, Any] = {} if config.plan is None else read_yaml(config.plan)
+            given = {} if config.plan is None else _read_plan(config.plan)
             leaves = {"drop": config.drop, "deadline_ms": config.deadline_ms, "seed": config.seed}
             agent = Agent.from_pretrained(config.checkpoint, device=str(config.device), **given)
             changes = {name: value for name, value in leaves.items() if value is not None}
@@ -71,44 +80,63 @@ class SparseWMPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Begin new episodes."""
         self._waiting: list[deque[np.ndarray]] | None = None  # actions of each episode that are still to come
+        self._returned = 0  # actions of each episode that the last call returned
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **_: Any) -> Tensor:
         """The next action of each episode (B, A), raw units.
 
         Args:
-            batch: observations by LeRobot's names: pictures float32 (B, 3, H, W) in [0, 1], numbers (B, P).
+            batch: observations by LeRobot's names: pictures (B, 3, H, W), float32 in [0, 1] or uint8, numbers
+                (B, P).
 
         Raises:
-            UserError: the goal, the pictures or the proprioception are not among them, or of another size.
+            UserError: the goal, the pictures or the proprioception are not among them, or of another size or
+                range, or the goal's is known of some episodes only.
         """
         with torch.inference_mode(False):  # gradient descent plans, too
             return self._select(batch)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], **_: Any) -> Tensor:
-        """The beginnings of new plans (B, n, A), as many actions as the shortest has."""
+        """The beginnings of new plans (B, n, A), as many actions as the shortest has, raw units.
+
+        All of them count as executed when the next observation comes, here or in `select_action`. What an
+        earlier plan had left for `select_action` is forgotten.
+
+        Args:
+            batch: as of `select_action`.
+
+        Raises:
+            UserError: as of `select_action`.
+        """
         with torch.inference_mode(False):
-            seen = self._observed(batch)
-            if self._waiting is None:
-                self._begin(batch, seen)
+            seen = self._shown(batch)
             chunks = self.agent.act(seen)
-            shortest = min(len(chunk) for chunk in chunks)
-            return torch.from_numpy(np.stack([chunk[:shortest] for chunk in chunks]))
+            self._waiting = [deque() for _ in chunks]
+            self._returned = min(len(chunk) for chunk in chunks)
+            return torch.from_numpy(np.stack([chunk[: self._returned] for chunk in chunks]))
 
     def _select(self, batch: dict[str, Tensor]) -> Tensor:
-        seen = self._observed(batch)
-        if self._waiting is None:
-            self._begin(batch, seen)
-        else:
-            for i in range(len(seen["pixels"])):
-                self.agent.observe(_rows(seen, i), episode=i)
+        seen = self._shown(batch)
         assert self._waiting is not None
         empty = [i for i, actions in enumerate(self._waiting) if not actions]
         if empty:
             for i, actions in zip(empty, self.agent.act(_rows(seen, empty), active=empty), strict=True):
                 self._waiting[i].extend(actions)
+        self._returned = 1
         return torch.from_numpy(np.stack([actions.popleft() for actions in self._waiting]))
+
+    def _shown(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """What is seen now, after the agent was told that the returned actions were executed."""
+        seen = self._observed(batch)
+        if self._waiting is None:
+            self._begin(batch, seen)
+        for i in range(len(seen["pixels"])):
+            for left in range(self._returned - 1, -1, -1):  # nobody looked before the last
+                self.agent.observe(None if left else _rows(seen, i), episode=i)
+        self._returned = 0
+        return seen
 
     def _begin(self, batch: dict[str, Tensor], seen: dict[str, np.ndarray]) -> None:
         """Take over the goal of each episode."""
@@ -122,8 +150,16 @@ class SparseWMPolicy(PreTrainedPolicy):
                     f"(`goal_image_key`); observed are {', '.join(sorted(batch))}"
                 )
             goal = {"pixels": _pictures(batch[config.goal_image_key])}
-            if config.goal_state_key in batch and bool(batch[config.goal_state_key].isfinite().all()):
-                goal["proprio"] = _numbers(batch[config.goal_state_key])
+            if config.goal_state_key in batch:
+                numbers = _numbers(batch[config.goal_state_key])
+                known = np.isfinite(numbers).all(1)
+                if known.any() and not known.all():
+                    raise UserError(
+                        f"'{config.goal_state_key}' is known of some episodes of the batch, not of others: "
+                        "give it for all of them or for none (`goal_state_key`)"
+                    )
+                if known.all():
+                    goal["proprio"] = numbers
         self.agent.reset(goal)
         self._waiting = [deque() for _ in range(episodes)]
 
@@ -180,13 +216,44 @@ def read_picture(path: str | Path) -> np.ndarray:
         raise UserError(f"{path} is no readable picture ({error}): give a PNG or JPEG file") from None
 
 
+def _read_plan(path: str) -> dict[str, Any]:
+    """Settings of a plan, by section or leaf.
+
+    Raises:
+        UserError: no readable file, no such setting, or one that nothing here reads.
+    """
+    given = read_yaml(path)
+    changed = [name for name, _ in differences(PlanConfig().updated(**given), PlanConfig())]
+    for name in ["env"] * ("env" in given) + changed:
+        if name == "env" or name.startswith("goal.") or (name.startswith("run.") and name not in _HERE):
+            raise UserError(
+                f"{path} sets {name}, which LeRobot's loops do not read: leave it out; the policy has "
+                "`checkpoint` and `device` of its own"
+            )
+    return given
+
+
 def _rows(seen: dict[str, np.ndarray], rows: int | list[int]) -> dict[str, np.ndarray]:
     return {name: value[rows] for name, value in seen.items()}
 
 
 def _pictures(pictures: Tensor) -> np.ndarray:
-    """LeRobot's pictures (B, 3, H, W) in [0, 1] as uint8 (B, H, W, 3), the numbers they were made from."""
-    return (pictures.movedim(1, -1).float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    """LeRobot's pictures (B, 3, H, W) as uint8 (B, H, W, 3), the numbers they were made from.
+
+    Raises:
+        UserError: neither uint8 nor numbers in [0, 1], or of another shape.
+    """
+    if pictures.ndim != 4 or pictures.shape[1] != 3:
+        raise UserError(f"pictures have shape (B, 3, H, W), got {tuple(pictures.shape)}: move the channels")
+    if pictures.dtype != torch.uint8:
+        low, high = float(pictures.min()), float(pictures.max())
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+            raise UserError(
+                f"pictures are uint8, or numbers from 0 to 1, got {low:g} to {high:g}: divide by 255, and do "
+                "not standardise them"
+            )
+        pictures = (pictures.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return pictures.movedim(1, -1).cpu().numpy()
 
 
 def _numbers(values: Tensor) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from sparsewm.bodies import bodies
 from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, open_dataset
 from sparsewm.data.cameras import BOTH
@@ -349,6 +350,8 @@ def _environment(config: PolicyTrainConfig) -> SimulatedGoalEnv:
             f"{env.name} is none of sparsewm's own environments, whose states and instructions are known: "
             "train a SmolVLA for it by LeRobot's lerobot-train, on segments that sparsewm convert writes"
         )
+    if config.smolvla.look and config.smolvla.together:
+        bodies(env.state_names, "leave `together` out, or give `look` 0")
     return env
 
 

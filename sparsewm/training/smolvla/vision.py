@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsewm.bodies import seen_from_bodies, shown, waves
+from sparsewm.bodies import is_angle, seen_from_bodies, shown, waves
 from sparsewm.data.cameras import overlay
 from sparsewm.errors import UserError
 from sparsewm.positions import sincos_positions
@@ -38,14 +38,14 @@ Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
     """What pictures show of recorded states (N, D): positions in their deviations, sine and cosine of angles.
 
-    Names that end in `angle` are angles, `vx` and `vy` velocities, which one picture does not show. Positions
-    come with sines and cosines of `WAVES` periods over four deviations, of which functions that change from
-    corridor to corridor are easier to learn (Tancik et al. 2020).
+    Names are read as in `sparsewm.bodies`. Positions come with sines and cosines of `WAVES` periods over four
+    deviations, of which functions that change from corridor to corridor are easier to learn (Tancik et al.
+    2020).
     """
     columns = []
     for name in shown(names):
         column = np.asarray(states, np.float64)[:, list(names).index(name)]
-        if name.endswith("angle"):
+        if is_angle(name):
             columns.append(np.stack([np.sin(column), np.cos(column)], 1))
         else:
             place = (column - column.mean()) / max(float(column.std()), 1e-6)
