@@ -76,7 +76,7 @@ def plot_plan(
         for decision in one.decisions:
             row[-1].axvline(decision.step, color="#999999", linewidth=0.6)
         row[-1].set_ylim(bottom=0)
-        row[-1].set_title("distance to goal by step", fontsize=9)
+        row[-1].set_title("distance to goal by step" if one.remaining else "no distance known", fontsize=9)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 
