@@ -65,10 +65,11 @@ def _hash(name: str, thing: Any) -> str | None:
     """SHA-256 (hex) of the files of a thing's module, and of the one it was asked for in; None of ours."""
     if thing is None:
         return None
-    names = sorted({getattr(thing, "__module__", type(thing).__module__), name.partition(":")[0]})
-    modules = [
-        sys.modules[one] for one in names if one in sys.modules and one.partition(".")[0] != "sparsewm"
-    ]
+    names = {getattr(thing, "__module__", type(thing).__module__)}
+    if ":" in name:
+        names.add(name.partition(":")[0])
+    others = [one for one in sorted(names) if one.partition(".")[0] != "sparsewm"]
+    modules = [sys.modules[one] for one in others if one in sys.modules]
     files = [Path(file) for module in modules if (file := getattr(module, "__file__", None))]
     return sha256_files(files) if files else None
 
