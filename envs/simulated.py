@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from sparsewm.envs.appearance import Camera, mean_colour
+from sparsewm.envs.appearance import Camera, Colour, mean_colour
 from sparsewm.envs.base import GoalEnv, Observation
-from sparsewm.envs.looks import KINDS, OF_SCENE, Look, Scenery
+from sparsewm.envs.looks import GREY, KINDS, OF_SCENE, Look, Scenery
 from sparsewm.errors import UserError
 
 _ATTEMPTS = 100  # starts or goals drawn until the start is no success
@@ -77,6 +77,7 @@ class SimulatedGoalEnv(GoalEnv):
         self._camera: Camera | None = None
         self._looks: tuple[Look, ...] = ()
         self._look_seed = 0
+        self._behind = GREY
         self._look: Any = self._default_look()
 
     # What a subclass writes -------------------------------------------------------------------------------
@@ -261,6 +262,7 @@ class SimulatedGoalEnv(GoalEnv):
         for look in looks:
             if look.kind in OF_SCENE:
                 self._look = self._changed(look, np.random.default_rng([seed, KINDS.index(look.kind)]))
+        self._behind = self._background_colour()
 
     @property
     def looks(self) -> tuple[str, ...]:
@@ -289,6 +291,11 @@ class SimulatedGoalEnv(GoalEnv):
             changed = replace(changed, **{name: colour})
         return changed
 
+    def _background_colour(self) -> Colour:
+        """Mean colour of the scene's background in the present look; grey where none is known."""
+        names = self._scenery.background
+        return mean_colour(np.array(getattr(self._look, names[0]))) if names else GREY
+
     def _resized(self, name: str, factor: float) -> Any:
         """A field of the look that is a size or a shape, or several, that many times as large."""
         value = getattr(self._look, name)
@@ -313,7 +320,7 @@ class SimulatedGoalEnv(GoalEnv):
         picture = picture if self._camera is None else self._camera.shoot(picture)
         for look in self._looks:
             rng = np.random.default_rng([self._look_seed, KINDS.index(look.kind)])
-            picture = look.shoot(picture, rng)
+            picture = look.shoot(picture, rng, self._behind)
         return picture
 
     def _observe(self) -> Observation:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import tyro
 
 from sparsewm.cli.common import script_exit_code
+from sparsewm.tasks import check_seed
 
 
 def launch(main: Callable[[Any], None], arguments: type) -> NoReturn:
@@ -18,7 +19,13 @@ def launch(main: Callable[[Any], None], arguments: type) -> NoReturn:
     Args:
         main: is given the arguments. arguments: dataclass of them.
     """
-    sys.exit(script_exit_code(lambda: main(tyro.cli(arguments))))
+
+    def run() -> None:
+        made: Any = tyro.cli(arguments)
+        check_seed(getattr(made, "seed", 0))
+        main(made)
+
+    sys.exit(script_exit_code(run))
 
 
 def typed_command() -> str:

@@ -33,6 +33,9 @@ NO_PROPOSALS = "none"
 OWN_SAMPLER = "own"
 """Source of proposals where a sampler is handed over in Python."""
 
+USUAL_ELITES = 8
+"""Of a search that names none."""
+
 _GIVEN = "the given settings"
 
 EPISODES_PER_SEED = 100_000
@@ -73,14 +76,15 @@ class SearchConfig:
     """cem, icem, mppi, gd, or module:Class of your own."""
     candidates: Annotated[int, usual("candidates")] = 64
     """Action sequences scored in an iteration."""
-    elites: int = 8
-    """Candidates the distribution is refitted to (cem, icem)."""
+    elites: int | None = None
+    """Candidates the distribution is refitted to (cem, icem); 8 when left out, half of the candidates where
+    these are fewer than 16."""
     iterations: Annotated[int, usual("iterations")] = 5
     """Iterations of a plan."""
     horizon: Annotated[int, usual("horizon")] = 5
     """Model steps imagined."""
     execute: int = 5
-    """Model steps executed before planning again, at most the horizon."""
+    """Model steps executed before planning again; the whole horizon where that is shorter."""
     init_std: float = 1.0
     """Deviation of the first candidates, in deviations of the recorded actions."""
     action_repeat: bool = True
@@ -261,9 +265,9 @@ class PlanConfig:
     def checked(self) -> PlanConfig:
         """The tree, with what follows from other settings filled in.
 
-        Where an environment's usual elites are more than the candidates, or more is usually executed than the
-        horizon, these are lowered. Nothing is searched where proposals replace candidates: these are scored
-        as they are, without action repeat.
+        Elites that are left out become `USUAL_ELITES`, half of the candidates where that is fewer; no more is
+        executed than the horizon. Nothing is searched where proposals replace candidates: these are
+        scored as they are, without action repeat.
 
         Raises:
             UserError: a value is out of range, or two of them contradict each other.
@@ -329,16 +333,12 @@ class PlanConfig:
         repeat = search.action_repeat and (
             self.proposals.source == NO_PROPOSALS or self.proposals.mode != "replace"
         )
-        usual = PlanConfig.of(self.env).search
-        elites, execute = search.elites, search.execute
-        if elites == usual.elites:
-            elites = min(elites, max(2, search.candidates // 2))
+        elites = search.elites
+        if elites is None:
+            elites = min(USUAL_ELITES, max(2, search.candidates // 2))
         elif elites > search.candidates:
             raise UserError(f"`elites` {elites} is more than `candidates` {search.candidates}: lower it")
-        if execute == usual.execute:
-            execute = min(execute, search.horizon)
-        elif execute > search.horizon:
-            raise UserError(f"`execute` {execute} is more than `horizon` {search.horizon}: lower it")
+        execute = min(search.execute, search.horizon)
         search = replace(search, elites=elites, execute=execute, action_repeat=repeat)
         return replace(self, search=search)
 

@@ -36,6 +36,7 @@ class Registry(Generic[T]):
     ) -> None:
         self.kind, self.group = kind, group
         self._known: dict[str, T | str] = dict(builtin or {})
+        self._builtin = dict(self._known)
         self._families = dict(families or {})
 
     def register(self, name: str, thing: T | str) -> None:
@@ -88,6 +89,16 @@ class Registry(Generic[T]):
             f"unknown {self.kind} '{name}'.{suggest(name, known)} Known: {', '.join(known)}, or "
             "module:name of your own"
         )
+
+    def foreign(self, name: str) -> T | None:
+        """The thing called `name` as `get` has it; None where it is built in, or a family's.
+
+        Raises:
+            UserError: unknown name, or it cannot be imported.
+        """
+        if name in self._builtin and self._known[name] is self._builtin[name]:
+            return None
+        return None if self._member(name) is not None and name not in self.names() else self.get(name)
 
     def _at(self, place: str) -> T:
         module, _, attribute = place.partition(":")

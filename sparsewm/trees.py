@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -109,6 +109,13 @@ def one_of(argument: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
         raise UserError(f"unknown `{argument}` '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
+
+
+def not_empty(**arguments: Sized) -> None:
+    """Raise a `UserError` where an argument of several values holds none."""
+    for name, values in arguments.items():
+        if not len(values):
+            raise UserError(f"`{name}` is empty: give at least one")
 
 
 def at_least(smallest: float, **arguments: float | None) -> None:

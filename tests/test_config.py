@@ -64,6 +64,29 @@ def test_numbers_and_paths_of_other_libraries() -> None:
     assert type(config.search.candidates) is int and type(config.tokens.drop) is float
 
 
+@pytest.mark.parametrize("elites", [7, 8, 9, 10])
+def test_elites_that_are_given_stay(elites: int) -> None:
+    assert PlanConfig.of("wall").updated(candidates=10, elites=elites).checked().search.elites == elites
+
+
+@pytest.mark.parametrize(("candidates", "elites"), [(64, 8), (16, 8), (10, 5), (2, 2)])
+def test_elites_that_are_left_out_are_half_of_few_candidates(candidates: int, elites: int) -> None:
+    assert PlanConfig.of("wall").updated(candidates=candidates).checked().search.elites == elites
+
+
+def test_more_elites_than_candidates_are_refused() -> None:
+    for elites in (8, 9):
+        with pytest.raises(UserError, match=f"`elites` {elites} is more than `candidates` 7"):
+            PlanConfig.of("wall").updated(candidates=7, elites=elites).checked()
+
+
+@pytest.mark.parametrize("execute", [2, 3, 4, 5, 6])
+def test_no_more_is_executed_than_the_horizon(execute: int) -> None:
+    for name in ("wall", "pusht"):  # of which one usually executes 5, the other 2
+        config = PlanConfig.of(name).updated(horizon=3, execute=execute).checked()
+        assert config.search.execute == min(execute, 3)
+
+
 def test_an_environment_in_any_spelling_has_its_own_settings() -> None:
     assert PlanConfig.of("Wall") == PlanConfig.of("sparsewm/Wall-v0") == PlanConfig.of("wall")
 

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from sparsewm.envs.appearance import Colour, mean_colour
 from sparsewm.envs.benchmarks.parts import Part, PartedEnv
 from sparsewm.envs.looks import Look, Scenery
 from sparsewm.errors import UserError, needs_extra, suggest
@@ -117,6 +118,10 @@ class TwoRoomEnv(PartedEnv):
             own = np.array(self._raw.variation_space[name]["color"].init_value)
             colours[name] = look.colour(own, rng)
         return self._repaint(colours)
+
+    def _background_colour(self) -> Colour:
+        own = self._raw.variation_space["background"]["color"].init_value
+        return mean_colour(np.array(self._look.get("background", own)))
 
     def _repaint(self, colours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Give the parts these colours, the others their own."""

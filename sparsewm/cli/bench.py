@@ -32,7 +32,7 @@ from sparsewm.report.plots import plot_bench, plot_rates
 from sparsewm.settings import make_env
 from sparsewm.tasks import check_seed
 from sparsewm.training.config import TrainConfig, preset
-from sparsewm.trees import at_least
+from sparsewm.trees import at_least, not_empty
 
 FRAMES = 32
 """Pictures of the environment that are encoded, and over which precisions are compared."""
@@ -111,8 +111,9 @@ class Bench:
     def run(self) -> int:
         env = make_env(self.env)
         preset(self.preset)
+        not_empty(what=self.what, drops=self.drops, batches=self.batches)
         at_least(0, baseline=self.baseline, plans=self.plans)
-        at_least(1, iterations=self.iterations, batches=min(self.batches, default=1))
+        at_least(1, iterations=self.iterations, batches=min(self.batches))
         at_least(1, candidates=self.candidates, horizon=self.horizon, repeats=self.repeats)
         check_seed(self.seed)
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:

@@ -12,12 +12,22 @@ import tyro
 
 import sparsewm
 from sparsewm import envs
-from sparsewm.cli.common import about, command_line, output_folder, parse_plan, progress_bar
+from sparsewm.cli.common import about, command_line, output_folder, parse_plan, progress_bar, taken
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.errors import UserError
-from sparsewm.evaluation.cells import Cell, cell_path, made_on, read_cell, retime, run_cells, time_cells
+from sparsewm.evaluation.cells import (
+    Cell,
+    cell_path,
+    made_on,
+    read_cell,
+    retime,
+    run_cells,
+    time_cells,
+    told_apart,
+)
 from sparsewm.evaluation.comparison import against_all_tokens, over_random, within
 from sparsewm.evaluation.machine import machine
+from sparsewm.evaluation.run import dress
 from sparsewm.evaluation.table import cell_row, markdown, paired_markdown
 from sparsewm.files import disk_errors, only_one, write_json, write_text
 from sparsewm.model.checkpoint import PRETRAINED, encoder_folder
@@ -26,9 +36,25 @@ from sparsewm.precision import choose_device
 from sparsewm.proposals import reads_tokens
 from sparsewm.report.plots import plot_success
 from sparsewm.settings import make_env
-from sparsewm.trees import at_least, one_of
+from sparsewm.trees import at_least, not_empty, one_of, read_yaml
 
 YARDSTICKS = ("nothing", "random_actions", "oracle", "cls", "proprio", "policy")
+OF_ROWS = {
+    "--env": "envs",
+    "--drop": "drops",
+    "--tokens.drop": "drops",
+    "--tokens.selection": "yardsticks",
+    "--run.actor": "yardsticks",
+}
+"""Flags of a plan in which rows of the table differ, and what says here which of them there are."""
+INSTEAD = {
+    "--encoder": "encoders",
+    "--run.encoder": "encoders",
+    "--checkpoint": "checkpoints",
+    "--run.checkpoint": "checkpoints",
+    "--proposals.mode": "policies",
+}
+"""Flags of a plan that hold for all rows unless these say otherwise."""
 OF_MODELS = ("cls", "proprio")
 """Those that plan in a world model, and so differ from one encoder to another."""
 PROPRIO_IS_STATE = ("wall", "pointmaze", "pointmaze-large", "swm/tworoom", "dmc/reacher")
@@ -43,16 +69,17 @@ class Eval:
     """Success and time over environments and drop ratios, with yardsticks: the tables of the papers.
 
     Writes eval.json, eval.md, success against drop ratio and against time as plots. Every finished cell is
-    kept under cells/ and not run again by the same code in the same precision on the same kind of machine,
-    so an interrupted evaluation continues, and no table mixes them.
+    kept under cells/ and not run again by the same code, yours included, in the same precision on the same
+    kind of machine, so an interrupted evaluation continues, and no table mixes them.
 
-    Any flag of sparsewm plan holds for all cells, on top of each environment's own settings.
+    Any flag of sparsewm plan holds for all cells, on top of each environment's own settings, but for those in
+    which rows differ: environment, actor, selection and drop.
 
     Example: sparsewm eval --envs all --drops 0 0.1 0.3 0.5 0.7 0.9 --goal.tasks test --episodes 200
     """
 
     envs: tuple[str, ...] = ("all",)
-    """Environments; all: every one that has a world model."""
+    """Environments; all: this package's own, those of them that have a world model."""
     encoders: tuple[str, ...] = ()
     """Encoders of the world models, each with rows of its own: embedded, dinov2_vits14, ...; the embedded
     one when left out."""
@@ -104,6 +131,7 @@ class Eval:
             cls, prog="sparsewm eval", args=arguments, description=about(cls), return_unknown_args=True
         )
         made.rest = rest
+        made.check_passed_on()
         encoder = parse_plan(rest, "sparsewm eval", usual=USUAL).run.encoder  # says at once what is no flag
         made.encoders = made.encoders or (() if encoder is None else (encoder,))
         return made
@@ -111,13 +139,31 @@ class Eval:
     def __post_init__(self) -> None:
         self.rest: list[str] = []
 
+    def check_passed_on(self) -> None:
+        """Refuse what rows of the table differ in among settings that are to hold for all of them."""
+        file, words = taken(self.rest, "--config")
+        given = {word.partition("=")[0] for word in words}
+        for name, value in ({} if file is None else read_yaml(file)).items():
+            given |= {f"--{name}.{leaf}" for leaf in value} if isinstance(value, dict) else {f"--{name}"}
+        for flag, ours in OF_ROWS.items():
+            if flag in given:
+                raise UserError(f"{flag} is what rows of this table differ in: give `{ours}` instead")
+        for flag, ours in INSTEAD.items():
+            if flag in given and getattr(self, ours):
+                raise UserError(f"{flag} would hold for no row beside `{ours}`: leave one of them out")
+
     def run(self) -> int:
         at_least(1, workers=self.workers)
         at_least(0, timed=self.timed)
         at_least(1, budgets=min(self.budgets, default=1))
-        cells = list(self.cells())
-        longest = max((cell.config.goal.max_steps for cell in cells), default=0)
-        if cells and max(self.budgets, default=0) > longest:
+        not_empty(envs=self.envs)
+        cells = told_apart(list(self.cells()))
+        if not cells:
+            raise UserError(
+                "this table has no row: give `yardsticks`, or `drops` together with `noise` or `policies`"
+            )
+        longest = max(cell.config.goal.max_steps for cell in cells)
+        if max(self.budgets, default=0) > longest:
             raise UserError(
                 f"`budgets` {max(self.budgets)} is more than the {longest} steps of an episode: raise "
                 "`max_steps`"
@@ -204,10 +250,15 @@ class Eval:
         """Every cell, in the order of the table."""
         for name in self.yardsticks:
             one_of("yardsticks", name, YARDSTICKS)
+        without_oracle = []
         for name, encoders in self.models().items():
             plans = [self.plan(name, encoder) for encoder in encoders]
+            yardsticks = list(self.yardsticks)
+            if "oracle" in yardsticks and not _has_oracle(plans[0]):
+                yardsticks = [one for one in yardsticks if one != "oracle"]
+                without_oracle.append(name)
             blind = self.vision_only and name in PROPRIO_IS_STATE
-            for selection in self.yardsticks:
+            for selection in yardsticks:
                 for plan in plans if selection in (*OF_MODELS, "policy") else plans[:1]:
                     yield from self.yardstick(selection, plan, blind, plan is plans[0])
             planned = [*plans] if self.noise else []
@@ -222,10 +273,18 @@ class Eval:
                 for row in rows:
                     for drop in drops:
                         yield Cell("random", row.updated(drop=drop))
+        if without_oracle:
+            print(
+                f"no oracle, left out: {', '.join(without_oracle)} (it cannot descend gradients, and needs a "
+                "simulator)",
+                file=sys.stderr,
+            )
 
     def plan(self, name: str, encoder: str | None) -> PlanConfig:
         """How is planned in an environment, in the world model on an encoder."""
         plan = parse_plan(["--env", name, *self.rest], "sparsewm eval", usual=USUAL)
+        if plan.run.look:
+            dress(make_env(name), plan.run.look)  # refuses what it cannot show
         checkpoint = self.checkpoint(self.checkpoints, name, encoder)
         if checkpoint is None:
             return plan.updated(encoder=encoder)
@@ -233,14 +292,17 @@ class Eval:
         return plan.updated(encoder=encoder, checkpoint=str(checkpoint))
 
     def with_policies(self, plans: list[PlanConfig]) -> list[PlanConfig]:
-        """The same with the proposals of each policy."""
-        return [plan.updated(proposals=source) for plan in plans for source in self.policies]
+        """The same with the proposals of each policy; a folder is one, however its path is written."""
+        sources: dict[str | Path, str] = {}
+        for one in self.policies:
+            sources.setdefault(Path(one).resolve() if Path(one).is_dir() else one, one)
+        return [plan.updated(proposals=source) for plan in plans for source in sources.values()]
 
     def yardstick(self, selection: str, plan: PlanConfig, blind: bool, first: bool) -> Iterator[Cell]:
         """Cells of one kind of yardstick in one environment, `first` on its first encoder."""
         plain = plan.updated(drop=0.0, checkpoint=None, encoder=None)
         if selection == "policy":
-            for policy in self.with_policies([plan.updated(drop=0.0, actor="policy")]):
+            for policy in self.with_policies([plan.updated(drop=0.0, actor="policy", deadline_ms=None)]):
                 if reads_tokens(policy.proposals.source):
                     yield Cell(selection, policy)
                 elif first:
@@ -261,19 +323,28 @@ class Eval:
             yield Cell(selection, replace(plan, tokens=tokens, cost=cost))
         else:
             actor = {"nothing": "nothing", "random_actions": "random", "oracle": "oracle"}[selection]
-            yield Cell(selection, plain.updated(actor=actor, proposals=NO_PROPOSALS))
+            deadline = plan.search.deadline_ms if actor == "oracle" else None  # the others do not plan
+            yield Cell(selection, plain.updated(actor=actor, proposals=NO_PROPOSALS, deadline_ms=deadline))
 
     def models(self) -> dict[str, list[str | None]]:
-        """Encoders by canonical names of the environments asked for; "all" are those with a world model."""
+        """Encoders by canonical names of the environments asked for.
+
+        "all" stands for our own, on the encoders that there is a world model on.
+        """
         encoders: list[str | None] = [*{encoder_folder(one): one for one in self.encoders}.values()] or [None]
-        if "all" not in self.envs:
-            return {make_env(name).name: encoders for name in self.envs}
+        wanted: dict[str, bool] = {}  # whether it was asked for by its own name
+        for name in self.envs:
+            if name != "all":
+                wanted[make_env(name).name] = True
+                continue
+            for own in envs.names():
+                wanted.setdefault(own, False)
         found: dict[str, list[str | None]] = {}
         missing = []
-        for name in envs.names():
+        for name, named in wanted.items():
             for encoder in encoders:
                 shipped = PRETRAINED / encoder_folder(encoder) / name
-                if (self.checkpoint(self.checkpoints, name, encoder) or shipped).is_dir():
+                if named or (self.checkpoint(self.checkpoints, name, encoder) or shipped).is_dir():
                     found.setdefault(name, []).append(encoder)
                 else:
                     missing.append(name if encoder is None else f"{name} on {encoder}")
@@ -293,6 +364,12 @@ class Eval:
             return None
         place = folder / encoder_folder(encoder) / name
         return place / "checkpoint" if (place / "checkpoint").is_dir() else place
+
+
+def _has_oracle(plan: PlanConfig) -> bool:
+    """Whether an oracle can plan so."""
+    ours = plan.env in envs.names()
+    return plan.search.planner != "gd" and (ours or isinstance(make_env(plan.env), envs.SimulatedGoalEnv))
 
 
 def _check_folder(checkpoint: Path) -> None:

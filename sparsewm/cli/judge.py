@@ -28,6 +28,7 @@ from sparsewm.model.hub import checkpoint_folder
 from sparsewm.model.world_model import WorldModel
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.plots import plot_cases, plot_errors
+from sparsewm.tasks import check_seed
 from sparsewm.trees import plain
 
 SHOWN = 3  # best and worst cases in a picture
@@ -87,6 +88,7 @@ class Evaluate:
     """Folder of the results."""
 
     def run(self) -> int:
+        check_seed(self.seed)
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device, planning=True)
         name = pretrained_path(self.checkpoint) if is_shipped(self.checkpoint) else self.checkpoint

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,8 +19,9 @@ import torch
 from sparsewm.config import NO_PROPOSALS, PlanConfig
 from sparsewm.errors import UserError
 from sparsewm.evaluation.episodes import Episode
+from sparsewm.evaluation.foreign import foreign_code
 from sparsewm.evaluation.machine import code_hash, machine_kind
-from sparsewm.evaluation.run import prepare, results, run
+from sparsewm.evaluation.run import check_checkpoint, prepare, results, run
 from sparsewm.evaluation.statistics import quartiles
 from sparsewm.files import parse_json, slug
 from sparsewm.memory import PeakMemory
@@ -40,10 +43,12 @@ class Cell:
     Attributes:
         selection: "random" (a drop ratio), or a yardstick: nothing, random_actions, oracle, cls, proprio,
             policy.
+        mark: at the end of the file's name, where without it another cell's would be the same (`told_apart`).
     """
 
     selection: str
     config: PlanConfig
+    mark: str = ""
 
     @property
     def name(self) -> str:
@@ -64,10 +69,12 @@ class Cell:
         parts += ["adapt"] if config.run.adapt else []
         if config.proposals.source != NO_PROPOSALS:
             parts += [config.proposals.source.strip("./").replace("/", "-"), config.proposals.mode]
-        return "-".join([*parts, *encoder_folder(config.run.encoder).parts])
+        parts += encoder_folder(config.run.encoder).parts
+        return "-".join([*parts, self.mark] if self.mark else parts)
 
     def request(self) -> dict[str, Any]:
-        """What the result depends on: settings, weights, tasks, precision, kind of machine and code.
+        """What the result depends on: settings, weights, tasks, precision, kind of machine and code, the
+        user's own included.
 
         Raises:
             UserError: the cell cannot run.
@@ -76,15 +83,17 @@ class Cell:
         run = config.run
         device = choose_device(run.device.split(",")[0])
         weights = None
-        source, checkpoint = config.proposals.source, None
+        source, checkpoint, encoder = config.proposals.source, None, None
         if run.actor == "planner" or reads_tokens(source):
             checkpoint = run.checkpoint or pretrained_path(config.env, run.encoder)
             weights = checkpoint_hash(checkpoint)
+            encoder = check_checkpoint(config, checkpoint)
         settings = config.settings()
         for name in ("output", "video", "imagine", "landscape", "device", "dtype", "checkpoint", "encoder"):
             settings["run"].pop(name)
         names = config.proposals.names
         proposals = check_proposals(source, config.env, config.proposals.instruction, names, checkpoint)
+        sampler = source if source != NO_PROPOSALS and "policy" not in proposals else None
         return plain(
             {
                 **settings,
@@ -92,6 +101,7 @@ class Cell:
                 "dtype": str(choose_dtype(run.dtype, device, planning=True)).removeprefix("torch."),
                 "machine": machine_kind(device),
                 "code": code_hash(),
+                "foreign": foreign_code(config, encoder, sampler),
                 "tasks": tasks_hash(config.env, config.goal, run.episodes),
                 "policy": proposals,
             }
@@ -120,6 +130,31 @@ class Cell:
             else:
                 words += [f"--{flag}", str(value)]
         return shlex.join(words)
+
+
+def told_apart(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, each once, with file names of their own: where names in them are alike but for their signs,
+    a short hash of these is added.
+
+    Raises:
+        UserError: two cells differ in nothing that is in a name.
+    """
+    once: list[Cell] = []
+    for cell in cells:
+        if cell not in once:
+            once.append(cell)
+    counts = Counter(cell.name for cell in once)
+    named = [replace(cell, mark=_mark(cell.config)) if counts[cell.name] > 1 else cell for cell in once]
+    if double := [name for name, count in Counter(cell.name for cell in named).items() if count > 1]:
+        raise UserError(f"two different rows would be kept as {double[0]}: give each an `output` of its own")
+    return named
+
+
+def _mark(config: PlanConfig) -> str:
+    """Short hash of the names in a configuration, of which a file's name keeps no signs."""
+    run, tokens = config.run, config.tokens
+    names = (config.env, config.proposals.source, config.cost.objective, run.encoder, run.look)
+    return hashlib.sha256(repr((*names, tokens.choose, tokens.cost)).encode()).hexdigest()[:8]
 
 
 def time_cells(

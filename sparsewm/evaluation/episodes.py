@@ -38,7 +38,7 @@ class Episode:
             strict thresholds; None: it was not.
         distances: what the environment says of the distance to the goal, first and last.
         remaining: distance to the goal at every environment step, of a simulator in units of its success
-            thresholds; where frames are kept.
+            thresholds; where frames are kept and a distance is known.
         decisions: one per re-plan.
     """
 
@@ -101,13 +101,13 @@ class Episode:
             self.success_step = self.steps if self.success_step is None else self.success_step
             if self.strict_step is None and isinstance(self.env, SimulatedGoalEnv) and self._stays():
                 self.strict_step = self.steps
-        if "distance" in info:
+        if info.get("distance"):  # none is known where there is nothing but a picture
             self.distances = [*self.distances[:1], dict(info["distance"])]
         if keep_frame:
             self.frames.append(small(observation["pixels"]))
             if isinstance(self.env, SimulatedGoalEnv):
                 self.remaining.append(float(self.env.shortfall(self.states[-1][None], self.env.goal)[0]))
-            elif "distance" in info:
+            elif info.get("distance"):
                 self.remaining.append(float(next(iter(info["distance"].values()))))
 
     def _stays(self) -> bool:

@@ -68,7 +68,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
         "code": code_hash(),
-        **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+        **{name: found for name in PACKAGES if (found := package_version(name)) is not None},
     }
 
 
@@ -106,7 +106,8 @@ def processor_name() -> str:
     return found.group(1) if found else platform.processor() or "unknown"
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package, None where it is none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import sparsewm
 from sparsewm.adaptation import SceneAdaptation
 from sparsewm.agent import Agent, interface_of
 from sparsewm.config import NO_PROPOSALS, PlanConfig
+from sparsewm.encoders import base_name, names_code
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.envs.looks import Look
 from sparsewm.errors import UserError
@@ -30,8 +32,12 @@ from sparsewm.evaluation.actors import (
 )
 from sparsewm.evaluation.episodes import Actor, Episode, deadline_report, run_episodes, summarize
 from sparsewm.evaluation.machine import machine
+from sparsewm.files import parse_json, parse_yaml
 from sparsewm.model import WorldModel, kept_patches, load
 from sparsewm.model.checkpoint import encoder_folder, pretrained_path
+from sparsewm.model.choices import ALL, CHOICES
+from sparsewm.model.hub import CHECKPOINT_FILES, checkpoint_folder
+from sparsewm.model.objectives import OBJECTIVES
 from sparsewm.observations import Eyes
 from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
@@ -124,14 +130,23 @@ def prepare(config: PlanConfig) -> Prepared:
         asked = config.proposals
         sampler = load_sampler(asked.source, interface, device, run.seed, asked.names, kept, read, asked)
     envs = [env, *(make_env(config.env) for _ in range(min(run.batch, run.episodes) - 1))]
-    if looks := Look.parse(run.look):
-        for one in envs:
-            if not isinstance(one, SimulatedGoalEnv):
-                raise UserError(f"{one.name} is no simulator of ours, whose `look` can be changed")
-            one.dress(looks)
+    for one in envs:
+        dress(one, run.look)
     prepared = Prepared(config, envs, device, dtype, model, sampler, tasks, read)
     prepared.actor()  # an objective that the model lacks is refused here
     return prepared
+
+
+def dress(env: GoalEnv, look: str) -> None:
+    """Let an environment look otherwise, where `look` says so.
+
+    Raises:
+        UserError: it is no simulator, or has nothing of that kind to change.
+    """
+    if looks := Look.parse(look):
+        if not isinstance(env, SimulatedGoalEnv):
+            raise UserError(f"{env.name} is no simulator of ours, whose `look` can be changed")
+        env.dress(looks)
 
 
 def _check_goal(env: GoalEnv, task: Task, config: PlanConfig) -> None:
@@ -148,6 +163,57 @@ def _check_goal(env: GoalEnv, task: Task, config: PlanConfig) -> None:
         ) from error
 
 
+def check_checkpoint(config: PlanConfig, checkpoint: str | Path) -> str:
+    """Refuse a world model that cannot plan as it is asked to, by what its folder says: no weights are read.
+
+    Returns:
+        name of its encoder.
+
+    Raises:
+        UserError: it is damaged, of another environment or encoder, or lacks what the cost or the adaptation
+            needs; or there is no such objective, or choice of tokens.
+    """
+    run, tokens = config.run, config.tokens
+    folder, downloaded = checkpoint_folder(checkpoint)
+    try:
+        about, sizes = parse_json(folder / CHECKPOINT_FILES[2]), parse_yaml(folder / CHECKPOINT_FILES[1])
+        encoder, parts = str(about["encoder"]["name"]), set(sizes)
+        environment = str(about["environment"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged ({error}): copy it again or train anew"
+        ) from None
+    if _is_ours(config.env):
+        _check_environment(environment, config.env)
+    if run.encoder is not None and base_name(encoder) != base_name(run.encoder):
+        raise UserError(
+            f"checkpoint {checkpoint} was trained on encoder {encoder}, not {run.encoder}: leave `encoder` "
+            f"out, or train with {run.encoder}"
+        )
+    if downloaded and run.encoder is None and names_code(encoder):
+        raise UserError(
+            f"the encoder of {checkpoint} is {encoder}, code that nothing from the hub may choose: name the "
+            "`encoder` yourself if you trust it"
+        )
+    if run.actor != "planner":
+        return encoder
+    OBJECTIVES.get(config.cost.objective)
+    CHOICES.get(tokens.choose)
+    if tokens.cost != ALL:
+        CHOICES.get(tokens.cost)
+    if config.cost.objective == "temporal" and "distance" not in parts:
+        raise UserError(
+            f"checkpoint {checkpoint} was trained without a temporal distance: plan with `objective` mse, or "
+            "add one with sparsewm train --extend CHECKPOINT --distance-steps 400"
+        )
+    if run.adapt and "decoder" not in parts:
+        raise UserError(
+            f"`adapt` needs the mean picture of the training data, which checkpoint {checkpoint} lacks, as "
+            "it has no decoder: leave it out, or train with one"
+        )
+    return encoder
+
+
 def load_model(config: PlanConfig, env: GoalEnv, device: torch.device, dtype: torch.dtype) -> WorldModel:
     """The world model of a configuration, checked against its environment."""
     run = config.run
@@ -159,11 +225,8 @@ def load_model(config: PlanConfig, env: GoalEnv, device: torch.device, dtype: to
         encoder_weights=run.encoder_weights,
         hub_repo=run.hub_repo,
     )
-    if isinstance(env, SimulatedGoalEnv) and model.environment != env.name and _is_ours(model.environment):
-        raise UserError(
-            f"the checkpoint was trained for {model.environment}, not {env.name}: give `env` "
-            f"{model.environment} or another `checkpoint`"
-        )
+    if isinstance(env, SimulatedGoalEnv):
+        _check_environment(model.environment, env.name)
     wanted, found = interface_of_env(env), interface_of(model)
     sizes = [(one.action_dim, max(1, one.proprio_dim)) for one in (wanted, found)]
     if sizes[0] != sizes[1]:
@@ -173,6 +236,15 @@ def load_model(config: PlanConfig, env: GoalEnv, device: torch.device, dtype: to
             "`checkpoint`"
         )
     return model
+
+
+def _check_environment(trained: str, name: str) -> None:
+    """Refuse a world model of another one of our environments."""
+    if trained != name and _is_ours(trained):
+        raise UserError(
+            f"the checkpoint was trained for {trained}, not {name}: give `env` {trained} or another "
+            "`checkpoint`"
+        )
 
 
 def _is_ours(name: str) -> bool:

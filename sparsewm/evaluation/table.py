@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ def markdown(rows: Sequence[dict[str, Any]], title: str, budgets: Sequence[int] 
     """The table, one line per cell, with success within smaller `budgets` (`row["within"]`)."""
     names = [*NAMED, "success (95%)", *(f"in {budget} steps" for budget in budgets), "strict"]
     names += ["over random", "T moves", "an iteration", "a decision", "an episode"]
-    lines = []
+    lines, labels = [], policy_labels(rows)
     for row in rows:
-        cells = [*_named(row), percent(row), *map(percent, row["within"]), percent(row["strict"])]
+        cells = [*_named(row, labels), percent(row), *map(percent, row["within"]), percent(row["strict"])]
         cells += [points(row["over_random"]), percent(row.get("moved"))]
         lines.append(
             cells + [seconds(row[f"seconds_per_{name}"]) for name in ("iteration", "plan", "episode")]
@@ -43,12 +43,12 @@ def markdown(rows: Sequence[dict[str, Any]], title: str, budgets: Sequence[int] 
 def paired_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table of the rows that have a rival with all tokens; empty where none has."""
     names = [*NAMED, "all tokens", "fewer", "difference (95%)", "only all", "only fewer", "p"]
-    lines = []
+    lines, labels = [], policy_labels(rows)
     for row in rows:
         if (pair := row["against_all_tokens"]) is not None:
             found, rates = pair["success"], [f"{100 * rate:.0f}%" for rate in pair["rates"]]
             counts = [str(found["only_first"]), str(found["only_second"]), f"{found['p']:.2g}"]
-            lines.append([*_named(row), *rates, points(found), *counts, points(pair["strict"])])
+            lines.append([*_named(row, labels), *rates, points(found), *counts, points(pair["strict"])])
     if not lines:
         return ""
     title = (
@@ -57,12 +57,12 @@ def paired_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return f"{title}\n\n{_lines([*names, 'strict difference'], lines)}"
 
 
-def _named(row: dict[str, Any]) -> list[str]:
+def _named(row: dict[str, Any], labels: Mapping[str, str]) -> list[str]:
     """What tells a row from others, under the heads `NAMED`."""
     yardstick = row["selection"] != "random"
     tokens = row["selection"].replace("_", " ") if yardstick else f"drop {100 * row['drop']:.0f}%"
     cost = row["cost"] + vision_only(row) if row["selection"] in ("random", "cls") else ""
-    return [row["environment"], row["encoder"] or "", tokens, cost, candidates(row)]
+    return [row["environment"], row["encoder"] or "", tokens, cost, candidates(row, labels)]
 
 
 def _lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -83,13 +83,30 @@ def vision_only(row: dict[str, Any]) -> str:
     return ", vision only" if row["proprio_weight"] == 0 else ""
 
 
-def candidates(row: dict[str, Any]) -> str:
-    """Where a row's candidates come from, and what is done with them."""
+def policy_labels(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What policies are called in tables and plots, by source: the shortest ends of paths that differ."""
+    paths = {row["proposals"]: Path(row["proposals"]).parts for row in rows}
+    labels = {}
+    for source, parts in paths.items():
+        others = [other for name, other in paths.items() if name != source]
+        sizes = range(1, len(parts) + 1)
+        short = (n for n in sizes if all(other[-n:] != parts[-n:] for other in others))
+        size = next(short, None)
+        labels[source] = source if size is None else str(Path(*parts[-size:]))
+    return labels
+
+
+def candidates(row: dict[str, Any], labels: Mapping[str, str]) -> str:
+    """Where a row's candidates come from, and what is done with them.
+
+    Args:
+        labels: of policies, as `policy_labels` has them.
+    """
     if row["selection"] in ("nothing", "random_actions"):
         return ""
     if row["proposals"] == "none":
         return row["planner"]
-    name = Path(row["proposals"]).name
+    name = labels[row["proposals"]]
     return f"{name}, the first" if row["selection"] == "policy" else f"{name}, {row['proposal_mode']}"
 
 

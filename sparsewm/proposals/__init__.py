@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -100,10 +101,20 @@ def check_proposals(
         _factory(name)
         return {"proposals": name}
     if (folder := policy_folder(name, environment, checkpoint)) is not None:
-        return {"proposals": name, "policy": check_policy(folder)}
-    weights = Path(policy_path(name, environment)) / "model.safetensors"
+        return {"proposals": name, "policy": check_policy(folder) | {"about": sha256_file(folder / ABOUT)}}
+    folder = Path(policy_path(name, environment))
+    weights = folder / "model.safetensors"
     policy = {"weights": sha256_file(weights) if weights.is_file() else None, "instruction": instruction}
+    policy["files"] = _files_hash(folder) if folder.is_dir() else None
     return {"proposals": name, "policy": policy | {"names": None if names is None else read_names(names)}}
+
+
+def _files_hash(folder: Path) -> str:
+    """SHA-256 (hex) of what a policy's folder holds: weights, settings, processors and their statistics."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\0".encode())
+    return digest.hexdigest()
 
 
 def load_sampler(

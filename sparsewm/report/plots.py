@@ -18,7 +18,7 @@ from sparsewm.data import Dataset
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.evaluation.episodes import Episode, small
 from sparsewm.evaluation.landscape import Landscape
-from sparsewm.evaluation.table import candidates, vision_only
+from sparsewm.evaluation.table import candidates, policy_labels, vision_only
 from sparsewm.files import atomic_path
 from sparsewm.report.video import dim_dropped
 
@@ -76,7 +76,7 @@ def plot_plan(
         for decision in one.decisions:
             row[-1].axvline(decision.step, color="#999999", linewidth=0.6)
         row[-1].set_ylim(bottom=0)
-        row[-1].set_title("distance to goal by step", fontsize=9)
+        row[-1].set_title("distance to goal by step" if one.remaining else "no distance known", fontsize=9)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 
@@ -225,10 +225,12 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
     """Success rates with 95% intervals, one panel per environment, yardsticks as dashed lines.
 
     Args:
-        rows: of eval.json. over: "drop", or "seconds" for the time per planner iteration.
+        rows: of eval.json. over: "drop", or "seconds" for the time per planner iteration; rows without times
+            are left out.
     """
     names = list(dict.fromkeys(row["environment"] for row in rows))
     several = len({row["encoder"] for row in rows if row["encoder"] is not None}) > 1
+    policies = policy_labels(rows)
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     colours = {"oracle": "#2f855a", "cls": "#805ad5", "proprio": "#b7791f"}
@@ -242,12 +244,15 @@ def plot_success(path: str | Path, rows: Sequence[dict[str, Any]], over: str, ti
             if row["selection"] == "random":
                 label = (f"{row['encoder']}, " if several else "") + row["cost"] + vision_only(row)
                 if row["proposals"] != "none":
-                    label += f", {candidates(row)}"
-                curves.setdefault(label, []).append(row)
+                    label += f", {candidates(row, policies)}"
+                if over == "drop" or row["seconds_per_iteration"] is not None:  # else nothing was planned
+                    curves.setdefault(label, []).append(row)
             else:
                 percent, label = 100 * row["success_rate"], row["selection"].replace("_", " ")
                 if row["selection"] == "cls":
                     label += vision_only(row)
+                if row["selection"] == "policy":
+                    label += f" {policies[row['proposals']]}"
                 if several and row["encoder"] is not None:
                     label += f", {row['encoder']}"
                 yardsticks.append((percent, label))

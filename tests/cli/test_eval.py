@@ -6,20 +6,29 @@ import json
 import shutil
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from sparsewm.cli import evaluate
 from sparsewm.cli.evaluate import Eval
+from sparsewm.config import PlanConfig
 from sparsewm.encoders import load_encoder
-from sparsewm.evaluation.cells import Cell
+from sparsewm.errors import UserError
+from sparsewm.evaluation.cells import Cell, told_apart
+from sparsewm.evaluation.foreign import foreign_code
+from sparsewm.evaluation.run import check_checkpoint
+from sparsewm.evaluation.table import policy_labels
 from sparsewm.model import checkpoint, load_pretrained, save
 from sparsewm.model.checkpoint import pretrained_path
 from sparsewm.proposals import SAMPLERS
+from sparsewm.report.plots import plot_success
 from tests.cli.commands import PROGRAM, call
 
 QUICK = "--episodes 2 --drops 0 0.5 --yardsticks nothing random_actions proprio --candidates 8 --iterations 2"
@@ -140,7 +149,119 @@ def test_frozen_tasks_and_smaller_budgets(tmp_path: Path, monkeypatch: pytest.Mo
 
 def cells_of(flags: str) -> list[Cell]:
     """The cells of a command."""
-    return list(Eval.parse(flags.split()).cells())
+    return told_apart(list(Eval.parse(flags.split()).cells()))
+
+
+def test_settings_of_a_file_in_which_rows_differ_are_refused(tmp_path: Path) -> None:
+    for text, flag in (
+        ("env: wall", "--env"),
+        ("tokens: {drop: 0.3}", "--tokens.drop"),
+        ("tokens: {selection: none}", "--tokens.selection"),
+        ("run: {actor: nothing}", "--run.actor"),
+    ):
+        (tmp_path / "plan.yaml").write_text(f"search: {{iterations: 2}}\n{text}\n")
+        with pytest.raises(UserError, match=f"{flag} is what rows of this table differ in"):
+            Eval.parse(["--envs", "wall", "--config", str(tmp_path / "plan.yaml")])
+
+
+def test_every_cell_is_there_once() -> None:
+    flags = "--envs wall Wall --yardsticks nothing nothing --drops 0.5 0.5 --no-mse"
+    names = ["wall-nothing", "wall-random-drop0.5", "wall-random-drop0.5-proprio0"]
+    assert [cell.name for cell in cells_of(flags)] == names
+    blind = [cell.name for cell in cells_of(f"{flags} --cost.proprio-weight 0")]
+    assert blind == ["wall-nothing-proprio0", "wall-random-drop0.5-proprio0"]
+
+
+def test_yardsticks_that_do_not_plan_have_no_deadline(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--envs wall --drops 0.5 --yardsticks nothing random_actions oracle --no-mse --no-vision-only"
+    found = {cell.selection: cell.config for cell in cells_of(f"{flags} --search.deadline-ms 50")}
+    limits = {name: config.checked().search.deadline_ms for name, config in found.items()}
+    assert limits == {"nothing": None, "random_actions": None, "oracle": 50, "random": 50}
+    assert capsys.readouterr().err == ""
+    found = {cell.selection: cell.config for cell in cells_of(f"{flags} --planner gd")}
+    assert all(config.checked().search.planner == "gd" for config in found.values())
+    assert [*found] == ["nothing", "random_actions", "random"]
+    assert "no oracle, left out: wall" in capsys.readouterr().err
+
+
+def test_all_stands_for_our_own_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(name: str) -> Any:
+        return SimpleNamespace(name=name)
+
+    monkeypatch.setattr(evaluate, "make_env", named)
+    ours = Eval.parse(["--envs", "all"]).models()
+    assert "wall" in ours and not any("/" in name for name in ours)
+    found = Eval.parse(["--envs", "dmc/reacher", "all", "swm/tworoom"]).models()
+    assert [*found] == ["dmc/reacher", *ours, "swm/tworoom"]
+
+
+def test_policies_have_cells_and_labels_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    for folder in (here / "pa", tmp_path / "pa", here / "other" / "pa"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    flags = "--envs wall --drops 0.5 --yardsticks --no-noise --no-mse --no-vision-only --policies"
+    one, two, three = (cell.name for cell in cells_of(f"{flags} pa ../pa ./pa other/pa"))
+    assert one != two and {one[:-9], two[:-9]} == {"wall-random-drop0.5-pa-replace"}
+    assert three == "wall-random-drop0.5-other-pa-replace"  # as before
+    assert [cell.name for cell in cells_of(f"{flags} ../pa")] == ["wall-random-drop0.5-pa-replace"]
+    rows = [{"proposals": source} for source in ("pa", "../pa", "other/pa", "vla", "none")]
+    assert [*policy_labels(rows).values()] == ["pa", "../pa", "other/pa", "vla", "none"]
+    rows = [{"proposals": source} for source in ("runs/a/best", "runs/b/best", "runs/last")]
+    assert [*policy_labels(rows).values()] == ["a/best", "b/best", "last"]
+
+
+PLANNER = """
+from sparsewm.planners import CEM
+
+class Mine(CEM):
+    pass
+"""
+
+
+def test_a_change_of_ones_own_code_asks_for_the_cell_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("own_planner", "own_choice", "own_cost"):
+        (tmp_path / f"{module}.py").write_text(PLANNER)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = "--envs wall --drops 0.5 --yardsticks --no-mse --no-vision-only --search.planner own_planner:Mine"
+    flags += " --tokens.choose own_choice:Mine --cost.objective own_cost:Mine"
+    (cell,) = cells_of(flags)
+    before = cell.request()["foreign"]
+    assert before == cell.request()["foreign"] and before["packages"] == {}
+    assert before["source"].keys() == {"planner", "choose", "objective"}
+    (tmp_path / "own_planner.py").write_text(f"{PLANNER}    keep = 2\n")
+    after = cell.request()["foreign"]["source"]
+    assert {role for role in after if after[role] != before["source"][role]} == {"planner"}
+
+
+def test_an_environment_of_others_is_told_by_file_and_package() -> None:
+    config = PlanConfig.of("tests.envs.test_adapter:Dot").updated(actor="nothing")
+    assert foreign_code(config)["source"].keys() == {"env"}
+    found = foreign_code(PlanConfig.of("CartPole-v1").updated(actor="nothing"))
+    assert found["source"].keys() == {"env"} and found["packages"] == {"gymnasium": version("gymnasium")}
+    assert foreign_code(PlanConfig.of("wall")) == {"source": {}, "packages": {}}
+    assert foreign_code(PlanConfig.of("dmc/reacher"))["packages"].keys() == {"dm-control", "mujoco"}
+
+
+def test_what_a_checkpoint_lacks_is_said_before_it_is_loaded(tmp_path: Path) -> None:
+    shutil.copytree(pretrained_path("wall"), tmp_path / "wall")
+    (tmp_path / "wall" / "model.safetensors").write_bytes(b"")
+    config = PlanConfig.of("wall").updated(adapt=True)
+    assert check_checkpoint(config, tmp_path / "wall") == "embedded"
+    sizes = yaml.safe_load((tmp_path / "wall" / "config.yaml").read_text())
+    del sizes["decoder"]
+    (tmp_path / "wall" / "config.yaml").write_text(yaml.safe_dump(sizes))
+    with pytest.raises(UserError, match="`adapt` needs the mean picture"):
+        check_checkpoint(config, tmp_path / "wall")
+
+
+def test_rows_without_times_are_in_no_plot_over_time(tmp_path: Path, wall: Path) -> None:
+    rows = json.loads((wall / "ev" / "eval.json").read_text())["rows"]
+    for row in rows:
+        row["seconds_per_iteration"] = None  # nothing was planned
+        plot_success(tmp_path / "plot.png", rows, "seconds", "some")
 
 
 def test_proprioception_alone_is_a_cost_where_planning_leaves_it_out() -> None:
@@ -403,10 +524,25 @@ def test_runs_on_other_encoders_lie_in_folders_of_theirs(tmp_path: Path) -> None
         ),
         ("--envs wall --goal.tasks test --episodes 201", ["holds 200 tasks", "--episodes"]),
         ("--envs wall --workers 0", ["--workers must be at least 1"]),
+        ("--env wall", ["--env is what rows", "give --envs instead"]),
+        ("--envs wall --drop=0.3", ["--drop is what rows", "give --drops instead"]),
+        ("--envs wall --tokens.drop 0.3", ["--tokens.drop is what rows", "give --drops instead"]),
+        ("--envs wall --run.actor nothing", ["--run.actor is what rows", "give --yardsticks instead"]),
+        ("--envs wall --tokens.selection none", ["--tokens.selection is", "give --yardsticks instead"]),
+        ("--envs wall --encoder random --encoders embedded", ["beside --encoders: leave one of them out"]),
+        ("--envs", ["--envs is empty"]),
+        ("--envs wall --yardsticks --no-noise", ["this table has no row: give --yardsticks"]),
+        ("--envs wall --yardsticks policy --no-noise", ["this table has no row", "--policies"]),
+        ("--envs wall --encoders embedded:cls", ["trained on encoder embedded, not embedded:cls"]),
+        ("--envs wall --tokens.choose gird", ["unknown choice of tokens 'gird'"]),
+        ("--envs rope --cost.objective temporal", ["without a temporal distance", "--cost.objective mse"]),
+        ("--envs wall rope --checkpoint wall", ["trained for wall, not rope"]),
     ],
 )
 def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, parts: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    if "--checkpoint wall" in flags:
+        flags = flags.replace("--checkpoint wall", f"--checkpoint {pretrained_path('wall')}")
     code, _, err = call("eval", flags)
     assert code == 2 and all(part in err for part in parts), err
     assert list(tmp_path.iterdir()) == []

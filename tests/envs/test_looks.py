@@ -54,6 +54,27 @@ def test_an_episode_has_one_look_and_the_next_another() -> None:
     assert (corners[0] != corners[1]).any()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_distractor_has_one_colour_whatever_the_frame_shows(seed: int) -> None:
+    look = Look("distractor", 0.3)
+    dark, bright = (np.full((32, 32, 3), level, np.uint8) for level in (60, 200))
+    discs = []
+    for frame in (dark, bright):
+        shown = look.shoot(frame, np.random.default_rng(seed), (250, 250, 250))
+        y, x = np.argwhere((shown != frame).any(-1)).mean(0).round().astype(int)
+        discs.append((y, x, *shown[y, x]))
+    assert discs[0] == discs[1]
+
+
+def test_a_distractor_differs_from_its_background() -> None:
+    env = envs.make_simulated("pusht", resolution=32)
+    for seed in range(40):
+        env.dress([Look("distractor", 0.3), Look("background", 1)], seed=seed)
+        shown = env.render().astype(int)
+        env.dress([Look("background", 1)], seed=seed)
+        assert np.abs(shown - env.render()).sum(-1).max() >= 120
+
+
 def test_degrees_are_what_they_say() -> None:
     env = envs.make_simulated("wall", resolution=112)
     usual = env.reset(seed=0)[0]["pixels"].astype(int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 import gymnasium as gym
@@ -12,9 +13,11 @@ import pytest
 
 from sparsewm import envs
 from sparsewm.config import GoalConfig, PlanConfig, Rule
-from sparsewm.envs import SimulatedGoalEnv
+from sparsewm.envs import PixelGoals, SimulatedGoalEnv
 from sparsewm.evaluation.actors import Nothing, Oracle, RandomActions
 from sparsewm.evaluation.episodes import Episode, run_episodes, summarize
+from sparsewm.report.plots import plot_plan
+from sparsewm.report.video import episode_frames
 from sparsewm.tasks import Task, make_tasks
 from tests.evaluation.walls import Straight, room_task
 
@@ -100,6 +103,43 @@ def test_summary_counts_and_measures(walls: list[SimulatedGoalEnv]) -> None:
     assert [entry["distance"]["position"] for entry in result["per_episode"]] == [4, 20]
     # what travels between processes leaves the environment behind
     assert summarize("wall", pickle.loads(pickle.dumps(episodes))) == result
+
+
+class Picture(gym.Env):  # type: ignore[type-arg]
+    """A dot that one sees, and nothing else; nobody says how far it is."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: object = None
+    ) -> tuple[np.ndarray, dict[str, object]]:
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(4, 28, 2)
+        return self._seen(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+        self.place = np.clip(self.place + 2 * action, 2, 29)
+        return self._seen(), 0.0, False, False, {}
+
+    def _seen(self) -> np.ndarray:
+        picture = np.zeros((32, 32, 3), np.uint8)
+        x, y = self.place.astype(int)
+        picture[y - 1 : y + 2, x - 1 : x + 2] = 255
+        return picture
+
+    def is_success(self, seen: np.ndarray, goal: np.ndarray) -> bool:
+        return bool((seen == goal).all())
+
+
+def test_pictures_alone_have_no_distance(tmp_path: Path) -> None:
+    env = PixelGoals(Picture())
+    (episode,) = run_episodes([env], [Task(0, offset=10)], RandomActions(), 6, frames=True)
+    assert len(episode.frames) == 7 and episode.remaining == [] and episode.distances == []
+    plot_plan(tmp_path / "plan.png", [episode], None, "a picture alone")
+    assert len(episode_frames(episode, None, env.frameskip)) == 7
+    assert "distance" not in summarize("picture", [episode])["per_episode"][0]
 
 
 class Looking(Straight):

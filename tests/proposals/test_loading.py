@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from sparsewm.errors import UserError
-from sparsewm.proposals import load_sampler, shipped_vlas
+from sparsewm.proposals import check_proposals, load_sampler, shipped_vlas
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.proposals.loading import load_policy
 from tests.model.fake_hub import reset
@@ -92,6 +92,19 @@ def test_a_policy_needs_no_environment_class(folder: Path) -> None:
         names = folder / "names.yaml"
         names.write_text("state: [shoulder, wrist]")
         LeRobotProposals(folder, ARM, names=names)
+
+
+def test_a_policy_is_described_by_all_its_files(folder: Path) -> None:
+    """Its processors and their statistics are as much of it as its weights."""
+    before = check_proposals(str(folder), "wall")["policy"]
+    assert before == check_proposals(str(folder), "wall")["policy"]
+    state = sorted(folder.glob("*.safetensors"))
+    for path in [folder / "config.json", folder / "policy_preprocessor.json", *state]:
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        assert check_proposals(str(folder), "wall")["policy"]["files"] != before["files"], path
+        path.write_bytes(content)
+    assert len(state) > 1 and check_proposals(str(folder), "wall")["policy"] == before
 
 
 def test_foreign_statistics_are_refused(folder: Path) -> None:

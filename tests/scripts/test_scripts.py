@@ -32,6 +32,13 @@ def start(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return int(stop.value.code or 0)
 
 
+def test_a_seed_below_0_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("scripts.experiments.turned", "--seed -1", monkeypatch) == 2
+    assert "`seed` must be at least 0" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_script_explains_itself(
