@@ -124,6 +124,25 @@ def test_rows_in_any_order_episodes_by_number_and_columns_of_other_names(tmp_pat
     assert dataset.action[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 9, 10, 11, 12, 13, 0]
 
 
+@pytest.mark.parametrize("names", [("run_1", "run_2", "run_10"), ("take 1", "take 2", "take 10")])
+def test_episodes_in_words_belong_to_their_videos(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """As text, `run_10` is before `run_2`."""
+    lengths = (4, 4, 4)
+    for i, number in enumerate((1, 2, 10)):
+        write_video(tmp_path / f"run_{number}.mp4", levels(4, 20 + 60 * i))
+    episode = np.repeat(names, 4).tolist()
+    write_table(tmp_path / "actions.csv", lengths, file=None, episode=episode, a0=np.repeat([1, 2, 10], 4))
+    dataset = open_dataset(tmp_path)
+    assert dataset.action[dataset.offsets, 0].tolist() == [1, 2, 10]
+    assert np.allclose(dataset.pixels[dataset.offsets].mean((1, 2, 3)), [20, 80, 140], atol=3)
+
+
+def test_an_episode_without_a_name_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, suffix=".parquet", file=None, episode=[*9 * ["a"], *5 * ["b"], None])
+    with pytest.raises(UserError, match=r"column 'episode' of .* has empty rows: fill them in"):
+        open_dataset(tmp_path)
+
+
 def test_the_last_frame_needs_no_row(tmp_path: Path) -> None:
     for i, length in enumerate((9, 6)):
         write_video(tmp_path / f"run_{i + 1}.mp4", levels(length))
