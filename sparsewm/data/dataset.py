@@ -170,13 +170,32 @@ class Dataset(ABC):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of lengths, actions, states (or else proprioception) and a sample of pictures."""
+        """SHA-256 (hex) of lengths, all numbers, and a picture from the middle of every episode."""
+        digest = hashlib.sha256()
+        for values in (self.lengths, self.action, self.proprio, self.state):
+            if values is not None:
+                digest.update(f"{values.shape}".encode())
+                digest.update(np.ascontiguousarray(values).tobytes())
+        middle = (self.offsets + self.lengths // 2)[self.lengths > 0]
+        digest.update(self.pixels.fingerprint(np.union1d(middle, self._sample())))
+        return digest.hexdigest()
+
+    @cached_property
+    def earlier_hash(self) -> str:
+        """The hash as it was at first, by which checkpoints of that time know the dataset.
+
+        It leaves out proprioception beside a state, and most pictures. Splits are drawn from it, so that what
+        was held out of those checkpoints still is.
+        """
         digest = hashlib.sha256()
         for values in (self.lengths, self.action, self.proprio if self.state is None else self.state):
             digest.update(np.ascontiguousarray(values).tobytes())
-        for row in np.linspace(0, self.rows - 1, 16).astype(int):
+        for row in self._sample():
             digest.update(np.ascontiguousarray(self.pixels[row]).tobytes())
         return digest.hexdigest()
+
+    def _sample(self) -> np.ndarray:
+        return np.linspace(0, self.rows - 1, 16).astype(int)
 
     def check(self) -> None:
         """Raise a `UserError` with all obstacles in one sentence, if there are any."""
@@ -203,7 +222,7 @@ class Dataset(ABC):
                 f"{self.path} has {which}, too few to hold some out: collect more"
                 + (" or longer ones" if shortest > 1 else "")
             )
-        draw = random.Random(self.hash)  # the same on every machine, with every version of NumPy
+        draw = random.Random(self.earlier_hash)  # the same on every machine, with every version of NumPy
         order = np.argsort([draw.random() for _ in range(self.episodes)])
         held = np.sort(order[long[order]][:count])
         return np.setdiff1d(np.arange(self.episodes), held), held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +31,13 @@ class Frames(ABC):
     @abstractmethod
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Pictures uint8 (n, H, W, 3) of rows (n,), which are ascending and each there once."""
+
+    def fingerprint(self, rows: np.ndarray) -> bytes:
+        """What these rows (n,), ascending, are told from other pictures by; the same in a copy elsewhere."""
+        digest = hashlib.sha256()
+        for first in range(0, len(rows), 64):
+            digest.update(np.ascontiguousarray(self[rows[first : first + 64]]).tobytes())
+        return digest.digest()
 
     def close(self) -> None:  # noqa: B027  (most have nothing to close)
         """Release what is open."""
@@ -96,6 +104,10 @@ class SideBySide(Frames):
             for camera, width in zip(self.cameras, self.widths, strict=True)
         ]
         return np.concatenate(parts, 2)
+
+    def fingerprint(self, rows: np.ndarray) -> bytes:
+        """See `Frames.fingerprint`."""
+        return b"".join(camera.fingerprint(rows) for camera in self.cameras)
 
     def close(self) -> None:
         """Release what is open."""

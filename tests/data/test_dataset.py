@@ -29,6 +29,21 @@ def test_hash_is_of_the_content(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "b.h5").hash != first
 
 
+def test_hash_is_of_all_numbers_and_of_every_episode(tmp_path: Path) -> None:
+    def change(column: str, rows: slice, factor: int) -> tuple[str, str, list[int]]:
+        path = write_dataset(tmp_path / "d.h5", [5] * 40)
+        with h5py.File(path, "r+") as file:
+            file[column][rows] = factor * file[column][rows]
+        dataset = open_dataset(path)
+        return dataset.hash, dataset.earlier_hash, dataset.split()[1].tolist()
+
+    first = change("proprio", slice(0), 1)
+    turned = change("proprio", slice(200), 2)  # the state is the same
+    seen = change("pixels", slice(40, 45), 0)  # one episode is black
+    assert len({first[0], turned[0], seen[0]}) == 3
+    assert first[1:] == turned[1:] == seen[1:]
+
+
 def test_split_holds_out_whole_episodes_always_the_same(tmp_path: Path) -> None:
     dataset = open_dataset(write_dataset(tmp_path / "d.h5", [3] * 40))
     train, held_out = dataset.split()

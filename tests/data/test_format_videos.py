@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_a_folder_comes_back_as_written(tmp_path: Path, suffix: str) -> None:
     grey = np.concatenate([levels(9, 20), levels(6, 60)])
     assert np.abs(dataset.pixels[:].mean((1, 2, 3)) - grey).max() < 3
     assert np.array_equal(dataset.pixels[[3, 12]], dataset.pixels[:][[3, 12]])
+
+
+def test_the_hash_is_that_of_a_copy_and_not_of_another_video(tmp_path: Path) -> None:
+    make(tmp_path / "one", suffix=".parquet")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy", copy_function=shutil.copyfile)
+    first = open_dataset(tmp_path / "one").hash
+    assert open_dataset(tmp_path / "copy").hash == first
+    write_video(tmp_path / "copy" / "run_2.mp4", levels(6, 100))
+    assert open_dataset(tmp_path / "copy").hash != first
 
 
 def test_rows_in_any_order_episodes_by_number_and_columns_of_other_names(tmp_path: Path) -> None:
