@@ -57,8 +57,8 @@ class Inspect:
             dataset = open_dataset(
                 self.data, cameras=self.cameras, format=self.format, check=False, progress=progress
             )
-        said = dataset.attributes.get("frameskip")
-        frameskip = self.frameskip or (said if isinstance(said, int) and said > 0 else FRAMESKIP)
+        said = dataset.attributes.get("frameskip")  # anything else is an obstacle
+        frameskip = self.frameskip or (said if type(said) is int and said > 0 else FRAMESKIP)
         height, width = dataset.pixels.shape[1:3]
         picture = (int(height), int(width)) if height and width else None
         encoder = load_encoder(self.encoder, picture=picture)
