@@ -143,6 +143,11 @@ def test_a_wam_is_told_by_the_inverse_dynamics_beside_it(place: Path) -> None:
     assert same and all(torch.equal(one[name], two[name]) for name in same)
     model = load(place / "run" / "checkpoint")
     assert load_policy(done.folder, model).sizes.shown == ("x", "y")
+    train_policy(config(place, "told-wam", kind="wam", wam=wam, resume=True))
+    shutil.rmtree(beside)
+    train_policy(replace(of_states(place, "run/inverse"), seed=1))
+    with pytest.raises(UserError, match="holds a run with another inverse dynamics: give the same"):
+        train_policy(config(place, "told-wam", kind="wam", wam=wam, resume=True))
     shutil.rmtree(beside)
 
 

@@ -176,6 +176,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("a", {"optim": {"batch": 3, "lr": 1e-3}}, r"settings \(batch, lr\)"),
         ("a", {"run": {"seed": 1}}, r"settings \(seed\)"),
         ("a", {"frameskip": 3}, "frameskip 2, not 3"),
+        ("a", {"encoder": {"aligned": True}}, "aligned False, not True"),
         ("a", {"model": {"depth": 2}}, "model"),
     ],
 )
