@@ -108,7 +108,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
         config: the settings. progress: makes a bar of a label. say: takes what is worth knowing.
 
     Returns:
-        the world model and where it lies; the heads are in the main process's model alone.
+        the world model as it was saved, and where it lies.
 
     Raises:
         UserError: settings or data that cannot be trained with; training diverges; the disk is full.
@@ -125,6 +125,10 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
         found = processes.in_turn(lambda: _find(config, processes, held, progress))
         folder, finished = found.folder, found.finished
         job = processes.agree(lambda: _job(found, processes, progress, say))
+
+        def saved(model: WorldModel) -> WorldModel:
+            return load(folder / "checkpoint", found.device, encoder=model.encoder)
+
         shown = interface(found.data, found.name, found.frameskip, found.space)
         if finished is not None:
             finished.metadata.setdefault("interface", shown.to_dict())
@@ -134,7 +138,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
                 save(finished, folder / "checkpoint")
 
             processes.by_main(extend)
-            return Trained(finished, folder / "checkpoint")
+            return Trained(saved(finished), folder / "checkpoint")
         model = processes.agree(lambda: _newborn(job, found.first, found.encoder, shown).place(found.device))
         trainer = _train_predictor(job, model)
 
@@ -144,7 +148,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
                 trainer.save()
 
         processes.by_main(finish)
-    return Trained(model, folder / "checkpoint", trainer.step, trainer.seconds)
+        return Trained(saved(model), folder / "checkpoint", trainer.step, trainer.seconds)
 
 
 def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: Progress) -> _Found:

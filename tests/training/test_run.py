@@ -25,6 +25,7 @@ from sparsewm.data.tokens import sampled_rows
 from sparsewm.errors import UserError
 from sparsewm.model import load
 from sparsewm.model.interface import Interface
+from sparsewm.model.world_model import WorldModel
 from sparsewm.training import draws, train
 from sparsewm.training.config import ModelConfig, TrainConfig, preset
 from sparsewm.training.trainer import STATE_FILE
@@ -246,15 +247,23 @@ def test_one_folder_is_trained_into_by_one_process(tmp_path: Path) -> None:
     assert train(config(dataset, run={"output": folder})).steps == 2
 
 
+def same_weights(one: WorldModel, two: WorldModel) -> bool:
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_heads_and_start_need_no_environment(stopped: Path, tmp_path: Path) -> None:
     heads = {"distance": {"steps": 1}, "decoder": {"steps": 0}}
     checkpoint = stopped / "run" / "checkpoint"
     done = train(config(stopped / "a.h5", encoder={"name": None}, heads=heads, run={"extend": checkpoint}))
-    assert load(done.checkpoint).distance is not None
+    kept = load(done.checkpoint)
+    assert kept.distance is not None and same_weights(done.model, kept)
     more = config(stopped / "b.h5", encoder={"name": None}, run={"start": checkpoint, "output": "more"})
     assert more.optim.lr == TrainConfig().optim.lr / 4 and more.optim.ramp == 0
     done = train(more)
-    assert done.model.metadata["start"]["training"]["step"] == 2
+    assert done.model.metadata["start"]["training"]["step"] == 2 and done.model.folder == done.checkpoint
+    assert same_weights(done.model, load(done.checkpoint))
+    assert not done.model.predictor.training and not next(done.model.parameters()).requires_grad
     with pytest.raises(UserError, match="exclude each other"):
         TrainConfig.of(start=checkpoint, extend=checkpoint)
 
