@@ -39,6 +39,7 @@ from sparsewm.training.parallel import Processes, connect
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.standard_tokens import standard_tokens
 from sparsewm.training.start import (
+    check_kept,
     check_sizes,
     interface,
     measures_otherwise,
@@ -164,6 +165,9 @@ def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: 
     finished = None if run.extend is None else _checkpoint(config, run.extend, env, device)
     first = None if run.start is None else _start(config, run.start, env, device)
     given = finished or first
+    own = finished is not None or (config.encoder.name is None and config.encoder.weights is None)
+    if given is not None:
+        check_kept(config, given, own)
     dataset = None if config.dataset is None else named_dataset(config, env)
     encoder = _encoder(config, finished, first, picture_size(dataset, env), device)
     if encoder.tokens == 1:
@@ -187,8 +191,8 @@ def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: 
         held.enter_context(only_one(output_folder(folder)))
         _check_free(config, folder)
     space = None if env is None else (env.action_space.low, env.action_space.high)
-    other = first is not None and measures_otherwise(
-        first, encoder, config.optim.whitening, config.encoder.space
+    other = first is not None and bool(
+        measures_otherwise(first, encoder, config.optim.whitening, config.encoder.space)
     )
     trained = None if finished is not None else history
     rows = rows_read(config, data, split, frameskip, trained, given is None or other, other)
@@ -235,7 +239,8 @@ def _newborn(job: _Job, first: WorldModel | None, encoder: PatchEncoder, shown: 
         model = new_model(
             encoder, data, tokens, episodes, config.model, shown, whitening, seed, space, job.progress
         )
-    elif measures_otherwise(first, encoder, whitening, space):
+    elif other := measures_otherwise(first, encoder, whitening, space):
+        job.say(f"the checkpoint's predictor is translated to other tokens: {', '.join(other)}")
         model = translated(first, encoder, data, tokens, episodes, whitening, seed, space, job.progress)
     else:
         model = first
