@@ -305,9 +305,7 @@ def _join(parts: list[Path], path: Path, attributes: dict[str, Any]) -> None:
                     )
 
 
-def _same_recording(
-    path: Path, attributes: dict[str, Any], episodes: int, picture: tuple[int, ...]
-) -> bool:
+def _same_recording(path: Path, attributes: dict[str, Any], episodes: int, picture: tuple[int, ...]) -> bool:
     """Whether a complete file holds these episodes, in pictures of this shape (H, W, 3)."""
     try:
         with h5py.File(path, "r") as file:

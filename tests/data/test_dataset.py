@@ -200,6 +200,20 @@ def test_a_frameskip_and_a_rate_that_are_none_are_obstacles(said: Any) -> None:
     assert Lengths(attributes={"frameskip": 2.5}).obstacles != []
 
 
+def test_only_sound_columns_are_turned_into_relative_actions(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "d.h5")
+    for scale in ("inf", "nan", "0"):
+        with pytest.raises(UserError, match=r"relative must be a number above 0"):
+            open_dataset(f"{path}?relative={scale}")
+    with h5py.File(path, "r+") as file:
+        proprio = file["proprio"][:20]
+        del file["proprio"]
+        file["proprio"] = proprio
+    with pytest.raises(UserError, match=r"'proprio': 20 rows, but the episodes need 26"):
+        open_dataset(f"{path}?relative=auto")
+    assert open_dataset(f"{path}?relative=auto", check=False).obstacles
+
+
 def test_columns_are_numbers() -> None:
     assert Lengths(proprio=np.arange(5)).proprio.shape == (5, 1)
     assert not Lengths(proprio=np.zeros((5, 0))).has_proprio

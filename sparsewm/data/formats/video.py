@@ -211,7 +211,9 @@ def _rows(file: Path, table: dict[str, np.ndarray], videos: Sequence[Path]) -> l
             raise UserError(f"column 'episode' of {file} has empty rows: fill them in")
         said = [str(value) for value in episode.tolist()]
         if not all(name in places for name in said):
-            values = np.unique(episode).tolist() if episode.dtype != object else sorted(set(said), key=_natural)
+            values = (
+                np.unique(episode).tolist() if episode.dtype != object else sorted(set(said), key=_natural)
+            )
             if len(values) != len(videos):
                 raise UserError(
                     f"{file} has {len(values)} episodes, {videos[0].parent} has {len(videos)} videos: make "
