@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,6 +89,13 @@ class ModelConfig:
     """Features between the two matrices of a layer."""
     history: int = PredictorConfig.history
     """Frames of the attention window, the present one included."""
+
+    def __post_init__(self) -> None:
+        at_least(1, **vars(self))
+        try:
+            PredictorConfig(1, (1, 1), 1, 1, **vars(self))
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -173,8 +180,11 @@ class DistanceTrainConfig:
     """Decay of the averaged weights that are kept."""
 
     def __post_init__(self) -> None:
-        at_least(0, distance_steps=self.steps, blind=self.blind)
-        at_least(1, distance_reach=self.reach, batch=self.batch, full_every=self.full_every)
+        at_least(0, distance_steps=self.steps)
+        at_least(1, distance_reach=self.reach)
+        _check_head("heads.distance", self, ("warmup", "weight_decay", "penalty", "blind"))
+        if not 0 <= self.ema <= 1:
+            raise UserError(f"`heads.distance.ema` must be between 0 and 1, got {self.ema:g}")
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,20 @@ class DecoderTrainConfig:
 
     def __post_init__(self) -> None:
         at_least(0, decoder_steps=self.steps)
-        at_least(1, batch=self.batch, frames=self.frames, full_every=self.full_every)
+        at_least(1, **{"heads.decoder.frames": self.frames})
+        _check_head("heads.decoder", self, ("warmup", "weight_decay", "ground", "noise"))
+
+
+def _check_head(
+    section: str, config: DistanceTrainConfig | DecoderTrainConfig, not_below_0: Sequence[str]
+) -> None:
+    """Raise a `UserError` for settings of a head that cannot be trained with."""
+    at_least(0, **{f"{section}.{name}": getattr(config, name) for name in not_below_0})
+    at_least(
+        1, **{f"{section}.{name}": getattr(config, name) for name in ("batch", "smallest", "full_every")}
+    )
+    if not 0 < config.lr < math.inf:
+        raise UserError(f"`{section}.lr` must be a number above 0, got {config.lr:g}")
 
 
 @dataclass(frozen=True)
@@ -326,7 +349,11 @@ def _checkpoint_in(start: str | Path) -> Path:
 def _encoder_of(start: str | Path | None) -> str | None:
     """The encoder of a checkpoint to go on from, where its folder says so."""
     with contextlib.suppress(*_UNREADABLE):
-        return None if start is None else str(read_json(_checkpoint_in(start) / "metadata.json")["encoder"]["name"])
+        return (
+            None
+            if start is None
+            else str(read_json(_checkpoint_in(start) / "metadata.json")["encoder"]["name"])
+        )
     return None
 
 

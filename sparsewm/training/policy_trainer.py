@@ -206,6 +206,10 @@ class PolicyTrainer:
                 for i, average in enumerate(self.average):
                     average.copy_(tensors[f"average.{i}"])
             self.step, self.seconds, self.metrics = about["step"], about["seconds"], about["metrics"]
+            if self.step >= self.config.steps and [m["step"] for m in self.metrics[-1:]] != [self.step]:
+                raise UserError(
+                    f"{self.folder} holds a run of {self.step} steps, not validated yet: give more `steps`"
+                )
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             path = self.folder / STATE_FILE
             raise UserError(f"{path} is damaged ({error}): delete it to start this run anew") from None

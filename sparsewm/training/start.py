@@ -92,7 +92,7 @@ def new_model(
 def measures_otherwise(
     first: WorldModel, encoder: PatchEncoder, whitening: float, space: TokenSpace | None = None
 ) -> list[str]:
-    """In what the tokens of a checkpoint to go on from differ from those of this run; nothing if in nothing."""
+    """In what tokens of a checkpoint to go on from differ from those of this run; empty if in nothing."""
     before = first.metadata.get("training", {}).get("whitening", 0.0)
     kept = [TokenSpace() if one is None else one for one in (first.space, space)]
     found = ["encoder"] if first.encoder.key != encoder.key else []

@@ -222,6 +222,8 @@ def test_a_training_that_is_asked_to_stop_keeps_its_last_step(place: Path) -> No
         train_policy(asked, interrupting(2, asks=True))  # before anything was validated
     found = read_state(asked.output)
     assert found is not None and found[0]["step"] == 2
+    with pytest.raises(UserError, match="a run of 2 steps, not validated yet: give more `steps`"):
+        train_policy(replace(asked, resume=True, steps=1))
     resumed = train_policy(replace(asked, resume=True))
     one, two = (load_file(done.folder / WEIGHTS) for done in (whole, resumed))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -304,7 +304,11 @@ def test_what_a_checkpoint_brings_is_taken_over(tmp_path: Path) -> None:
         for encoder in (None, "dinov2_vits14"):
             found = TrainConfig.of(preset="paper", encoder=encoder, **{how: tmp_path / "run"})
             assert vars(found.model) == sizes and found.optim.whitening == 0.1
-            assert (found.encoder.features, found.encoder.reader, found.encoder.resolution) == (3, 0, (56, 84))
+            assert (found.encoder.features, found.encoder.reader, found.encoder.resolution) == (
+                3,
+                0,
+                (56, 84),
+            )
     given = {"encoder": {"features": 0}, "optim": {"whitening": 0.5}}
     found = TrainConfig.of(start=folder, content=given)
     assert (found.encoder.features, found.encoder.pool, found.optim.whitening) == (0, 0.1, 0.5)
