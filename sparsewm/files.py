@@ -73,7 +73,7 @@ def atomic_path(path: str | Path, temporary: Path | None = None) -> Iterator[Pat
         with ExitStack() as held:
             if temporary is None:
                 _sweep(path)
-                handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+                handle, name = tempfile.mkstemp(path.suffix, _before_suffix(path), path.parent)
                 _lock(held.enter_context(open(handle, "rb")))
                 temporary = Path(name)
             try:
@@ -91,7 +91,7 @@ def atomic_path(path: str | Path, temporary: Path | None = None) -> Iterator[Pat
 def temporary_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` to build it in, which vanishes when the block ends."""
     _sweep(path)
-    place = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    place = Path(tempfile.mkdtemp(path.suffix, _before_suffix(path), path.parent))
     handle = os.open(place, os.O_RDONLY) if os.name == "posix" else None
     try:
         if handle is not None:
@@ -156,6 +156,11 @@ def check_unwritten(path: Path) -> None:
         raise UserError(f"another process writes {path} right now: wait for it, or write to another place")
 
 
+def _before_suffix(path: Path) -> str:
+    """How temporary names of a file or folder begin; eight characters and its suffix follow."""
+    return f".{path.stem}-"
+
+
 def _sweep(path: Path) -> bool:
     """Remove what processes that were killed have left of `path`, temporaries that nobody holds.
 
@@ -163,7 +168,7 @@ def _sweep(path: Path) -> bool:
         whether there are others, of processes that write it now.
     """
     held = False
-    names = glob.escape(f".{path.stem}-") + "????????" + glob.escape(path.suffix)
+    names = glob.escape(_before_suffix(path)) + "????????" + glob.escape(path.suffix)
     for old in path.parent.glob(names):
         with suppress(OSError):
             handle = os.open(old, os.O_RDONLY)

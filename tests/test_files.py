@@ -60,6 +60,18 @@ def test_what_a_killed_process_leaves_is_swept_away_by_the_next(kind: str, tmp_p
 
 
 @linux
+def test_a_folder_with_a_dot_is_swept_and_left_alone_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "arm-v1.0"
+    with temporary_folder(path) as place:
+        with pytest.raises(UserError, match=r"another process writes .*arm-v1.0 right now: wait"):
+            check_unwritten(path)
+        left = place
+    left.mkdir()  # as one who was killed leaves it
+    with temporary_folder(path):
+        assert not left.exists()
+
+
+@linux
 def test_what_somebody_writes_now_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     with atomic_path(path) as one:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,8 @@ class Convert:
 
     def run(self) -> int:
         at_least(0, segments=self.segments, seed=self.seed)
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise UserError(f"`fps` must be a number above 0, got {self.fps:g}")
         size = resizer(self.resolution)
         hdf5 = self.format == "hdf5" or (self.format is None and self.target.suffix in (".h5", ".hdf5"))
         if hdf5 and self.segments:
@@ -103,6 +107,8 @@ class Convert:
         if not rate:
             raise UserError(f"{dataset.path} does not say how many rows a second has: give `fps`")
         fps = max(1, round(rate))
+        if fps != rate:
+            print(f"warning: LeRobot counts whole rows a second: {rate:g} becomes {fps}", file=sys.stderr)
         with progress_bar("converting") as progress:
             if not self.segments:
                 write_lerobot(views, self.target, episodes, instruction, fps, size, progress)

@@ -57,8 +57,8 @@ class Inspect:
             dataset = open_dataset(
                 self.data, cameras=self.cameras, format=self.format, check=False, progress=progress
             )
-        said = dataset.attributes.get("frameskip")
-        frameskip = self.frameskip or (said if isinstance(said, int) and said > 0 else FRAMESKIP)
+        said = dataset.attributes.get("frameskip")  # anything else is an obstacle
+        frameskip = self.frameskip or (said if type(said) is int and said > 0 else FRAMESKIP)
         height, width = dataset.pixels.shape[1:3]
         picture = (int(height), int(width)) if height and width else None
         encoder = load_encoder(self.encoder, picture=picture)
@@ -112,7 +112,9 @@ def show(found: dict[str, Any], console: Console) -> None:
     table = Table("column", "number", "least", "greatest", "mean", "deviation", "")
     rows = [(column, number) for column, part in found["numbers"].items() for number in part]
     for column, number in rows[:SHOWN]:
-        values = [f"{number[k]:.4g}" if k in number else "" for k in ("min", "max", "mean", "std")]
+        values = [
+            f"{number[k]:.4g}" if number.get(k) is not None else "" for k in ("min", "max", "mean", "std")
+        ]
         notes = [f"{number['not_finite']} not finite"] if number["not_finite"] else []
         notes += ["never changes"] if number["constant"] else []
         table.add_row(column, escape(number["name"]), *values, ", ".join(notes))

@@ -113,7 +113,9 @@ class Evaluate:
                 "environment": model.environment,
                 "dataset": str(dataset.path),
                 "dataset_hash": dataset.hash,
-                "trained_on_it": None if trained_on is None else trained_on == dataset.hash,
+                "trained_on_it": None
+                if trained_on is None
+                else trained_on in (dataset.hash, dataset.earlier_hash),
                 "evaluated": self.episodes,
                 "weights": checkpoint_hash(path),
                 "frameskip": model.frameskip,

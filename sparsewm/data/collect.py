@@ -210,12 +210,13 @@ def collect(
     policy = "exploration" + (f", {held:g} held actions" if held else "")
     if expert is not None:
         policy = "expert" if expert is demonstrate else f"expert, {expert.__name__}"
+    picture = spec.observation_space["pixels"].shape  # type: ignore[index]
     attributes: dict[str, Any] = {
         "environment": environment,
         "frameskip": spec.frameskip,
         "seed": seed,
         "steps": steps,
-        "resolution": min(spec.observation_space["pixels"].shape[:2]),  # type: ignore[index]
+        "resolution": min(picture[:2]),
         "policy": policy,
         "version": 1,
         "action_low": spec.action_space.low,
@@ -235,7 +236,7 @@ def collect(
     spec.close()
     parts = path.with_name(path.name + ".parts")
     if path.is_file():
-        if _same_recording(path, attributes, episodes):
+        if _same_recording(path, attributes, episodes, picture):
             shutil.rmtree(parts, ignore_errors=True)  # of one who was killed when all was done
             return path
         raise UserError(
@@ -250,7 +251,7 @@ def collect(
             stop = min(first + PART, episodes)
             part = parts / f"{first:06d}-{stop:06d}.h5"
             jobs.append(part)
-            if not (part.is_file() and _same_recording(part, attributes, stop - first)):
+            if not (part.is_file() and _same_recording(part, attributes, stop - first, picture)):
                 place, asked = str(part), (resolution, held, expert, looks)
                 waiting.append((environment, first, stop, seed, steps, place, attributes, *asked))
         _record(waiting, workers, episodes, progress)
@@ -304,11 +305,11 @@ def _join(parts: list[Path], path: Path, attributes: dict[str, Any]) -> None:
                     )
 
 
-def _same_recording(path: Path, attributes: dict[str, Any], episodes: int) -> bool:
-    """Whether a complete file holds these episodes."""
+def _same_recording(path: Path, attributes: dict[str, Any], episodes: int, picture: tuple[int, ...]) -> bool:
+    """Whether a complete file holds these episodes, in pictures of this shape (H, W, 3)."""
     try:
         with h5py.File(path, "r") as file:
             same = all(file.attrs.get(key) == attributes.get(key) for key in _RECORDING)
-            return same and len(file["ep_len"]) == episodes
+            return same and len(file["ep_len"]) == episodes and file["pixels"].shape[1:] == picture
     except (OSError, KeyError):
         return False

@@ -17,6 +17,8 @@ from sparsewm.files import check_unwritten
 Progress = Callable[[int, int], None]
 Resize = Callable[[np.ndarray], np.ndarray]
 BLOCK = 64  # pictures brought to another size together
+_OF_THE_SOURCE = ("format", "seed", "steps", "version")
+"""Attributes that are not true of what is written: `collect` would take it for its own recording."""
 
 
 def write_hdf5(
@@ -41,8 +43,11 @@ def write_hdf5(
     check_unwritten(path)
     dataset = next(iter(views.values()))
     said: dict[str, Any] = {
-        k: v for k, v in dataset.attributes.items() if isinstance(v, (str, int, float)) and k != "format"
+        k: v
+        for k, v in dataset.attributes.items()
+        if isinstance(v, (str, int, float)) and k not in _OF_THE_SOURCE
     }
+    said["resolution"] = min(size(dataset.pixels[:1]).shape[1:3])
     said["action_names"] = list(dataset.action_names)
     if dataset.has_proprio:
         said["proprio_names"] = list(dataset.proprio_names)

@@ -7,6 +7,8 @@ taken there; the last row of an episode has a zero action, since none was taken.
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -33,13 +35,13 @@ class Dataset(ABC):
     dataset can be opened with are collected in `obstacles`; `open_dataset` refuses those.
 
     Args:
-        path: where it lies; token caches are kept beside it.
+        path: where it lies; its name is the dataset's, and token caches are kept beside it.
         lengths: (E,) rows of each episode.
         action: (rows, A) raw units; NaN in the last row of an episode means that none was taken.
         pixels: the pictures.
         proprio: (rows, P) raw units, or None. state: (rows, D) full state of a simulator, or None.
         attributes: what the dataset says of itself: `environment`, `frameskip`, `policy`, ...
-        fps: rows a second, if known.
+        fps: rows a second, a number above 0, if known.
         action_names, proprio_names: names of the numbers, if known.
         cameras: those shown in `pixels`, from left to right. available_cameras: all there are.
         action_low, action_high: (A,) bounds of actions if declared (and finite), else the range of the data.
@@ -65,7 +67,7 @@ class Dataset(ABC):
         proprio: np.ndarray | None = None,
         state: np.ndarray | None = None,
         attributes: Mapping[str, Any] | None = None,
-        fps: float | None = None,
+        fps: Any = None,
         action_names: Sequence[str] = (),
         proprio_names: Sequence[str] = (),
         cameras: Sequence[str] = ("camera",),
@@ -75,9 +77,11 @@ class Dataset(ABC):
         obstacles: Sequence[str] = (),
     ) -> None:
         self.path, self.pixels = Path(path), pixels
+        if self.path.name in ("", ".."):  # `.` and `..` have neither a name nor a place beside them
+            self.path = Path(os.path.abspath(path))
         self.obstacles = list(obstacles)
         self.attributes = plain_attributes(attributes or {})
-        self.fps = float(fps) if fps else None
+        self.fps = self._checked_rate(fps)
         self.cameras = tuple(cameras)
         self.available_cameras = tuple(available_cameras) or self.cameras
         self.lengths = np.asarray(lengths).astype(np.int64)
@@ -132,6 +136,18 @@ class Dataset(ABC):
             some = self.action[self.acting] if self.rows else np.zeros((1, self.action.shape[1]), np.float32)
             self.action_low, self.action_high = some.min(0), some.max(0)
 
+    def _checked_rate(self, fps: Any) -> float | None:
+        """Rows a second; what is none, or a frameskip that is none, becomes an obstacle."""
+        fps, frameskip = _plain_value(fps), self.attributes.get("frameskip")
+        good = isinstance(fps, (int, float)) and fps is not True and 0 < fps < math.inf
+        if fps is not None and not good:
+            self.obstacles.append(f"fps must be a number above 0, is {fps!r}: write another or leave it out")
+        if frameskip is not None and (type(frameskip) is not int or frameskip < 1):
+            self.obstacles.append(
+                f"frameskip must be a whole number above 0, is {frameskip!r}: write another or leave it out"
+            )
+        return float(fps) if good else None
+
     @classmethod
     @abstractmethod
     def recognizes(cls, path: Path) -> bool:
@@ -170,13 +186,32 @@ class Dataset(ABC):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of lengths, actions, states (or else proprioception) and a sample of pictures."""
+        """SHA-256 (hex) of lengths, all numbers, and a picture from the middle of every episode."""
+        digest = hashlib.sha256()
+        for values in (self.lengths, self.action, self.proprio, self.state):
+            if values is not None:
+                digest.update(f"{values.shape}".encode())
+                digest.update(np.ascontiguousarray(values).tobytes())
+        middle = (self.offsets + self.lengths // 2)[self.lengths > 0]
+        digest.update(self.pixels.fingerprint(np.union1d(middle, self._sample())))
+        return digest.hexdigest()
+
+    @cached_property
+    def earlier_hash(self) -> str:
+        """The hash as it was at first, by which checkpoints of that time know the dataset.
+
+        It leaves out proprioception beside a state, and most pictures. Splits are drawn from it, so that what
+        was held out of those checkpoints still is.
+        """
         digest = hashlib.sha256()
         for values in (self.lengths, self.action, self.proprio if self.state is None else self.state):
             digest.update(np.ascontiguousarray(values).tobytes())
-        for row in np.linspace(0, self.rows - 1, 16).astype(int):
+        for row in self._sample():
             digest.update(np.ascontiguousarray(self.pixels[row]).tobytes())
         return digest.hexdigest()
+
+    def _sample(self) -> np.ndarray:
+        return np.linspace(0, self.rows - 1, 16).astype(int)
 
     def check(self) -> None:
         """Raise a `UserError` with all obstacles in one sentence, if there are any."""
@@ -203,7 +238,7 @@ class Dataset(ABC):
                 f"{self.path} has {which}, too few to hold some out: collect more"
                 + (" or longer ones" if shortest > 1 else "")
             )
-        draw = random.Random(self.hash)  # the same on every machine, with every version of NumPy
+        draw = random.Random(self.earlier_hash)  # the same on every machine, with every version of NumPy
         order = np.argsort([draw.random() for _ in range(self.episodes)])
         held = np.sort(order[long[order]][:count])
         return np.setdiff1d(np.arange(self.episodes), held), held
@@ -236,15 +271,23 @@ def environment_name(value: object) -> str:
 
 
 def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes with Python's own strings and numbers, and the environment by its short name."""
-    plain: dict[str, Any] = {}
-    for key, value in attributes.items():
-        if isinstance(value, np.generic):
-            value = value.item()
-        plain[key] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    """Attributes with Python's own strings and numbers, and the environment by its short name.
+
+    Arrays of one element are that element, and a frameskip of 2.0 is 2.
+    """
+    plain = {key: _plain_value(value) for key, value in attributes.items()}
     if plain.get("environment") is not None:
         plain["environment"] = environment_name(plain["environment"])
+    skip = plain.get("frameskip")
+    if isinstance(skip, float) and skip.is_integer():
+        plain["frameskip"] = int(skip)
     return plain
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
+        value = value.item()
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def named(names: Sequence[str], kind: str, size: int) -> tuple[str, ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
 from sparsewm.errors import UserError
+
+_OVERSHOT = 13
+"""Levels of 255 that pictures of floats may lie beyond their range: resizing overshoots at edges."""
 
 
 class Frames(ABC):
@@ -30,6 +34,13 @@ class Frames(ABC):
     @abstractmethod
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Pictures uint8 (n, H, W, 3) of rows (n,), which are ascending and each there once."""
+
+    def fingerprint(self, rows: np.ndarray) -> bytes:
+        """What these rows (n,), ascending, are told from other pictures by; the same in a copy elsewhere."""
+        digest = hashlib.sha256()
+        for first in range(0, len(rows), 64):
+            digest.update(np.ascontiguousarray(self[rows[first : first + 64]]).tobytes())
+        return digest.digest()
 
     def close(self) -> None:  # noqa: B027  (most have nothing to close)
         """Release what is open."""
@@ -97,6 +108,10 @@ class SideBySide(Frames):
         ]
         return np.concatenate(parts, 2)
 
+    def fingerprint(self, rows: np.ndarray) -> bytes:
+        """See `Frames.fingerprint`."""
+        return b"".join(camera.fingerprint(rows) for camera in self.cameras)
+
     def close(self) -> None:
         """Release what is open."""
         for camera in self.cameras:
@@ -123,6 +138,27 @@ def choose_cameras(
         return list(cameras or available), []
     several = f"it has several cameras, name those to show with `cameras`: {', '.join(available)}"
     return list(available[:1]), [several]
+
+
+def brightness(some: Iterable[np.ndarray]) -> float:
+    """What makes bytes of pictures: 255 if some of them, floats, are all from 0 to 1, else 1."""
+    return 255.0 if all(one.dtype.kind in "fb" and one.max(initial=0) <= 1 for one in some) else 1.0
+
+
+def as_bytes(pictures: np.ndarray, factor: float) -> np.ndarray:
+    """Pictures times a factor as uint8.
+
+    Raises:
+        ValueError: they are too dark or too bright for it, or not finite.
+    """
+    if pictures.dtype == np.uint8:
+        return pictures
+    values = np.rint(factor * pictures)
+    if not (values.min(initial=0) >= -_OVERSHOT and values.max(initial=0) <= 255 + _OVERSHOT):
+        raise ValueError(
+            f"their numbers are from {pictures.min():g} to {pictures.max():g}, not from 0 to {255 / factor:g}"
+        )
+    return np.clip(values, 0, 255).astype(np.uint8)
 
 
 def side_by_side(cameras: Sequence[Frames]) -> Frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ SHEET = (8, 8)
 
 
 def describe(dataset: Dataset, frames: int, frameskip: int, tokens: int, dim: int) -> dict[str, Any]:
-    """A dataset in words and numbers that JSON knows; also one that training would refuse.
+    """A dataset in words and numbers that JSON knows, None for those it does not; also one that training
+    would refuse.
 
     Args:
         dataset: opened, checked or not.
@@ -65,7 +67,17 @@ def describe(dataset: Dataset, frames: int, frameskip: int, tokens: int, dim: in
     except UserError as error:
         obstacles.append(str(error))
     found["obstacles"] = obstacles
-    return found
+    plain: dict[str, Any] = _finite(found)
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    """Nested values, None in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def training(dataset: Dataset, frames: int, frameskip: int, tokens: int, dim: int) -> dict[str, Any]:
@@ -99,7 +111,8 @@ def numbers(values: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
         if len(finite):
             row["constant"] = bool(finite.min() == finite.max())
             for name in ("min", "max", "mean", "std"):
-                row[name] = float(getattr(finite, name)())
+                with np.errstate(over="ignore", invalid="ignore"):
+                    row[name] = float(getattr(finite, name)())
         found.append(row)
     return found
 

@@ -212,7 +212,7 @@ def lerobot_features(
 def repo_id(dataset: Dataset) -> str:
     """What LeRobot calls the dataset."""
     name = str(dataset.attributes.get("environment", dataset.path.stem))
-    return f"sparsewm/{re.sub('[^A-Za-z0-9._-]+', '-', name)}"
+    return f"sparsewm/{re.sub('[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'dataset'}"
 
 
 def check_lerobot(dataset: Dataset, chosen: list[Segment], folder: Path, frames: int = 64) -> None:

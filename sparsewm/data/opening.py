@@ -49,11 +49,11 @@ def open_dataset(
     if progress is not None and "progress" in inspect.signature(reader).parameters:
         chosen["progress"] = progress
     dataset = reader(rest, cameras=tuple(cameras), **chosen)  # type: ignore[call-arg]
-    if relative is not None:
-        make_relative(dataset, relative, position.split(",") if isinstance(position, str) else position)
     if check and dataset.obstacles:
         dataset.close()
         dataset.check()
+    if relative is not None and not dataset.obstacles:  # whose columns fit together
+        make_relative(dataset, relative, position.split(",") if isinstance(position, str) else position)
     found = dataset.attributes.get("environment")
     if environment is not None and found is not None and found != environment_name(environment):
         dataset.close()

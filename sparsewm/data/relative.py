@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,8 +27,8 @@ def relative_actions(
     step = np.asarray(action, np.float64) - np.asarray(position, np.float64)
     if scale is None:
         scale = float(np.abs(step).max(initial=0.0)) or 1.0
-    if not scale > 0:
-        raise UserError(f"relative must be above 0, got {scale:g}")
+    if not 0 < scale < math.inf:
+        raise UserError(f"relative must be a number above 0, got {scale:g}")
     step /= scale
     clipped = float((np.abs(step) > 1).any(1).mean()) if len(step) else 0.0
     return np.clip(step, -1, 1).astype(np.float32), scale, clipped

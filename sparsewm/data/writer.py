@@ -127,6 +127,8 @@ class DatasetWriter:
                 )
         if self.lengths and (new := set(episode) - set(self._columns)):
             raise ValueError(f"the first episode had no column '{min(new)}'")
+        for name, values in episode.items():  # before any column grows
+            self._check_column(name, values, rows)
         self._columns = list(episode)
         episode.setdefault("episode_idx", np.full(rows, len(self.lengths), np.int64))
         episode.setdefault("step_idx", np.arange(rows, dtype=np.int64))
@@ -142,9 +144,24 @@ class DatasetWriter:
                     **hdf5plugin.Zstd(clevel=1),
                 )
             column = self._file[name]
-            if column.shape[1:] != values.shape[1:]:
-                raise ValueError(f"column '{name}' has rows of {column.shape[1:]}, got {values.shape[1:]}")
             column.resize(len(column) + rows, axis=0)
             column[-rows:] = values
         self._disk.check()
         self.lengths.append(rows)
+
+    def _check_column(self, name: str, values: np.ndarray, rows: int) -> None:
+        """Raise a ValueError for a column that HDF5 does not keep, or that is unlike that of the others."""
+        assert self._file is not None
+        if values.shape[:1] != (rows,):
+            raise ValueError(f"column '{name}' must have {rows} rows, got the shape {values.shape}")
+        try:
+            h5py.h5t.py_create(values.dtype, logical=True)
+        except TypeError as error:
+            raise ValueError(f"column '{name}' cannot be kept: {error}") from None
+        if name not in self._file:
+            return
+        column = self._file[name]
+        if column.shape[1:] != values.shape[1:]:
+            raise ValueError(f"column '{name}' has rows of {column.shape[1:]}, got {values.shape[1:]}")
+        if column.dtype != values.dtype:
+            raise ValueError(f"column '{name}' is {column.dtype}, got {values.dtype}")

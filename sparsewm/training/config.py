@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from sparsewm.config import config_folder, encoder_file, environment_file, usual
 from sparsewm.data.token_file import CACHES, Cache
+from sparsewm.encoders import base_name
 from sparsewm.envs import canonical
 from sparsewm.errors import UserError
 from sparsewm.files import read_json
 from sparsewm.model.latent import TokenSpace
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.trees import at_least, merged, one_of, read_yaml
+
+_UNREADABLE = (UserError, OSError, KeyError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,13 @@ class ModelConfig:
     """Features between the two matrices of a layer."""
     history: int = PredictorConfig.history
     """Frames of the attention window, the present one included."""
+
+    def __post_init__(self) -> None:
+        at_least(1, **vars(self))
+        try:
+            PredictorConfig(1, (1, 1), 1, 1, **vars(self))
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -170,8 +180,11 @@ class DistanceTrainConfig:
     """Decay of the averaged weights that are kept."""
 
     def __post_init__(self) -> None:
-        at_least(0, distance_steps=self.steps, blind=self.blind)
-        at_least(1, distance_reach=self.reach, batch=self.batch, full_every=self.full_every)
+        at_least(0, distance_steps=self.steps)
+        at_least(1, distance_reach=self.reach)
+        _check_head("heads.distance", self, ("warmup", "weight_decay", "penalty", "blind"))
+        if not 0 <= self.ema <= 1:
+            raise UserError(f"`heads.distance.ema` must be between 0 and 1, got {self.ema:g}")
 
 
 @dataclass(frozen=True)
@@ -201,7 +214,20 @@ class DecoderTrainConfig:
 
     def __post_init__(self) -> None:
         at_least(0, decoder_steps=self.steps)
-        at_least(1, batch=self.batch, frames=self.frames, full_every=self.full_every)
+        at_least(1, **{"heads.decoder.frames": self.frames})
+        _check_head("heads.decoder", self, ("warmup", "weight_decay", "ground", "noise"))
+
+
+def _check_head(
+    section: str, config: DistanceTrainConfig | DecoderTrainConfig, not_below_0: Sequence[str]
+) -> None:
+    """Raise a `UserError` for settings of a head that cannot be trained with."""
+    at_least(0, **{f"{section}.{name}": getattr(config, name) for name in not_below_0})
+    at_least(
+        1, **{f"{section}.{name}": getattr(config, name) for name in ("batch", "smallest", "full_every")}
+    )
+    if not 0 < config.lr < math.inf:
+        raise UserError(f"`{section}.lr` must be a number above 0, got {config.lr:g}")
 
 
 @dataclass(frozen=True)
@@ -238,6 +264,8 @@ class TrainRunConfig:
         at_least(1, devices=self.devices)
         if self.start is not None and self.extend is not None:
             raise UserError("`start` and `extend` exclude each other: `extend` keeps the predictor as it is")
+        if self.resume and self.extend is not None:
+            raise UserError("`resume` and `extend` exclude each other: leave `resume` out")
 
 
 @dataclass(frozen=True)
@@ -294,7 +322,8 @@ class TrainConfig:
         if env := env or content.get("env"):
             content["env"] = env
         tree = cls()
-        encoder = encoder or (content.get("encoder") or {}).get("name") or _encoder_of(run.get("start"))
+        named = encoder or (content.get("encoder") or {}).get("name")
+        encoder = named or _encoder_of(run.get("start"))
         name = canonical(env) if env else ""
         for path in (environment_file(name) if env else None, encoder_file(encoder) if encoder else None):
             if path is not None and path.is_file():
@@ -302,20 +331,56 @@ class TrainConfig:
                 tree = merged(tree, found.get("train", {}), str(path))
                 own = found.get("environments", {}).get(name, {})  # an encoder's, in this environment
                 tree = merged(tree, own.get("train", {}), str(path))
-        tree = merged(tree, _preset_content(preset, not run.get("start") and not run.get("extend")), preset)
+        given_by = run.get("start") or run.get("extend")
+        tree = merged(tree, _preset_content(preset, not given_by), preset)
+        if given_by:  # a checkpoint has its sizes, and what it makes of pictures unless on another encoder
+            tree = merged(replace(tree, model=ModelConfig()), _of_checkpoint(given_by, named), str(given_by))
         if run.get("start"):  # it imagines well already, and the full rate would undo that
             tree = merged(tree, {"optim": {"ramp": 0.0, "lr": tree.optim.lr / 4}}, source)
         return merged(tree, content, source)
 
 
+def _checkpoint_in(start: str | Path) -> Path:
+    """The folder of a checkpoint, where that of a run may be given."""
+    inside = Path(start) / "checkpoint"
+    return inside if inside.is_dir() else Path(start)
+
+
 def _encoder_of(start: str | Path | None) -> str | None:
     """The encoder of a checkpoint to go on from, where its folder says so."""
-    if start is None:
-        return None
-    for folder in (Path(start), Path(start) / "checkpoint"):
-        with contextlib.suppress(UserError, OSError, KeyError, TypeError):
-            return str(read_json(folder / "metadata.json")["encoder"]["name"])
+    with contextlib.suppress(*_UNREADABLE):
+        return (
+            None
+            if start is None
+            else str(read_json(_checkpoint_in(start) / "metadata.json")["encoder"]["name"])
+        )
     return None
+
+
+def _of_checkpoint(start: str | Path, encoder: str | None) -> dict[str, Any]:
+    """What a run takes over from the checkpoint that it goes on from: sizes, and what it sees of pictures.
+
+    A damaged one is named when it is loaded, and one of the hub is not looked into: they give nothing.
+
+    Args:
+        encoder: of the run, if named; on another one than the checkpoint's, that one's settings are used.
+    """
+    content: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(*_UNREADABLE):
+        folder = _checkpoint_in(start)
+        sizes, metadata = read_yaml(folder / "config.yaml"), read_json(folder / "metadata.json")
+        content["model"] = {part.name: sizes[part.name] for part in fields(ModelConfig)}
+        seen = metadata["encoder"]
+        if encoder is None or base_name(encoder) == base_name(str(seen["name"])):
+            kept = sizes.get("space") or {}
+            space = {name: kept.get(name, 0) for name in ("features", "pool", "reader")}
+            space |= {"window": kept["window"]} if space["reader"] else {}
+            resolution = tuple(seen.get("resolution") or ())
+            content["encoder"] = space | {"resolution": resolution, "letterbox": bool(seen.get("letterbox"))}
+            content["optim"] = {"whitening": metadata.get("training", {}).get("whitening", 0.0)}
+        merged(TrainConfig(), content, str(start))
+        return content
+    return {}
 
 
 def presets() -> list[str]:

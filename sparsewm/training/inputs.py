@@ -79,7 +79,7 @@ def frameskip_of(config: TrainConfig, given: WorldModel | None, dataset: Dataset
         if asked not in (None, given.frameskip):
             raise UserError(f"the checkpoint has `frameskip` {given.frameskip}, not {asked}: leave it out")
         return given.frameskip
-    if asked is None and isinstance(recorded, int) and recorded > 0:
+    if asked is None:
         asked = recorded
     if asked is None and env is not None:
         asked = env.frameskip
@@ -90,16 +90,16 @@ def name_of(dataset: Dataset, env: GoalEnv | None) -> str:
     """What the checkpoint is for: the environment's name, or else the dataset's.
 
     Raises:
-        UserError: the dataset's leads out of the folder of runs.
+        UserError: the dataset's is none, or leads out of the folder of runs.
     """
     recorded = dataset.attributes.get("environment")
     if env is not None:
         return env.name
-    if recorded and not stays_inside(str(recorded)):
-        raise UserError(
-            f"{dataset.path} was recorded in '{recorded}', which names no environment: give `env`"
-        )
-    return str(recorded) if recorded else dataset.path.stem
+    name = str(recorded) if recorded else dataset.path.stem
+    if not stays_inside(name):
+        how = f"was recorded in '{recorded}', which names no environment" if recorded else "has no name"
+        raise UserError(f"{dataset.path} {how}: give `env`")
+    return name
 
 
 def token_folder(

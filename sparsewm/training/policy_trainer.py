@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sparsewm.config import ProposalConfig
 from sparsewm.data import Tokens
+from sparsewm.encoders import weights_hash
 from sparsewm.errors import UserError
 from sparsewm.files import write_json
 from sparsewm.interrupts import finished_first
@@ -28,6 +29,7 @@ from sparsewm.model.latent import Latent
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals.flow import frames_of
 from sparsewm.proposals.latent import save_policy, token_space_hash
+from sparsewm.proposals.wam import WorldActionModel
 from sparsewm.report.plots import plot_policy
 from sparsewm.training.draws import generators
 from sparsewm.training.optim import MasterAdamW
@@ -173,7 +175,10 @@ class PolicyTrainer:
     def identity(self) -> dict[str, str]:
         """What else a run depends on, and what it must find again to be resumed."""
         space, data = token_space_hash(self.model), self.train.dataset.hash
-        return {"world model": space, "dataset": data, "dtype": str(self.dtype)}
+        found = {"world model": space, "dataset": data, "dtype": str(self.dtype)}
+        if self.config.kind == WorldActionModel.kind and self.config.wam.told:  # it was copied from beside
+            found["inverse dynamics"] = weights_hash(self.policy.bodies)  # type: ignore[arg-type]
+        return found
 
     def resume(self) -> bool:
         """Continue from the folder's last state; False when there is none.
@@ -201,6 +206,10 @@ class PolicyTrainer:
                 for i, average in enumerate(self.average):
                     average.copy_(tensors[f"average.{i}"])
             self.step, self.seconds, self.metrics = about["step"], about["seconds"], about["metrics"]
+            if self.step >= self.config.steps and [m["step"] for m in self.metrics[-1:]] != [self.step]:
+                raise UserError(
+                    f"{self.folder} holds a run of {self.step} steps, not validated yet: give more `steps`"
+                )
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             path = self.folder / STATE_FILE
             raise UserError(f"{path} is damaged ({error}): delete it to start this run anew") from None

@@ -39,6 +39,7 @@ from sparsewm.training.parallel import Processes, connect
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.standard_tokens import standard_tokens
 from sparsewm.training.start import (
+    check_kept,
     check_sizes,
     interface,
     measures_otherwise,
@@ -108,7 +109,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
         config: the settings. progress: makes a bar of a label. say: takes what is worth knowing.
 
     Returns:
-        the world model and where it lies; the heads are in the main process's model alone.
+        the world model as it was saved, and where it lies.
 
     Raises:
         UserError: settings or data that cannot be trained with; training diverges; the disk is full.
@@ -125,6 +126,10 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
         found = processes.in_turn(lambda: _find(config, processes, held, progress))
         folder, finished = found.folder, found.finished
         job = processes.agree(lambda: _job(found, processes, progress, say))
+
+        def saved(model: WorldModel) -> WorldModel:
+            return load(folder / "checkpoint", found.device, encoder=model.encoder)
+
         shown = interface(found.data, found.name, found.frameskip, found.space)
         if finished is not None:
             finished.metadata.setdefault("interface", shown.to_dict())
@@ -134,7 +139,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
                 save(finished, folder / "checkpoint")
 
             processes.by_main(extend)
-            return Trained(finished, folder / "checkpoint")
+            return Trained(saved(finished), folder / "checkpoint")
         model = processes.agree(lambda: _newborn(job, found.first, found.encoder, shown).place(found.device))
         trainer = _train_predictor(job, model)
 
@@ -144,7 +149,7 @@ def train(config: TrainConfig, progress: Progress = quiet, say: Say = silent) ->
                 trainer.save()
 
         processes.by_main(finish)
-    return Trained(model, folder / "checkpoint", trainer.step, trainer.seconds)
+        return Trained(saved(model), folder / "checkpoint", trainer.step, trainer.seconds)
 
 
 def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: Progress) -> _Found:
@@ -160,6 +165,9 @@ def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: 
     finished = None if run.extend is None else _checkpoint(config, run.extend, env, device)
     first = None if run.start is None else _start(config, run.start, env, device)
     given = finished or first
+    own = finished is not None or (config.encoder.name is None and config.encoder.weights is None)
+    if given is not None:
+        check_kept(config, given, own)
     dataset = None if config.dataset is None else named_dataset(config, env)
     encoder = _encoder(config, finished, first, picture_size(dataset, env), device)
     if encoder.tokens == 1:
@@ -183,8 +191,8 @@ def _find(config: TrainConfig, processes: Processes, held: ExitStack, progress: 
         held.enter_context(only_one(output_folder(folder)))
         _check_free(config, folder)
     space = None if env is None else (env.action_space.low, env.action_space.high)
-    other = first is not None and measures_otherwise(
-        first, encoder, config.optim.whitening, config.encoder.space
+    other = first is not None and bool(
+        measures_otherwise(first, encoder, config.optim.whitening, config.encoder.space)
     )
     trained = None if finished is not None else history
     rows = rows_read(config, data, split, frameskip, trained, given is None or other, other)
@@ -231,7 +239,8 @@ def _newborn(job: _Job, first: WorldModel | None, encoder: PatchEncoder, shown: 
         model = new_model(
             encoder, data, tokens, episodes, config.model, shown, whitening, seed, space, job.progress
         )
-    elif measures_otherwise(first, encoder, whitening, space):
+    elif other := measures_otherwise(first, encoder, whitening, space):
+        job.say(f"the checkpoint's predictor is translated to other tokens: {', '.join(other)}")
         model = translated(first, encoder, data, tokens, episodes, whitening, seed, space, job.progress)
     else:
         model = first

@@ -15,7 +15,7 @@ from sparsewm.model.interface import Interface
 from sparsewm.model.latent import TokenSpace
 from sparsewm.model.predictor import PredictorConfig
 from sparsewm.model.world_model import WorldModel
-from sparsewm.training.config import ModelConfig
+from sparsewm.training.config import ModelConfig, TrainConfig
 from sparsewm.training.draws import translated_rows
 from sparsewm.training.report import Progress, quiet
 from sparsewm.training.space import space_statistics
@@ -91,10 +91,13 @@ def new_model(
 
 def measures_otherwise(
     first: WorldModel, encoder: PatchEncoder, whitening: float, space: TokenSpace | None = None
-) -> bool:
-    """Whether the tokens of a checkpoint to go on from differ from those of this run."""
+) -> list[str]:
+    """In what tokens of a checkpoint to go on from differ from those of this run; empty if in nothing."""
     before = first.metadata.get("training", {}).get("whitening", 0.0)
-    return bool(first.encoder.key != encoder.key or before != whitening or first.space != space)
+    kept = [TokenSpace() if one is None else one for one in (first.space, space)]
+    found = ["encoder"] if first.encoder.key != encoder.key else []
+    found += ["whitening"] if before != whitening else []
+    return found + [name for name, value in vars(kept[0]).items() if value != getattr(kept[1], name)]
 
 
 def translated(
@@ -129,6 +132,29 @@ def translated(
     ours = model.standardizer.tokens(tokens.rows(rows).to(first.device))
     model.take_over(first, ours, first.standardizer.tokens(torch.cat(theirs)))
     return model
+
+
+def check_kept(config: TrainConfig, given: WorldModel, encodes: bool) -> None:
+    """Raise a `UserError` for a setting that would have no effect beside a checkpoint, which has its own.
+
+    Args:
+        given: the checkpoint. encodes: whether its encoder is used as it is.
+    """
+    asked, usual = {}, ModelConfig()
+    for name, value in vars(config.model).items():
+        if value != getattr(usual, name):
+            asked[name] = value, getattr(given.config, name)
+    if encodes and (sides := config.encoder.resolution):
+        seen = tuple(given.encoder.resolution)
+        asked["resolution"] = (sides, seen) if len(sides) == 2 else (sides[0], min(seen))
+    if encodes and config.encoder.letterbox:
+        asked["letterbox"] = True, given.encoder.letterbox
+    if config.run.extend is not None and config.encoder.space is not None:
+        kept = given.space or TokenSpace()
+        asked |= {name: (value, getattr(kept, name)) for name, value in vars(config.encoder.space).items()}
+    for name, (value, has) in asked.items():
+        if value != has:
+            raise UserError(f"the checkpoint has `{name}` {has}, not {value}: leave it out")
 
 
 def check_sizes(model: WorldModel, dataset: Dataset) -> None:

@@ -271,6 +271,7 @@ class Trainer:
             + (" int8" if self.train.tokens.kind == "int8" else ""),
             "dtype": str(self.dtype).removeprefix("torch."),
             "frameskip": model.frameskip,
+            "aligned": self.train.dataset.stride > 1,
             "model": asdict(model.config),
             "space": None if model.space is None else asdict(model.space),
             "start": model.metadata.get("start"),
@@ -345,7 +346,8 @@ class Trainer:
 
     def _check_same(self, information: dict[str, Any]) -> None:
         """Raise a `UserError` that names what this run has otherwise than a saved one."""
-        before, now = information.get("identity", {}), self.identity()
+        before = {"aligned": False} | information.get("identity", {})  # which states of before did not say
+        now = self.identity()
         changed = [k for k, v in self.settings().items() if information.get("config", {}).get(k) != v]
         other = []
         for name, value in now.items():

@@ -161,8 +161,9 @@ def test_training_goes_on_in_other_tokens(flag: str, encoder: str, here: Path) -
     """On another encoder, or measured otherwise: the predictor is translated, the rest of it stays."""
     folder = "translated-to-" + flag.split()[-1]
     more = TRAIN.replace("--steps 8", "--steps 1 --lr 1e-9").replace("--encoder random ", "")
-    code, _, err = call(more, "--start run/checkpoint", flag, "--output", folder)
+    code, out, err = call(more, "--start run/checkpoint", flag, "--output", folder)
     assert code == 0, err
+    assert f"translated to other tokens: {flag.split()[0][2:]}" in out
     before, after = (load_file(here / run / "checkpoint/model.safetensors") for run in ("run", folder))
     assert not torch.equal(before["standardizer.token_map"], after["standardizer.token_map"])
     tokens = ("predictor.embed_tokens.weight", "predictor.token_change.weight", "predictor.token_change.bias")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from sparsewm import envs
 from sparsewm.data import DatasetWriter, collect, open_dataset
 from sparsewm.data.collect import demonstrate
+from sparsewm.data.convert import resizer, write_hdf5
 from sparsewm.errors import UserError
 from tests.data.tiny import small_disk
 
@@ -152,6 +154,25 @@ def test_parts_of_other_settings_are_not_used(tmp_path: Path) -> None:
 
     with pytest.raises(Looked, match=r"^0$"):  # nothing counts as done
         collect("wall", path=tmp_path / "d.h5", progress=progress, **SETTINGS)
+
+
+@pytest.mark.parametrize("side", [16, 8])
+def test_a_converted_file_is_no_recording(tmp_path: Path, side: int) -> None:
+    """Its episodes and pictures may be others."""
+    path = collect("wall", path=tmp_path / "d.h5", workers=1, **SETTINGS)
+    assert collect("wall", path=path, **SETTINGS) == path
+    with closing(open_dataset(path)) as dataset:
+        write_hdf5({"pixels": dataset}, tmp_path / "e.h5", np.arange(5), resizer([side]))
+    with h5py.File(tmp_path / "e.h5") as file:
+        assert file.attrs["resolution"] == side and file.attrs["policy"] == "exploration"
+    with pytest.raises(UserError, match="was recorded with other settings"):
+        collect("wall", path=tmp_path / "e.h5", **SETTINGS)
+    with h5py.File(path, "r+") as file:
+        pixels = file["pixels"][:, :8, :8]
+        del file["pixels"]
+        file["pixels"] = pixels
+    with pytest.raises(UserError, match="was recorded with other settings"):
+        collect("wall", path=path, **SETTINGS)
 
 
 @pytest.mark.slow

@@ -86,8 +86,9 @@ def test_cameras_are_kept_apart(tmp_path: Path) -> None:
     assert wrist.available_cameras == ("front", "wrist") and wrist.fps == 12.5
     assert np.array_equal(wrist.pixels[:], open_dataset(tmp_path / "a.h5", cameras=("wrist",)).pixels[:])
     assert open_dataset(tmp_path / "b.h5", cameras=("front",)).pixels.shape == (15, 14, 14, 3)
-    code, _, err = call("convert", tmp_path / "a.h5", tmp_path / "c", "--cameras front wrist --fps 12")
+    code, _, err = call("convert", tmp_path / "a.h5", tmp_path / "c", "--cameras front wrist")
     assert code == 0, err
+    assert "warning: LeRobot counts whole rows a second: 12.5 becomes 12" in " ".join(err.split())
     read = LeRobotDataset("sparsewm/a", root=tmp_path / "c")
     assert read.meta.camera_keys == ["observation.images.front", "observation.images.wrist"]
     assert read[3]["observation.images.wrist"].shape == (3, 14, 28) and "observation.state" not in read[3]
@@ -96,6 +97,9 @@ def test_cameras_are_kept_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
+        ("--fps nan", "--fps must be a number above 0, got nan"),
+        ("--fps inf", "--fps must be a number above 0, got inf"),
+        ("--fps=-5", "--fps must be a number above 0, got -5"),
         ("--episodes 4", "--episodes must be from 0 to 3, got 4"),
         ("--resolution 0", "--resolution must be one or two numbers from 1 up"),
         ("--resolution 1 2 3", "--resolution must be one or two numbers from 1 up"),

@@ -16,6 +16,7 @@ from sparsewm.data.dataset import environment_name
 from sparsewm.data.frames import Frames, ReadFrames, SideBySide
 from sparsewm.data.oddities import warnings
 from sparsewm.errors import UserError
+from sparsewm.training.inputs import name_of
 from tests.data.tiny import write_dataset
 
 
@@ -27,6 +28,21 @@ def test_hash_is_of_the_content(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "b.h5", "r+") as file:
         file["pixels"][0, 0, 0] = 255  # same states, another look
     assert open_dataset(tmp_path / "b.h5").hash != first
+
+
+def test_hash_is_of_all_numbers_and_of_every_episode(tmp_path: Path) -> None:
+    def change(column: str, rows: slice, factor: int) -> tuple[str, str, list[int]]:
+        path = write_dataset(tmp_path / "d.h5", [5] * 40)
+        with h5py.File(path, "r+") as file:
+            file[column][rows] = factor * file[column][rows]
+        dataset = open_dataset(path)
+        return dataset.hash, dataset.earlier_hash, dataset.split()[1].tolist()
+
+    first = change("proprio", slice(0), 1)
+    turned = change("proprio", slice(200), 2)  # the state is the same
+    seen = change("pixels", slice(40, 45), 0)  # one episode is black
+    assert len({first[0], turned[0], seen[0]}) == 3
+    assert first[1:] == turned[1:] == seen[1:]
 
 
 def test_split_holds_out_whole_episodes_always_the_same(tmp_path: Path) -> None:
@@ -83,6 +99,20 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
         open_dataset(tmp_path / "d.h5", format="hdf6")
 
 
+def test_a_folder_called_by_dots_has_a_name_and_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "arm" / "inside").mkdir(parents=True)
+    for here, there in (("arm", "."), ("arm/inside", ".."), ("arm", "inside/..")):
+        monkeypatch.chdir(tmp_path / here)
+        dataset = Lengths(path=there)
+        assert (dataset.path.stem, dataset.path.parent) == ("arm", tmp_path)
+        assert name_of(dataset, None) == "arm"
+    for said, path in ((None, "/"), ("../other", "arm.h5")):
+        with pytest.raises(UserError, match=r"give `env`"):
+            name_of(Lengths(path=path, attributes={"environment": said}), None)
+
+
 def test_dataset_of_another_environment(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "d.h5")
     with pytest.raises(UserError, match=r"was recorded in wall, not pusht: name that environment"):
@@ -126,8 +156,8 @@ class Texts(Dataset):
 class Lengths(Dataset):
     """Five rows of one action, and whatever else is given."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__("test", lengths=[3, 2], action=np.ones(5), pixels=numbered(5), **given)
+    def __init__(self, path: str = "test", **given: Any) -> None:
+        super().__init__(path, lengths=[3, 2], action=np.ones(5), pixels=numbered(5), **given)
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -152,6 +182,36 @@ def test_bounds_that_bound_nothing_are_not_declared(low: Any) -> None:
     dataset = Lengths(action_low=low, action_high=[2.0])
     assert not dataset.declared_bounds and (dataset.action_low, dataset.action_high) == (1, 1)
     assert Lengths(action_low=[-2.0], action_high=[2.0]).action_low.tolist() == [-2]
+
+
+@pytest.mark.parametrize("said", [2, 2.0, np.float32(2), np.array([2]), np.array([[2.0]])])
+def test_a_frameskip_and_a_rate_are_read_in_any_spelling(said: Any) -> None:
+    dataset = Lengths(attributes={"frameskip": said}, fps=said)
+    assert dataset.obstacles == [] and (dataset.attributes["frameskip"], dataset.fps) == (2, 2.0)
+    assert type(dataset.attributes["frameskip"]) is int and type(dataset.fps) is float
+
+
+@pytest.mark.parametrize("said", [0, -2, np.nan, np.inf, "two", np.array([2, 2]), True])
+def test_a_frameskip_and_a_rate_that_are_none_are_obstacles(said: Any) -> None:
+    dataset = Lengths(attributes={"frameskip": said}, fps=said)
+    assert dataset.fps is None and len(dataset.obstacles) == 2
+    with pytest.raises(UserError, match=r"fps must be a number above 0.*; frameskip must be a whole number"):
+        dataset.check()
+    assert Lengths(attributes={"frameskip": 2.5}).obstacles != []
+
+
+def test_only_sound_columns_are_turned_into_relative_actions(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "d.h5")
+    for scale in ("inf", "nan", "0"):
+        with pytest.raises(UserError, match=r"relative must be a number above 0"):
+            open_dataset(f"{path}?relative={scale}")
+    with h5py.File(path, "r+") as file:
+        proprio = file["proprio"][:20]
+        del file["proprio"]
+        file["proprio"] = proprio
+    with pytest.raises(UserError, match=r"'proprio': 20 rows, but the episodes need 26"):
+        open_dataset(f"{path}?relative=auto")
+    assert open_dataset(f"{path}?relative=auto", check=False).obstacles
 
 
 def test_columns_are_numbers() -> None:

@@ -152,6 +152,8 @@ def test_a_recording_of_pusht_is_one_of_ours(tmp_path: Path) -> None:
     backwards = make(tmp_path / "e.zarr", action=pusht()["action"][::-1])
     with pytest.raises(UserError, match=r"does not move as PushT does .*: leave out environment"):
         open_dataset(f"{backwards}?environment=pusht")
+    with pytest.raises(UserError, match=r"`resolution` must be at least 1, got 0"):
+        open_dataset(f"{path}?environment=pusht&pictures=rendered&resolution=0")
     with pytest.raises(UserError, match=r"rendered pictures need an environment"):
         open_dataset(f"{path}?pictures=rendered")
 
@@ -207,6 +209,17 @@ def test_a_zip_file(tmp_path: Path) -> None:
     (tmp_path / "d.zarr.zip").write_bytes((tmp_path / "d.zarr.zip").read_bytes()[:2000])
     with pytest.raises(UserError, match=r"d.zarr.zip is damaged or no dataset of Diffusion Policy"):
         open_dataset(tmp_path / "d.zarr.zip")
+
+
+def test_a_dark_start_does_not_tell_the_brightness(tmp_path: Path) -> None:
+    shown = pictures()
+    shown[:8] = 1
+    dataset = open_dataset(make(tmp_path / "d.zarr", img=shown.astype(np.float32)))
+    assert np.array_equal(dataset.pixels[:], shown)
+    late = np.full(shown.shape, 0.5, np.float32)
+    late[8, 0] = -1
+    with pytest.raises(UserError, match=r"rows 8 to 8 \(their numbers are from -1 to 0.5, not from 0 to 1\)"):
+        open_dataset(make(tmp_path / "e.zarr", img=late)).pixels[8]
 
 
 def test_damaged_pictures_are_said_when_they_are_read(tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ def test_tensors_of_pictures(tmp_path: Path, channels_first: bool) -> None:
         pictures = shown[episode].permute(0, 3, 1, 2).float() if channels_first else shown[episode]
         torch.save(pictures.clone(), tmp_path / "obses" / f"episode_{episode:03d}.pth")
     dataset = open_dataset(tmp_path)
+    if channels_first:  # the same from 0 to 1
+        for file in (tmp_path / "obses").iterdir():
+            torch.save(torch.load(file) / 255, file)
+        dataset = open_dataset(tmp_path)
     last = 6 if channels_first else 5
     assert dataset.lengths.tolist() == [6, last] and dataset.pixels.shape == (6 + last, 16, 20, 3)
     assert np.array_equal(dataset.pixels[:], np.concatenate([shown[0], shown[1, :last]]))

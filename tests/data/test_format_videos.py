@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_a_folder_comes_back_as_written(tmp_path: Path, suffix: str) -> None:
     assert np.array_equal(dataset.pixels[[3, 12]], dataset.pixels[:][[3, 12]])
 
 
+def test_the_hash_is_that_of_a_copy_and_not_of_another_video(tmp_path: Path) -> None:
+    make(tmp_path / "one", suffix=".parquet")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy", copy_function=shutil.copyfile)
+    first = open_dataset(tmp_path / "one").hash
+    assert open_dataset(tmp_path / "copy").hash == first
+    write_video(tmp_path / "copy" / "run_2.mp4", levels(6, 100))
+    assert open_dataset(tmp_path / "copy").hash != first
+
+
 def test_rows_in_any_order_episodes_by_number_and_columns_of_other_names(tmp_path: Path) -> None:
     folder = make(tmp_path / "demos", (9, 6))
     rng = np.random.default_rng(1)
@@ -122,6 +132,25 @@ def test_rows_in_any_order_episodes_by_number_and_columns_of_other_names(tmp_pat
     dataset = open_dataset(f"{folder}?action=steer&proprio=p0")
     assert dataset.action_names == ("steer",)
     assert dataset.action[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 9, 10, 11, 12, 13, 0]
+
+
+@pytest.mark.parametrize("names", [("run_1", "run_2", "run_10"), ("take 1", "take 2", "take 10")])
+def test_episodes_in_words_belong_to_their_videos(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """As text, `run_10` is before `run_2`."""
+    lengths = (4, 4, 4)
+    for i, number in enumerate((1, 2, 10)):
+        write_video(tmp_path / f"run_{number}.mp4", levels(4, 20 + 60 * i))
+    episode = np.repeat(names, 4).tolist()
+    write_table(tmp_path / "actions.csv", lengths, file=None, episode=episode, a0=np.repeat([1, 2, 10], 4))
+    dataset = open_dataset(tmp_path)
+    assert dataset.action[dataset.offsets, 0].tolist() == [1, 2, 10]
+    assert np.allclose(dataset.pixels[dataset.offsets].mean((1, 2, 3)), [20, 80, 140], atol=3)
+
+
+def test_an_episode_without_a_name_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, suffix=".parquet", file=None, episode=[*9 * ["a"], *5 * ["b"], None])
+    with pytest.raises(UserError, match=r"column 'episode' of .* has empty rows: fill them in"):
+        open_dataset(tmp_path)
 
 
 def test_the_last_frame_needs_no_row(tmp_path: Path) -> None:

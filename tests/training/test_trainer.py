@@ -21,7 +21,7 @@ from torch import Tensor
 from sparsewm.errors import UserError
 from sparsewm.model import load
 from sparsewm.training import trainer as trainer_module
-from sparsewm.training.config import OptimConfig
+from sparsewm.training.config import DecoderTrainConfig, DistanceTrainConfig, ModelConfig, OptimConfig
 from sparsewm.training.draws import rollout_length
 from sparsewm.training.optim import MasterAdamW, MasterMuon, orthogonalized
 from sparsewm.training.trainer import STATE_FILE, Trainer, validate
@@ -351,6 +351,33 @@ def test_rollouts_grow_during_training() -> None:
 def test_impossible_settings(setting: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{setting}` must be .*, got {value:g}"):
         OptimConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        (DistanceTrainConfig, "lr", -1.0),
+        (DistanceTrainConfig, "lr", math.nan),
+        (DistanceTrainConfig, "ema", 7.0),
+        (DistanceTrainConfig, "smallest", 0),
+        (DistanceTrainConfig, "penalty", math.inf),
+        (DecoderTrainConfig, "lr", 0.0),
+        (DecoderTrainConfig, "weight_decay", -0.1),
+        (DecoderTrainConfig, "noise", math.nan),
+        (DecoderTrainConfig, "batch", 0),
+        (ModelConfig, "width", 0),
+        (ModelConfig, "depth", 0),
+        (ModelConfig, "head_dim", 0),
+    ],
+)
+def test_impossible_settings_of_heads_and_sizes(settings: type, name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"`[a-z.]*{name}` must be .*, got {value:g}"):
+        settings(**{name: value})
+
+
+def test_sizes_that_do_not_fit_together() -> None:
+    with pytest.raises(UserError, match="width 30 must be a multiple of 4"):
+        ModelConfig(width=30)
 
 
 def test_more_groups_than_patches(data: Path, tmp_path: Path) -> None:

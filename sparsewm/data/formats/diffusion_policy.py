@@ -15,11 +15,15 @@ from typing import Any
 import numpy as np
 
 from sparsewm.data.dataset import Dataset
-from sparsewm.data.frames import Frames, ReadFrames, choose_cameras, side_by_side
+from sparsewm.data.frames import Frames, ReadFrames, as_bytes, brightness, choose_cameras, side_by_side
 from sparsewm.data.relative import make_relative
 from sparsewm.errors import UserError, needs_extra
+from sparsewm.trees import at_least
 
 _PUSHT_FPS, _PUSHT_SCALE = 10.0, 100.0
+
+_SAMPLED = 16
+"""Chunks of pictures, over all rows, that tell whether floats are from 0 to 1."""
 
 _BLOSC_HEADER = 16
 """Bytes before a chunk that Blosc packed; the last four are the size of the whole chunk."""
@@ -55,6 +59,7 @@ class DiffusionPolicyData(Dataset):
         pictures: str = "recorded",
         resolution: int = 112,
     ) -> None:
+        at_least(1, resolution=resolution)
         if environment not in (None, "pusht"):
             raise UserError(f"environment must be pusht, got {environment}: leave it out")
         if pictures not in ("recorded", "rendered"):
@@ -213,16 +218,19 @@ def _frames(path: Path, array: Any) -> Frames:
     last: dict[
         int, np.ndarray
     ] = {}  # the chunk decoded last: it holds more rows than are asked for at a time
-    unit: float | None = None
+
+    def decoded(number: int) -> np.ndarray:
+        return np.asarray(array[number * size : (number + 1) * size])
+
+    some = np.unique(np.linspace(0, (array.shape[0] - 1) // size, _SAMPLED).astype(int)).tolist()
+    try:  # not by the chunk that is read first: it may be dark
+        factor = 1.0 if array.dtype == np.uint8 else brightness(decoded(number) for number in some)
+    except Exception as error:  # whatever a codec says of a damaged chunk
+        raise UserError(f"{array.path} of {path} is damaged ({error}): copy the dataset again") from None
 
     def chunk(number: int) -> np.ndarray:
-        nonlocal unit
         if number not in last:
-            pictures = np.asarray(array[number * size : (number + 1) * size])
-            if pictures.dtype != np.uint8:
-                if unit is None:
-                    unit = 255.0 if pictures.max() <= 1 else 1.0
-                pictures = np.clip(np.rint(unit * pictures), 0, 255).astype(np.uint8)
+            pictures = as_bytes(decoded(number), factor)
             last.clear()
             last[number] = pictures.transpose(0, 2, 3, 1) if channels_first else pictures
         return last[number]

@@ -8,7 +8,7 @@ rel_actions.pth, abs_actions.pth        PushT: (episodes, steps, 2) in px; relat
 actions.pth                             other environments: (episodes, steps, A)
 velocities.pth                          PushT: (episodes, steps, 2) of the disc
 seq_lengths.pkl or .pth                 rows of each episode; without it all are as long as the actions
-obses/episode_000.mp4 or .pth           pictures; tensors (T, H, W, 3) or (T, 3, H, W), 0 to 255
+obses/episode_000.mp4 or .pth           pictures; (T, H, W, 3) or (T, 3, H, W), 0 to 255 or 0 to 1
 ======================================  ==================================================================
 
 As in DINO-WM, PushT's actions are in units of 100 px, its proprioception is the disc's position and velocity,
@@ -28,11 +28,12 @@ import numpy as np
 import torch
 
 from sparsewm.data.dataset import Dataset
-from sparsewm.data.frames import Frames
+from sparsewm.data.frames import Frames, as_bytes, brightness
 from sparsewm.data.relative import make_relative
 from sparsewm.errors import UserError
 
 _SCALE = 100.0  # px, PushT
+_SAMPLED = 16  # episodes that tell whether pictures of floats are from 0 to 1
 _SAFE = {
     "numpy": {"dtype", "ndarray"},
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
@@ -153,6 +154,8 @@ class _TensorFrames(Frames):
     def __init__(self, folder: Path, files: list[Path], episode: np.ndarray, step: np.ndarray) -> None:
         self._files, self._episode, self._step = files, episode, step
         self._kept: tuple[int, np.ndarray] | None = None
+        some = np.unique(np.linspace(0, len(files) - 1, _SAMPLED).astype(int)).tolist()
+        self._factor = brightness(_tensor(files[number], ndim=4) for number in some) if files else 1.0
         super().__init__((len(episode), *(self._load(0).shape[1:] if len(episode) else (0, 0, 3))), folder)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -172,7 +175,7 @@ class _TensorFrames(Frames):
                     f"{file} must hold pictures ({steps}, height, width, 3), has {values.shape}: copy it "
                     "again"
                 )
-            self._kept = episode, np.clip(np.rint(values), 0, 255).astype(np.uint8)
+            self._kept = episode, as_bytes(values, self._factor)
         return self._kept[1]
 
 

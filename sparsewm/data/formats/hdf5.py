@@ -105,7 +105,6 @@ class HDF5Dataset(Dataset):
             raise UserError(f"{path} is damaged ({faults}; {rows} rows): copy or collect it again")
         if len({len(part) for part in parts}) > 1:
             self._faults.append(f"its cameras have {', '.join(str(len(part)) for part in parts)} rows")
-        rate = said.get("fps")
         super().__init__(
             path,
             lengths=lengths,
@@ -114,7 +113,7 @@ class HDF5Dataset(Dataset):
             proprio=proprio,
             state=state,
             attributes=said,
-            fps=float(rate) if isinstance(rate, (int, float, np.number)) else None,
+            fps=said.get("fps"),
             action_names=_texts(said.get("action_names", ())),
             proprio_names=_texts(said.get("proprio_names", ())),
             cameras=shown,

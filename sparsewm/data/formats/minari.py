@@ -67,7 +67,8 @@ class MinariData(Dataset):
                     )
                 shown, obstacles = choose_cameras(source, list(pictures), cameras)
                 senses = self._senses(source, leaves, proprio)
-            short = [k for k in (*senses, *pictures) if k not in leaves or len(leaves[k]) != rows]
+            needed = [*senses, *pictures, *(k for k in ("state",) if k in leaves)]
+            short = [k for k in needed if k not in leaves or len(leaves[k]) != rows]
             if short:
                 raise UserError(
                     f"episode {number} of {source} has {len(action)} actions, so {rows} of '{short[0]}' are "

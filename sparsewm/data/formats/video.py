@@ -12,9 +12,9 @@
     run_1.mp4,1,0.2,-0.1,12.4,39.8
 
 One row a frame, in the order of the frames; the last frame of a video may lack its row, or its action, as
-none was taken there. `file` says which video, or `episode`, whose values in order are the videos in the order
-of their names (2 before 10); with one video neither is needed. `frame`, if there, counts from 0, and rows may
-come in any order. Columns are taken by their names, which are kept:
+none was taken there. `file` says which video, or `episode`: names of videos, or else values that in order are
+the videos in the order of their names (2 before 10, in both); with one video neither is needed. `frame`, if
+there, counts from 0, and rows may come in any order. Columns are taken by their names, which are kept:
 
 =============  ========================================
 column         what
@@ -141,7 +141,7 @@ def _cameras(path: Path) -> dict[str, list[Path]]:
 
     def videos(folder: Path) -> list[Path]:
         found = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES]
-        return sorted(found, key=_natural)
+        return sorted(found, key=lambda file: _natural(file.name))
 
     if not path.is_dir():
         return {}
@@ -151,8 +151,10 @@ def _cameras(path: Path) -> dict[str, list[Path]]:
     return {name: found for name, found in inside.items() if found}
 
 
-def _natural(file: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", file.name)]
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """What names are sorted by: 2 before 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts], name
 
 
 def _table_path(path: Path) -> Path:
@@ -194,8 +196,8 @@ def _numbers(file: Path, table: dict[str, np.ndarray], names: Sequence[str]) -> 
 def _rows(file: Path, table: dict[str, np.ndarray], videos: Sequence[Path]) -> list[np.ndarray]:
     """Rows of the table of each video, in the order of its frames."""
     count = len(next(iter(table.values()), ()))
+    places = {name: place for place, video in enumerate(videos) for name in (video.name, video.stem)}
     if "file" in table:
-        places = {name: place for place, video in enumerate(videos) for name in (video.name, video.stem)}
         said = [Path(str(name)).name for name in table["file"]]
         foreign = next((name for name in said if name not in places), None)
         if foreign is not None:
@@ -204,12 +206,21 @@ def _rows(file: Path, table: dict[str, np.ndarray], videos: Sequence[Path]) -> l
             )
         of = np.array([places[name] for name in said], np.int64)
     elif "episode" in table:
-        values, of = np.unique(table["episode"], return_inverse=True)
-        if len(values) != len(videos):
-            raise UserError(
-                f"{file} has {len(values)} episodes, {videos[0].parent} has {len(videos)} videos: make them "
-                "equal"
+        episode = table["episode"]
+        if any(value is None or value != value for value in episode.tolist()):
+            raise UserError(f"column 'episode' of {file} has empty rows: fill them in")
+        said = [str(value) for value in episode.tolist()]
+        if not all(name in places for name in said):
+            values = (
+                np.unique(episode).tolist() if episode.dtype != object else sorted(set(said), key=_natural)
             )
+            if len(values) != len(videos):
+                raise UserError(
+                    f"{file} has {len(values)} episodes, {videos[0].parent} has {len(videos)} videos: make "
+                    "them equal"
+                )
+            places = {str(value): place for place, value in enumerate(values)}
+        of = np.array([places[name] for name in said], np.int64)
     elif len(videos) == 1:
         of = np.zeros(count, np.int64)
     else:

@@ -366,6 +366,13 @@ def _dataset(config: PolicyTrainConfig, env: SimulatedGoalEnv) -> Dataset:
     if config.smolvla.look and data.state is None:
         data.close()
         raise UserError(f"{name} has no states for vision to learn from: give another `dataset`, or `look` 0")
+    height, width = data.pixels.shape[1:3]
+    if height != width:
+        data.close()
+        raise UserError(
+            f"pictures of {name} are {height} x {width}, a SmolVLA sees squares: sparsewm convert writes "
+            f"others with --resolution {min(height, width)} {min(height, width)}"
+        )
     sizes: list[tuple[str, int, int]] = [("proprio", data.proprio.shape[1], env.proprio_dim)]
     sizes += [("state", data.state.shape[1], env.state_dim)] if data.state is not None else []
     sizes += [("action", data.action.shape[1], len(env.action_low))]

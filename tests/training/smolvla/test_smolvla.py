@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from sparsewm.training.policy_config import PolicyTrainConfig, SmolVLATrainConfi
 from sparsewm.training.smolvla import run
 from sparsewm.training.smolvla.backbone import BackboneSizes
 from tests.cli.commands import call
+from tests.data.tiny import write_dataset
 from tests.training.test_policy import interrupting
 
 
@@ -137,6 +139,17 @@ def test_without_lerobot_the_extra_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "pip install 'sparsewm[vla]'" in done.stderr
+
+
+def test_pictures_that_are_no_squares_are_refused(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "wall.h5")
+    with h5py.File(path, "r+") as file:
+        pixels = file["pixels"][:, :14]
+        del file["pixels"]
+        file["pixels"] = pixels
+    with pytest.raises(UserError, match=r"are 14 x 28, a SmolVLA sees squares: .* --resolution 14 14"):
+        train_policy(config(path, tmp_path / "out", 2))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_usual_is_the_kinds_and_the_environments() -> None:
