@@ -54,7 +54,8 @@ def read_names(path: Path) -> dict[str, Any]:
     known = [entry.name for entry in fields(Names)]
     if not isinstance(content, dict) or not set(content) <= set(known):
         raise UserError(f"names {path} must hold some of {', '.join(known)}: see docs/howto/policy.md")
-    cameras, state, action = (content.get(key) for key in ("cameras", "state", "action"))
+    cameras: Any = content.get("cameras")
+    state, action = content.get("state"), content.get("action")
     named = isinstance(cameras, dict) and all(isinstance(name, str) for name in cameras)
     if "cameras" in content and not (named and all(seen in (*SEEN, None) for seen in cameras.values())):
         raise UserError(
