@@ -54,11 +54,10 @@ def read_names(path: Path) -> dict[str, Any]:
     known = [entry.name for entry in fields(Names)]
     if not isinstance(content, dict) or not set(content) <= set(known):
         raise UserError(f"names {path} must hold some of {', '.join(known)}: see docs/howto/policy.md")
-    cameras, state, action = (content.get(key) for key in ("cameras", "state", "action"))
-    if "cameras" in content and not (
-        isinstance(cameras, dict)
-        and all(isinstance(name, str) and seen in (*SEEN, None) for name, seen in cameras.items())
-    ):
+    cameras: Any = content.get("cameras")
+    state, action = content.get("state"), content.get("action")
+    named = isinstance(cameras, dict) and all(isinstance(name, str) for name in cameras)
+    if "cameras" in content and not (named and all(seen in (*SEEN, None) for seen in cameras.values())):
         raise UserError(
             f"cameras of names {path} must each be {', '.join(SEEN)} or null, by the camera's name"
         )
@@ -68,11 +67,8 @@ def read_names(path: Path) -> dict[str, Any]:
         isinstance(state, list) and all(isinstance(name, str | None) for name in state)
     ):
         raise UserError(f"state of names {path} must be a list of names, null for zero")
-    if action is not None and not (
-        isinstance(action, list)
-        and all(type(number) is int and number >= 0 for number in action)
-        and len(set(action)) == len(action)
-    ):
+    whole = isinstance(action, list) and all(type(number) is int and number >= 0 for number in action)
+    if action is not None and not (whole and len(set(action)) == len(action)):
         raise UserError(f"action of names {path} must be a list of whole numbers from 0, each once")
     statistics = content.get("statistics", {})
     if not isinstance(statistics, dict) or not all(isinstance(name, str) for name in statistics.values()):
