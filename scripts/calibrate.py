@@ -49,7 +49,7 @@ class Arguments:
 
 def actors(config: PlanConfig) -> dict[str, Actor]:
     """Yardsticks by name."""
-    return {"nothing": Nothing(), "random": RandomActions(), "oracle": Oracle(config)}
+    return {"nothing": Nothing(), "random": RandomActions(), "oracle": Oracle(config.checked())}
 
 
 def main(arguments: Arguments) -> None:

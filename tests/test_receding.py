@@ -25,7 +25,7 @@ def test_searches_that_come_late_are_given_less_time(monkeypatch: pytest.MonkeyP
         return SimpleNamespace(actions=torch.zeros(1, 2, 1))
 
     monkeypatch.setattr(receding, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    planning = Receding(PlanConfig.of("wall").updated(deadline_ms=100.0))
+    planning = Receding(PlanConfig.of("wall").updated(deadline_ms=100.0).checked())
     planning.mpc = SimpleNamespace(plan=plan, execute=1)  # type: ignore[assignment]
     problem: Any = SimpleNamespace(
         steps=lambda actions: torch.ones(1, dtype=torch.long), executed=lambda x: x

@@ -118,7 +118,7 @@ def success(env: SimulatedGoalEnv, network: nn.Module, episodes: int, seed: int)
     config = PlanConfig.of(env.name)
     config = config.updated(execute=config.search.horizon, seed=seed)
     tasks = make_tasks(env, episodes, seed, config.goal)
-    found = run_episodes([env], tasks, LearnedOracle(config, network), config.goal.max_steps)
+    found = run_episodes([env], tasks, LearnedOracle(config.checked(), network), config.goal.max_steps)
     summary = summarize(env.name, found)
     return {name: summary[name] for name in ("success_rate", "success_ci95", "moved")}
 

@@ -27,7 +27,7 @@ def run_oracle(
     cost: StateCostMaker | None = None,
 ) -> list[Episode]:
     """Episodes of CEM on an environment's true dynamics, by its true distance or another cost."""
-    return run_episodes([env], tasks, Oracle(config, cost), max_steps)
+    return run_episodes([env], tasks, Oracle(config.checked(), cost), max_steps)
 
 
 def demonstration_steps(env: SimulatedGoalEnv) -> int:
