@@ -23,7 +23,7 @@ from sparsewm.model.choices import CHOICES, Scene, compared_by
 from sparsewm.model.choices.uniform import RandomPatches
 from sparsewm.model.drop import kept_patches
 from sparsewm.model.latent import Latent, nearest_patches
-from sparsewm.model.objectives import OBJECTIVES, Objective, TokenError
+from sparsewm.model.objectives import Objective, objective_of
 from sparsewm.model.problem import LatentProblem
 from sparsewm.model.world_model import WorldModel
 from sparsewm.observations import (
@@ -295,17 +295,12 @@ class Agent:
     # How it is done ---------------------------------------------------------------------------------------
 
     def _objective(self, weight: float) -> Objective:
-        if self.config.tokens.selection == "none":
-            return TokenError(self.model, weight, tokens=False)
-        return OBJECTIVES.get(self.config.cost.objective)(self.model, weight)
+        tokens = self.config.tokens.selection != "none"
+        return objective_of(self.model, self.config.cost.objective, weight, tokens)
 
     def _without_proprio(self) -> Objective:
         if self.config.cost.proprio_weight == 0:
             return self.objective
-        if self.config.tokens.selection == "none":
-            raise UserError(
-                "a goal without 'proprio' leaves nothing of the cost where no tokens are selected"
-            )
         if self._blind is None:
             self._blind = self._objective(0.0)
         return self._blind

@@ -213,7 +213,9 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) -> None:
     write("choice-v0", PICTURE, pictures(), gym.spaces.Discrete(4))
     with pytest.raises(UserError, match=r"actions of choice-v0 are Discrete\(4\), not numbers"):
         open_dataset("minari:choice-v0")
-    write("late-v0", PICTURE, pictures(), infos={"state": np.zeros((5, 3))})  # none after the last action
+    space = gym.spaces.Dict({"pixels": PICTURE, "pos": box(2)})
+    seen = dictionaries(pixels=pictures(), pos=numbers(2))
+    write("late-v0", space, seen, infos={"state": np.zeros((5, 3))})  # none after the last action
     with pytest.raises(UserError, match=r"has 5 actions, so 6 of 'state' are needed"):
         open_dataset("minari:late-v0")
     with pytest.raises(UserError, match=r"no dataset of Minari called nowhere-v0 on this machine"):
