@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
 from scripts.trust import fuzz
@@ -50,3 +51,20 @@ def test_the_smallest_inputs_are_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert fuzz.keep("names", work.parent) == 1
     (kept,) = (fuzz.CORPUS / "names").iterdir()
     assert kept.read_text() == "scale: many\n"
+
+
+def test_inputs_that_keep_the_hdf5_library_itself_busy_are_known(tmp_path: Path) -> None:
+    """A text longer than the file, and a heap whose free room has no size."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["environment"] = "wall"
+    content = (tmp_path / "a.h5").read_bytes()
+    assert not fuzz.boundless(content) and not fuzz.endless(content)
+    heap = content.index(b"GCOL")
+    named = content.rindex(heap.to_bytes(8, "little"))
+    assert int.from_bytes(content[named - 4 : named], "little") == len("wall")
+    huge = content[: named - 4] + (1 << 31).to_bytes(4, "little") + content[named:]
+    assert fuzz.boundless(huge) and not fuzz.endless(huge)
+    room = heap + 16 + 16 + 8  # behind the heap's head and the one text, padded
+    assert int.from_bytes(content[room : room + 2], "little") == 0
+    stuck = content[: room + 8] + bytes(8) + content[room + 16 :]
+    assert fuzz.endless(stuck) and not fuzz.boundless(stuck)
