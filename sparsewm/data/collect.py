@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from sparsewm import envs
+from sparsewm.data.formats.hdf5 import attributes_of
 from sparsewm.data.writer import COLUMNS, DatasetWriter
 from sparsewm.envs import GoalEnv, SimulatedGoalEnv
 from sparsewm.envs.experts import expert_policy
@@ -309,7 +310,8 @@ def _same_recording(path: Path, attributes: dict[str, Any], episodes: int, pictu
     """Whether a complete file holds these episodes, in pictures of this shape (H, W, 3)."""
     try:
         with h5py.File(path, "r") as file:
-            same = all(file.attrs.get(key) == attributes.get(key) for key in _RECORDING)
+            said = attributes_of(file)
+            same = all(said.get(key) == attributes.get(key) for key in _RECORDING)
             return same and len(file["ep_len"]) == episodes and file["pixels"].shape[1:] == picture
     except (OSError, KeyError):
         return False

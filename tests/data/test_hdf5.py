@@ -489,3 +489,26 @@ def test_names_and_errors_that_are_no_text(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(h5py.Group, "__getitem__", refuse)
     with pytest.raises(UserError, match=r"data.h5 is damaged .*copy or collect it again"):
         open_dataset(path)
+
+
+def test_attributes_that_are_no_numbers_or_texts_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 crashes on damaged ones of some types, such as lists of any length."""
+    path = write_dataset(tmp_path / "d.h5")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["environment"]
+        numbers, one = h5py.h5t.vlen_create(h5py.h5t.NATIVE_INT64), h5py.h5s.create(h5py.h5s.SCALAR)
+        h5py.h5a.create(file.id, b"environment", numbers, one)
+    read: list[str] = []
+    plain = h5py.AttributeManager.__getitem__
+
+    def noted(attributes: h5py.AttributeManager, name: str) -> object:
+        read.append(name)
+        return plain(attributes, name)
+
+    monkeypatch.setattr(h5py.AttributeManager, "__getitem__", noted)
+    dataset = open_dataset(path)
+    assert "environment" not in dataset.attributes and "environment" not in read
+    assert dataset.attributes["frameskip"] == ATTRIBUTES["frameskip"] and "frameskip" in read
+    dataset.close()

@@ -44,7 +44,18 @@ _COPIES = 3  # of a column, while it is checked
 _LARGEST_CHUNK = 1 << 30  # bytes; HDF5 takes memory for a whole one, whatever it holds
 _MUCH = 1 << 26  # bytes of a column that is looked for in the file before it is read
 _CLAIMED = 10_000_000  # rows that are stood in for where actions are missing, at most
+_PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM, h5py.h5t.STRING)  # types of attributes
 _DAMAGED = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)  # what h5py raises
+
+
+def attributes_of(file: h5py.File) -> dict[str, Any]:
+    """What a file says of itself in numbers and texts, by name.
+
+    Attributes of other types are not looked at: on a damaged one HDF5 2.0 crashes.
+    """
+    plain = [name for name in file.attrs if file.attrs.get_id(name).get_type().get_class() in _PLAIN]
+    said = {name: file.attrs[name] for name in plain}
+    return {name: value for name, value in said.items() if not isinstance(value, h5py.Empty)}
 
 
 def _stored(column: h5py.Dataset) -> int:
@@ -79,9 +90,7 @@ class HDF5Dataset(Dataset):
                 f"{path} is truncated or no HDF5 file ({error}): copy or collect it again"
             ) from None
         try:
-            said = {
-                key: value for key, value in self._file.attrs.items() if not isinstance(value, h5py.Empty)
-            }
+            said = attributes_of(self._file)
             lengths = self._lengths()
             action = self._numbers("action", required=True)
             proprio = self._numbers("proprio")
