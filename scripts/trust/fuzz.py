@@ -248,7 +248,7 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 PIECE = 300.0
 """Seconds after which it is noted how far it is, in a process of its own."""
 
-SHORTER = {"hdf5": 120.0}
+SHORTER = {"hdf5": 60.0}
 """Where memory of a process grows meanwhile: HDF5 keeps some of what damaged files made it take."""
 
 LONGEST = 10.0
