@@ -116,12 +116,14 @@ class Planner(ABC, Generic[State]):
         prior, seeds = beginning(space, warm_start, proposals, proposal_mode)
         replaced = proposals is not None and proposal_mode == "replace"
         iterations = 1 if replaced else self.iterations
+        offered = seeds.shape[1]
         if replaced:
-            seeds = seeds[:, : self._affordable(limit, seeds.shape[1], 1, 1)]
-        room = self._affordable(limit, max(self.candidates, seeds.shape[1] + 1), 3, max(self.elites, 2))
-        if not replaced:
-            seeds = seeds[:, : room - 1]
-        count, candidates = min(self.candidates, room), seeds
+            count = self._affordable(limit, offered, 1, 1)
+            seeds = seeds[:, :count]
+        else:  # the mean comes before them
+            room = self._affordable(limit, max(self.candidates, offered + 1), 3, max(self.elites, 2))
+            count, seeds = min(self.candidates, room), seeds[:, : room - 1]
+        candidates = seeds
         history: list[dict[str, float]] = []
         seconds: list[float] = []
         # Only gradient descent has to leave the caller's inference mode.

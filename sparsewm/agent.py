@@ -85,8 +85,8 @@ class Agent:
 
     Args:
         model: the world model.
-        config: how to plan; the environment's own settings when left out. Of `run` it uses seed, letterbox
-            and imagine.
+        config: how to plan; the environment's own settings when left out. Of `run` it uses seed, letterbox,
+            adapt, memory_gb and imagine.
         sampler: proposes candidates, which are used as `config.proposals` says; loaded from its `source` when
             left out.
 

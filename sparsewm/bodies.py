@@ -44,7 +44,8 @@ def bodies(
     Raises:
         UserError: there is no place, or a number is of none; `remedy` ends the sentence.
     """
-    columns = {name: i for i, name in enumerate(names) if name in shown(names)}
+    seen = set(shown(names))
+    columns = {name: i for i, name in enumerate(names) if name in seen}
     found, used = list[Body](), set[str]()
     for name in columns:
         place = re.fullmatch(r"(.*)x(\d*)", name)

@@ -61,7 +61,6 @@ for megabytes in (300, 40, 120):
         assert total > added + 30  # Python and torch themselves
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no control groups")
 def test_files_read_lately_do_not_fill_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
     available = psutil.virtual_memory().available

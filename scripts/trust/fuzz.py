@@ -26,7 +26,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -205,13 +205,20 @@ class Arguments:
     """Folder of fuzz.json."""
 
 
+def _heaps(content: bytes) -> Iterator[int]:
+    """Where heaps of texts begin in an HDF5 file."""
+    heap = content.find(b"GCOL")
+    while heap >= 0:
+        yield heap
+        heap = content.find(b"GCOL", heap + 4)
+
+
 def endless(content: bytes) -> bool:
     """Whether a heap of texts in an HDF5 file keeps HDF5 2.0 busy without end: its free room has no size.
 
     Nothing of this package is reached by then; `docs/howto/trust.md` says so.
     """
-    heap = content.find(b"GCOL")
-    while heap >= 0:
+    for heap in _heaps(content):
         end, at = heap + int.from_bytes(content[heap + 8 : heap + 16], "little"), heap + 16
         while at < min(end, len(content)):
             number, size = (
@@ -221,7 +228,6 @@ def endless(content: bytes) -> bool:
             if not takes:
                 return True
             at += takes
-        heap = content.find(b"GCOL", heap + 4)
     return False
 
 
@@ -230,15 +236,11 @@ def boundless(content: bytes) -> bool:
 
     A text is named by its length (4 bytes), its heap's place (8 bytes) and its number there (4 bytes).
     """
-    heap = content.find(b"GCOL")
-    while heap >= 0:
-        place = heap.to_bytes(8, "little")
-        named = content.find(place)
-        while named >= 0:
-            if int.from_bytes(content[max(0, named - 4) : named], "little") > len(content):
+    for heap in _heaps(content):
+        for named in re.finditer(re.escape(heap.to_bytes(8, "little")), content):
+            length = content[max(0, named.start() - 4) : named.start()]
+            if int.from_bytes(length, "little") > len(content):
                 return True
-            named = content.find(place, named + 1)
-        heap = content.find(b"GCOL", heap + 4)
     return False
 
 
