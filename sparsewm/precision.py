@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sparsewm.errors import UserError, suggest
-from sparsewm.kernels import LAYOUTS, layers_library
+from sparsewm.kernels import LAYOUTS, layers_library, layouts_of
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -34,8 +34,9 @@ def no_integers(device: torch.device) -> str | None:
     """Why a device does not plan in 8-bit integers, in one phrase; None: it does."""
     if device.type != "cpu":
         return "on a CPU alone"
-    library = layers_library(LAYOUTS[torch.int8])
-    return library if isinstance(library, str) else None
+    if layouts_of(torch.int8):
+        return None
+    return str(layers_library(next(x for x in LAYOUTS[::-1] if x.weights == torch.int8)))
 
 
 def choose_device(name: str | torch.device) -> torch.device:

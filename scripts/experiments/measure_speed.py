@@ -40,7 +40,6 @@ from sparsewm.memory import keep_freed_memory
 from sparsewm.model import Latent, LatentProblem, PredictorConfig, WorldModel
 from sparsewm.model.checkpoint import load_pretrained
 from sparsewm.model.objectives import TokenError
-from sparsewm.model.rollout import modulate
 from sparsewm.planners import CEM
 from sparsewm.precision import fast_bfloat16, fastest_dtype, no_integers
 from sparsewm.report.plots import save_figure
@@ -134,10 +133,9 @@ def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str,
     sparse, slow = (problem_of(model, env, arguments.drop) for model in (fast, exact))
     if arguments.only_last:
         return interleaved({"last": lambda: sparse.cost(actions)}, arguments.repeats)
-    plain, packed, attending = (problem_of(fast, env, arguments.drop) for _ in range(3))
+    plain, packed = (problem_of(fast, env, arguments.drop) for _ in range(2))
     with (
-        mock.patch("sparsewm.model.rollout.kernels", lambda: "left out"),
-        mock.patch("sparsewm.model.rollout.layers_library", lambda layout: "left out"),
+        mock.patch("sparsewm.model.rollout.layouts_of", lambda weights: []),
     ):
         packed.cost(actions)  # a rollout without compiled kernels
         with mock.patch("torch.backends.mkldnn.is_available", lambda: False):
@@ -146,11 +144,7 @@ def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str,
     fast.place(CPU, FAST)
     sparse.cost(actions)
     assert sparse._rollout is not None
-    matrix_unit, whole = sparse._rollout.compiled is not None, sparse._rollout.whole is not None
-    fast.place(CPU, FAST)
-    attending.cost(actions)
-    assert attending._rollout is not None
-    attending._rollout.modulated = modulate  # torch's
+    whole = sparse._rollout.whole is not None
     name, part = str(FAST).removeprefix("torch."), f"{100 * (1 - arguments.drop):g}% of the tokens"
     dense = problem_of(exact, env, 0.0)
     every = problem_of(fast, env, 0.0)
@@ -163,10 +157,7 @@ def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str,
         variants[f"{name}: the same"] = generic(sparse, actions)
     variants[f"{name}: one buffer of keys, modulations at once"] = lambda: plain.cost(actions)
     variants[f"{name}: weights packed, bias and ReLU fused into products"] = lambda: packed.cost(actions)
-    if matrix_unit:
-        variants[f"{name}: attention compiled, in one pass"] = lambda: attending.cost(actions)
-        variants[f"{name}: residual, norm and modulation compiled"] = lambda: sparse.cost(actions)
-    elif whole:
+    if whole:
         whole_frame = "all layers of a frame compiled, a few candidates at a time"
         variants[f"{name}: {whole_frame}"] = lambda: sparse.cost(actions)
     if no_integers(CPU) is None:

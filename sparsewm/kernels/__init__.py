@@ -1,19 +1,17 @@
 """Compiled parts of the planner's rollout, and how a GPU is told many of them at once. Nothing needs them.
 
-`amx` is for processors with a matrix unit, in bfloat16; `layers` for those with AVX-512, in bfloat16 and
-8-bit integers: C files that the machine's own C compiler compiles once, into the user's cache folder. `gpu`
-is what Triton compiles for a GPU, `graphs` records what runs there.
+`layers` is for processors with AVX-512, in bfloat16 and 8-bit integers, with a matrix unit (AMX) or without:
+C files that the machine's own C compiler compiles once, into the user's cache folder. `gpu` is what Triton
+compiles for a GPU, `graphs` records what runs there.
 Where there is no compiler, another processor or another system, torch's own operations take their place;
 SPARSEWM_KERNELS=0 asks for that. `linear` is torch's own product, of packed weights; `denormals` keeps the
 least of numbers out of products; `vit` is what a frozen encoder makes of all of them, `training` and
 `products` are what a training step does.
 """
 
-from sparsewm.kernels.amx import Kernels, kernels
 from sparsewm.kernels.blocks import Affine, VitBlock
 from sparsewm.kernels.denormals import flushed
-from sparsewm.kernels.frame import Frame, RolloutKernels
-from sparsewm.kernels.gpu import GpuKernels, gpu_kernels
+from sparsewm.kernels.gpu import Frame, GpuKernels, gpu_kernels
 from sparsewm.kernels.graphs import Graphs
 from sparsewm.kernels.layers import (
     LAYOUTS,
@@ -21,6 +19,7 @@ from sparsewm.kernels.layers import (
     LayersFrame,
     Layout,
     layers_library,
+    layouts_of,
 )
 from sparsewm.kernels.linear import FrozenLinear, PackedLinear
 from sparsewm.kernels.vit import PackedVit, packed_vit
@@ -33,16 +32,14 @@ __all__ = [
     "FrozenLinear",
     "GpuKernels",
     "Graphs",
-    "Kernels",
     "LayersFrame",
     "Layout",
     "PackedLinear",
     "PackedVit",
-    "RolloutKernels",
     "VitBlock",
     "flushed",
     "gpu_kernels",
-    "kernels",
     "layers_library",
+    "layouts_of",
     "packed_vit",
 ]

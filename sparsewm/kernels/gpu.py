@@ -6,17 +6,31 @@ import functools
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsewm.kernels.build import named
-from sparsewm.kernels.frame import Frame
 
 LARGEST_HEAD, WIDEST = 128, 8192
 LARGEST_STEP = 8  # numbers of 16 bits that a GPU reads at once
 LEAST = (3, 4)  # the version of Triton that takes tuples of tensors
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Keys and values of one frame, seen by `attend`.
+
+    Attributes:
+        keys, values: (B, S, L, H, d), numbers of a head side by side; expanded dimensions are
+            not copied. age: (H, 1, d) contiguous, added to the keys, or None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    age: Tensor | None = None
 
 
 class GpuKernels:
@@ -35,7 +49,14 @@ class GpuKernels:
         return head_dim <= LARGEST_HEAD and width <= WIDEST
 
     def attend(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
-        """As `Kernels.attend`: (B, S, L, H, d), scaled already -> (B, S, L, H * d)."""
+        """softmax(q k^T) v in one pass over queries, keys and values where they lie.
+
+        Args:
+            queries: (B, S, L, H, d), scaled already. frames: what they see.
+
+        Returns:
+            mixed values (B, S, L, H * d).
+        """
         b, s, length, heads, size = queries.shape
         out = queries.new_empty(b, s, length, heads * size)
         block, seen, warps, stages = blocks(length, size, queries.element_size())
@@ -71,7 +92,16 @@ class GpuKernels:
     def modulate(
         self, x: Tensor, added: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `Kernels.modulate`."""
+        """x + gate * added, and shift + scale * its layer norm, in one pass.
+
+        Args:
+            x: (B, S or 1, L, W), contiguous; overwritten where it has all S candidates.
+            added: (B, S, L, W), contiguous, with its gate (B, S, 1, W); or None.
+            shift, scale: (B, S, 1, W), or (W,) for all. They and the gate are parts of contiguous rows.
+
+        Returns:
+            the sum (B, S, L, W), x itself where nothing is added; what becomes of it (B, S, L, W).
+        """
         one = shift if shift.ndim == 4 else gate
         b, s = (x if one is None else one).shape[:2]
         length, width = x.shape[2:]

@@ -14,9 +14,6 @@
 
 #include "layers_attention.h"
 
-#ifndef INTEGERS
-#define INTEGERS 0
-#endif
 #if INTEGERS
 typedef uint8_t factor; /* a number as linear layers read it */
 enum { TOGETHER = 4 };  /* of them that are multiplied at once */
@@ -25,7 +22,11 @@ typedef bf16 factor;
 enum { TOGETHER = 2 };
 #endif
 
+#if TILES
+enum { BLOCK = 512, GROUP = 512 }; /* as below; weights are to be read less often by a faster unit */
+#else
 enum { BLOCK = 128, GROUP = 256 }; /* rows of a product, and rows that go through all layers together */
+#endif
 
 typedef enum { NOTHING, RELU, GELU } Activation;
 
@@ -45,16 +46,18 @@ typedef struct {
     float *units; /* of integers: what 1 is, row by row */
 } Rows;
 
-#if INTEGERS
+#if INTEGERS && !TILES
 /* Four products in every lane, added; as an instruction, for compilers copy the sums of the intrinsic to and fro. */
-static inline void add_products(__m512i *sum, __m512i row, __m512i weights) {
+static inline void add_four(__m512i *sum, __m512i row, __m512i weights) {
 #ifdef __AVX512VNNI__
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(row), "v"(weights));
 #else /* emulated: scripts/trust/wide.h */
     *sum = _mm512_dpbusd_epi32(*sum, row, weights);
 #endif
 }
+#endif
 
+#if INTEGERS
 /* Integers of 16 numbers, `unit` apart, from `zero` on. */
 static inline void round_to(uint8_t *to, __m512 x, __m512 per_unit, __m512i zero) {
     const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x, per_unit)), zero);
@@ -88,65 +91,124 @@ INLINE __m512 gelu(__m512 x) {
     return _mm512_fnmadd_ps(size, share, _mm512_max_ps(x, _mm512_setzero_ps()));
 }
 
+/* The sums of 16 columns of a row as numbers, with their bias. */
+INLINE __m512 number(const Linear *layer, const Rows *in, int64_t row, int64_t column, __m512i sums) {
+    const __m512 bias = _mm512_loadu_ps(layer->bias + column);
+#if INTEGERS
+    const __m512 unit = _mm512_mul_ps(_mm512_loadu_ps(layer->units + column), _mm512_set1_ps(in->units[row]));
+    const __m512i whole = _mm512_add_epi32(sums, _mm512_loadu_si512(layer->offsets + column));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), unit, bias);
+#else
+    return _mm512_add_ps((__m512)sums, bias);
+#endif
+}
+
+/* 32 columns of a row become what the next operation reads. */
+INLINE void write_row(bf16 *to, Activation activation, __m512 low, __m512 high) {
+    if (activation == GELU) low = gelu(low), high = gelu(high);
+    if (activation == RELU) {
+        low = _mm512_max_ps(_mm512_setzero_ps(), low); /* what is no number stays none */
+        high = _mm512_max_ps(_mm512_setzero_ps(), high);
+    }
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
+/* 32 columns of a row join the tokens. */
+INLINE void add_row(float *to, const bf16 *gate, __m512 low, __m512 high) {
+    _mm512_storeu_ps(to, _mm512_fmadd_ps(load(gate), low, _mm512_loadu_ps(to)));
+    _mm512_storeu_ps(to + LANES, _mm512_fmadd_ps(load(gate + LANES), high, _mm512_loadu_ps(to + LANES)));
+}
+
+/* Sums of `count` rows, of 32 columns each, become numbers; the first `real` are kept. */
+INLINE void conclude(const Linear *layer, const Rows *in, const __m512i (*sums)[2], int64_t row,
+                     int64_t column, const Result *result, int count, int64_t real) {
+#define HALF(r, i) number(layer, in, row + (r), column + (i) * LANES, sums[r][i])
+    if (result->rows) {
+        bf16 *to = result->rows + row * result->stride + column;
+        for (int r = 0; r < count && r < real; r++)
+            write_row(to + r * result->stride, result->activation, HALF(r, 0), HALF(r, 1));
+        return;
+    }
+    const int64_t at = result->first + row, candidate = at / result->length;
+    int64_t end = (candidate + 1) * result->length - at; /* rows of the same candidate */
+    const bf16 *gate = result->gates + candidate * result->gate_stride + column;
+    float *to = result->tokens + at * result->stride + column;
+    for (int r = 0; r < count && r < real; r++) {
+        if (r == end) gate += result->gate_stride, end += result->length;
+        add_row(to + r * result->stride, gate, HALF(r, 0), HALF(r, 1));
+    }
+#undef HALF
+}
+
+#if TILES
+/* A block of up to 32 rows and 32 columns; the first `real` rows of it are kept. */
+typedef struct {
+    __m512i sums[PANEL][2];
+    int64_t row, column, real;
+    const Linear *layer;
+    const Rows *in;
+    const Result *result;
+} Block;
+
+INLINE void conclude_part(void *work, int64_t part) {
+    const Block *block = work;
+    const int64_t r = part * SOME;
+    conclude(block->layer, block->in, block->sums + r, block->row + r, block->column, block->result, SOME,
+             block->real - r);
+}
+
+/* Some rows through a linear layer; as many as fill a tile may be read. Rows that fill half of the first cache go
+ * through all panels before the next ones. */
+static void linear(const Linear *layer, const Rows *in, int64_t count, const Result *result) {
+    enum { NEAR = 24 * 1024 };
+    const int64_t stride = layer->inputs * sizeof(factor), steps = up(stride, LINE) / LINE;
+    Block blocks[2];
+    int which = 0;
+    for (int i = 0; i < 2; i++)
+        blocks[i].layer = layer, blocks[i].in = in, blocks[i].result = result, blocks[i].real = 0;
+    int64_t together = NEAR / stride / PANEL * PANEL;
+    if (together < PANEL) together = PANEL;
+    for (int64_t first = 0; first < count; first += together)
+        for (int64_t p = 0; p < layer->panels; p++)
+            for (int64_t r = first; r < count && r < first + together; r += PANEL, which ^= 1) {
+                Block *block = &blocks[which], *before = &blocks[!which];
+                const char *panel = (const char *)layer->weights + p * steps * LINE * PANEL;
+                const int64_t parts = (before->real + SOME - 1) / SOME;
+                block->row = r, block->column = p * PANEL;
+                block->real = count - r < PANEL ? count - r : PANEL;
+                if (block->real > SIDE)
+                    multiply_tiles((const char *)in->numbers + r * stride, stride, panel, steps, 1, block->sums,
+                                   conclude_part, before, parts);
+                else
+                    multiply_tiles((const char *)in->numbers + r * stride, stride, panel, steps, 0, block->sums,
+                                   conclude_part, before, parts);
+            }
+    for (int64_t part = 0; part * SOME < blocks[!which].real; part++) conclude_part(&blocks[!which], part);
+}
+#else
 /* Some rows against one panel of 32 columns; the first `real` of them are kept. A part of the next panel is fetched
  * meanwhile, `step` bytes for every 32 bits of a row from `ahead` on. */
 INLINE void multiply(const Linear *layer, const Rows *in, int64_t row, int64_t column, const char *ahead, int64_t step,
                      const Result *result, int count, int64_t real) {
     const int64_t inputs = layer->inputs;
     const factor *rows = in->numbers + row * inputs, *panel = (const factor *)layer->weights + column * inputs;
-    __m512 sums[TILE][2];
-#if INTEGERS
-    __m512i wholes[TILE][2];
-    for (int r = 0; r < count; r++)
-        for (int i = 0; i < 2; i++) wholes[r][i] = _mm512_loadu_si512(layer->offsets + column + i * LANES);
-#else
-    for (int r = 0; r < count; r++)
-        for (int i = 0; i < 2; i++) sums[r][i] = _mm512_loadu_ps(layer->bias + column + i * LANES);
-#endif
+    __m512i sums[TILE][2];
+    for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
     for (int64_t k = 0; k < inputs; k += TOGETHER, ahead += step, panel += TOGETHER * PANEL) {
         const __m512i w0 = _mm512_loadu_si512(panel), w1 = _mm512_loadu_si512((const char *)panel + LINE);
         _mm_prefetch(ahead, _MM_HINT_T1);
         for (int r = 0; r < count; r++) {
             const __m512i a = all_lanes(rows + r * inputs + k);
 #if INTEGERS
-            add_products(&wholes[r][0], a, w0);
-            add_products(&wholes[r][1], a, w1);
+            add_four(&sums[r][0], a, w0);
+            add_four(&sums[r][1], a, w1);
 #else
-            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)a, (__m512bh)w0);
-            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)a, (__m512bh)w1);
+            sums[r][0] = (__m512i)_mm512_dpbf16_ps((__m512)sums[r][0], (__m512bh)a, (__m512bh)w0);
+            sums[r][1] = (__m512i)_mm512_dpbf16_ps((__m512)sums[r][1], (__m512bh)a, (__m512bh)w1);
 #endif
         }
     }
-#if INTEGERS
-    for (int i = 0; i < 2; i++) {
-        const __m512 bias = _mm512_loadu_ps(layer->bias + column + i * LANES);
-        const __m512 units = _mm512_loadu_ps(layer->units + column + i * LANES);
-        for (int r = 0; r < count; r++) {
-            const __m512 unit = _mm512_mul_ps(units, _mm512_set1_ps(in->units[row + r]));
-            sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(wholes[r][i]), unit, bias);
-        }
-    }
-#endif
-    if (result->rows) {
-        if (result->activation == GELU)
-            for (int r = 0; r < count; r++)
-                for (int i = 0; i < 2; i++) sums[r][i] = gelu(sums[r][i]);
-        const __m512 least = _mm512_set1_ps(result->activation == RELU ? 0.0f : -INFINITY);
-        for (int r = 0; r < count && r < real; r++) {
-            const __m512 low = _mm512_max_ps(sums[r][0], least), high = _mm512_max_ps(sums[r][1], least);
-            _mm512_storeu_si512(result->rows + (row + r) * result->stride + column,
-                                (__m512i)_mm512_cvtne2ps_pbh(high, low));
-        }
-        return;
-    }
-    for (int r = 0; r < count && r < real; r++) {
-        const int64_t at = result->first + row + r;
-        float *to = result->tokens + at * result->stride + column;
-        const bf16 *gate = result->gates + at / result->length * result->gate_stride + column;
-        for (int i = 0; i < 2; i++)
-            _mm512_storeu_ps(to + i * LANES,
-                             _mm512_fmadd_ps(load(gate + i * LANES), sums[r][i], _mm512_loadu_ps(to + i * LANES)));
-    }
+    conclude(layer, in, sums, row, column, result, count, real);
 }
 
 /* Some rows through a linear layer; three more than there are may be read. */
@@ -163,6 +225,7 @@ static __attribute__((noinline)) void linear(const Linear *layer, const Rows *ro
 #undef SOME
         }
 }
+#endif
 
 /* `count` numbers of the input, from `at` on, as float32. */
 static void enter(const void *from, int64_t at, int precise, float *x, int64_t count) {
@@ -215,12 +278,12 @@ int advance(const void *from, const bf16 *modulation, const float *norm, const L
     /* tokens; then queries, keys and values; mixed values; rows of bfloat16; scores; weights; of integers a product's
      * input with its units; a head's keys and values that are not kept */
     const int64_t bytes[] = {4 * most * width,
-                             6 * (most + TILE) * inner,
-                             2 * (most + TILE) * inner,
+                             6 * (most + ROWS) * inner,
+                             2 * (most + ROWS) * inner,
                              2 * deep * width,
                              2 * deep * mlp,
-                             4 * TILE * room,
-                             2 * TILE * room,
+                             4 * QUERIES * room,
+                             2 * QUERIES * room,
                              INTEGERS * deep * wide,
                              INTEGERS * deep * 4,
                              kept ? 0 : 2 * head_keys(length, d),
@@ -232,6 +295,7 @@ int advance(const void *from, const bf16 *modulation, const float *norm, const L
 #pragma omp parallel num_threads(threads)
     {
         const uint32_t before = flush_denormals();
+        configure(0);
         uint8_t *memory = aligned_alloc(LINE, whole);
         if (!memory) {
 #pragma omp atomic write
@@ -251,7 +315,7 @@ int advance(const void *from, const bf16 *modulation, const float *norm, const L
         for (int64_t first = 0; first < groups; first += together) {
             if (!memory) continue;
             const int64_t count = groups - first < together ? groups - first : together, rows = count * length;
-            const int64_t block = block_of(rows, BLOCK, TILE);
+            const int64_t block = block_of(rows, BLOCK, ROWS);
             for (int64_t g = 0; g < count; g++)
                 enter(from, source_of(sizes, first + g) * width, sizes->precise, x + g * length * width,
                       length * width);
@@ -273,6 +337,7 @@ int advance(const void *from, const bf16 *modulation, const float *norm, const L
                     READ(y, width, 0);
                     linear(&layer->qkv, &input, some, &(Result){.rows = qkv + at * 3 * inner, .stride = 3 * inner});
                 }
+                configure(1);
                 for (int64_t g = 0; g < count; g++) {
                     const bf16 *own = qkv + g * length * 3 * inner;
                     Head head = {l, (first + g) / sizes->candidates, (first + g) % sizes->candidates, 0, part[9],
@@ -283,6 +348,11 @@ int advance(const void *from, const bf16 *modulation, const float *norm, const L
                             head.values = values_of(frames, sizes, l, head.b, head.s, head.h);
                         }
                         remember(own, sizes, &head);
+#if TILES
+                        for (int64_t r = 0; r < length; r += QUERIES)
+                            attend_some(own + r * 3 * inner + head.h * d, frames, sizes, &head, &scratch,
+                                        mixed + (g * length + r) * inner + head.h * d, length - r);
+#else
                         for (int64_t r = 0; r < length; r += TILE) {
 #define SOME(n)                                                                                               \
     attend_some(own + r * 3 * inner + head.h * d, frames, sizes, &head, &scratch,                             \
@@ -290,8 +360,10 @@ int advance(const void *from, const bf16 *modulation, const float *norm, const L
                             CONSTANT(SOME, length - r)
 #undef SOME
                         }
+#endif
                     }
                 }
+                configure(0);
                 for (int64_t at = 0; at < rows; at += block) {
                     const int64_t some = rows - at < block ? rows - at : block;
                     Result sum = {.tokens = x, .stride = width, .length = length, .gate_stride = step, .first = at};
@@ -315,6 +387,7 @@ int advance(const void *from, const bf16 *modulation, const float *norm, const L
                 finish(x + r * width, width, norm, sizes->epsilon, sizes->precise, out, first * length + r);
         }
         free(memory);
+        release();
         restore(before);
     }
     return failed;

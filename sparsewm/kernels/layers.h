@@ -1,9 +1,15 @@
 /* What a frame of a planner's rollout is made of; see layers.c. */
 
-#include "numbers.h"
+#include "tiles.h"
+
+#if TILES /* what keys and values are filled up to, and rows that are computed together at most */
+enum { DEEP = 2 * LANES, KEYS = LANES, ROWS = PANEL, QUERIES = SIDE };
+#else
+enum { DEEP = 2, KEYS = 2, ROWS = TILE, QUERIES = TILE };
+#endif
 
 typedef struct {
-    const void *weights;    /* (panels, inputs / together, PANEL, together) */
+    const void *weights;    /* (panels, inputs / together, PANEL, together); for tiles inputs are filled up to 64 bytes */
     const float *bias;      /* (panels * PANEL) */
     const int32_t *offsets; /* of integers, as many: where sums begin, for the zero of the rows */
     const float *units;     /* of integers, as many: what 1 is of a column */
@@ -52,11 +58,11 @@ static inline int64_t source_of(const Sizes *sizes, int64_t group) {
 
 /* Numbers of a head's keys, and of its values, of one frame. */
 static inline int64_t head_keys(int64_t length, int64_t d) {
-    return up(length, LANES) * d;
+    return up(length, LANES) * up(d, DEEP);
 }
 
 static inline int64_t head_values(int64_t length, int64_t d) {
-    return up(length, 2) * up(d, LANES);
+    return up(length, KEYS) * up(d, LANES);
 }
 
 /* Where the keys or values of a layer, episode, candidate and head begin. */

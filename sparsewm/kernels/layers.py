@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsewm.kernels.blocks import Affine, VitBlock, bias_of
 from sparsewm.kernels.build import load_library, named
@@ -30,6 +31,7 @@ class Layout:
         weights: of linear layers.
         together: inputs of theirs that are multiplied at once.
         needed: what the processor must be able to do, as Linux calls it. flags: of the compiler.
+        tiles: products are a matrix unit's.
     """
 
     name: str
@@ -37,12 +39,23 @@ class Layout:
     together: int
     needed: tuple[str, ...]
     flags: tuple[str, ...]
+    tiles: bool = False
 
     @staticmethod
     def fit(width: int, heads: int, head_dim: int, mlp: int, history: int) -> bool:
         """Whether a transformer of these sizes can be computed."""
         whole = all(size % PANEL == 0 for size in (width, heads * head_dim, mlp))
         return whole and head_dim % PAIR == 0 and history <= LANES
+
+    @property
+    def deep(self) -> int:
+        """What a key is filled up to a multiple of, in numbers."""
+        return PANEL if self.tiles else PAIR
+
+    @property
+    def keys(self) -> int:
+        """What the values of a frame are filled up to a multiple of, in keys."""
+        return LANES if self.tiles else PAIR
 
 
 def side_by_side(rows: Tensor, count: int, together: int, dtype: torch.dtype) -> Tensor:
@@ -54,11 +67,25 @@ def side_by_side(rows: Tensor, count: int, together: int, dtype: torch.dtype) ->
 AVX512 = ("avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
 WIDE: tuple[str, ...] = ("-O3", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq")
 WIDE += ("-mavx512vl", "-mavx512bf16")
-BFLOAT16 = Layout("layers_bf16", torch.bfloat16, 2, AVX512, WIDE)
-INT8 = Layout("layers_int8", torch.int8, 4, (*AVX512, "avx512_vnni"), (*WIDE, "-mavx512vnni", "-DINTEGERS=1"))
-LAYOUTS = {layout.weights: layout for layout in (BFLOAT16, INT8)}
-"""By the precision a planner asks for."""
+AMX = ("amx_tile", "amx_bf16")
+VNNI: tuple[str, ...] = ("-mavx512vnni", "-DINTEGERS=1")
+UNIT: tuple[str, ...] = ("-mamx-tile", "-mamx-bf16", "-DTILES=1")
+LAYOUTS = (
+    Layout("tiles_bf16", torch.bfloat16, 2, (*AVX512, *AMX), (*WIDE, *UNIT), tiles=True),
+    Layout("layers_bf16", torch.bfloat16, 2, AVX512, WIDE),
+    Layout(
+        "tiles_int8",
+        torch.int8,
+        4,
+        (*AVX512, "avx512_vnni", *AMX, "amx_int8"),
+        (*WIDE, *VNNI, *UNIT, "-mamx-int8"),
+        tiles=True,
+    ),
+    Layout("layers_int8", torch.int8, 4, (*AVX512, "avx512_vnni"), (*WIDE, *VNNI)),
+)
+"""The faster ones of a precision first."""
 SOURCES = [Path(__file__).with_name("layers.c")]
+NOT_LENT = "the system does not lend its matrix unit"
 
 
 class _Linear(ctypes.Structure):
@@ -118,14 +145,16 @@ class PanelLinear:
     """A linear layer, some columns at a time.
 
     Attributes:
-        weights: (panels, inputs / together, panel, together).
+        weights: (panels, inputs / together, panel, together), inputs filled up to whole tiles.
         bias: float32 (panels * panel).
+        inputs: of the layer.
         offsets, units: where weights are 8-bit integers, as many: int32, where every sum begins, for zero is
             128 in its rows (0 where they are all `positive`); float32, what 1 is in a column.
     """
 
     weights: Tensor
     bias: Tensor
+    inputs: int
     offsets: Tensor | None = None
     units: Tensor | None = None
 
@@ -148,19 +177,21 @@ class PanelLinear:
         if output_scale is not None:
             weight, bias = weight * output_scale[:, None], bias * output_scale
         bias = bias.float().contiguous()
+        inputs = weight.shape[1]
+        if layout.tiles:
+            weight = F.pad(weight, (0, -inputs % (LANES * layout.together)))
         if layout.weights != torch.int8:
-            return cls(side_by_side(weight, PANEL, layout.together, layout.weights), bias)
+            return cls(side_by_side(weight, PANEL, layout.together, layout.weights), bias, inputs)
         units = weight.abs().amax(1).clamp(min=1e-30) / 127
         weight = (weight / units[:, None]).round()
         zero = 0 if positive else 128
         offsets = (-zero * weight.sum(1)).to(torch.int32).contiguous()
         packed = side_by_side(weight, PANEL, layout.together, torch.int8)
-        return cls(packed, bias, offsets, units.float().contiguous())
+        return cls(packed, bias, inputs, offsets, units.float().contiguous())
 
     def structure(self) -> _Linear:
-        panels, inputs, _, together = self.weights.shape
         extra = [None if part is None else part.data_ptr() for part in (self.offsets, self.units)]
-        return _Linear(self.weights.data_ptr(), self.bias.data_ptr(), *extra, inputs * together, panels)
+        return _Linear(self.weights.data_ptr(), self.bias.data_ptr(), *extra, self.inputs, len(self.weights))
 
 
 @dataclass(frozen=True)
@@ -181,8 +212,8 @@ class PanelBlock:
         down = PanelLinear.of(block.down, layout, positive=True)  # behind a ReLU
         age = block.age.detach().float()[:, :, 0]
         age = age - age[:1]
-        filled = age.new_zeros(block.heads, LANES, age.shape[2])
-        filled[:, : len(age)] = age.transpose(0, 1)
+        filled = age.new_zeros(block.heads, LANES, _up(age.shape[2], layout.deep))
+        filled[:, : len(age), : age.shape[2]] = age.transpose(0, 1)
         age = side_by_side(filled, LANES, PAIR, torch.bfloat16)
         return cls(PanelLinear.of(block.qkv, layout, scale), out, up, down, age)
 
@@ -198,6 +229,11 @@ class PanelBlock:
         return _Layer(*parts, None if self.ages is None else self.ages.data_ptr())
 
 
+def _up(value: int, step: int) -> int:
+    """The next multiple."""
+    return -(-value // step) * step
+
+
 def _query_scale(qkv: Affine | nn.Linear, heads: int) -> Tensor:
     """What queries, keys and values (3 * heads * head_dim,) are multiplied by: weights are powers of two."""
     inner = qkv.weight.shape[0] // 3
@@ -211,8 +247,8 @@ class LayersFrame:
     """Keys and values of one frame in all N layers, as the kernel keeps them.
 
     Attributes:
-        keys: (N, B, S or 1, H, ceil(L / 16), d / 2, 16, 2).
-        values: (N, B, S or 1, H, ceil(L / 2), padded d, 2).
+        keys: (N, B, S or 1, H, ceil(L / 16), d / 2, 16, 2), where d is filled up to what the layout says.
+        values: (N, B, S or 1, H, L / 2, d, 2), where L is filled up to what the layout says, d to 16.
         length: L.
     """
 
@@ -221,13 +257,12 @@ class LayersFrame:
     length: int
 
     @classmethod
-    def empty(cls, each: tuple[int, int, int, int], length: int, d: int) -> LayersFrame:
+    def empty(cls, layout: Layout, each: tuple[int, int, int, int], length: int, d: int) -> LayersFrame:
         """Room for a frame of L tokens in `each` layer, episode, candidate and head."""
-        return cls(
-            torch.empty(*each, -(-length // LANES), d // PAIR, LANES, PAIR, dtype=torch.bfloat16),
-            torch.empty(*each, -(-length // PAIR), -(-d // LANES) * LANES, PAIR, dtype=torch.bfloat16),
-            length,
-        )
+        keys = _up(length, LANES) // LANES, _up(d, layout.deep) // PAIR, LANES, PAIR
+        values = _up(length, layout.keys) // PAIR, _up(d, LANES), PAIR
+        rooms = [torch.empty(*each, *size, dtype=torch.bfloat16) for size in (keys, values)]
+        return cls(rooms[0], rooms[1], length)
 
     def structure(self, age: int) -> _Frame:
         shared = self.keys.shape[2] == 1
@@ -248,15 +283,14 @@ class CompiledLayers:
     """The layers of a transformer, packed: of a predictor, or by `of_vit` of an encoder.
 
     Args:
-        library: of the layout. blocks: the layers, packed in that layout. norm: the layer norm after them;
-            its epsilon is that of all norms.
+        layout: one that this processor has. blocks: the layers, packed in it.
+        norm: the layer norm after them; its epsilon is that of all norms.
         heads, head_dim: of attention.
         modulation: of an encoder (N * 6 * W), bfloat16: shift, scale and gate, twice, of every layer.
     """
 
     def __init__(
         self,
-        library: ctypes.CDLL,
         layout: Layout,
         blocks: Sequence[PanelBlock],
         norm: Affine | nn.LayerNorm,
@@ -266,6 +300,9 @@ class CompiledLayers:
     ) -> None:
         self.layout, self.blocks, self.heads, self.head_dim = layout, blocks, heads, head_dim
         self.modulation = modulation
+        library = layers_library(layout)
+        if isinstance(library, str):
+            raise RuntimeError(library)
         self._advance = library.advance
         self._advance.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int]
         self.norm = torch.stack([bias_of(norm), norm.weight]).detach().float().contiguous()
@@ -274,21 +311,17 @@ class CompiledLayers:
         self._layers = (_Layer * len(blocks))(*(block.structure() for block in blocks))
 
     @classmethod
-    def of_predictor(
-        cls, library: ctypes.CDLL, layout: Layout, blocks: Sequence[Any], norm: nn.LayerNorm
-    ) -> CompiledLayers:
+    def of_predictor(cls, layout: Layout, blocks: Sequence[Any], norm: nn.LayerNorm) -> CompiledLayers:
         """From `ConditionedBlock`s, and the layer norm after them."""
         packed = [PanelBlock.of(block, layout) for block in blocks]
-        return cls(library, layout, packed, norm, blocks[0].heads, blocks[0].head_size)
+        return cls(layout, packed, norm, blocks[0].heads, blocks[0].head_size)
 
     @classmethod
-    def of_vit(
-        cls, library: ctypes.CDLL, layout: Layout, blocks: Sequence[VitBlock], norm: Affine
-    ) -> CompiledLayers:
+    def of_vit(cls, layout: Layout, blocks: Sequence[VitBlock], norm: Affine) -> CompiledLayers:
         """From the layers of a vision transformer, and the layer norm after them, for `encode`."""
         packed = [PanelBlock.of_vit(block, layout) for block in blocks]
         modulation = torch.cat([block.modulation().flatten() for block in blocks]).bfloat16().contiguous()
-        return cls(library, layout, packed, norm, blocks[0].heads, blocks[0].head_dim, modulation)
+        return cls(layout, packed, norm, blocks[0].heads, blocks[0].head_dim, modulation)
 
     @staticmethod
     def takes(blocks: Sequence[VitBlock], norm: Affine) -> bool:
@@ -316,7 +349,7 @@ class CompiledLayers:
         """
         b, s = modulation.shape[:2]
         length = x.shape[2]
-        frame = LayersFrame.empty((len(self.blocks), b, s, self.heads), length, self.head_dim)
+        frame = LayersFrame.empty(self.layout, (len(self.blocks), b, s, self.heads), length, self.head_dim)
         seen = [other.structure(age) for age, other in enumerate([frame, *past])]
         with named("sparsewm::advance"):
             return self._run(x, modulation.contiguous(), s, modulation.shape[2], seen), frame
@@ -380,7 +413,15 @@ class CompiledLayers:
         return out
 
 
+def layouts_of(weights: torch.dtype) -> list[Layout]:
+    """Those of a precision that this processor has, the faster ones first."""
+    return [x for x in LAYOUTS if x.weights == weights and not isinstance(layers_library(x), str)]
+
+
 @functools.cache
 def layers_library(layout: Layout) -> ctypes.CDLL | str:
     """The compiled function, or in one phrase why there is none."""
-    return load_library(layout.name, SOURCES, layout.flags, layout.needed)
+    library = load_library(layout.name, SOURCES, layout.flags, layout.needed)
+    if layout.tiles and not isinstance(library, str) and library.request_tiles():
+        return NOT_LENT
+    return library

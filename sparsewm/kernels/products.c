@@ -1,14 +1,15 @@
-/* The products of a training step in bfloat16, on processors with AVX512-BF16 and no matrix unit: a linear layer, the
- * gradient of what it read, and the gradient of its weights, which adds up in float32.
+/* The products of a training step in bfloat16, on processors with AVX512-BF16: a linear layer, the gradient of what it
+ * read, and the gradient of its weights, which adds up in float32.
  *
- * Every number is summed in one order, however many threads there are.
+ * Compiled with TILES=1, products of whole panels are a matrix unit's. Every number is summed in one order, however many threads there are.
  *
  * Compiled at first use by sparsewm/kernels/training.py.
  */
 
 #include "panels.h"
+#include "tiles.h"
 
-enum { BLOCK = 120, TOGETHER = 1024 }; /* rows of a block of a product, and rows that a gradient packs at once */
+enum { BLOCK = TILES ? 128 : 120, TOGETHER = 1024 }; /* rows of a product, and rows that a gradient packs at once */
 
 /* 32 rows (or fewer) of a matrix, whose columns lie in pairs. */
 static void pack_row_panel(const bf16 *from, int64_t rows, int64_t columns, bf16 *to) {
@@ -65,6 +66,18 @@ typedef struct {
     int64_t stride;
 } Result;
 
+/* 32 columns of a row become what they are to be. */
+INLINE void conclude(const Result *result, int64_t row, int64_t column, __mmask32 mask, __m512 low, __m512 high) {
+    const int64_t at = row * result->stride + column;
+    __m512i out = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    if (result->relu) out = _mm512_maskz_mov_epi16(~_mm512_movepi16_mask(out) | _mm512_cmp_epu16_mask(out, _mm512_set1_epi16((short)0xff80), _MM_CMPINT_NLE), out);
+    if (result->mask) {
+        const __m512i there = _mm512_maskz_loadu_epi16(mask, result->mask + at);
+        out = _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(there, _mm512_set1_epi16(-1)), out);
+    }
+    _mm512_mask_storeu_epi16(result->rows + at, mask, out);
+}
+
 INLINE void multiply_some(const bf16 *in, int64_t in_stride, const bf16 *panel, int64_t steps, int64_t column,
                           __mmask32 mask, const Result *result, int64_t row, int count, int64_t real) {
     __m512 sums[TILE][2];
@@ -79,18 +92,54 @@ INLINE void multiply_some(const bf16 *in, int64_t in_stride, const bf16 *panel, 
         if (result->mask) __builtin_prefetch(result->mask + (row + r) * result->stride + column);
     }
     add_products(sums, in + row * in_stride, in_stride, 2, panel, PANEL, 2 * PANEL, steps, count);
-    for (int r = 0; r < count && r < real; r++) {
-        const int64_t at = (row + r) * result->stride + column;
-        __m512i out = (__m512i)_mm512_cvtne2ps_pbh(sums[r][1], sums[r][0]);
-        if (result->relu) out = _mm512_maskz_mov_epi16(~_mm512_movepi16_mask(out) | _mm512_cmp_epu16_mask(out, _mm512_set1_epi16((short)0xff80), _MM_CMPINT_NLE), out);
-        __mmask32 kept = mask;
-        if (result->mask) {
-            kept = _mm512_test_epi16_mask(_mm512_maskz_loadu_epi16(mask, result->mask + at), _mm512_set1_epi16(-1));
-            out = _mm512_maskz_mov_epi16(kept, out);
-        }
-        _mm512_mask_storeu_epi16(result->rows + at, mask, out);
-    }
+    for (int r = 0; r < count && r < real; r++) conclude(result, row + r, column, mask, sums[r][0], sums[r][1]);
 }
+
+#if TILES
+/* 32 rows and columns, whose sums are stored; the first `real` rows are kept. */
+typedef struct {
+    float sums[PANEL][PANEL] __attribute__((aligned(LINE)));
+    int64_t row, column, real;
+    const Result *result;
+    __mmask32 mask;
+} Block;
+
+INLINE void conclude_part(void *work, int64_t part) {
+    const Block *block = work;
+    const float *bias = block->result->bias ? block->result->bias + block->column : NULL;
+    __m512 low = _mm512_setzero_ps(), high = low;
+    if (bias) {
+        low = _mm512_maskz_loadu_ps((__mmask16)block->mask, bias);
+        high = _mm512_maskz_loadu_ps((__mmask16)(block->mask >> LANES), bias + LANES);
+    }
+    for (int64_t r = part * SOME; r < part * SOME + SOME && r < block->real; r++)
+        conclude(block->result, block->row + r, block->column, block->mask,
+                 _mm512_add_ps(_mm512_loadu_ps(block->sums[r]), low),
+                 _mm512_add_ps(_mm512_loadu_ps(block->sums[r] + LANES), high));
+}
+
+/* Some rows times some panels; inputs are whole tiles. */
+static void multiply_panels(const bf16 *in, int64_t begin, int64_t end, int64_t inputs, const bf16 *panels,
+                            int64_t first, int64_t last, int64_t outputs, const Result *result) {
+    Block blocks[2];
+    bf16 filled[PANEL * inputs]; /* rows at the end */
+    int which = 0;
+    blocks[0].result = blocks[1].result = result, blocks[0].real = blocks[1].real = 0;
+    const int64_t rest = (end - begin) % PANEL;
+    if (rest) memcpy(filled, in + (end - rest) * inputs, rest * inputs * sizeof(bf16));
+    if (rest) memset(filled + rest * inputs, 0, (PANEL - rest) * inputs * sizeof(bf16));
+    for (int64_t p = first; p < last; p++)
+        for (int64_t r = begin; r < end; r += PANEL, which ^= 1) {
+            Block *block = &blocks[which], *before = &blocks[!which];
+            block->row = r, block->column = p * PANEL, block->mask = first_of(outputs - p * PANEL);
+            block->real = end - r < PANEL ? end - r : PANEL;
+            const bf16 *rows = end - r < PANEL ? filled : in + r * inputs;
+            multiply_tiles(rows, inputs * sizeof(bf16), panels + p * inputs * PANEL, inputs / PANEL, 1, block->sums,
+                           conclude_part, before, (before->real + SOME - 1) / SOME);
+        }
+    for (int64_t part = 0; part * SOME < blocks[!which].real; part++) conclude_part(&blocks[!which], part);
+}
+#endif
 
 /* Rows times packed weights: (rows, inputs) -> (rows, outputs). Up to three rows more than there are may be read. */
 void multiply(const bf16 *in, int64_t in_stride, int64_t rows, int64_t inputs, const bf16 *panels, int64_t outputs,
@@ -103,10 +152,18 @@ void multiply(const bf16 *in, int64_t in_stride, int64_t rows, int64_t inputs, c
 #pragma omp parallel num_threads(threads)
     {
         const uint32_t before = flush_denormals();
+        configure(0);
 #pragma omp for schedule(static) collapse(2)
         for (int64_t b = 0; b < blocks; b++)
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t end = rows < (b + 1) * BLOCK ? rows : (b + 1) * BLOCK;
+#if TILES
+                if (in_stride == inputs && inputs % PANEL == 0) {
+                    multiply_panels(in, b * BLOCK, end, inputs, panels, part * wide / parts, (part + 1) * wide / parts,
+                                    outputs, result);
+                    continue;
+                }
+#endif
                 for (int64_t p = part * wide / parts; p < (part + 1) * wide / parts; p++)
                     for (int64_t r = b * BLOCK; r < end; r += TILE) {
 #define FEW(n)                                                                                               \
@@ -116,19 +173,20 @@ void multiply(const bf16 *in, int64_t in_stride, int64_t rows, int64_t inputs, c
 #undef FEW
                     }
             }
+        release();
         restore(before);
     }
 }
 
-enum { SOME = 128 }; /* rows whose lines stay in the cache while their columns are packed */
+enum { FAR = 128 }; /* rows whose lines stay in the cache while their columns are packed */
 
 /* Twelve columns of some rows, in pairs of rows; their sums are added to `sums`. */
 static void pack_tile(const bf16 *from, int64_t stride, int64_t rows, int64_t columns, bf16 *to, float *sums) {
     const __mmask16 mask = (__mmask16)first_of(columns < TILE ? columns : TILE), whole = (1u << TILE) - 1;
     __m512 total = sums ? _mm512_maskz_loadu_ps(mask, sums) : _mm512_setzero_ps();
     for (int64_t r = 0; r < rows; r += 2, to += 2 * TILE) {
-        _mm_prefetch((const char *)(from + (r + SOME) * stride), _MM_HINT_T1);
-        _mm_prefetch((const char *)(from + (r + SOME + 1) * stride), _MM_HINT_T1);
+        _mm_prefetch((const char *)(from + (r + FAR) * stride), _MM_HINT_T1);
+        _mm_prefetch((const char *)(from + (r + FAR + 1) * stride), _MM_HINT_T1);
         const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + r * stride));
         const __mmask16 next = r + 1 < rows ? mask : 0;
         const __m512i odd =
@@ -140,11 +198,105 @@ static void pack_tile(const bf16 *from, int64_t stride, int64_t rows, int64_t co
     if (sums) _mm512_mask_storeu_ps(sums, mask, total);
 }
 
+#if TILES
+/* 32 columns of some rows as tiles of 16 columns, 32 rows deep, whose rows are filled up with zeros; their sums are
+ * added to `sums`. */
+static void pack_turned(const bf16 *from, int64_t stride, int64_t rows, bf16 *to, float *sums) {
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+    __m512 low = sums ? _mm512_loadu_ps(sums) : _mm512_setzero_ps();
+    __m512 high = sums ? _mm512_loadu_ps(sums + LANES) : _mm512_setzero_ps();
+    for (int64_t r = 0; r < rows; r += PANEL, to += PANEL * PANEL) {
+        __m512i part[2][LANES];
+        for (int i = 0; i < LANES; i++) {
+            const int64_t at = r + 2 * i;
+            _mm_prefetch((const char *)(from + (at + FAR) * stride), _MM_HINT_T1);
+            _mm_prefetch((const char *)(from + (at + FAR + 1) * stride), _MM_HINT_T1);
+            bf16 pairs_of[2 * PANEL];
+            interleave(_mm512_maskz_loadu_epi16(at < rows ? 0xffffffff : 0, from + at * stride),
+                       _mm512_maskz_loadu_epi16(at + 1 < rows ? 0xffffffff : 0, from + (at + 1) * stride), pairs_of,
+                       PANEL);
+            part[0][i] = _mm512_loadu_si512(pairs_of), part[1][i] = _mm512_loadu_si512(pairs_of + PANEL);
+            low = _mm512_dpbf16_ps(low, (__m512bh)part[0][i], ones);
+            high = _mm512_dpbf16_ps(high, (__m512bh)part[1][i], ones);
+        }
+        turn(part[0], to, PANEL);
+        turn(part[1], to + SIDE * PANEL, PANEL);
+    }
+    if (sums) {
+        _mm512_storeu_ps(sums, low);
+        _mm512_storeu_ps(sums + LANES, high);
+    }
+}
+
+/* 32 rows and columns of weights += errors (tiles of `pack_turned`) times inputs (a panel), `steps` times 32 rows. */
+INLINE void add_to(float *weights, int64_t inputs, const bf16 *errors, const bf16 *in, int64_t steps) {
+    const int64_t stride = inputs * sizeof(float);
+    _tile_loadd(0, weights, stride);
+    _tile_loadd(1, weights + LANES, stride);
+    _tile_loadd(2, weights + SIDE * inputs, stride);
+    _tile_loadd(3, weights + SIDE * inputs + LANES, stride);
+    for (int64_t k = 0; k < steps; k++, errors += PANEL * PANEL, in += PANEL * PANEL) {
+        _tile_loadd(6, in, 2 * LINE);
+        _tile_loadd(4, errors, LINE);
+        ADD_TILES(0, 4, 6);
+        _tile_loadd(7, in + PANEL, 2 * LINE);
+        ADD_TILES(1, 4, 7);
+        _tile_loadd(5, errors + SIDE * PANEL, LINE);
+        ADD_TILES(2, 5, 6);
+        ADD_TILES(3, 5, 7);
+    }
+    _tile_stored(0, weights, stride);
+    _tile_stored(1, weights + LANES, stride);
+    _tile_stored(2, weights + SIDE * inputs, stride);
+    _tile_stored(3, weights + SIDE * inputs + LANES, stride);
+}
+
+/* `weigh` of whole panels. */
+static void weigh_tiles(const bf16 *errors, int64_t error_stride, int64_t outputs, const bf16 *in, int64_t in_stride,
+                        int64_t inputs, int64_t rows, float *weights, float *bias, bf16 *room, int threads) {
+    enum { DEPTH = 512 }; /* rows at once: two panels of them stay in the first cache */
+    const int64_t across = outputs / PANEL, panels = inputs / PANEL;
+    bf16 *const in_room = room + DEPTH * outputs;
+#pragma omp parallel num_threads(threads)
+    {
+        const uint32_t before = flush_denormals();
+        configure(0);
+        for (int64_t at = 0; at < rows; at += DEPTH) {
+            const int64_t count = rows - at < DEPTH ? rows - at : DEPTH, deep = up(count, PANEL);
+#pragma omp for schedule(static) nowait
+            for (int64_t t = 0; t < across; t++)
+                pack_turned(errors + at * error_stride + t * PANEL, error_stride, count, room + t * DEPTH * PANEL,
+                            bias ? bias + t * PANEL : NULL);
+#pragma omp for schedule(static)
+            for (int64_t p = 0; p < panels; p++) {
+                bf16 *to = in_room + p * DEPTH * PANEL;
+                pack_panel(in + at * in_stride + p * PANEL, in_stride, 0, count, 0xffffffff, to);
+                memset(to + up(count, 2) * PANEL, 0, (deep - up(count, 2)) * PANEL * sizeof(bf16));
+            }
+#pragma omp for schedule(static)
+            for (int64_t unit = 0; unit < panels * across; unit++) {
+                const int64_t p = unit / across, t = unit % across;
+                add_to(weights + t * PANEL * inputs + p * PANEL, inputs, room + t * DEPTH * PANEL,
+                       in_room + p * DEPTH * PANEL, deep / PANEL);
+            }
+        }
+        release();
+        restore(before);
+    }
+}
+#endif
+
 /* Adds errors^T x in to float32 weights (outputs, inputs), and the sums of errors to a bias, or NULL.
  *
  * errors: (rows, outputs). in: (rows, inputs). room: of TOGETHER * (outputs + 12 + inputs + 32) numbers. */
 void weigh(const bf16 *errors, int64_t error_stride, int64_t outputs, const bf16 *in, int64_t in_stride,
            int64_t inputs, int64_t rows, float *weights, float *bias, bf16 *room, int threads) {
+#if TILES
+    if (outputs % PANEL == 0 && inputs % PANEL == 0) {
+        weigh_tiles(errors, error_stride, outputs, in, in_stride, inputs, rows, weights, bias, room, threads);
+        return;
+    }
+#endif
     const int64_t tiles = (outputs + TILE - 1) / TILE, panels = up(inputs, PANEL) / PANEL;
     const int64_t turns = (rows + TOGETHER - 1) / TOGETHER, most = up((rows + turns - 1) / turns, 2);
     bf16 *const in_room = room + tiles * TOGETHER * TILE;
@@ -155,10 +307,10 @@ void weigh(const bf16 *errors, int64_t error_stride, int64_t outputs, const bf16
             const int64_t count = rows - at < most ? rows - at : most, steps = up(count, 2) / 2;
 #pragma omp for schedule(static) nowait
             for (int64_t group = 0; group < (tiles + 7) / 8; group++)
-                for (int64_t r = 0; r < count; r += SOME)
+                for (int64_t r = 0; r < count; r += FAR)
                     for (int64_t t = group * 8; t < group * 8 + 8 && t < tiles; t++)
                         pack_tile(errors + (at + r) * error_stride + t * TILE, error_stride,
-                                  count - r < SOME ? count - r : SOME, outputs - t * TILE,
+                                  count - r < FAR ? count - r : FAR, outputs - t * TILE,
                                   room + t * TOGETHER * TILE + r * TILE, bias ? bias + t * TILE : NULL);
 #pragma omp for schedule(static)
             for (int64_t p = 0; p < panels; p++)

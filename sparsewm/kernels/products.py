@@ -1,4 +1,4 @@
-"""Linear layers of a training step, forward and backward, by compiled products or by torch's."""
+"""Linear layers of a training step, forward and backward, by compiled products."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Arena:
         return memory[:size].view(dtype).view(shape)
 
 
-class OwnLayer:
+class Layer:
     """A linear layer by the compiled products.
 
     Args:
@@ -75,39 +75,3 @@ class OwnLayer:
     def learn(self, error: Tensor, x: Tensor) -> None:
         """Add the gradient of weights and bias: of (R, N) and (R, K)."""
         self.kernels.weigh(error, x, self.d_weight, self.d_bias, self.room)
-
-
-class TorchLayer:
-    """A linear layer by torch's products, as `OwnLayer`: for processors with a matrix unit."""
-
-    def __init__(
-        self,
-        kernels: TrainingKernels,
-        weight: Tensor,
-        bias: Tensor | None,
-        d_weight: Tensor,
-        d_bias: Tensor | None,
-    ) -> None:
-        self.kernels = kernels
-        self.weight, self.bias, self.d_weight, self.d_bias = weight, bias, d_weight, d_bias
-
-    def forward(self, x: Tensor, out: Tensor, relu: bool = False) -> None:
-        if self.bias is None:
-            torch.mm(x, self.weight.T, out=out)
-        else:
-            torch.addmm(self.bias, x, self.weight.T, out=out)
-        if relu:
-            out.relu_()
-
-    def back(self, error: Tensor, out: Tensor, mask: Tensor | None = None) -> None:
-        torch.mm(error, self.weight, out=out)
-        if mask is not None:
-            torch.ops.aten.threshold_backward.grad_input(out, mask, 0.0, grad_input=out)
-
-    def learn(self, error: Tensor, x: Tensor) -> None:
-        self.d_weight += error.T @ x
-        if self.d_bias is not None:
-            self.kernels.add_columns(error, self.d_bias)
-
-
-Layer = OwnLayer | TorchLayer

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsewm.kernels.build import load_library, named, processor
-from sparsewm.kernels.layers import AVX512, WIDE
+from sparsewm.kernels.build import load_library, named
+from sparsewm.kernels.layers import AMX, AVX512, NOT_LENT, UNIT, WIDE
 
 SOURCES = [Path(__file__).with_name(name) for name in ("training.c", "training_attention.c", "products.c")]
 TOGETHER, PANEL, TILE = 1024, 32, 12
@@ -342,14 +342,22 @@ class TrainingKernels:
         return TOGETHER * (outputs + TILE + inputs + PANEL)
 
 
-def own_products() -> TrainingKernels | None:
-    """The compiled functions where their products are at least as fast as torch's: without a matrix unit."""
-    kernels = training_kernels()
-    return None if isinstance(kernels, str) or "amx_bf16" in processor() else kernels
+VARIANTS = {"training_tiles": ((*WIDE, *UNIT), (*AVX512, *AMX)), "training": (WIDE, AVX512)}
+"""Flags of the compiler, and what the processor must be able to do: with a matrix unit, and without."""
 
 
 @functools.cache
+def variant(name: str) -> TrainingKernels | str:
+    """The compiled functions of `VARIANTS`, or in one phrase why there are none."""
+    library = load_library(name, SOURCES, *VARIANTS[name])
+    if isinstance(library, str):
+        return library
+    if name == "training_tiles" and library.request_tiles():
+        return NOT_LENT
+    return TrainingKernels(library)
+
+
 def training_kernels() -> TrainingKernels | str:
-    """The compiled functions, or in one phrase why there are none."""
-    library = load_library("training", SOURCES, WIDE, AVX512)
-    return library if isinstance(library, str) else TrainingKernels(library)
+    """The faster of them, or in one phrase why there are none."""
+    with_tiles = variant("training_tiles")
+    return variant("training") if isinstance(with_tiles, str) else with_tiles

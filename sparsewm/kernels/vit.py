@@ -1,9 +1,9 @@
 """Frozen vision transformers through packed weights: standard blocks and the norm after them.
 
-Three ways: all layers in one compiled call (AVX512-BF16 without a matrix unit); products of oneDNN in
-bfloat16, with what is between them compiled (a matrix unit); and products of oneDNN in float32. Between
-layers tokens are float32 in all of them, whatever products read: tokens of some encoders differ little from
-picture to picture.
+Three ways: all layers in one compiled call (AVX512-BF16, with a matrix unit or without); products of oneDNN
+in bfloat16, with residual and norm compiled (other sizes); and products of oneDNN in float32. Between layers
+tokens are float32 in all of them, whatever products read: tokens of some encoders differ little from picture
+to picture.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.kernels.amx import Kernels, kernels
 from sparsewm.kernels.blocks import Affine, VitBlock, bias_of
 from sparsewm.kernels.build import load_library, named
-from sparsewm.kernels.frame import Frame
-from sparsewm.kernels.layers import AVX512, LAYOUTS, WIDE, CompiledLayers, layers_library
+from sparsewm.kernels.layers import AVX512, WIDE, CompiledLayers, layouts_of
 from sparsewm.kernels.linear import PackedLinear
 
 ROWS = 4096
@@ -46,14 +44,10 @@ def packed_vit(blocks: Sequence[VitBlock], norm: Affine) -> PackedVit:
     first = blocks[0]
     if first.up.weight.dtype == torch.float32:
         return Float32Vit(blocks, norm)
-    unit = kernels() if Kernels.fit(torch.bfloat16, first.width, first.head_dim) else "other sizes"
-    if not isinstance(unit, str):
-        return Bfloat16Vit(blocks, norm, unit)
-    layout = LAYOUTS[torch.bfloat16]
-    library = layers_library(layout) if CompiledLayers.takes(blocks, norm) else "other sizes"
-    if isinstance(library, str):
-        return Bfloat16Vit(blocks, norm, None)
-    return CompiledVit(CompiledLayers.of_vit(library, layout, blocks, norm))
+    layouts = layouts_of(torch.bfloat16)
+    if layouts and CompiledLayers.takes(blocks, norm):
+        return CompiledVit(CompiledLayers.of_vit(layouts[0], blocks, norm))
+    return Bfloat16Vit(blocks, norm)
 
 
 class CompiledVit:
@@ -86,14 +80,11 @@ class Float32Vit:
 class Bfloat16Vit:
     """By oneDNN's products in bfloat16, of tokens that stay float32 between them.
 
-    Attention is the matrix unit's where there is one; residual and norm are compiled where they can be.
-
-    Args:
-        unit: `sparsewm.kernels.kernels()`.
+    Residual and norm are compiled where they can be.
     """
 
-    def __init__(self, blocks: Sequence[VitBlock], norm: Affine, unit: Kernels | None) -> None:
-        self.blocks, self.unit = [_Packed(block, fold=False) for block in blocks], unit
+    def __init__(self, blocks: Sequence[VitBlock], norm: Affine) -> None:
+        self.blocks = [_Packed(block, fold=False) for block in blocks]
         library = residual_library() if blocks[0].width % 16 == 0 else "other sizes"
         self.add = _added_by_torch if isinstance(library, str) else functools.partial(_added, library)
         self.norm = _float32(norm)
@@ -113,9 +104,6 @@ class Bfloat16Vit:
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """Scaled queries, keys and values (B, L, 3, heads, d) -> what is read (B, L, W)."""
-        if self.unit is not None:
-            q, k, v = qkv[:, None].unbind(3)
-            return self.unit.attend(q, [Frame(k, v)])[:, 0]
         if qkv.shape[1] > SHORT:
             return _fused(qkv, 1.0)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)

@@ -34,17 +34,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsewm.kernels import (
-    LAYOUTS,
     CompiledLayers,
     Frame,
     GpuKernels,
-    Kernels,
     LayersFrame,
     PackedLinear,
-    RolloutKernels,
     gpu_kernels,
-    kernels,
-    layers_library,
+    layouts_of,
 )
 from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
 
@@ -99,10 +95,10 @@ class FusedWindow(Window):
     """Frames stay where the linear layer wrote them; a compiled kernel reads them all in one pass.
 
     Args:
-        compiled: `sparsewm.kernels.kernels()` or `gpu_kernels()`.
+        compiled: `sparsewm.kernels.gpu_kernels()`.
     """
 
-    def __init__(self, layers: int, history: int, compiled: RolloutKernels) -> None:
+    def __init__(self, layers: int, history: int, compiled: GpuKernels) -> None:
         super().__init__(layers, history)
         self.compiled = compiled
         self.past: list[deque[Tensor]] = [deque(maxlen=history) for _ in range(layers)]  # the newest first
@@ -287,32 +283,23 @@ class Rollout:
             self.embed_tokens = self._packed(predictor.embed_tokens)
             self.token_change = self._packed(predictor.token_change)
 
-    def _kernels(self, device: torch.device) -> RolloutKernels | None:
-        """What computes attention and norms, where that is compiled."""
-        width, head = self.config.width, self.config.head_size
-        found: RolloutKernels | str
-        if device.type == "cuda":
-            found = gpu_kernels() if GpuKernels.fit(width, head) else "other sizes"
-        else:
-            found = kernels() if Kernels.fit(self.dtype, width, head) else "other sizes"
+    def _kernels(self, device: torch.device) -> GpuKernels | None:
+        """What computes attention and norms on a GPU, where that is compiled."""
+        if device.type != "cuda" or not GpuKernels.fit(self.config.width, self.config.head_size):
+            return None
+        found = gpu_kernels()
         return None if isinstance(found, str) else found
 
     def _whole(self, blocks: Sequence[ConditionedBlock], weights: torch.dtype) -> CompiledLayers | None:
         """All layers compiled, where they can be."""
         config = self.config
+        if self.predictor.norm.weight.device.type != "cpu":
+            return None
+        sizes = config.width, config.heads, config.head_size, config.mlp, config.history
         for precision in dict.fromkeys((weights, self.dtype)):
-            layout = LAYOUTS.get(precision)
-            if layout is None or self.predictor.norm.weight.device.type != "cpu":
-                continue
-            sizes = config.width, config.heads, config.head_size, config.mlp, config.history
-            if not layout.fit(*sizes):
-                continue
-            fits_unit = Kernels.fit(precision, config.width, config.head_size)
-            if fits_unit and not isinstance(kernels(), str):
-                break  # the matrix unit is faster
-            library = layers_library(layout)
-            if not isinstance(library, str):
-                return CompiledLayers.of_predictor(library, layout, blocks, self.predictor.norm)
+            layouts = layouts_of(precision)
+            if layouts and layouts[0].fit(*sizes):
+                return CompiledLayers.of_predictor(layouts[0], blocks, self.predictor.norm)
         return None
 
     @staticmethod
@@ -407,7 +394,7 @@ def all_of(kind: type[Kind], frames: Past) -> list[Kind]:
 def modulate(
     x: Tensor, added: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `Kernels.modulate`, by torch's operations."""
+    """As `GpuKernels.modulate`, by torch's operations."""
     if added is not None:
         assert gate is not None
         x = torch.addcmul(x, added, gate)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsewm.kernels.products import Arena
-from sparsewm.kernels.training import TrainingKernels, own_products, training_kernels
+from sparsewm.kernels.training import TrainingKernels, training_kernels
 from sparsewm.model.predictor import Predictor
 from sparsewm.model.step_rollout import Losses, StepRollout
 from sparsewm.model.step_weights import Gradients, Weights
@@ -28,12 +28,11 @@ class Step:
 
     Args:
         kernels: the compiled functions.
-        own: products are the compiled ones, too; else torch's.
         room: bytes to keep for the way back, about.
     """
 
-    def __init__(self, kernels: TrainingKernels, own: bool, room: int = ROOM) -> None:
-        self.kernels, self.own, self.room = kernels, own, room
+    def __init__(self, kernels: TrainingKernels, room: int = ROOM) -> None:
+        self.kernels, self.room = kernels, room
         self.arena = Arena()
 
     @classmethod
@@ -42,7 +41,7 @@ class Step:
         if not cls.fits(predictor):
             return None
         kernels = training_kernels()
-        return None if isinstance(kernels, str) else cls(kernels, own=own_products() is not None)
+        return None if isinstance(kernels, str) else cls(kernels)
 
     @staticmethod
     def fits(predictor: Predictor) -> bool:
@@ -69,7 +68,7 @@ class Step:
             real: recorded frames. groups: disjoint patch subsets, each (B, M_g).
             gradients: of the sum of both, added to; None: they are not asked for.
         """
-        weights = Weights(self.kernels, self.arena, self.own, predictor, gradients)
+        weights = Weights(self.kernels, self.arena, predictor, gradients)
         total = sum(group.shape[1] for group in groups)
         token_error, proprio_error = truth.new_zeros(()), truth.new_zeros(())
         frames = actions.shape[1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.kernels.products import Arena, Layer, OwnLayer, TorchLayer
+from sparsewm.kernels.products import Arena, Layer
 from sparsewm.kernels.training import TrainingKernels
 from sparsewm.model.predictor import Predictor
 
@@ -47,11 +47,10 @@ class Weights:
         self,
         kernels: TrainingKernels,
         arena: Arena,
-        own: bool,
         predictor: Predictor,
         gradients: Gradients | None,
     ) -> None:
-        self.kernels, self.own, self.gradients = kernels, own, gradients
+        self.kernels, self.gradients = kernels, gradients
         config = predictor.config
         self.depth, self.width, self.mlp = len(predictor.blocks), config.width, config.mlp
         self.history, self.heads, self.dim = config.history, config.heads, config.token_dim
@@ -64,7 +63,7 @@ class Weights:
         largest = max(
             TrainingKernels.weigh_room(*p.shape) for p in (*state.values(), modulation) if p.ndim == 2
         )
-        self.room = arena.shared(largest if own else 0)
+        self.room = arena.shared(largest)
         self.state = state
         self.blocks = [
             BlockWeights(
@@ -99,9 +98,7 @@ class Weights:
         )
 
     def _make(self, weight: Tensor, bias: Tensor | None, d_weight: Tensor, d_bias: Tensor | None) -> Layer:
-        if self.own:
-            return OwnLayer(self.kernels, self.room, weight.contiguous(), bias, d_weight, d_bias)
-        return TorchLayer(self.kernels, weight, bias, d_weight, d_bias)
+        return Layer(self.kernels, self.room, weight.contiguous(), bias, d_weight, d_bias)
 
     def bytes_of(self, frames: int, length: int) -> int:
         """What a window's rollout keeps, about."""

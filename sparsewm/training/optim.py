@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsewm.kernels.training import own_products
+from sparsewm.kernels.training import training_kernels
 
 # torch's optimisers import it when the first one is made. By then MuJoCo may have loaded Mesa with an LLVM of
 # its own, and the process can die; the other way round both live.
@@ -194,8 +194,8 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     here = x.device.type == "cpu" and x.dtype == torch.bfloat16
-    kernels = own_products() if here and all(size % 32 == 0 for size in x.shape[1:]) else None
-    if kernels is not None:
+    kernels = training_kernels() if here and all(size % 32 == 0 for size in x.shape[1:]) else "other sizes"
+    if not isinstance(kernels, str):
         x = x.contiguous()
         kernels.orthogonalize(x, FACTORS, steps)
         return x.mT if tall else x

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparsewm.kernels import GpuKernels, gpu, gpu_kernels
 from sparsewm.model import Latent, LatentProblem, WorldModel, rollout
 from sparsewm.model.rollout import Rollout
-from tests.kernels.test_kernels import queries_and_frames, reference
+from tests.kernels.attention import queries_and_frames, reference
 from tests.model.test_problem import candidates, make_problem
 from tests.model.tiny import latent_problem, tiny_model
 

@@ -10,35 +10,33 @@ from unittest import mock
 import pytest
 import torch
 
-from sparsewm.kernels import LAYOUTS, Layout, layers_library
+from sparsewm.kernels import LAYOUTS, Layout, layers
 from sparsewm.model import Latent, rollout
 from sparsewm.model.latent import gather_patches
 from sparsewm.model.rollout import Rollout
 from sparsewm.model.world_model import WorldModel
+from tests.kernels.stand_ins import library_of
 from tests.model.tiny import random_actions, random_latent, tiny_encoder, tiny_model
 
 FACTORS = {torch.bfloat16: 1.5, torch.int8: 3.0}
 """How many times the error of torch's operations is allowed; 8-bit integers are held against bfloat16."""
 SIZES = {"width": 64, "heads": 2, "mlp": 96}
 compiled = pytest.mark.parametrize(
-    "dtype",
+    "layout",
     [
         pytest.param(
-            dtype,
-            marks=pytest.mark.skipif(
-                isinstance(layers_library(layout), str), reason=f"{layers_library(layout)}"
-            ),
+            layout,
+            marks=pytest.mark.skipif(isinstance(library_of(layout), str), reason=f"{library_of(layout)}"),
             id=layout.name,
         )
-        for dtype, layout in LAYOUTS.items()
+        for layout in LAYOUTS
     ],
 )
 
 
 @pytest.fixture(autouse=True)
-def _no_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processors that have one run these kernels as well, if they are asked to."""
-    monkeypatch.setattr(rollout, "kernels", lambda: "switched off")
+def _tiles_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "layers_library", library_of)
 
 
 def aged_model(**sizes: Any) -> WorldModel:
@@ -55,7 +53,7 @@ Frames = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def imagined(
-    dtype: torch.dtype, model: WorldModel, kept: int, candidates: int, seen: int = 0, steps: int = 5
+    layout: Layout, model: WorldModel, kept: int, candidates: int, seen: int = 0, steps: int = 5
 ) -> tuple[Frames, Frames, Frames]:
     """Frames that two episodes imagine: by the predictor in float64, compiled, and by torch's operations."""
     generator = torch.Generator().manual_seed(kept)
@@ -68,9 +66,10 @@ def imagined(
     predictor = copy.deepcopy(model.predictor).bfloat16()
     with torch.inference_mode():
         expected = exactly(model, start, actions, patches, frames)
-        fast = Rollout(predictor, dtype)
-        assert fast.whole is not None and fast.whole.layout is LAYOUTS[dtype]
-        with mock.patch.object(rollout, "layers_library", lambda layout: "switched off"):
+        with mock.patch.object(rollout, "layouts_of", lambda weights: [layout]):
+            fast = Rollout(predictor, layout.weights)
+        assert fast.whole is not None and fast.whole.layout is layout
+        with mock.patch.object(rollout, "layouts_of", lambda weights: []):
             slow = Rollout(predictor)
         standard = model.standardizer.actions(actions)
         found, usual = (
@@ -88,23 +87,25 @@ def exactly(model: WorldModel, start: Any, actions: Any, patches: Any, frames: A
     return list(exact.imagine(*start, actions.double(), patches, exact.remember(seen, patches)))
 
 
-def assert_same(dtype: torch.dtype, *arguments: Any, **options: Any) -> None:
+def assert_same(layout: Layout, *arguments: Any, **options: Any) -> None:
     """About as exact as torch's operations of the same precision: what random layers make of single roundings
     depends on their sizes, and shows in both."""
     errors = []  # of one part of one frame: compiled, and by torch's operations
-    for frames in zip(*imagined(dtype, *arguments, **options), strict=True):
+    for frames in zip(*imagined(layout, *arguments, **options), strict=True):
         for expected, found, usual in zip(*frames, strict=True):
             errors.append([float((way - expected).norm() / expected.norm()) for way in (found, usual)])
     error, usual_error = (sum(column) / len(errors) for column in zip(*errors, strict=True))
-    assert error < FACTORS[dtype] * usual_error + 2**-6  # torch's may be lucky with one draw of weights
+    assert (
+        error < FACTORS[layout.weights] * usual_error + 2**-6
+    )  # torch's may be lucky with one draw of weights
     assert error < 0.5
 
 
 @compiled
 @pytest.mark.parametrize("kept", [1, 4, 7, 8, 16])
 @pytest.mark.parametrize(("history", "seen"), [(1, 0), (2, 1), (3, 0), (3, 1), (3, 2), (3, 4)])
-def test_frames_are_those_of_the_predictor(dtype: torch.dtype, kept: int, history: int, seen: int) -> None:
-    assert_same(dtype, aged_model(history=history), kept, 3, seen)
+def test_frames_are_those_of_the_predictor(layout: Layout, kept: int, history: int, seen: int) -> None:
+    assert_same(layout, aged_model(history=history), kept, 3, seen)
 
 
 @compiled
@@ -120,34 +121,34 @@ def test_frames_are_those_of_the_predictor(dtype: torch.dtype, kept: int, histor
     ],
 )
 @pytest.mark.parametrize("candidates", [1, 17, 40])
-def test_any_sizes(dtype: torch.dtype, sizes: dict[str, int], candidates: int) -> None:
-    assert_same(dtype, aged_model(history=3, **sizes), 9, candidates, steps=4)
+def test_any_sizes(layout: Layout, sizes: dict[str, int], candidates: int) -> None:
+    assert_same(layout, aged_model(history=3, **sizes), 9, candidates, steps=4)
 
 
 @compiled
-def test_more_rows_than_a_thread_takes_at_once(dtype: torch.dtype) -> None:
-    assert_same(dtype, aged_model(history=2, encoder=tiny_encoder(196)), 196, 3, steps=3)
+def test_more_rows_than_a_thread_takes_at_once(layout: Layout) -> None:
+    assert_same(layout, aged_model(history=2, encoder=tiny_encoder(196)), 196, 3, steps=3)
 
 
 @compiled
-def test_any_number_of_threads_gives_the_same(dtype: torch.dtype) -> None:
+def test_any_number_of_threads_gives_the_same(layout: Layout) -> None:
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(imagined(dtype, aged_model(history=3), 5, 60)[1][-1][0])
+            found.append(imagined(layout, aged_model(history=3), 5, 60)[1][-1][0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 @compiled
-def test_large_scores_do_not_overflow(dtype: torch.dtype) -> None:
+def test_large_scores_do_not_overflow(layout: Layout) -> None:
     model = aged_model(history=2)
     with torch.no_grad():
         for block in model.predictor.blocks:
             block.qkv.weight *= 30
-    for frame, _ in imagined(dtype, model, 9, 4, steps=2)[1]:
+    for frame, _ in imagined(layout, model, 9, 4, steps=2)[1]:
         assert frame.isfinite().all()
 
 
@@ -162,7 +163,7 @@ def test_sizes_the_kernel_has_no_room_for_take_the_other_way(monkeypatch: pytest
     narrow = tiny_model(width=24, heads=2)
     assert Rollout(narrow.predictor).whole is None
     assert math.isfinite(float(next(_one_frame(narrow))[0].sum()))
-    monkeypatch.setattr(rollout, "layers_library", lambda layout: "switched off")
+    monkeypatch.setattr(rollout, "layouts_of", lambda weights: [])
     assert Rollout(tiny_model().predictor).whole is None
 
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels.training import TrainingKernels, training_kernels
+from sparsewm.kernels.training import VARIANTS, TrainingKernels
 from sparsewm.training import optim
-
-KERNELS = training_kernels()
-pytestmark = pytest.mark.skipif(isinstance(KERNELS, str), reason=f"{KERNELS}")
+from tests.kernels.stand_ins import training_of
 
 
-@pytest.fixture
-def kernels() -> TrainingKernels:
-    assert not isinstance(KERNELS, str)
-    return KERNELS
+@pytest.fixture(params=list(VARIANTS))
+def kernels(request: pytest.FixtureRequest) -> TrainingKernels:
+    found = training_of(request.param)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -31,7 +31,7 @@ def close(result: Tensor, expected: Tensor, share: float = 0.005) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("rows", [1, 5, 12, 131, 481])
-@pytest.mark.parametrize(("outputs", "inputs"), [(32, 2), (70, 34), (192, 64), (10, 96)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(32, 2), (70, 34), (192, 64), (10, 96), (96, 160)])
 def test_products(kernels: TrainingKernels, rows: int, outputs: int, inputs: int, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -62,11 +62,12 @@ def test_products(kernels: TrainingKernels, rows: int, outputs: int, inputs: int
         torch.set_num_threads(before)
 
 
-def test_gradients_of_weights_from_many_rows(kernels: TrainingKernels) -> None:
+@pytest.mark.parametrize("outputs", [36, 64])
+def test_gradients_of_weights_from_many_rows(kernels: TrainingKernels, outputs: int) -> None:
     """More than are packed at once."""
-    x, error = random(2501, 64), random(2501, 36, seed=1)
-    d_weight = torch.zeros(36, 64)
-    room = torch.empty(kernels.weigh_room(36, 64), dtype=torch.bfloat16)
+    x, error = random(2501, 64), random(2501, outputs, seed=1)
+    d_weight = torch.zeros(outputs, 64)
+    room = torch.empty(kernels.weigh_room(outputs, 64), dtype=torch.bfloat16)
     kernels.weigh(error, x, d_weight, None, room)
     close(d_weight, error.float().T @ x.float(), 1e-5)
 
@@ -81,11 +82,13 @@ def test_a_relu_keeps_what_is_no_number(kernels: TrainingKernels) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (5, 96, 192), (2, 160, 64)])
-def test_orthogonal_matrices(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+def test_orthogonal_matrices(
+    kernels: TrainingKernels, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-    monkeypatch.setattr(optim, "own_products", training_kernels)
+    monkeypatch.setattr(optim, "training_kernels", lambda: kernels)
     own = optim.orthogonalized(matrices).double()
-    monkeypatch.setattr(optim, "own_products", lambda: None)
+    monkeypatch.setattr(optim, "training_kernels", lambda: "switched off")
     truth = optim.orthogonalized(matrices.double())
     torchs = optim.orthogonalized(matrices).double()
     assert (own - truth).norm() < 1.3 * (torchs - truth).norm()

@@ -6,16 +6,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from sparsewm.kernels import (
-    LAYOUTS,
     Affine,
-    Frame,
-    Kernels,
     VitBlock,
-    kernels,
     layers_library,
+    layouts_of,
     packed_vit,
     vit,
 )
@@ -25,21 +21,8 @@ from sparsewm.kernels.vit import Bfloat16Vit, CompiledVit, Float32Vit, PackedVit
 from tests.kernels.test_vit_layers import plain, vit_norm
 from tests.kernels.test_vit_layers import vit as random_blocks
 
-LIBRARY = layers_library(LAYOUTS[torch.bfloat16])
+HERE = layouts_of(torch.bfloat16)
 RESIDUAL = vit.residual_library()
-
-
-class ByTorch(Kernels):
-    """The matrix unit's attention by torch's operations."""
-
-    def __init__(self) -> None:
-        pass
-
-    def attend(self, queries: Tensor, frames: Sequence[Frame]) -> Tensor:
-        (frame,) = frames
-        assert queries.dtype == torch.bfloat16 and frame.age is None and queries.stride(-1) == 1
-        q, k, v = (x.float().transpose(2, 3) for x in (queries, frame.keys, frame.values))
-        return (torch.softmax(q @ k.mT, -1) @ v).transpose(2, 3).flatten(3).to(queries.dtype)
 
 
 def in_bfloat16(blocks: Sequence[VitBlock], norm: Affine) -> tuple[list[VitBlock], Affine]:
@@ -70,14 +53,12 @@ def without_residual(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compiled_way(blocks: list[VitBlock], norm: Affine) -> PackedVit:
-    assert not isinstance(LIBRARY, str)
-    return CompiledVit(CompiledLayers.of_vit(LIBRARY, LAYOUTS[torch.bfloat16], blocks, norm))
+    return CompiledVit(CompiledLayers.of_vit(HERE[0], blocks, norm))
 
 
 WAYS: dict[str, Callable[[list[VitBlock], Affine], PackedVit]] = {
     "as here": packed_vit,
-    "matrix unit": lambda blocks, norm: Bfloat16Vit(blocks, norm, ByTorch()),
-    "torch": lambda blocks, norm: Bfloat16Vit(blocks, norm, None),
+    "torch": Bfloat16Vit,
     "compiled": compiled_way,
 }
 ways = pytest.mark.parametrize(
@@ -86,7 +67,7 @@ ways = pytest.mark.parametrize(
         pytest.param(
             make,
             id=name,
-            marks=pytest.mark.skipif(name == "compiled" and isinstance(LIBRARY, str), reason=str(LIBRARY)),
+            marks=pytest.mark.skipif(name == "compiled" and not HERE, reason="no compiled layers here"),
         )
         for name, make in WAYS.items()
     ],
@@ -142,7 +123,7 @@ def wide(block: VitBlock) -> VitBlock:
 @torch.no_grad()
 def test_between_layers_tokens_are_float32() -> None:
     """However small what a layer adds is beside the tokens; without the compiled residual, too."""
-    check_small_sums(lambda blocks, norm: Bfloat16Vit(blocks, norm, ByTorch()))
+    check_small_sums(Bfloat16Vit)
 
 
 @ways
@@ -197,9 +178,9 @@ def test_any_number_of_threads_gives_the_same(way: Callable[[list[VitBlock], Aff
 def test_long_pictures_take_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, norm = in_bfloat16(random_blocks(64, 2, 32, 96, 2), vit_norm(64))
     x = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(0))
-    short = Bfloat16Vit(blocks, norm, None)(x)
+    short = Bfloat16Vit(blocks, norm)(x)
     monkeypatch.setattr(vit, "SHORT", 30)
-    torch.testing.assert_close(Bfloat16Vit(blocks, norm, None)(x), short, rtol=0, atol=0.05)
+    torch.testing.assert_close(Bfloat16Vit(blocks, norm)(x), short, rtol=0, atol=0.05)
 
 
 @pytest.mark.skipif(isinstance(RESIDUAL, str), reason=str(RESIDUAL))
@@ -225,19 +206,12 @@ def test_residual_and_norm_are_torchs(width: int, adds: bool, dtype: torch.dtype
 
 def test_each_machine_has_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, norm = in_bfloat16(random_blocks(64, 2, 32, 96, 2), vit_norm(64))
-    unit = ByTorch()
-    monkeypatch.setattr(vit, "kernels", lambda: unit)
-    fast = packed_vit(blocks, norm)
-    assert isinstance(fast, Bfloat16Vit) and fast.unit is unit
-    monkeypatch.setattr(vit, "kernels", lambda: "no matrix unit")
-    assert isinstance(packed_vit(blocks, norm), Bfloat16Vit if isinstance(LIBRARY, str) else CompiledVit)
-    monkeypatch.setattr(vit, "layers_library", lambda layout: "switched off")
-    fast = packed_vit(blocks, norm)
-    assert isinstance(fast, Bfloat16Vit) and fast.unit is None
+    assert isinstance(packed_vit(blocks, norm), CompiledVit if HERE else Bfloat16Vit)
+    monkeypatch.setattr(vit, "layouts_of", lambda weights: [])
+    assert isinstance(packed_vit(blocks, norm), Bfloat16Vit)
 
 
-def test_sizes_that_are_not_compiled_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vit, "kernels", lambda: "no matrix unit")
+def test_sizes_that_are_not_compiled_take_the_other_way() -> None:
     odd = in_bfloat16(random_blocks(48, 3, 16, 96, 2), vit_norm(48))
     assert not CompiledLayers.takes(*odd) and isinstance(packed_vit(*odd), Bfloat16Vit)
     blocks, norm = in_bfloat16(random_blocks(64, 2, 32, 96, 2), vit_norm(64))
@@ -250,11 +224,11 @@ def test_sizes_that_are_not_compiled_take_the_other_way(monkeypatch: pytest.Monk
 
 def test_kernels_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEWM_KERNELS", "0")
-    for cached in (kernels, layers_library, vit.residual_library):
+    for cached in (layers_library, vit.residual_library):
         cached.cache_clear()
     try:
         fast = packed_vit(*in_bfloat16(random_blocks(64, 2, 32, 96, 1), vit_norm(64)))
-        assert isinstance(fast, Bfloat16Vit) and fast.unit is None and fast.add is vit._added_by_torch
+        assert isinstance(fast, Bfloat16Vit) and fast.add is vit._added_by_torch
     finally:
-        for cached in (kernels, layers_library, vit.residual_library):
+        for cached in (layers_library, vit.residual_library):
             cached.cache_clear()

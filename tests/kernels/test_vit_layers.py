@@ -7,25 +7,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.kernels import LAYOUTS, Affine, CompiledLayers, VitBlock, layers_library
+from sparsewm.kernels import LAYOUTS, Affine, CompiledLayers, Layout, VitBlock, layers
 from sparsewm.kernels.blocks import bias_of
+from tests.kernels.stand_ins import library_of
 
-BFLOAT16 = layers_library(LAYOUTS[torch.bfloat16])
+BOUNDS = {torch.bfloat16: 0.01, torch.int8: 0.04}
 
-compiled = pytest.mark.parametrize(
-    ("dtype", "bound"),
-    [
-        pytest.param(
-            dtype,
-            bound,
-            marks=pytest.mark.skipif(
-                isinstance(layers_library(LAYOUTS[dtype]), str), reason=f"{layers_library(LAYOUTS[dtype])}"
-            ),
-            id=LAYOUTS[dtype].name,
-        )
-        for dtype, bound in ((torch.bfloat16, 0.01), (torch.int8, 0.04))
-    ],
-)
+
+def compiled(*precisions: torch.dtype) -> pytest.MarkDecorator:
+    """Tests of all layouts of these precisions."""
+    return pytest.mark.parametrize(
+        "layout",
+        [
+            pytest.param(
+                layout,
+                marks=pytest.mark.skipif(isinstance(library_of(layout), str), reason=f"{library_of(layout)}"),
+                id=layout.name,
+            )
+            for layout in LAYOUTS
+            if layout.weights in precisions
+        ],
+    )
+
+
+@pytest.fixture(autouse=True)
+def _tiles_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "layers_library", library_of)
 
 
 def vit(width: int, heads: int, head_dim: int, mlp: int, depth: int, gates: bool = True) -> list[VitBlock]:
@@ -69,18 +76,15 @@ def plain(blocks: list[VitBlock], norm: Affine, x: Tensor) -> Tensor:
     return normalized(x, norm)
 
 
-@compiled
+@compiled(*BOUNDS)
 @pytest.mark.parametrize("length", [1, 17, 65, 197])
 @pytest.mark.parametrize("sizes", [(64, 2, 32, 96), (96, 2, 64, 32), (64, 4, 8, 128), (384, 6, 64, 1536)])
 @torch.inference_mode()
-def test_tokens_are_those_of_torch(
-    dtype: torch.dtype, bound: float, length: int, sizes: tuple[int, int, int, int]
-) -> None:
+def test_tokens_are_those_of_torch(layout: Layout, length: int, sizes: tuple[int, int, int, int]) -> None:
     width, heads, head_dim, mlp = sizes
     blocks, norm = vit(width, heads, head_dim, mlp, 3), vit_norm(width)
-    layout = LAYOUTS[dtype]
     assert layout.fit(width, heads, head_dim, mlp, 1)
-    fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm)
+    fast, bound = CompiledLayers.of_vit(layout, blocks, norm), BOUNDS[layout.weights]
     x = torch.randn(3, length, width, generator=torch.Generator().manual_seed(length))
     expected = plain(blocks, norm, x)
     found = fast.encode(x)
@@ -91,20 +95,20 @@ def test_tokens_are_those_of_torch(
     assert float((halves - expected).norm() / expected.norm()) < bound + 0.005
 
 
-@compiled
+@compiled(*BOUNDS)
 @torch.inference_mode()
-def test_pictures_do_not_see_each_other(dtype: torch.dtype, bound: float) -> None:
-    blocks, norm, layout = vit(64, 2, 32, 96, 2, gates=False), vit_norm(64), LAYOUTS[dtype]
-    fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm)
+def test_pictures_do_not_see_each_other(layout: Layout) -> None:
+    blocks, norm = vit(64, 2, 32, 96, 2, gates=False), vit_norm(64)
+    fast = CompiledLayers.of_vit(layout, blocks, norm)
     x = torch.randn(40, 21, 64, generator=torch.Generator().manual_seed(0))
     together = fast.encode(x)
     assert torch.equal(together, torch.cat([fast.encode(one) for one in x.split(1)]))
-    assert float((together - plain(blocks, norm, x)).norm() / together.norm()) < bound
+    assert float((together - plain(blocks, norm, x)).norm() / together.norm()) < BOUNDS[layout.weights]
 
 
-@pytest.mark.skipif(isinstance(BFLOAT16, str), reason=f"{BFLOAT16}")
+@compiled(torch.bfloat16)
 @torch.inference_mode()
-def test_gelu_is_exact_to_bfloat16() -> None:
+def test_gelu_is_exact_to_bfloat16(layout: Layout) -> None:
     """One layer whose tokens are nothing but GELUs of all kinds of numbers; 8-bit integers round more."""
     width = 32
     blocks, norm = vit(width, 1, 32, width, 1), Affine(torch.ones(width), torch.zeros(width), 1e-6)
@@ -114,10 +118,9 @@ def test_gelu_is_exact_to_bfloat16() -> None:
     block.down.weight.copy_(torch.eye(width))
     assert block.gate2 is not None
     block.gate2.fill_(1.0)
-    layout = LAYOUTS[torch.bfloat16]
     for numbers in torch.linspace(-8, 8, 40 * width).view(-1, width):
         bias_of(block.up).copy_(numbers)
-        fast = CompiledLayers.of_vit(layers_library(layout), layout, blocks, norm)
+        fast = CompiledLayers.of_vit(layout, blocks, norm)
         fast.epsilon = 1e6  # hardly a norm: what comes in is divided by a thousand
         found = fast.encode(torch.zeros(1, 1, width))[0, 0] * 1e3
         gelu = F.gelu(numbers.double()).bfloat16().double()

@@ -11,7 +11,7 @@ from sparsewm.model import rollout as module
 from sparsewm.model.latent import gather_patches, random_patches
 from sparsewm.model.predictor import FrameCache, Predictor
 from sparsewm.model.rollout import Rollout
-from tests.kernels.test_kernels import ByTorch
+from tests.kernels.attention import ByTorch
 from tests.model.tiny import random_actions, random_latent, tiny_model
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels.training import TrainingKernels, training_kernels
+from sparsewm.kernels.training import VARIANTS, TrainingKernels, training_kernels, variant
 from sparsewm.model import WorldModel
 from sparsewm.model.latent import random_groups
 from sparsewm.model.step import Step
+from tests.kernels.stand_ins import training_of
 from tests.model.tiny import tiny_model
 
 KERNELS = training_kernels()
@@ -24,8 +25,10 @@ LUCK = 2**-5
 """How much less torch's step may err than ours for one draw of weights; over draws ours errs no more."""
 
 
-def made(own: bool = True, windows: int = 5, frames: int = 6, **sizes: Any) -> tuple[WorldModel, Batch]:
-    """A model in bfloat16 that learns by compiled products, or torch's, and random windows."""
+def made(
+    kernels: TrainingKernels | None = None, windows: int = 5, frames: int = 6, **sizes: Any
+) -> tuple[WorldModel, Batch]:
+    """A model in bfloat16 that learns by compiled products, the fastest if left out, and random windows."""
     model, generator = tiny_model(**SIZES | sizes), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in (model.predictor.token_change, model.predictor.proprio_change):
@@ -33,7 +36,7 @@ def made(own: bool = True, windows: int = 5, frames: int = 6, **sizes: Any) -> t
                 parameter *= 0.2  # errors of rounding are not to grow from frame to frame
     model.place("cpu", torch.bfloat16).predictor.requires_grad_(True)
     assert not isinstance(KERNELS, str)
-    model._step = Step(KERNELS, own)
+    model._step = Step(kernels or KERNELS)
     config = model.config
     batch = {
         "tokens": torch.randn(windows, frames, model.patches, config.token_dim, generator=generator),
@@ -92,14 +95,18 @@ def check(model: WorldModel, batch: Batch, real: int, groups: list[Tensor]) -> N
         assert error(gradients, truth, [name]) < limit, name
 
 
-own_or_torch = pytest.mark.parametrize("own", [True, False], ids=["compiled", "torch"])
+@pytest.fixture(params=list(VARIANTS))
+def kernels(request: pytest.FixtureRequest) -> TrainingKernels:
+    found = training_of(request.param)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
 
 
-@own_or_torch
 @pytest.mark.parametrize("real", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2])
-def test_loss_and_gradients_are_those_of_torch(own: bool, real: int, count: int) -> None:
-    model, batch = made(own)
+def test_loss_and_gradients_are_those_of_torch(kernels: TrainingKernels, real: int, count: int) -> None:
+    model, batch = made(kernels)
     check(model, batch, real, groups_of(model, 5, count))
 
 
@@ -117,7 +124,6 @@ def test_rows_behind_the_last_one_are_there_to_read(monkeypatch: pytest.MonkeyPa
     differentiated(model, batch, 1, groups_of(model, 5, 1))
 
 
-@own_or_torch
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -130,8 +136,8 @@ def test_rows_behind_the_last_one_are_there_to_read(monkeypatch: pytest.MonkeyPa
     ],
     ids=str,
 )
-def test_other_sizes(own: bool, sizes: dict[str, Any]) -> None:
-    model, batch = made(own, **sizes)
+def test_other_sizes(kernels: TrainingKernels, sizes: dict[str, Any]) -> None:
+    model, batch = made(kernels, **sizes)
     check(model, batch, 2, groups_of(model, len(batch["action"]), 1))
 
 
@@ -151,13 +157,12 @@ def test_weights_of_zeros() -> None:
     check(model, batch, 2, groups_of(model, 5, 1))
 
 
-@own_or_torch
-def test_windows_that_wait_for_their_turn_change_little(own: bool) -> None:
-    model, batch = made(own)
+def test_windows_that_wait_for_their_turn_change_little(kernels: TrainingKernels) -> None:
+    model, batch = made(kernels)
     groups = groups_of(model, 5, 2)
     losses, gradients = differentiated(model, batch, 2, groups)
     assert not isinstance(KERNELS, str)
-    model._step = Step(KERNELS, own, room=1)
+    model._step = Step(kernels, room=1)
     others, other_gradients = differentiated(model, batch, 2, groups)
     assert torch.allclose(losses["loss"], others["loss"], rtol=3e-3)
     assert error(other_gradients, gradients, list(gradients)) < 0.05
@@ -258,11 +263,11 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = made()
     assert Step.of(model.predictor) is not None
     monkeypatch.setenv("SPARSEWM_KERNELS", "0")
-    training_kernels.cache_clear()
+    variant.cache_clear()
     try:
         assert Step.of(model.predictor) is None
     finally:
-        training_kernels.cache_clear()
+        variant.cache_clear()
 
 
 def test_other_precisions_are_torchs() -> None:

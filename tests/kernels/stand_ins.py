@@ -1,0 +1,29 @@
+"""Compiled kernels as tests want them: a matrix unit's run everywhere, else its tiles in plain C."""
+
+from __future__ import annotations
+
+import functools
+from ctypes import CDLL
+
+from scripts.trust.emulation import emulated
+from sparsewm.kernels import Layout, layers, layers_library, training
+from sparsewm.kernels.training import VARIANTS, TrainingKernels, variant
+
+
+@functools.cache
+def library_of(layout: Layout) -> CDLL | str:
+    """As `layers_library`."""
+    found = layers_library(layout)
+    if not isinstance(found, str) or not layout.tiles:
+        return found
+    return emulated(layout.name, tuple(layers.SOURCES), layout.flags, layout.needed)
+
+
+@functools.cache
+def training_of(name: str) -> TrainingKernels | str:
+    """As `variant`."""
+    found = variant(name)
+    if not isinstance(found, str) or name != "training_tiles":
+        return found
+    library = emulated(name, tuple(training.SOURCES), *VARIANTS[name])
+    return library if isinstance(library, str) else TrainingKernels(library)
