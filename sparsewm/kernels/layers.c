@@ -91,19 +91,39 @@ INLINE __m512 gelu(__m512 x) {
     return _mm512_fnmadd_ps(size, share, _mm512_max_ps(x, _mm512_setzero_ps()));
 }
 
-/* The sums of 16 columns of a row as numbers, with their bias. */
-INLINE __m512 number(const Linear *layer, const Rows *in, int64_t row, int64_t column, __m512i sums) {
-    const __m512 bias = _mm512_loadu_ps(layer->bias + column);
+/* What makes numbers of the sums of 32 columns. */
+typedef struct {
+    __m512 bias[2];
 #if INTEGERS
-    const __m512 unit = _mm512_mul_ps(_mm512_loadu_ps(layer->units + column), _mm512_set1_ps(in->units[row]));
-    const __m512i whole = _mm512_add_epi32(sums, _mm512_loadu_si512(layer->offsets + column));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), unit, bias);
+    __m512 units[2];
+    __m512i offsets[2];
+#endif
+} Columns;
+
+INLINE Columns columns_of(const Linear *layer, int64_t column) {
+    Columns found;
+    for (int i = 0; i < 2; i++) {
+        found.bias[i] = _mm512_loadu_ps(layer->bias + column + i * LANES);
+#if INTEGERS
+        found.units[i] = _mm512_loadu_ps(layer->units + column + i * LANES);
+        found.offsets[i] = _mm512_loadu_si512(layer->offsets + column + i * LANES);
+#endif
+    }
+    return found;
+}
+
+/* Sums of 16 columns of a row as numbers; unit: what 1 is in the row. */
+INLINE __m512 number(const Columns *columns, int i, __m512i sums, float unit) {
+#if INTEGERS
+    const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, columns->offsets[i]));
+    return _mm512_fmadd_ps(whole, _mm512_mul_ps(columns->units[i], _mm512_set1_ps(unit)), columns->bias[i]);
 #else
-    return _mm512_add_ps((__m512)sums, bias);
+    (void)unit;
+    return _mm512_add_ps((__m512)sums, columns->bias[i]);
 #endif
 }
 
-/* 32 columns of a row become what the next operation reads. */
+/* What becomes of 32 columns of a row. */
 INLINE void write_row(bf16 *to, Activation activation, __m512 low, __m512 high) {
     if (activation == GELU) low = gelu(low), high = gelu(high);
     if (activation == RELU) {
@@ -113,29 +133,39 @@ INLINE void write_row(bf16 *to, Activation activation, __m512 low, __m512 high) 
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 
-/* 32 columns of a row join the tokens. */
-INLINE void add_row(float *to, const bf16 *gate, __m512 low, __m512 high) {
-    _mm512_storeu_ps(to, _mm512_fmadd_ps(load(gate), low, _mm512_loadu_ps(to)));
-    _mm512_storeu_ps(to + LANES, _mm512_fmadd_ps(load(gate + LANES), high, _mm512_loadu_ps(to + LANES)));
-}
-
 /* Sums of `count` rows, of 32 columns each, become numbers; the first `real` are kept. */
-INLINE void conclude(const Linear *layer, const Rows *in, const __m512i (*sums)[2], int64_t row,
-                     int64_t column, const Result *result, int count, int64_t real) {
-#define HALF(r, i) number(layer, in, row + (r), column + (i) * LANES, sums[r][i])
+INLINE void conclude(const Linear *layer, const Rows *in, const __m512i (*sums)[2], int64_t row, int64_t column,
+                     const Result *result, int count, int64_t real) {
+    const Columns columns = columns_of(layer, column);
+    const float *units = INTEGERS ? in->units + row : NULL;
+    const int64_t stride = result->stride;
+#define HALF(r, i) number(&columns, i, sums[r][i], INTEGERS ? units[r] : 1.0f)
     if (result->rows) {
-        bf16 *to = result->rows + row * result->stride + column;
-        for (int r = 0; r < count && r < real; r++)
-            write_row(to + r * result->stride, result->activation, HALF(r, 0), HALF(r, 1));
+        bf16 *to = result->rows + row * stride + column;
+#define ALL(activation)                                                                                       \
+    for (int r = 0; r < count && r < real; r++, to += stride) write_row(to, activation, HALF(r, 0), HALF(r, 1));
+        if (result->activation == GELU) {
+            ALL(GELU)
+        } else if (result->activation == RELU) {
+            ALL(RELU)
+        } else {
+            ALL(NOTHING)
+        }
+#undef ALL
         return;
     }
     const int64_t at = result->first + row, candidate = at / result->length;
     int64_t end = (candidate + 1) * result->length - at; /* rows of the same candidate */
-    const bf16 *gate = result->gates + candidate * result->gate_stride + column;
-    float *to = result->tokens + at * result->stride + column;
-    for (int r = 0; r < count && r < real; r++) {
-        if (r == end) gate += result->gate_stride, end += result->length;
-        add_row(to + r * result->stride, gate, HALF(r, 0), HALF(r, 1));
+    const bf16 *gates = result->gates + candidate * result->gate_stride + column;
+    __m512 gate[2] = {load(gates), load(gates + LANES)};
+    float *to = result->tokens + at * stride + column;
+    for (int r = 0; r < count && r < real; r++, to += stride) {
+        if (r == end) {
+            gates += result->gate_stride, end += result->length;
+            gate[0] = load(gates), gate[1] = load(gates + LANES);
+        }
+        for (int i = 0; i < 2; i++)
+            _mm512_storeu_ps(to + i * LANES, _mm512_fmadd_ps(gate[i], HALF(r, i), _mm512_loadu_ps(to + i * LANES)));
     }
 #undef HALF
 }
