@@ -338,30 +338,42 @@ void weigh(const bf16 *errors, int64_t error_stride, int64_t outputs, const bf16
     }
 }
 
+/* 32 sums times alpha, and beta times what lies at the same place of another matrix, or NULL. */
+INLINE void add_other(const __m512 *sums, float alpha, const bf16 *other, float beta, int64_t at, bf16 *out) {
+    const __m512 a = _mm512_set1_ps(alpha), b = _mm512_set1_ps(beta);
+    __m512 low = sums[0], high = sums[1];
+    if (other) {
+        low = _mm512_fmadd_ps(a, low, _mm512_mul_ps(b, load(other + at)));
+        high = _mm512_fmadd_ps(a, high, _mm512_mul_ps(b, load(other + at + LANES)));
+    }
+    _mm512_storeu_si512(out + at, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
 /* alpha * (rows times packed columns) + beta * other, (rows, columns) like out, bfloat16; `upper`: a symmetric matrix,
  * of which numbers left of the diagonal's blocks are copied from the right. */
 static void combine(const bf16 *in, int64_t rows, int64_t inputs, const bf16 *panels, int64_t columns, float alpha,
                     const bf16 *other, float beta, int upper, bf16 *out) {
-    const __m512 a = _mm512_set1_ps(alpha), b = _mm512_set1_ps(beta);
     for (int64_t p = 0; p < columns; p += PANEL) {
         const int64_t end = upper ? p + PANEL : rows;
+#if TILES
+        for (int64_t r = 0; r < end; r += PANEL) {
+            __m512 sums[PANEL][2];
+            multiply_tiles(in + r * inputs, inputs * sizeof(bf16), panels + p * inputs, inputs / PANEL, 1, sums, NULL,
+                           NULL, 0);
+            for (int i = 0; i < PANEL; i++)
+                add_other(sums[i], alpha, other, beta, (r + i) * columns + p, out);
+        }
+#else
         for (int64_t r = 0; r < end; r += TILE) {
             __m512 sums[TILE][2];
             for (int i = 0; i < TILE; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
 #define FEW(n)                                                                                                \
     add_products(sums, in + r * inputs, inputs, 2, panels + p * inputs, PANEL, 2 * PANEL, inputs / 2, n);     \
-    for (int i = 0; i < (n) && r + i < end; i++) {                                                            \
-        const int64_t at = (r + i) * columns + p;                                                             \
-        __m512 low = sums[i][0], high = sums[i][1];                                                           \
-        if (other) {                                                                                          \
-            low = _mm512_fmadd_ps(a, low, _mm512_mul_ps(b, load(other + at)));                                \
-            high = _mm512_fmadd_ps(a, high, _mm512_mul_ps(b, load(other + at + LANES)));                      \
-        }                                                                                                     \
-        _mm512_storeu_si512(out + at, (__m512i)_mm512_cvtne2ps_pbh(high, low));                               \
-    }
+    for (int i = 0; i < (n) && r + i < end; i++) add_other(sums[i], alpha, other, beta, (r + i) * columns + p, out);
             CONSTANT(FEW, end - r)
 #undef FEW
         }
+#endif
         for (int64_t r = 0; upper && r < p; r += LANES) { /* the block of these rows, turned */
             __m512i part[LANES];
             bf16 turned[LANES * PANEL];
@@ -386,6 +398,7 @@ int orthogonalize(bf16 *matrices, int64_t count, int64_t rows, int64_t columns, 
 #pragma omp parallel num_threads(threads)
     {
         const uint32_t before = flush_denormals();
+        configure(0);
         bf16 *panels = aligned_alloc(LINE, (2 * whole + 3 * square + 4 * columns) * sizeof(bf16));
         bf16 *gram = panels + whole, *gram_panels = gram + square, *powers = gram_panels + square;
         bf16 *copy = powers + square;
@@ -410,6 +423,7 @@ int orthogonalize(bf16 *matrices, int64_t count, int64_t rows, int64_t columns, 
             }
         }
         free(panels);
+        release();
         restore(before);
     }
     return failed;
