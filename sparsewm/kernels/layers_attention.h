@@ -34,10 +34,7 @@ static void score_all(const bf16 *queries, int64_t stride, const bf16 *keys, int
                       int64_t room) {
     for (int64_t at = 0; at < blocks; at += 4, keys += 4 * deep * LANES, out += 4 * LANES) {
         const int64_t some = blocks - at;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        clear_tiles();
         for (int64_t k = 0; k < deep; k += PANEL) {
             _tile_loadd(4, queries + k, stride * sizeof(bf16));
             if (some >= 4)
@@ -45,10 +42,7 @@ static void score_all(const bf16 *queries, int64_t stride, const bf16 *keys, int
             else
                 score(keys + k * LANES, deep * LANES, some);
         }
-        _tile_stored(0, out, room * sizeof(float));
-        if (some > 1) _tile_stored(1, out + LANES, room * sizeof(float));
-        if (some > 2) _tile_stored(2, out + 2 * LANES, room * sizeof(float));
-        if (some > 3) _tile_stored(3, out + 3 * LANES, room * sizeof(float));
+        store_tiles(out, room, some * LANES);
     }
 }
 
@@ -76,10 +70,7 @@ INLINE void mix_some(const bf16 *weights, int64_t room, const bf16 *values, int6
 /* Up to 64 numbers of what 16 queries read of the values, by their weights (16, room). */
 INLINE void mix(const bf16 *weights, int64_t room, const bf16 *const *values, const Frame *frames, int64_t count,
                 int64_t padded, int64_t at, int64_t numbers, float *out) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    clear_tiles();
     for (int64_t f = 0; f < count; f++) {
         const bf16 *value = values[f] + 2 * at;
         int64_t left = up(frames[f].length, LANES);
@@ -88,10 +79,7 @@ INLINE void mix(const bf16 *weights, int64_t room, const bf16 *const *values, co
         if (left) mix_some(weights, room, value, padded, numbers, 1);
         weights += left;
     }
-    _tile_stored(0, out, 4 * LINE);
-    if (numbers > LANES) _tile_stored(1, out + LANES, 4 * LINE);
-    if (numbers > 2 * LANES) _tile_stored(2, out + 2 * LANES, 4 * LINE);
-    if (numbers > 3 * LANES) _tile_stored(3, out + 3 * LANES, 4 * LINE);
+    store_tiles(out, 4 * LANES, numbers);
 }
 
 /* Sixteen queries of one head against the keys of all frames; the first `real` of them are kept. */

@@ -57,6 +57,22 @@ int request_tiles(void) {
 #define ADD_TILES _tile_dpbf16ps
 #endif
 
+/* Sums begin at zero. */
+INLINE void clear_tiles(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+/* Up to four tiles of sums side by side, as many as `columns` need, in rows of `room` numbers. */
+INLINE void store_tiles(float *to, int64_t room, int64_t columns) {
+    _tile_stored(0, to, room * sizeof(float));
+    if (columns > SIDE) _tile_stored(1, to + SIDE, room * sizeof(float));
+    if (columns > 2 * SIDE) _tile_stored(2, to + 2 * SIDE, room * sizeof(float));
+    if (columns > 3 * SIDE) _tile_stored(3, to + 3 * SIDE, room * sizeof(float));
+}
+
 enum { SOME = 4 }; /* rows that are concluded together */
 
 /* A part of other work, the `part`th of it. */
@@ -69,12 +85,7 @@ INLINE void multiply_tiles(const void *rows, int64_t stride, const void *panel, 
     const char *a = rows, *b = panel;
     char *to = sums;
     int64_t done = 0;
-    _tile_zero(0);
-    _tile_zero(1);
-    if (wide) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    clear_tiles();
     for (int64_t k = 0; k < steps; k++, a += LINE, b += SIDE * 2 * LINE) {
         _tile_loadd(6, b, 2 * LINE);
         _tile_loadd(4, a, stride);
