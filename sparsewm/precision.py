@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sparsewm.errors import UserError, suggest
-from sparsewm.kernels import LAYOUTS, layers_library, layouts_of
+from sparsewm.kernels import LAYOUTS, layers_library, layout_of
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -34,7 +34,7 @@ def no_integers(device: torch.device) -> str | None:
     """Why a device does not plan in 8-bit integers, in one phrase; None: it does."""
     if device.type != "cpu":
         return "on a CPU alone"
-    if layouts_of(torch.int8):
+    if layout_of(torch.int8) is not None:
         return None
     return str(layers_library(next(x for x in LAYOUTS[::-1] if x.weights == torch.int8)))
 

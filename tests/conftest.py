@@ -12,6 +12,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
 os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "sparsewm-tests"))  # nor kept at home
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -28,3 +29,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
         for name, reason in not_exercised().items():
             terminalreporter.write_line(f"kernels not exercised here: {name} ({reason})")
+
+
+@pytest.fixture(params=["training_tiles", "training"])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    """The compiled functions of a training step, with products of a matrix unit and without."""
+    from tests.kernels.stand_ins import training_of
+
+    found = training_of(request.param)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found

@@ -134,9 +134,7 @@ def steps(arguments: Arguments, preset: str, env: SimulatedGoalEnv) -> dict[str,
     if arguments.only_last:
         return interleaved({"last": lambda: sparse.cost(actions)}, arguments.repeats)
     plain, packed = (problem_of(fast, env, arguments.drop) for _ in range(2))
-    with (
-        mock.patch("sparsewm.model.rollout.layouts_of", lambda weights: []),
-    ):
+    with mock.patch("sparsewm.model.rollout.layout_of", lambda weights: None):
         packed.cost(actions)  # a rollout without compiled kernels
         with mock.patch("torch.backends.mkldnn.is_available", lambda: False):
             fast.place(CPU, FAST)

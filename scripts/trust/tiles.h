@@ -2,6 +2,7 @@
  *
  * Included before a kernel's own source. Tiles have as many rows and bytes as the kernel configures. */
 
+#include <assert.h>
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -42,6 +43,7 @@ static inline void emulated_store(int tile, void *to, int64_t stride) {
 /* sums (rows, columns) += rows (rows, 2 * depth) times columns, of which two numbers each lie side by side. */
 static inline void emulated_product(int sums, int rows, int columns) {
     const int depth = emulated_bytes[rows] / 4, wide = emulated_bytes[sums] / 4;
+    assert(emulated_rows[sums] && depth == emulated_rows[columns]);
     for (int m = 0; m < emulated_rows[sums]; m++) {
         float sum[16];
         memcpy(sum, emulated_tiles[sums][m], sizeof sum);
@@ -58,6 +60,7 @@ static inline void emulated_product(int sums, int rows, int columns) {
 /* The same of integers, four each side by side: rows without sign, columns with one. */
 static inline void emulated_whole_product(int sums, int rows, int columns) {
     const int depth = emulated_bytes[rows] / 4, wide = emulated_bytes[sums] / 4;
+    assert(emulated_rows[sums] && depth == emulated_rows[columns]);
     for (int m = 0; m < emulated_rows[sums]; m++) {
         int32_t sum[16];
         memcpy(sum, emulated_tiles[sums][m], sizeof sum);
@@ -75,7 +78,7 @@ static inline void emulated_whole_product(int sums, int rows, int columns) {
 #undef _tile_dpbf16ps
 #undef _tile_dpbusd
 #define _tile_loadconfig(config) emulated_configure(config)
-#define _tile_release() ((void)0)
+#define _tile_release() memset(emulated_rows, 0, sizeof emulated_rows)
 #define _tile_zero(tile) memset(emulated_tiles[tile], 0, sizeof emulated_tiles[tile])
 #define _tile_loadd(tile, from, stride) emulated_load(tile, from, stride)
 #define _tile_stored(tile, to, stride) emulated_store(tile, to, stride)

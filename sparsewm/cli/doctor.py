@@ -185,8 +185,9 @@ def check_kernels(device: str = "auto") -> str:
         return "Triton's, for the GPU"
     compiled = compiled_kernels(torch.device("cpu"))
     if compiled:
-        unit = "'s matrix unit" if "amx" in compiled else ""
-        return f"compiled for this processor{unit}, {', '.join(name for name in compiled if name != 'amx')}"
+        if compiled[0] == "amx":
+            return f"compiled for this processor's matrix unit, {', '.join(compiled[1:])}"
+        return f"compiled for this processor, {', '.join(compiled)} ({layers_library(LAYOUTS[0])})"
     missing = layers_library(LAYOUTS[1])
     remedy = "on Debian and Ubuntu: apt-get install gcc" if "compiler" in str(missing) else ""
     raise Trouble(f"{missing}; torch's own operations take their place, more slowly", remedy)

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from sparsewm.files import sha256_files
-from sparsewm.kernels import gpu_kernels, layouts_of
+from sparsewm.kernels import gpu_kernels, layout_of
 from sparsewm.precision import fast_bfloat16
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pymunk", "lerobot")
@@ -82,9 +82,9 @@ def compiled_kernels(device: torch.device) -> list[str]:
     """Kernels of this project that planning uses here; empty where torch's own operations are used."""
     if device.type == "cuda":
         return ["triton"] if not isinstance(gpu_kernels(), str) else []
-    found = [layout for dtype in (torch.bfloat16, torch.int8) for layout in layouts_of(dtype)]
+    found = [layout for dtype in (torch.bfloat16, torch.int8) if (layout := layout_of(dtype)) is not None]
     unit = ["amx"] if any(layout.tiles for layout in found) else []
-    return unit + list(dict.fromkeys(str(layout.weights).removeprefix("torch.") for layout in found))
+    return unit + [str(layout.weights).removeprefix("torch.") for layout in found]
 
 
 @cache

@@ -20,8 +20,6 @@ MASK, COST = "new mask", "rollout and cost"
 PARTS = {
     "linear layers": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
     "all layers of a frame": ("sparsewm::advance",),
-    "attention": ("sparsewm::attend",),
-    "residual, norm, modulation": ("sparsewm::modulate",),
     "attention products": ("aten::bmm", "aten::baddbmm"),
     "softmax": ("aten::_softmax",),
     "layer norm": ("aten::native_layer_norm",),

@@ -19,7 +19,7 @@ from sparsewm.kernels.layers import (
     LayersFrame,
     Layout,
     layers_library,
-    layouts_of,
+    layout_of,
 )
 from sparsewm.kernels.linear import FrozenLinear, PackedLinear
 from sparsewm.kernels.vit import PackedVit, packed_vit
@@ -40,6 +40,6 @@ __all__ = [
     "flushed",
     "gpu_kernels",
     "layers_library",
-    "layouts_of",
+    "layout_of",
     "packed_vit",
 ]

@@ -9,6 +9,8 @@
  * Compiled with INTEGERS=1, linear layers multiply 8-bit integers instead (AVX512-VNNI), four at once: a row is
  * rounded to 255 steps of its largest number, a column of weights to 127 of its own. Attention stays as it is.
  *
+ * Compiled with TILES=1, products are a matrix unit's (AMX), those of attention, too.
+ *
  * Compiled at first use by sparsewm/kernels/layers.py.
  */
 
@@ -22,10 +24,12 @@ typedef bf16 factor;
 enum { TOGETHER = 2 };
 #endif
 
+/* Rows of a product, and rows that go through all layers together: more of them read weights less often, fewer stay
+ * nearer. */
 #if TILES
-enum { BLOCK = 512, GROUP = 512 }; /* as below; weights are to be read less often by a faster unit */
+enum { BLOCK = 512, GROUP = 512 };
 #else
-enum { BLOCK = 128, GROUP = 256 }; /* rows of a product, and rows that go through all layers together */
+enum { BLOCK = 128, GROUP = 256 };
 #endif
 
 typedef enum { NOTHING, RELU, GELU } Activation;

@@ -9,7 +9,7 @@ enum { DEEP = 2, KEYS = 2, ROWS = TILE, QUERIES = TILE };
 #endif
 
 typedef struct {
-    const void *weights;    /* (panels, inputs / together, PANEL, together); for tiles inputs are filled up to 64 bytes */
+    const void *weights;    /* (panels, inputs / together, PANEL, together); inputs fill whole tiles, where there are */
     const float *bias;      /* (panels * PANEL) */
     const int32_t *offsets; /* of integers, as many: where sums begin, for the zero of the rows */
     const float *units;     /* of integers, as many: what 1 is of a column */

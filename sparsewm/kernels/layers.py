@@ -413,9 +413,10 @@ class CompiledLayers:
         return out
 
 
-def layouts_of(weights: torch.dtype) -> list[Layout]:
-    """Those of a precision that this processor has, the faster ones first."""
-    return [x for x in LAYOUTS if x.weights == weights and not isinstance(layers_library(x), str)]
+def layout_of(weights: torch.dtype) -> Layout | None:
+    """The fastest of a precision that this processor has; what is slower is not compiled."""
+    mine = (layout for layout in LAYOUTS if layout.weights == weights)
+    return next((layout for layout in mine if not isinstance(layers_library(layout), str)), None)
 
 
 @functools.cache

@@ -112,7 +112,8 @@ static void attend_some(const bf16 *queries, const Frame *frames, const Sizes *s
             __m512 here = _mm512_set1_ps(LEAST);
             int64_t n = 0;
             for (; n + LANES <= length; n += LANES) here = _mm512_max_ps(here, _mm512_loadu_ps(row + n));
-            if (n < length) here = _mm512_mask_max_ps(here, (__mmask16)first_of(length - n), here, _mm512_loadu_ps(row + n));
+            const __mmask16 last = (__mmask16)first_of(length - n);
+            if (last) here = _mm512_mask_max_ps(here, last, here, _mm512_loadu_ps(row + n));
             clock[f] = frames[f].age ? clocks[r * LANES + frames[f].age] : 0.0f;
             top = _mm512_max_ps(top, _mm512_add_ps(here, _mm512_set1_ps(clock[f])));
             row += up(length, LANES);

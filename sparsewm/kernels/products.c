@@ -1,7 +1,9 @@
 /* The products of a training step in bfloat16, on processors with AVX512-BF16: a linear layer, the gradient of what it
  * read, and the gradient of its weights, which adds up in float32.
  *
- * Compiled with TILES=1, products of whole panels are a matrix unit's. Every number is summed in one order, however many threads there are.
+ * Compiled with TILES=1, products of whole panels are a matrix unit's (AMX).
+ *
+ * Every number is summed in one order, however many threads there are.
  *
  * Compiled at first use by sparsewm/kernels/training.py.
  */
@@ -70,7 +72,11 @@ typedef struct {
 INLINE void conclude(const Result *result, int64_t row, int64_t column, __mmask32 mask, __m512 low, __m512 high) {
     const int64_t at = row * result->stride + column;
     __m512i out = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    if (result->relu) out = _mm512_maskz_mov_epi16(~_mm512_movepi16_mask(out) | _mm512_cmp_epu16_mask(out, _mm512_set1_epi16((short)0xff80), _MM_CMPINT_NLE), out);
+    if (result->relu) { /* what is no number stays */
+        const __m512i least = _mm512_set1_epi16((short)0xff80);
+        const __mmask32 none = _mm512_cmp_epu16_mask(out, least, _MM_CMPINT_NLE);
+        out = _mm512_maskz_mov_epi16(~_mm512_movepi16_mask(out) | none, out);
+    }
     if (result->mask) {
         const __m512i there = _mm512_maskz_loadu_epi16(mask, result->mask + at);
         out = _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(there, _mm512_set1_epi16(-1)), out);
@@ -96,7 +102,7 @@ INLINE void multiply_some(const bf16 *in, int64_t in_stride, const bf16 *panel, 
 }
 
 #if TILES
-/* 32 rows and columns, whose sums are stored; the first `real` rows are kept. */
+/* 32 rows and columns, whose sums are stored; `real` rows of them: all, or none before the first block. */
 typedef struct {
     float sums[PANEL][PANEL] __attribute__((aligned(LINE)));
     int64_t row, column, real;
@@ -112,32 +118,29 @@ INLINE void conclude_part(void *work, int64_t part) {
         low = _mm512_maskz_loadu_ps((__mmask16)block->mask, bias);
         high = _mm512_maskz_loadu_ps((__mmask16)(block->mask >> LANES), bias + LANES);
     }
-    for (int64_t r = part * SOME; r < part * SOME + SOME && r < block->real; r++)
+    for (int64_t r = part * SOME; r < part * SOME + SOME; r++)
         conclude(block->result, block->row + r, block->column, block->mask,
                  _mm512_add_ps(_mm512_loadu_ps(block->sums[r]), low),
                  _mm512_add_ps(_mm512_loadu_ps(block->sums[r] + LANES), high));
 }
 
-/* Some rows times some panels; inputs are whole tiles. */
-static void multiply_panels(const bf16 *in, int64_t begin, int64_t end, int64_t inputs, const bf16 *panels,
-                            int64_t first, int64_t last, int64_t outputs, const Result *result) {
+/* Whole blocks of rows, from `begin` on, times some panels; inputs are whole tiles. The first row that is left. */
+static int64_t multiply_blocks(const bf16 *in, int64_t begin, int64_t end, int64_t inputs, const bf16 *panels,
+                               int64_t first, int64_t last, int64_t outputs, const Result *result) {
     Block blocks[2];
-    bf16 filled[PANEL * inputs]; /* rows at the end */
     int which = 0;
     blocks[0].result = blocks[1].result = result, blocks[0].real = blocks[1].real = 0;
-    const int64_t rest = (end - begin) % PANEL;
-    if (rest) memcpy(filled, in + (end - rest) * inputs, rest * inputs * sizeof(bf16));
-    if (rest) memset(filled + rest * inputs, 0, (PANEL - rest) * inputs * sizeof(bf16));
+    end -= (end - begin) % PANEL;
     for (int64_t p = first; p < last; p++)
         for (int64_t r = begin; r < end; r += PANEL, which ^= 1) {
             Block *block = &blocks[which], *before = &blocks[!which];
             block->row = r, block->column = p * PANEL, block->mask = first_of(outputs - p * PANEL);
-            block->real = end - r < PANEL ? end - r : PANEL;
-            const bf16 *rows = end - r < PANEL ? filled : in + r * inputs;
-            multiply_tiles(rows, inputs * sizeof(bf16), panels + p * inputs * PANEL, inputs / PANEL, 1, block->sums,
-                           conclude_part, before, (before->real + SOME - 1) / SOME);
+            block->real = PANEL;
+            multiply_tiles(in + r * inputs, inputs * sizeof(bf16), panels + p * inputs * PANEL, inputs / PANEL, 1,
+                           block->sums, conclude_part, before, before->real / SOME);
         }
     for (int64_t part = 0; part * SOME < blocks[!which].real; part++) conclude_part(&blocks[!which], part);
+    return end;
 }
 #endif
 
@@ -157,15 +160,14 @@ void multiply(const bf16 *in, int64_t in_stride, int64_t rows, int64_t inputs, c
         for (int64_t b = 0; b < blocks; b++)
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t end = rows < (b + 1) * BLOCK ? rows : (b + 1) * BLOCK;
+                int64_t begin = b * BLOCK;
 #if TILES
-                if (in_stride == inputs && inputs % PANEL == 0) {
-                    multiply_panels(in, b * BLOCK, end, inputs, panels, part * wide / parts, (part + 1) * wide / parts,
-                                    outputs, result);
-                    continue;
-                }
+                if (in_stride == inputs && inputs % PANEL == 0)
+                    begin = multiply_blocks(in, begin, end, inputs, panels, part * wide / parts,
+                                            (part + 1) * wide / parts, outputs, result);
 #endif
                 for (int64_t p = part * wide / parts; p < (part + 1) * wide / parts; p++)
-                    for (int64_t r = b * BLOCK; r < end; r += TILE) {
+                    for (int64_t r = begin; r < end; r += TILE) {
 #define FEW(n)                                                                                               \
     multiply_some(in, in_stride, panels + p * steps * 2 * PANEL, steps, p *PANEL, first_of(outputs - p * PANEL), result, \
                   r, n, end - r)

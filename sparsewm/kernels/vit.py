@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from sparsewm.kernels.blocks import Affine, VitBlock, bias_of
 from sparsewm.kernels.build import load_library, named
-from sparsewm.kernels.layers import AVX512, WIDE, CompiledLayers, layouts_of
+from sparsewm.kernels.layers import AVX512, WIDE, CompiledLayers, layout_of
 from sparsewm.kernels.linear import PackedLinear
 
 ROWS = 4096
@@ -44,9 +44,9 @@ def packed_vit(blocks: Sequence[VitBlock], norm: Affine) -> PackedVit:
     first = blocks[0]
     if first.up.weight.dtype == torch.float32:
         return Float32Vit(blocks, norm)
-    layouts = layouts_of(torch.bfloat16)
-    if layouts and CompiledLayers.takes(blocks, norm):
-        return CompiledVit(CompiledLayers.of_vit(layouts[0], blocks, norm))
+    layout = layout_of(torch.bfloat16)
+    if layout is not None and CompiledLayers.takes(blocks, norm):
+        return CompiledVit(CompiledLayers.of_vit(layout, blocks, norm))
     return Bfloat16Vit(blocks, norm)
 
 

@@ -5,12 +5,12 @@ Against calling the predictor frame by frame:
 * Weights are packed once for the matrix unit, and bias and ReLU are applied while a product's result is still
   in the cache. A plain linear layer first fills its result with the bias, then adds the product, then ReLU
   reads and writes it once more; for the widest layer that is more than half of its time.
-* Where the processor has a matrix unit, and on a GPU, what is not a linear layer is compiled
-  (`sparsewm.kernels`): attention, whose scores never leave the cache and whose keys and values are read
-  where they were written; and residual, layer norm and modulation in one pass.
-* Where it has AVX512-BF16 instead, all layers of a frame are one compiled call, a few candidates at a time,
-  whose activations stay in the cache. With AVX512-VNNI linear layers multiply
-  8-bit integers, at twice the rate, and candidates keep their order.
+* On a GPU what is not a linear layer is compiled (`sparsewm.kernels`): attention, whose scores never leave
+  the cache and whose keys and values are read where they were written; and residual, layer norm and
+  modulation in one pass.
+* With AVX512-BF16, and on a matrix unit (AMX), all layers of a frame are one compiled call, a few candidates
+  at a time, whose activations stay in the cache. With AVX512-VNNI linear layers multiply 8-bit integers, at
+  twice the rate, and candidates keep their order.
 * Elsewhere keys and values of imagined frames lie side by side in one buffer per layer, each frame in the
   place of the one that leaves the window: one product for all scores, one for all values, nothing to join.
 * All layers' modulations come from one product per frame; the "1 +" of scales and gates and the 1/sqrt(d) of
@@ -40,7 +40,7 @@ from sparsewm.kernels import (
     LayersFrame,
     PackedLinear,
     gpu_kernels,
-    layouts_of,
+    layout_of,
 )
 from sparsewm.model.predictor import ConditionedBlock, FrameCache, Predictor
 
@@ -297,9 +297,9 @@ class Rollout:
             return None
         sizes = config.width, config.heads, config.head_size, config.mlp, config.history
         for precision in dict.fromkeys((weights, self.dtype)):
-            layouts = layouts_of(precision)
-            if layouts and layouts[0].fit(*sizes):
-                return CompiledLayers.of_predictor(layouts[0], blocks, self.predictor.norm)
+            layout = layout_of(precision)
+            if layout is not None and layout.fit(*sizes):
+                return CompiledLayers.of_predictor(layout, blocks, self.predictor.norm)
         return None
 
     @staticmethod

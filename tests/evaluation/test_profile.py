@@ -32,8 +32,9 @@ def test_kernels_are_told_apart(kernel: str, part: str | None) -> None:
 
 
 def test_operations_are_told_apart() -> None:
-    names = ("aten::mm", "sparsewm::attend", "aten::sort", "new mask")
-    assert [operation_part(x) for x in names] == ["linear layers", "attention", "other operations", None]
+    names = ("aten::mm", "sparsewm::advance", "aten::sort", "new mask")
+    parts = ["linear layers", "all layers of a frame", "other operations", None]
+    assert [operation_part(x) for x in names] == parts
 
 
 def test_a_profile_accounts_for_all_of_an_iteration(tmp_path: Path) -> None:

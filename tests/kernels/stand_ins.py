@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 from ctypes import CDLL
 
+import pytest
+import torch
+
 from scripts.trust.emulation import emulated
-from sparsewm.kernels import Layout, layers, layers_library, training
+from sparsewm.kernels import LAYOUTS, Layout, layers, layers_library, training
 from sparsewm.kernels.training import VARIANTS, TrainingKernels, variant
 
 
@@ -27,3 +30,19 @@ def training_of(name: str) -> TrainingKernels | str:
         return found
     library = emulated(name, tuple(training.SOURCES), *VARIANTS[name])
     return library if isinstance(library, str) else TrainingKernels(library)
+
+
+def compiled(*precisions: torch.dtype) -> pytest.MarkDecorator:
+    """Tests of all layouts of these precisions."""
+    return pytest.mark.parametrize(
+        "layout",
+        [
+            pytest.param(
+                layout,
+                marks=pytest.mark.skipif(isinstance(library_of(layout), str), reason=f"{library_of(layout)}"),
+                id=layout.name,
+            )
+            for layout in LAYOUTS
+            if layout.weights in precisions
+        ],
+    )

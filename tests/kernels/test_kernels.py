@@ -1,4 +1,4 @@
-"""The compiled kernels compute what torch's operations do, and nothing depends on them."""
+"""Kernels are compiled once, loaded where processor and system allow it, and nothing depends on them."""
 
 from __future__ import annotations
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels.training import VARIANTS, TrainingKernels
+from sparsewm.kernels import training
+from sparsewm.kernels.training import TrainingKernels
 from sparsewm.training import optim
-from tests.kernels.stand_ins import training_of
-
-
-@pytest.fixture(params=list(VARIANTS))
-def kernels(request: pytest.FixtureRequest) -> TrainingKernels:
-    found = training_of(request.param)
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -72,13 +66,20 @@ def test_gradients_of_weights_from_many_rows(kernels: TrainingKernels, outputs: 
     close(d_weight, error.float().T @ x.float(), 1e-5)
 
 
-def test_a_relu_keeps_what_is_no_number(kernels: TrainingKernels) -> None:
-    x, weight = random(3, 8), random(32, 8, seed=1)
+@pytest.mark.parametrize(("rows", "inputs"), [(3, 8), (33, 32)])
+def test_a_relu_keeps_what_is_no_number(kernels: TrainingKernels, rows: int, inputs: int) -> None:
+    x, weight = random(rows, inputs), random(32, inputs, seed=1)
     x[1, 0] = torch.nan
-    out = torch.empty(3, 32, dtype=torch.bfloat16)
+    out = torch.empty(rows, 32, dtype=torch.bfloat16)
     kernels.multiply(x, kernels.pack(weight)[0], out, relu=True)
     assert torch.isnan(out[1]).all()
-    assert not torch.isnan(out[[0, 2]]).any()
+    assert torch.isnan(out).sum() == 32
+
+
+def test_a_unit_that_is_not_lent_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = SimpleNamespace(request_tiles=lambda: -1)
+    monkeypatch.setattr(training, "load_library", lambda *arguments: refusing)
+    assert training.variant.__wrapped__("training_tiles") == "the system does not lend its matrix unit"
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (5, 96, 192), (2, 160, 64)])

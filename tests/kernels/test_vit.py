@@ -11,7 +11,7 @@ from sparsewm.kernels import (
     Affine,
     VitBlock,
     layers_library,
-    layouts_of,
+    layout_of,
     packed_vit,
     vit,
 )
@@ -21,7 +21,7 @@ from sparsewm.kernels.vit import Bfloat16Vit, CompiledVit, Float32Vit, PackedVit
 from tests.kernels.test_vit_layers import plain, vit_norm
 from tests.kernels.test_vit_layers import vit as random_blocks
 
-HERE = layouts_of(torch.bfloat16)
+HERE = layout_of(torch.bfloat16)
 RESIDUAL = vit.residual_library()
 
 
@@ -53,7 +53,8 @@ def without_residual(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compiled_way(blocks: list[VitBlock], norm: Affine) -> PackedVit:
-    return CompiledVit(CompiledLayers.of_vit(HERE[0], blocks, norm))
+    assert HERE is not None
+    return CompiledVit(CompiledLayers.of_vit(HERE, blocks, norm))
 
 
 WAYS: dict[str, Callable[[list[VitBlock], Affine], PackedVit]] = {
@@ -207,7 +208,7 @@ def test_residual_and_norm_are_torchs(width: int, adds: bool, dtype: torch.dtype
 def test_each_machine_has_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, norm = in_bfloat16(random_blocks(64, 2, 32, 96, 2), vit_norm(64))
     assert isinstance(packed_vit(blocks, norm), CompiledVit if HERE else Bfloat16Vit)
-    monkeypatch.setattr(vit, "layouts_of", lambda weights: [])
+    monkeypatch.setattr(vit, "layout_of", lambda weights: None)
     assert isinstance(packed_vit(blocks, norm), Bfloat16Vit)
 
 

@@ -7,32 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsewm.kernels import LAYOUTS, Affine, CompiledLayers, Layout, VitBlock, layers
+from sparsewm.kernels import Affine, CompiledLayers, Layout, VitBlock
 from sparsewm.kernels.blocks import bias_of
-from tests.kernels.stand_ins import library_of
+from tests.kernels.stand_ins import compiled
 
 BOUNDS = {torch.bfloat16: 0.01, torch.int8: 0.04}
-
-
-def compiled(*precisions: torch.dtype) -> pytest.MarkDecorator:
-    """Tests of all layouts of these precisions."""
-    return pytest.mark.parametrize(
-        "layout",
-        [
-            pytest.param(
-                layout,
-                marks=pytest.mark.skipif(isinstance(library_of(layout), str), reason=f"{library_of(layout)}"),
-                id=layout.name,
-            )
-            for layout in LAYOUTS
-            if layout.weights in precisions
-        ],
-    )
-
-
-@pytest.fixture(autouse=True)
-def _tiles_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "layers_library", library_of)
+pytestmark = pytest.mark.usefixtures("tiles_everywhere")
 
 
 def vit(width: int, heads: int, head_dim: int, mlp: int, depth: int, gates: bool = True) -> list[VitBlock]:
@@ -78,7 +58,9 @@ def plain(blocks: list[VitBlock], norm: Affine, x: Tensor) -> Tensor:
 
 @compiled(*BOUNDS)
 @pytest.mark.parametrize("length", [1, 17, 65, 197])
-@pytest.mark.parametrize("sizes", [(64, 2, 32, 96), (96, 2, 64, 32), (64, 4, 8, 128), (384, 6, 64, 1536)])
+@pytest.mark.parametrize(
+    "sizes", [(64, 2, 32, 96), (96, 2, 64, 32), (64, 4, 8, 128), (160, 2, 80, 32), (384, 6, 64, 1536)]
+)
 @torch.inference_mode()
 def test_tokens_are_those_of_torch(layout: Layout, length: int, sizes: tuple[int, int, int, int]) -> None:
     width, heads, head_dim, mlp = sizes

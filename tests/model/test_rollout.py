@@ -17,10 +17,20 @@ from tests.model.tiny import random_actions, random_latent, tiny_model
 
 @pytest.mark.parametrize("history", [1, 2, 3])
 @pytest.mark.parametrize("seen", [0, 1, 2])
-@pytest.mark.parametrize(("fused", "head_dim"), [(True, None), (False, None), (True, 24), (True, 6)])
+@pytest.mark.parametrize(
+    ("fused", "head_dim", "compiled"),
+    [(True, None, False), (False, None, False), (True, 24, False), (True, 6, False), (True, 24, True)],
+)
 def test_rollout_imagines_what_the_predictor_does(
-    history: int, seen: int, fused: bool, head_dim: int | None, monkeypatch: pytest.MonkeyPatch
+    history: int,
+    seen: int,
+    fused: bool,
+    head_dim: int | None,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if compiled:  # attention and norms, as on a GPU
+        monkeypatch.setattr(Rollout, "_kernels", lambda *_: ByTorch())
     if not fused:  # a machine without oneDNN
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     generator = torch.Generator().manual_seed(0)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsewm.kernels.training import VARIANTS, TrainingKernels, training_kernels, variant
+from sparsewm.kernels.training import TrainingKernels, training_kernels, variant
 from sparsewm.model import WorldModel
 from sparsewm.model.latent import random_groups
 from sparsewm.model.step import Step
-from tests.kernels.stand_ins import training_of
 from tests.model.tiny import tiny_model
 
 KERNELS = training_kernels()
@@ -93,14 +92,6 @@ def check(model: WorldModel, batch: Batch, real: int, groups: list[Tensor]) -> N
             continue  # softmax does not see what all keys have
         limit = 3 * error(torch_gradients, truth, [name]) + 3 * LUCK
         assert error(gradients, truth, [name]) < limit, name
-
-
-@pytest.fixture(params=list(VARIANTS))
-def kernels(request: pytest.FixtureRequest) -> TrainingKernels:
-    found = training_of(request.param)
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
 
 
 @pytest.mark.parametrize("real", [1, 2, 3])
