@@ -32,7 +32,15 @@ def share(value: float) -> str:
     return f"{100 * value:.0f}%"
 
 
-@pytest.mark.parametrize(("start", "path"), [("| 64 | 393", "bench_zen4"), ("| 196 |", "bench_paper_zen4")])
+@pytest.mark.parametrize(
+    ("start", "path"),
+    [
+        ("| 64 | 393", "bench_zen4"),
+        ("| 196 | 3,570", "bench_paper_zen4"),
+        ("| 64 | 244", "bench_amx"),
+        ("| 196 | 2,299", "bench_paper_amx"),
+    ],
+)
 def test_planning(start: str, path: str) -> None:
     by = {(row["tokens"], row["rollout"], row["dtype"]): row for row in content(f"{path}/bench.json")["rows"]}
     for tokens, *cells in table("laboratory/performance.md", start):
@@ -48,14 +56,10 @@ def test_planning(start: str, path: str) -> None:
         assert cells == expected
 
 
-@pytest.mark.parametrize(
-    ("start", "paths"),
-    [("| 0% | 0.259", ("bench", "bench_paper")), ("| 0% | 0.125", ("bench_avx512", "bench_paper_avx512"))],
-)
-def test_planning_of_version_0_1(start: str, paths: tuple[str, str]) -> None:
-    for drop, *cells in table("laboratory/performance.md", start):
+def test_planning_of_version_0_1() -> None:
+    for drop, *cells in table("laboratory/performance.md", "| 0% | 0.125"):
         expected = []
-        for path in paths:
+        for path in ("bench_avx512", "bench_paper_avx512"):
             found = [row for row in content(f"{path}/bench.json")["rows"] if share(row["drop"]) == drop]
             if not found:
                 expected += [""] * 5
@@ -109,10 +113,13 @@ def test_steps_of_planning(first: str, path: str) -> None:
         assert cells == expected
 
 
-def test_encoding() -> None:
-    body = table("laboratory/performance.md", "| embedded, 64 tokens")
+@pytest.mark.parametrize(
+    ("start", "unit"), [("| embedded, 64 tokens |", ""), ("| embedded, 64 tokens, AMX |", "_amx")]
+)
+def test_encoding(start: str, unit: str) -> None:
+    body = table("laboratory/performance.md", start)
     for (_, *cells), path in zip(body, ("", "_dinov2_112", "_dinov2"), strict=True):
-        found = content(f"bench_encode{path}/encode.json")["rows"]
+        found = content(f"bench_encode{path}{unit}/encode.json")["rows"]
         by = {(row["encoder"], row["dtype"]): row for row in found if row["batch"] == 32}
         ours = by["sparsewm", "bfloat16"]
         speeds = [f"{row['pictures_per_second']:.0f}" for row in by.values()]
@@ -124,11 +131,24 @@ def test_encoding() -> None:
 
 def test_training() -> None:
     both = [content(f"bench_train{size}/train.json")["rows"] for size in ("", "_paper")]
-    body = table("laboratory/performance.md", "| ours, one group, bfloat16")
+    body = table("laboratory/performance.md", "| ours, one group, bfloat16 |")
     for (name, *cells), *found in zip(body, *both, strict=True):
         assert name.endswith(found[0]["dtype"]) and ("plain" in name) == (found[0]["recipe"] == "plain")
         expected = [(f"{row['windows_per_second']:.3g}", share(row["peak_fraction"])) for row in found]
         assert cells == [cell for pair in expected for cell in pair]
+
+
+def test_training_on_a_matrix_unit() -> None:
+    found = content("bench_train_amx/train.json")["rows"]
+    body = table("laboratory/performance.md", "| ours, one group, bfloat16, AMX |")
+    for (name, *cells), row in zip(body, found, strict=True):
+        assert row["dtype"] in name and ("plain" in name) == (row["recipe"] == "plain")
+        factors = (row["speedup_over_plain_float32"], row["speedup_over_plain_bfloat16"])
+        assert cells == [
+            f"{row['windows_per_second']:.3g}",
+            share(row["peak_fraction"]),
+            *(f"{factor:.1f}" for factor in factors),
+        ]
 
 
 def test_less_work_for_the_same_plan() -> None:
