@@ -6,6 +6,9 @@ As a plugin of pytest, `-p scripts.trust.emulation`, all kernels are such, whate
 from __future__ import annotations
 
 import functools
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from ctypes import CDLL
 from pathlib import Path
@@ -30,16 +33,22 @@ def in_plain_c(
     return [*sources, *headers], kept + [word for header in headers for word in ("-include", str(header))]
 
 
+def possible() -> bool:
+    """Whether kernels can be emulated here: by GCC on Linux, with AVX2, if they are not switched off."""
+    here = sys.platform == "linux" and shutil.which("gcc") is not None
+    return here and build.processor().issuperset(NEEDED) and os.environ.get("SPARSEWM_KERNELS") != "0"
+
+
 @functools.cache
 def emulated(
     name: str, sources: tuple[Path, ...], flags: tuple[str, ...], needed: tuple[str, ...]
 ) -> CDLL | str:
-    """What is written for a matrix unit, its tiles in plain C; or why it cannot be run here.
+    """What the processor lacks, in plain C: the tiles of a matrix unit alone, if that is all; or why not.
 
     Args:
         name, sources, flags, needed: as of `build.load_library`.
     """
-    wide = [name for name in needed if not name.startswith("amx")]
+    wide = [feature for feature in needed if not feature.startswith("amx")]
     able = build.processor().issuperset(wide)
     parts = in_plain_c(sources, flags, [TILES] if able else [WIDE, TILES])
     return build.load_library(f"emulated_{name}", *parts, wide if able else NEEDED)

@@ -85,7 +85,6 @@ LAYOUTS = (
 )
 """The faster ones of a precision first."""
 SOURCES = [Path(__file__).with_name("layers.c")]
-NOT_LENT = "the system does not lend its matrix unit"
 
 
 class _Linear(ctypes.Structure):
@@ -419,10 +418,14 @@ def layout_of(weights: torch.dtype) -> Layout | None:
     return next((layout for layout in mine if not isinstance(layers_library(layout), str)), None)
 
 
+def lent(library: ctypes.CDLL | str) -> ctypes.CDLL | str:
+    """A library, or in one phrase why not: it asks for a matrix unit, and the system does not lend it."""
+    if isinstance(library, str) or not hasattr(library, "request_tiles"):
+        return library
+    return "the system does not lend its matrix unit" if library.request_tiles() else library
+
+
 @functools.cache
 def layers_library(layout: Layout) -> ctypes.CDLL | str:
     """The compiled function, or in one phrase why there is none."""
-    library = load_library(layout.name, SOURCES, layout.flags, layout.needed)
-    if layout.tiles and not isinstance(library, str) and library.request_tiles():
-        return NOT_LENT
-    return library
+    return lent(load_library(layout.name, SOURCES, layout.flags, layout.needed))

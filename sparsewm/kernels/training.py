@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsewm.kernels.build import load_library, named
-from sparsewm.kernels.layers import AMX, AVX512, NOT_LENT, UNIT, WIDE
+from sparsewm.kernels.layers import AMX, AVX512, UNIT, WIDE, lent
 
 SOURCES = [Path(__file__).with_name(name) for name in ("training.c", "training_attention.c", "products.c")]
 TOGETHER, PANEL, TILE = 1024, 32, 12
@@ -349,12 +349,8 @@ VARIANTS = {"training_tiles": ((*WIDE, *UNIT), (*AVX512, *AMX)), "training": (WI
 @functools.cache
 def variant(name: str) -> TrainingKernels | str:
     """The compiled functions of `VARIANTS`, or in one phrase why there are none."""
-    library = load_library(name, SOURCES, *VARIANTS[name])
-    if isinstance(library, str):
-        return library
-    if name == "training_tiles" and library.request_tiles():
-        return NOT_LENT
-    return TrainingKernels(library)
+    library = lent(load_library(name, SOURCES, *VARIANTS[name]))
+    return library if isinstance(library, str) else TrainingKernels(library)
 
 
 def training_kernels() -> TrainingKernels | str:

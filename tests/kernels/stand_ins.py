@@ -1,4 +1,4 @@
-"""Compiled kernels as tests want them: a matrix unit's run everywhere, else its tiles in plain C."""
+"""Compiled kernels as tests want them: a matrix unit's and a training step's in plain C where need be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def library_of(layout: Layout) -> CDLL | str:
 def training_of(name: str) -> TrainingKernels | str:
     """As `variant`."""
     found = variant(name)
-    if not isinstance(found, str) or name != "training_tiles":
+    if not isinstance(found, str):
         return found
     library = emulated(name, tuple(training.SOURCES), *VARIANTS[name])
     return library if isinstance(library, str) else TrainingKernels(library)

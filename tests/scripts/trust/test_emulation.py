@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
 
 import pytest
 import torch
@@ -23,10 +21,7 @@ def test_every_wide_instruction_of_the_kernels_has_a_stand_in() -> None:
     assert used <= defined, "add it to scripts/trust/wide.h or tiles.h"
 
 
-@pytest.mark.skipif(
-    not (sys.platform == "linux" and shutil.which("gcc") and build.processor().issuperset(emulation.NEEDED)),
-    reason="emulated by GCC on Linux, with AVX2",
-)
+@pytest.mark.skipif(not emulation.possible(), reason="emulated by GCC on Linux, with AVX2")
 @torch.no_grad()
 def test_what_runs_in_plain_c_is_what_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARSEWM_KERNELS", raising=False)
