@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsewm.envs.benchmarks.meshes import coarse_meshes
 from sparsewm.envs.benchmarks.parts import PartedEnv
 from sparsewm.envs.physics import NO_GL, mujoco
 
@@ -125,12 +126,27 @@ class PhysicsEnv(PartedEnv):
         view = self._model.vis.global_
         view.offwidth, view.offheight = max(view.offwidth, resolution), max(view.offheight, resolution)
         try:
-            self._renderer = mujoco.Renderer(self._model, resolution, resolution)
+            with coarse_meshes(self._model, self._height() / resolution / 2):  # half a pixel
+                self._renderer = mujoco.Renderer(self._model, resolution, resolution)
         except Exception as error:  # each GL backend fails in its own way
             raise RuntimeError(NO_GL) from error
         self._drawn_at = resolution
         self._closing = weakref.finalize(self, self._renderer.close)
         atexit.register(self._closing)  # its own hook runs too late: MuJoCo's, which ends GL, goes before
+
+    def _height(self) -> float:
+        """How high, in metres, a picture is where the nearest mesh of the model's own pose is."""
+        view, model = self._viewpoint, self._model
+        meshes = model.geom_type == mujoco.mjtGeom.mjGEOM_MESH
+        if isinstance(view, mujoco.MjvCamera):
+            distance, angle = view.distance, model.vis.global_.fovy
+        else:
+            camera, pose = model.camera(view).id, mujoco.MjData(model)
+            mujoco.mj_kinematics(model, pose)
+            mujoco.mj_camlight(model, pose)
+            away = np.linalg.norm(pose.geom_xpos[meshes] - pose.cam_xpos[camera], axis=1)
+            distance, angle = away.min(initial=np.inf), model.cam_fovy[camera]
+        return float(2 * distance * np.tan(np.radians(angle) / 2))
 
     def _close_renderer(self) -> None:
         self._drawn_at, self._renderer = 0, None

@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from sparsewm import envs
 from sparsewm.config import GoalConfig, PlanConfig, environment_file
 from sparsewm.data.collect import demonstrate, explore
+from sparsewm.envs.benchmarks.meshes import coarse_meshes, merged_corners
 from sparsewm.envs.benchmarks.parts import Part
 from sparsewm.errors import UserError
 from sparsewm.tasks import make_tasks
@@ -126,6 +127,38 @@ def test_steps_are_the_benchmarks_own() -> None:
     assert np.array_equal(proprio[:3], np.float32(seen["proprio/effector_pos"]))
     assert np.arctan2(proprio[4], proprio[3]) == pytest.approx(seen["proprio/effector_yaw"][0], abs=1e-6)
     assert proprio[5] == pytest.approx(seen["proprio/gripper_opening"][0], abs=1e-6)
+
+
+def test_meshes_are_drawn_no_finer_than_half_a_pixel_and_physics_keeps_them() -> None:
+    env = made("ogbench/cube-single")
+    env.reset(seed=3)
+    state, model = env.state, env._model  # type: ignore[attr-defined]
+    faces = [array.copy() for array in (model.mesh_facenum, model.mesh_face, model.mesh_facenormal)]
+    env._close_renderer()  # type: ignore[attr-defined]
+    coarse = env.render_state(state)["pixels"].astype(int)
+    for now, before in zip((model.mesh_facenum, model.mesh_face, model.mesh_facenormal), faces, strict=True):
+        assert np.array_equal(now, before)
+    renderer = importlib.import_module("mujoco").Renderer(model, len(coarse), len(coarse))
+    renderer.update_scene(env._canvas, env._viewpoint)  # type: ignore[attr-defined]
+    fine = renderer.render().astype(int)
+    renderer.close()
+    empty = np.abs(fine - fine.mean((0, 1))).mean()
+    assert 0 < np.abs(coarse - fine).mean() < 0.1 * empty
+
+
+def test_corners_of_a_cell_become_the_one_nearest_to_their_middle() -> None:
+    points = np.array([[0, 0, 0], [0.4, 0, 0], [0.5, 0, 0], [1.2, 0, 0], [0, 3.0, 0]])
+    assert merged_corners(points, 1.0).tolist() == [1, 1, 1, 3, 4]
+    assert merged_corners(points, np.inf).tolist() == [1] * 5
+
+
+def test_meshes_come_back_though_drawing_fails() -> None:
+    model = made("ogbench/cube-single")._model  # type: ignore[attr-defined]
+    before = model.mesh_facenum.copy()
+    with pytest.raises(RuntimeError, match="no screen"), coarse_meshes(model, 0.01):
+        assert 0 < model.mesh_facenum.sum() < before.sum() / 4
+        raise RuntimeError("no screen")
+    assert np.array_equal(model.mesh_facenum, before)
 
 
 def test_a_cube_counts_within_four_centimetres() -> None:
