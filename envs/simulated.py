@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
+from sparsewm.bodies import shown_numbers
 from sparsewm.envs.appearance import Camera, Colour, mean_colour
 from sparsewm.envs.base import GoalEnv, Observation
 from sparsewm.envs.looks import GREY, KINDS, OF_SCENE, Look, Scenery
@@ -134,6 +135,13 @@ class SimulatedGoalEnv(GoalEnv):
     @abstractmethod
     def is_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
         """Whether a state (D,) counts as having reached a goal (D,)."""
+
+    def shown_state(self, states: np.ndarray) -> dict[str, np.ndarray]:
+        """What a picture shows of states (N, D): numbers (N,) by name, places and angles (`sparsewm.bodies`).
+
+        Policies that read the state are told these. Usually all numbers of the state but velocities.
+        """
+        return shown_numbers(self.state_names, states)
 
     def is_strict_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
         """Whether a state (D,) has reached a goal (D,) by strict thresholds; the usual ones by default."""

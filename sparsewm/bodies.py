@@ -17,8 +17,13 @@ ON_THE_TABLE, FROM_BODIES = (1,), (1, 2)  # periods over four units of length
 
 
 def shown(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of a state's numbers that a picture shows: velocities, `vx` and `vy`, it does not."""
-    return tuple(name for name in names if not re.search(r"v[xy]\d*$", name))
+    """Those of a state's numbers that a picture shows: velocities, `vx`, `vy` and `vz`, it does not."""
+    return tuple(name for name in names if not re.search(r"v[xyz]\d*$", name))
+
+
+def shown_numbers(names: Sequence[str], states: np.ndarray) -> dict[str, np.ndarray]:
+    """What a picture shows of states (N, D), by name, float64 (N,) each."""
+    return {name: np.asarray(states[:, list(names).index(name)], np.float64) for name in shown(names)}
 
 
 def is_angle(name: str) -> bool:
@@ -27,32 +32,42 @@ def is_angle(name: str) -> bool:
 
 
 class Body(NamedTuple):
-    """Columns of a state: a place, and the angle of what is there, None where it does not turn."""
+    """Columns of a state: a place, and the angle of what is there, None where it does not turn.
+
+    The third coordinate of a place, up from the table, is None where nothing leaves it.
+    """
 
     x: int
     y: int
     angle: int | None
+    z: int | None = None
+
+    @property
+    def place(self) -> list[int]:
+        """Columns of the place, two or three."""
+        return [self.x, self.y] if self.z is None else [self.x, self.y, self.z]
 
 
 def bodies(
     names: Sequence[str], remedy: str = "give another environment, or leave the state out"
 ) -> list[Body]:
-    """The bodies that a state names: `NAMEx` and `NAMEy` are a place, `NAMEangle` its angle.
+    """The bodies that a state names: `NAMEx`, `NAMEy` and perhaps `NAMEz` are a place, `NAMEangle` its angle.
 
     A number may follow: `x3`, `y3` and `angle3`. Velocities are left out, as by `shown`.
 
     Raises:
-        UserError: there is no place, or a number is of none; `remedy` ends the sentence.
+        UserError: there is no place, a number is of none, or some places have a height and others none;
+            `remedy` ends the sentence.
     """
     seen = set(shown(names))
     columns = {name: i for i, name in enumerate(names) if name in seen}
     found, used = list[Body](), set[str]()
     for name in columns:
         place = re.fullmatch(r"(.*)x(\d*)", name)
-        y, angle = (f"{place[1]}{part}{place[2]}" if place else "" for part in ("y", "angle"))
+        y, z, angle = (f"{place[1]}{part}{place[2]}" if place else "" for part in ("y", "z", "angle"))
         if y in columns:
-            found.append(Body(columns[name], columns[y], columns.get(angle)))
-            used |= {name, y, angle}
+            found.append(Body(columns[name], columns[y], columns.get(angle), columns.get(z)))
+            used |= {name, y, z, angle}
     if not found:
         raise UserError(
             f"what reads the state needs places (x and y) in it, and `env` names "
@@ -63,6 +78,8 @@ def bodies(
             f"what reads the state reads places (x and y) and the angles there; of what `env` names "
             f"{_some(unused)} would be left out: {remedy}"
         )
+    if len({body.z is None for body in found}) > 1:
+        raise UserError(f"of what `env` names some places have a height (z) and others none: {remedy}")
     return found
 
 
@@ -88,7 +105,7 @@ def seen_from_bodies(
         symmetry: how many angles of such a body look the same (`GoalEnv.angle_symmetry`). With more than one
             nothing shows which way it is turned: all is seen from its place, along the table's axes, and
             angles are told times so many.
-        scale: middle (2,) of the table and the unit of length; None: mean and deviation of these places.
+        scale: middle (2,) or (3,) of the places and the unit of length; None: mean and deviation of these.
 
     Returns:
         (N, T): places on the table and seen from every body, the nearer ones finely, and directions. What
@@ -97,16 +114,17 @@ def seen_from_bodies(
     there = bodies(names)
     both = [np.asarray(part, np.float64) for part in (states, goals)]
     turning = [body for body in there if body.angle is not None]
-    everywhere = np.stack([part[:, [body.x, body.y]] for part in both for body in there])  # (2 bodies, N, 2)
+    everywhere = np.stack([part[:, body.place] for part in both for body in there])  # (2 bodies, N, 2 or 3)
     middle, unit = scale or (everywhere.mean((0, 1)), max(float(everywhere.std(1).mean()), 1e-6))
     seen = [waves((everywhere - middle) / unit, ON_THE_TABLE)]
     for body in turning or there[:1]:
         angles = [np.zeros(len(part)) if body.angle is None else part[:, body.angle] for part in both]
         turn = angles[0] if symmetry == 1 else np.zeros(len(states))
         cosine, sine = np.cos(turn)[:, None], np.sin(turn)[:, None]
-        away = (everywhere - both[0][:, [body.x, body.y]]) / unit
-        x, y = away[..., :1], away[..., 1:]
-        seen.append(waves(np.concatenate([cosine * x + sine * y, cosine * y - sine * x], -1), FROM_BODIES))
+        away = (everywhere - both[0][:, body.place]) / unit
+        x, y, z = away[..., :1], away[..., 1:2], away[..., 2:]
+        turned = np.concatenate([cosine * x + sine * y, cosine * y - sine * x, z], -1)
+        seen.append(waves(turned, FROM_BODIES))
         turns = [times * (angles[1] - angles[0]) for times in (1, 2, 3)] if symmetry == 1 else []
         for angle in (*angles, *turns):
             seen.append(np.stack([np.sin(symmetry * angle), np.cos(symmetry * angle)], -1)[None])
@@ -115,6 +133,6 @@ def seen_from_bodies(
 
 
 def waves(places: np.ndarray, periods: Sequence[float]) -> np.ndarray:
-    """Places (..., 2) and sines and cosines of so many periods over four units."""
+    """Places (..., d) and sines and cosines of so many periods over four units."""
     waves = [wave(math.pi / 2 * often * places) for often in periods for wave in (np.sin, np.cos)]
     return np.concatenate([places, *waves], -1)

@@ -61,10 +61,14 @@ def test_what_lies_about_a_body_that_looks_alike_turned_is_seen_along_the_table(
 
 def test_every_number_that_a_picture_shows_is_read() -> None:
     assert bodies(("agent_x", "agent_y", "block_x", "block_y", "block_angle", "agent_vx", "agent_vy")) == [
-        (0, 1, None),
-        (2, 3, 4),
+        (0, 1, None, None),
+        (2, 3, 4, None),
     ]
-    assert bodies(("x0", "y0", "angle0", "y1", "x1", "vx0", "vy0")) == [(0, 1, 2), (4, 3, None)]
+    assert bodies(("x0", "y0", "angle0", "y1", "x1", "vx0", "vy0")) == [(0, 1, 2, None), (4, 3, None, None)]
+    assert bodies(("hand_x", "hand_y", "hand_z", "cube_z", "cube_x", "cube_y", "hand_vz")) == [
+        (0, 1, None, 2),
+        (4, 5, None, 3),
+    ]
     for name in ("rope", "granular"):
         env = envs.make(name).unwrapped
         states = np.random.default_rng(0).normal(size=(40, env.state_dim))
@@ -72,6 +76,28 @@ def test_every_number_that_a_picture_shows_is_read() -> None:
         assert len(bodies(env.state_names)) == env.state_dim // 2
         states[:, 0] = states[::-1, 0].copy()
         assert not torch.allclose(before, seen_from_bodies(states, states, env.state_names))
+
+
+def test_a_height_is_seen_and_does_not_turn() -> None:
+    names = ("hand_x", "hand_y", "hand_z", "cube_x", "cube_y", "cube_z", "cube_angle")
+    rng = np.random.default_rng(0)
+    states, goals = rng.normal(size=(2, 30, 7))
+    scale = np.zeros(3), 1.0
+    seen = all_seen(states, goals, names, 1, scale)
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # a quarter of a turn about the vertical
+    turned = []
+    for part in (states, goals):
+        part = part.copy()
+        part[:, [0, 1]], part[:, [3, 4]] = part[:, [0, 1]] @ turn, part[:, [3, 4]] @ turn
+        part[:, 6] += np.pi / 2
+        turned.append(part)
+    again = all_seen(*turned, names, 1, scale)
+    own = torch.isclose(seen, again, atol=1e-5).all(0)
+    lifted = states.copy()
+    lifted[:, 5] += 0.2
+    above = ~torch.isclose(seen, all_seen(lifted, goals, names, 1, scale), atol=1e-5).all(0)
+    assert (own & above).sum() >= 3 * 5, "how high all is beside the cube, in the cube's own frame"
+    assert not own.all()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +109,7 @@ def test_every_number_that_a_picture_shows_is_read() -> None:
         (("x", "y", *(f"qpos_{i}" for i in range(9))), "qpos_0, qpos_1, qpos_2, qpos_3, ... would be"),
         (("x", "cart_y"), r"needs places \(x and y\) in it, and `env` names x, cart_y: do that"),
         (("vx", "vy"), "names nothing"),
+        (("x", "y", "z", "cart_x", "cart_y"), r"some places have a height \(z\) and others none: do that"),
     ],
 )
 def test_what_is_no_part_of_a_body_is_said(names: tuple[str, ...], said: str) -> None:

@@ -75,6 +75,7 @@ class OGBenchEnv(PhysicsEnv):
     action_low = (-1.0,) * 5
     action_high = (1.0,) * 5
     proprio_names = ("x", "y", "z", "cos_yaw", "sin_yaw", "closed")
+    angle_symmetry = 4  # of a cube
     proprio_low = (-np.inf,) * 6
     proprio_high = (np.inf,) * 6
     _viewpoint = "front_pixels"
@@ -140,6 +141,20 @@ class OGBenchEnv(PhysicsEnv):
         yaw = np.arctan2(rotation[3], rotation[0])
         closed = np.clip(state[self._closed] / 0.8, 0, 1)
         return np.array([*state[:3], np.cos(yaw), np.sin(yaw), closed], np.float32)
+
+    def shown_state(self, states: np.ndarray) -> dict[str, np.ndarray]:
+        """Places of gripper and cubes, m, how cubes are turned about the vertical, and the rest as it is."""
+        found = {}
+        for part in (self._parts[-1], *self._parts[:-1]):
+            if len(part.columns) == 1:
+                found[part.name] = states[:, part.columns[0]]
+                continue
+            for axis, column in zip("xyz", part.columns, strict=True):
+                found[f"{part.name}_{axis}"] = states[:, column]
+            if part.counts:
+                w, x, y, z = states[:, part.columns[-1] + 1 :][:, :4].T  # a free joint's quaternion
+                found[f"{part.name}_angle"] = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+        return found
 
     # Starts and scripted data -----------------------------------------------------------------------------
 

@@ -216,14 +216,14 @@ class Bodies(nn.Module):
         dim, given = sizes.given_dim or sizes.token_dim, bool(sizes.given_dim)
         self.reader = StateReader(dim, sizes.patches, names, sizes.symmetry, given=given)
         there = bodies(names, "give `reads` tokens")
-        self._places = [[body.x for body in there], [body.y for body in there]]
+        self._places = [list(axis) for axis in zip(*(body.place for body in there), strict=True)]
         angles = [body.angle for body in there if body.angle is not None]
         if turned and (not angles or sizes.symmetry > 1 or sizes.action_dim % 2):
             raise UserError("`turned` actions (x, y) need a body whose angle shows: leave it out")
         for name in free:
             one_of("free", name, names)
         self.turns, self.free = angles[0] if turned else None, [names.index(name) for name in free]
-        self.register_buffer("middle", torch.zeros(2))
+        self.register_buffer("middle", torch.zeros(len(self._places)))
         self.register_buffer("unit", torch.ones(()))
         self.register_buffer("error", torch.zeros(len(names)))
         self.features = self(torch.zeros(1, len(names)), torch.zeros(1, len(names))).shape[1]

@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sparsewm.bodies import bodies, shown
+from sparsewm.bodies import bodies, shown_numbers
 from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, Tokens, fast_copy, open_dataset, tokens_of
+from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
 from sparsewm.files import only_one, output_folder
 from sparsewm.model.checkpoint import load, pretrained_path
@@ -68,7 +69,8 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         dtype = choose_dtype(config.dtype, device)
         torch.manual_seed(config.seed)
         read = _shown_state(config, model, data)
-        looks = bool(read.columns) and config.kind == InverseDynamics.kind  # a wam is told by one that has
+        told = read.states is not None
+        looks = told and config.kind == InverseDynamics.kind  # a wam is told by one that has
         for other in config.inverse.reader_data if looks else ():
             with closing(_recording(config, model, other)) as opened:
                 _shown_state(config, model, opened)
@@ -83,7 +85,7 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         future = getattr(policy, "frames", 0)
         parts = [
             Stretches(
-                data, part, model.frameskip, policy.sizes, config.longest, config.still, future, read.columns
+                data, part, model.frameskip, policy.sizes, config.longest, config.still, future, read.states
             )
             for part in (train, held_out)
         ]
@@ -92,8 +94,9 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         rows = np.union1d(rows, validation_draw(parts[1]).rows)
         tokens = _tokens(config, data, model, rows, folder, dtype, progress, say)
         if looked:
-            lesson = Lesson(data, tokens, *looked)
-            _look(config, policy, model, lesson, read, folder, dtype, progress, say)
+            assert read.states is not None
+            lesson = Lesson(read.states, tokens, *looked)
+            _look(config, policy, model, lesson, folder, dtype, progress, say)
         trainer = PolicyTrainer(policy, model, parts[0], parts[1], tokens, folder, config, dtype)
         if config.resume:
             found = trainer.resume()
@@ -128,10 +131,10 @@ def _recording(config: PolicyTrainConfig, model: WorldModel, name: str) -> Datas
 
 @dataclass(frozen=True)
 class _ShownState:
-    """What is read of the recorded state: names and columns of numbers, and the symmetry of angles."""
+    """What is read of recorded states: names of numbers, (rows, V) of them, and the symmetry of angles."""
 
     names: tuple[str, ...] = ()
-    columns: tuple[int, ...] = ()
+    states: np.ndarray | None = None
     symmetry: int = 1
 
 
@@ -150,9 +153,11 @@ def _shown_state(config: PolicyTrainConfig, model: WorldModel, data: Dataset) ->
         raise UserError(
             f"{env.name} names {len(names)} numbers of a state, recorded are {data.state.shape[1]}: {remedy}"
         )
-    bodies(names, how)
-    seen = shown(names)
-    return _ShownState(seen, tuple(names.index(name) for name in seen), getattr(env, "angle_symmetry", 1))
+    seen = (
+        env.shown_state(data.state) if isinstance(env, SimulatedGoalEnv) else shown_numbers(names, data.state)
+    )
+    bodies(tuple(seen), how)
+    return _ShownState(tuple(seen), np.stack([*seen.values()], 1), getattr(env, "angle_symmetry", 1))
 
 
 def _look(
@@ -160,7 +165,6 @@ def _look(
     policy: InverseDynamics,
     model: WorldModel,
     lesson: Lesson,
-    read: _ShownState,
     folder: Path,
     dtype: torch.dtype,
     progress: Progress,
@@ -182,12 +186,13 @@ def _look(
             data = held.enter_context(closing(_recording(config, model, name)))
             rows = reader_rows(data, data.split(shortest=2), config.seed)
             tokens = _tokens(config, data, model, np.union1d(*rows), folder, dtype, progress, say)
-            lessons.append(Lesson(data, tokens, *rows))
+            states = _shown_state(config, model, data).states
+            assert states is not None
+            lessons.append(Lesson(states, tokens, *rows))
         with progress("looking") as bar:
             errors = teach_reader(
                 bodies.reader,
                 lessons,
-                list(read.columns),
                 model.standardizer,
                 config.inverse.reader_steps,
                 config.seed,

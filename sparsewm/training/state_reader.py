@@ -40,10 +40,11 @@ class Lesson:
     """Frames of a recording with the states that they show.
 
     Args:
-        dataset: with recorded states. tokens: of the rows. learned, judged: rows, each ascending.
+        states: (rows, V) what is read of the recorded states. tokens: of the rows.
+        learned, judged: rows, each ascending.
     """
 
-    dataset: Dataset
+    states: np.ndarray
     tokens: Tokens
     learned: np.ndarray
     judged: np.ndarray
@@ -67,7 +68,6 @@ def reader_rows(
 def teach_reader(
     reader: StateReader,
     lessons: Sequence[Lesson],
-    columns: list[int],
     standardizer: Standardizer,
     steps: int,
     seed: int,
@@ -77,7 +77,7 @@ def teach_reader(
 
     Args:
         reader: float32, on its device. lessons: of one or more recordings.
-        columns: of the recorded states that are read. standardizer: of the world model.
+        standardizer: of the world model.
         on_step: called with (steps done, loss).
 
     Returns:
@@ -93,8 +93,7 @@ def teach_reader(
         return reader.scaled(tokens if reader.given else standardizer.tokens(tokens))
 
     def states(lesson: Lesson, rows: np.ndarray) -> Tensor:
-        assert lesson.dataset.state is not None
-        return torch.from_numpy(lesson.dataset.state[rows][:, columns]).to(device)
+        return torch.from_numpy(lesson.states[rows]).to(device)
 
     reader.fit(torch.cat([states(lesson, lesson.learned) for lesson in lessons]))
     if reader.given:

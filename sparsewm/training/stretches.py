@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +37,7 @@ class Stretches:
         sizes: of the policy. longest: environment steps to a goal, at most; None: to the end of the episode.
         still: behind the goal actions are zero, or the nearest the bounds allow; otherwise unknown.
         future: frames on the way that the policy imagines, evenly over a chunk, its end among them.
-        columns: of the recorded state that are read.
+        states: (rows, V) what is read of the recorded states, or None.
 
     Raises:
         UserError: no episode has two rows.
@@ -53,9 +52,9 @@ class Stretches:
         longest: int | None = None,
         still: bool = True,
         future: int = 0,
-        columns: Sequence[int] = (),
+        states: np.ndarray | None = None,
     ) -> None:
-        self.dataset, self.sizes, self.still, self.columns = dataset, sizes, still, list(columns)
+        self.dataset, self.sizes, self.still, self.states = dataset, sizes, still, states
         self.steps = np.arange(sizes.chunk * frameskip)
         self.ahead = np.array([round(sizes.chunk * (i + 1) / future) * frameskip for i in range(future)], int)
         rows = dataset.rows_of(episodes)
@@ -102,9 +101,9 @@ class Stretches:
                     found[f"given_{name}"] = given
             if drawn.future.size:
                 found["future"] = standardizer.tokens(placed(tokens.rows(drawn.future), device))
-        if self.columns and data.state is not None:
+        if self.states is not None:
             for name, rows_of in (("state", drawn.present), ("wanted", drawn.goal)):
-                told = data.state[rows_of][:, self.columns].astype(np.float32)
+                told = self.states[rows_of].astype(np.float32)
                 found[name] = placed(torch.from_numpy(told), device)
         steps = torch.from_numpy(action).unflatten(1, (chunk, -1)).flatten(2)
         return found | {"action": standardizer.actions(placed(steps, device))}

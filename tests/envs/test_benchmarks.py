@@ -10,6 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from sparsewm import envs
+from sparsewm.bodies import bodies
 from sparsewm.config import GoalConfig, PlanConfig, environment_file
 from sparsewm.data.collect import demonstrate, explore
 from sparsewm.envs.benchmarks.meshes import coarse_meshes, merged_corners
@@ -174,6 +175,28 @@ def test_a_cube_counts_within_four_centimetres() -> None:
     moved = goal.copy()
     moved[:3] += 0.2  # the gripper may be anywhere
     assert env.is_success(moved, goal) and env.shortfall(moved[None], goal)[0] > 0
+
+
+def test_a_picture_of_a_cube_shows_gripper_and_cube() -> None:
+    env = made("ogbench/cube-single")
+    states = []
+    for seed in (0, 1):
+        env.reset(seed=seed)
+        states.append(env.state)
+    seen = env.shown_state(np.stack(states))
+    assert bodies(tuple(seen)) == [(0, 1, None, 2), (3, 4, 6, 5)]
+    place = [env.state_names.index(f"qpos_{i}") for i in (14, 15, 16)]
+    found = np.stack([seen[f"cube_0_{axis}"] for axis in "xyz"], 1)
+    assert np.array_equal(found, np.stack(states)[:, place])
+    turned = states[0].copy()
+    half = 0.3 / 2  # of an angle about the vertical, and w and z of the quaternion before
+    w, z = turned[place[-1] + 1], turned[place[-1] + 4]
+    turned[[place[-1] + 1, place[-1] + 4]] = (
+        w * np.cos(half) - z * np.sin(half),
+        w * np.sin(half) + z * np.cos(half),
+    )
+    before, after = (env.shown_state(one[None])["cube_0_angle"][0] for one in (states[0], turned))
+    assert (after - before + np.pi) % (2 * np.pi) - np.pi == pytest.approx(0.3)
 
 
 def test_metaworlds_expert_solves_its_task_by_metaworlds_rule() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from sparsewm.bodies import bodies
@@ -222,12 +223,14 @@ class _Run:
         config, env, states = self.config, self.env, self.data.state
         assert states is not None
         if frames.together:
-            draw = with_goals(frames, states[:], env.state_names, env.angle_symmetry, config.seed)
+            seen = env.shown_state(states[:])
+            numbers = np.stack([*seen.values()], 1)
+            draw = with_goals(frames, numbers, tuple(seen), env.angle_symmetry, config.seed)
         else:
             rows = min(LOOKED_AT, self.data.rows)
             with self.progress("reading pictures") as bar:
                 pixels = read_pictures(self.data, rows, progress=bar)
-            draw = single(pixels, visible(states[:rows], env.state_names))
+            draw = single(pixels, visible(env.shown_state(states[:rows])))
         with self.progress("learning to see") as bar:
             left = teach_vision(
                 policy, draw, config.smolvla.look, seed=config.seed, bfloat16=self.bfloat16, progress=bar
@@ -351,7 +354,7 @@ def _environment(config: PolicyTrainConfig) -> SimulatedGoalEnv:
             "train a SmolVLA for it by LeRobot's lerobot-train, on segments that sparsewm convert writes"
         )
     if config.smolvla.look and config.smolvla.together:
-        bodies(env.state_names, "leave `together` out, or give `look` 0")
+        bodies(tuple(env.shown_state(np.zeros((1, env.state_dim)))), "leave `together` out, or give `look` 0")
     return env
 
 

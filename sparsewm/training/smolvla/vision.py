@@ -8,14 +8,14 @@ states say where everything is, so the encoder first learns to tell that from si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsewm.bodies import is_angle, seen_from_bodies, shown, waves
+from sparsewm.bodies import is_angle, seen_from_bodies, waves
 from sparsewm.data.cameras import overlay
 from sparsewm.errors import UserError
 from sparsewm.positions import sincos_positions
@@ -35,16 +35,15 @@ Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """So many pictures (B, 3, R, R) in [0, 1], and what is seen there (B, T)."""
 
 
-def visible(states: np.ndarray, names: Sequence[str]) -> Tensor:
-    """What pictures show of recorded states (N, D): positions in their deviations, sine and cosine of angles.
+def visible(seen: Mapping[str, np.ndarray]) -> Tensor:
+    """What pictures show of recorded states, `SimulatedGoalEnv.shown_state`, as a network is to tell it.
 
-    Names are read as in `sparsewm.bodies`. Positions come with sines and cosines of `WAVES` periods over four
-    deviations, of which functions that change from corridor to corridor are easier to learn (Tancik et al.
-    2020).
+    Positions are in their deviations, with sines and cosines of `WAVES` periods over four of them, of which
+    functions that change from corridor to corridor are easier to learn (Tancik et al. 2020); angles are sine
+    and cosine.
     """
     columns = []
-    for name in shown(names):
-        column = np.asarray(states, np.float64)[:, list(names).index(name)]
+    for name, column in seen.items():
         if is_angle(name):
             columns.append(np.stack([np.sin(column), np.cos(column)], 1))
         else:

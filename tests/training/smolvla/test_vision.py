@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsewm import envs
+from sparsewm.bodies import shown_numbers
 from sparsewm.data.cameras import CAMERA, GOAL, ROWS
 from sparsewm.proposals.lerobot import LeRobotProposals
 from sparsewm.training.smolvla.vision import (
@@ -72,7 +73,7 @@ def test_a_vision_encoder_learns_where_things_are(tmp_path: Path) -> None:
     for picture, (x, y) in zip(pixels, (places * 24).int().tolist(), strict=True):
         picture[:, y : y + 8, x : x + 8] = 255
     states = np.concatenate([places.numpy(), np.random.default_rng(0).normal(size=(256, 2))], 1)
-    targets = visible(states, ("x", "y", "vx", "vy"))
+    targets = visible(shown_numbers(("x", "y", "vx", "vy"), states))
     assert targets.shape == (256, 2 * (1 + 2 * len(WAVES)))
     frozen = [parameter.requires_grad for parameter in policy.parameters()]
     error = teach_vision(policy, single(pixels, targets), steps=250, batch=32, lr=3e-3)
@@ -89,6 +90,6 @@ def test_a_vision_encoder_may_look_for_a_few_steps(steps: int, tmp_path: Path) -
 
 
 def test_an_angle_is_seen_as_a_direction() -> None:
-    targets = visible(np.array([[0.1, 1.0], [2 * np.pi + 0.1, 3.0]]), ("block_angle", "x"))
+    targets = visible({"block_angle": np.array([0.1, 2 * np.pi + 0.1]), "x": np.array([1.0, 3.0])})
     assert torch.allclose(targets[0, :2], targets[1, :2], atol=1e-6)
     assert torch.allclose(targets[:, 2], torch.tensor([-1.0, 1.0]))
