@@ -45,6 +45,9 @@ class Collect:
     looks: bool = False
     """Draw another look for each episode: colours of background and objects, light, the camera's place, a
     distractor (docs/howto/looks.md)."""
+    pictures: bool = True
+    """Draw pictures. Without them states and actions are recorded, for policies that read the state
+    (docs/howto/proposals.md), in a fraction of the time where drawing is slow."""
     workers: int = 2
     """Parallel processes; the file is the same for any number."""
     resolution: int | None = None
@@ -71,7 +74,8 @@ class Collect:
             if not isinstance(env, SimulatedGoalEnv) or not environment_file(env.name).is_file():
                 raise UserError(f"there is no expert for {env.name}: leave `policy` out")
             expert, held, steps = demonstrator(env), 0.0, demonstration_steps(env)
-        name = "-".join([slug(env.name), *["expert"] * (expert is not None), *["looks"] * self.looks])
+        kinds = {"expert": expert is not None, "looks": self.looks, "states": not self.pictures}
+        name = "-".join([slug(env.name), *(kind for kind, is_so in kinds.items() if is_so)])
         if self.output.suffix == ".h5":
             raise UserError(f"`output` {self.output} is named like a file: give the folder for {name}.h5")
         path = output_folder(self.output) / f"{name}.h5"
@@ -88,8 +92,9 @@ class Collect:
                 held if self.held is None else self.held,
                 expert,
                 self.looks,
+                self.pictures,
             )
-        dataset = open_dataset(path, env.name)
+        dataset = open_dataset(path, env.name, pictures=self.pictures)
         write_json(
             path.with_suffix(".json"),
             {

@@ -101,8 +101,10 @@ def show(found: dict[str, Any], console: Console) -> None:
         f"{found['path']} ({found['format']})",
         f"{found['episodes']} episodes of {length['min']} to {length['max']} rows (median "
         f"{length['median']:g}), {found['rows']} rows; {rate}",
-        f"pictures {height} x {width} (height x width) of {', '.join(found['cameras']) or 'no camera'}; "
-        f"cameras there are: {', '.join(found['available_cameras']) or 'none'}",
+        f"pictures {height} x {width} (height x width) of {', '.join(found['cameras'])}; "
+        f"cameras there are: {', '.join(found['available_cameras'])}"
+        if found["cameras"]
+        else "no pictures",
         "columns: " + ", ".join(f"{name} {what}" for name, what in found["columns"].items()),
     ]
     if found["attributes"]:

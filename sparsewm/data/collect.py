@@ -31,7 +31,8 @@ from sparsewm.processes import NoSharedMemory, processes
 
 PART = 25  # episodes recorded and kept together
 STAY = 10  # environment steps an expert stays at the goal
-_RECORDING = ("environment", "frameskip", "seed", "steps", "resolution", "policy", "version", "looks")
+_RECORDING: tuple[str, ...] = ("environment", "frameskip", "seed", "steps", "resolution", "policy", "version")
+_RECORDING += ("looks", "pictures")
 """Attributes in which one recording differs from another."""
 
 Demonstrator = Callable[[SimulatedGoalEnv, int, int, int], tuple[np.ndarray, np.ndarray]]
@@ -121,10 +122,12 @@ def record_episode(
     held: float = 0.0,
     expert: Demonstrator | None = None,
     looks: bool = False,
+    pictures: bool = True,
 ) -> dict[str, np.ndarray]:
     """The rows of one exploratory or expert episode, columns as in `sparsewm.data.formats.hdf5`.
 
-    With `looks`, of a simulator, it looks otherwise than others (`envs.looks.random_looks`).
+    With `looks`, of a simulator, it looks otherwise than others (`envs.looks.random_looks`). Without
+    `pictures`, of a simulator, nothing is drawn.
     """
     if not isinstance(env, SimulatedGoalEnv):
         return watch(env, seed, episode, steps)
@@ -135,15 +138,15 @@ def record_episode(
     if looks:
         rng = np.random.default_rng([seed, episode, 2])
         env.dress(random_looks(rng, env.looks), int(rng.integers(2**31)))
-    return {
-        "pixels": env.render_states(states),
+    drawn = {"pixels": env.render_states(states)} if pictures else {}
+    return drawn | {
         "action": np.concatenate([actions, np.zeros_like(actions[:1])]).astype(np.float32),
         "proprio": np.stack([env.proprio_of(state) for state in states]).astype(np.float32),
         "state": states.astype(np.float64),
     }
 
 
-Job = tuple[str, int, int, int, int, str, dict[str, Any], int | None, float, Demonstrator | None, bool]
+Job = tuple[str, int, int, int, int, str, dict[str, Any], int | None, float, Demonstrator | None, bool, bool]
 
 
 def _options(resolution: int | None) -> dict[str, int]:
@@ -151,12 +154,12 @@ def _options(resolution: int | None) -> dict[str, int]:
 
 
 def _record_part(job: Job) -> int:
-    name, first, stop, seed, steps, path, attributes, resolution, held, expert, looks = job
+    name, first, stop, seed, steps, path, attributes, resolution, held, expert, looks, pictures = job
     env = envs.make(name, **_options(resolution))
     try:
         with DatasetWriter(path, attributes) as writer:
             for episode in range(first, stop):
-                writer.append(record_episode(env, seed, episode, steps, held, expert, looks))
+                writer.append(record_episode(env, seed, episode, steps, held, expert, looks, pictures))
     finally:
         env.close()
     return stop - first
@@ -174,6 +177,7 @@ def collect(
     held: float = 0.0,
     expert: Demonstrator | None = None,
     looks: bool = False,
+    pictures: bool = True,
 ) -> Path:
     """Record exploratory or expert episodes into one HDF5 file.
 
@@ -187,6 +191,7 @@ def collect(
         expert: records ways to goals, each `steps` long at most, instead: `demonstrate`, the scripted ones,
             or another.
         looks: every episode of a simulator looks otherwise: background, objects, light, the camera's place.
+        pictures: otherwise nothing is drawn: states and actions alone, of a simulator.
 
     Raises:
         UserError: an argument is out of range, the environment has no expert, the disk is full, a worker
@@ -203,11 +208,13 @@ def collect(
     if expert is not None and held:
         raise UserError("held actions interrupt exploration: leave them out with an expert")
     spec = envs.make(environment, **_options(resolution))
-    if not isinstance(spec, SimulatedGoalEnv) and (held or expert is not None or looks):
+    if not isinstance(spec, SimulatedGoalEnv) and (held or expert is not None or looks or not pictures):
         raise UserError(
-            f"{environment} is no simulator, its own exploration is recorded: leave `held`, `expert` and "
-            "`looks` out"
+            f"{environment} is no simulator, its own exploration is recorded, with pictures: leave `held`, "
+            "`expert`, `looks` and `pictures` out"
         )
+    if looks and not pictures:
+        raise UserError("without `pictures` nothing looks otherwise: leave `looks` out")
     policy = "exploration" + (f", {held:g} held actions" if held else "")
     if expert is not None:
         policy = "expert" if expert is demonstrate else f"expert, {expert.__name__}"
@@ -227,6 +234,8 @@ def collect(
     }
     if looks:
         attributes["looks"] = "random"
+    if not pictures:
+        attributes["pictures"] = "none"
     if expert is demonstrate and isinstance(spec, SimulatedGoalEnv):
         try:
             expert_policy(spec, spec.goal, np.random.default_rng(0))
@@ -253,7 +262,7 @@ def collect(
             part = parts / f"{first:06d}-{stop:06d}.h5"
             jobs.append(part)
             if not (part.is_file() and _same_recording(part, attributes, stop - first, picture)):
-                place, asked = str(part), (resolution, held, expert, looks)
+                place, asked = str(part), (resolution, held, expert, looks, pictures)
                 waiting.append((environment, first, stop, seed, steps, place, attributes, *asked))
         _record(waiting, workers, episodes, progress)
         _join(jobs, path, attributes)
@@ -312,6 +321,7 @@ def _same_recording(path: Path, attributes: dict[str, Any], episodes: int, pictu
         with h5py.File(path, "r") as file:
             said = attributes_of(file)
             same = all(said.get(key) == attributes.get(key) for key in _RECORDING)
-            return same and len(file["ep_len"]) == episodes and file["pixels"].shape[1:] == picture
+            same = same and len(file["ep_len"]) == episodes
+            return same and (said.get("pictures") == "none" or file["pixels"].shape[1:] == picture)
     except (OSError, KeyError):
         return False

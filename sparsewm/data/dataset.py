@@ -26,6 +26,13 @@ LARGEST_SIDE = 1 << 14
 """Pixels of a picture's side, at most."""
 
 
+WITHOUT_PICTURES = (
+    "it was recorded without pictures: it teaches what to do to a policy that reads the state, beside "
+    "`reader_data` with pictures, and nothing else"
+)
+"""The obstacle of a dataset whose attribute `pictures` is none."""
+
+
 class Dataset(ABC):
     """Recorded episodes.
 
@@ -53,6 +60,7 @@ class Dataset(ABC):
             False. state: float64 (rows, D) or None.
         declared_bounds: whether `action_low` and `action_high` are declared ones.
         obstacles: why training must refuse it, empty for a sound one.
+        has_pictures: False where it was recorded without; their sides are 0 then.
     """
 
     stride: int = 1  # windows start at every so many-th row of an episode: fewer pictures to encode
@@ -109,7 +117,10 @@ class Dataset(ABC):
             )
         if total == 0:
             self.obstacles.append("it holds no rows: collect some")
-        if min(pixels.shape[1:3]) < 1 and not obstacles:
+        self.has_pictures = self.attributes.get("pictures") != "none"
+        if not self.has_pictures:
+            self.obstacles.append(WITHOUT_PICTURES)
+        elif min(pixels.shape[1:3]) < 1 and not obstacles:
             self.obstacles.append(f"its pictures have size {pixels.shape[1]} x {pixels.shape[2]}")
         if max(pixels.shape[1:3]) > LARGEST_SIDE:
             self.obstacles.append(
@@ -213,10 +224,15 @@ class Dataset(ABC):
     def _sample(self) -> np.ndarray:
         return np.linspace(0, self.rows - 1, 16).astype(int)
 
-    def check(self) -> None:
-        """Raise a `UserError` with all obstacles in one sentence, if there are any."""
-        if self.obstacles:
-            raise UserError(f"{self.path} cannot be used: {'; '.join(self.obstacles)}")
+    def check(self, pictures: bool = True) -> None:
+        """Raise a `UserError` with all obstacles in one sentence, if there are any.
+
+        Args:
+            pictures: whether it is one that there are none.
+        """
+        found = [one for one in self.obstacles if pictures or one != WITHOUT_PICTURES]
+        if found:
+            raise UserError(f"{self.path} cannot be used: {'; '.join(found)}")
 
     def split(self, held_out: float = 0.05, shortest: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Episode numbers for training and for validation, ascending: a random choice, always the same.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsewm.data.dataset import Dataset, environment_name
+from sparsewm.data.dataset import WITHOUT_PICTURES, Dataset, environment_name
 from sparsewm.data.formats import find_format, reader_options, split_options
 from sparsewm.data.relative import make_relative
 from sparsewm.errors import UserError
@@ -20,6 +20,7 @@ def open_dataset(
     cameras: Sequence[str] = (),
     format: str | None = None,
     check: bool = True,
+    pictures: bool = True,
     relative: float | str | None = None,
     position: Sequence[str] | str = (),
     progress: Callable[[int, int], None] | None = None,
@@ -32,7 +33,7 @@ def open_dataset(
         environment: it must have been recorded there, if the dataset says where.
         cameras: those to show, from left to right; needed where the dataset has several.
         format: a name in `sparsewm.data.formats.FORMATS`, or `module:class`; found out when None.
-        check: refuse a dataset that training cannot use.
+        check: refuse a dataset that training cannot use. pictures: also one that was recorded without.
         relative, position: turn absolute targets into relative actions, a full one of which is `relative`, or
             the longest step for "auto"; see `sparsewm.data.relative.make_relative`.
         progress: called with what is done and what there is, by readers for which opening takes long.
@@ -49,10 +50,13 @@ def open_dataset(
     if progress is not None and "progress" in inspect.signature(reader).parameters:
         chosen["progress"] = progress
     dataset = reader(rest, cameras=tuple(cameras), **chosen)  # type: ignore[call-arg]
-    if check and dataset.obstacles:
-        dataset.close()
-        dataset.check()
-    if relative is not None and not dataset.obstacles:  # whose columns fit together
+    if check:
+        try:
+            dataset.check(pictures)
+        except UserError:
+            dataset.close()
+            raise
+    if relative is not None and set(dataset.obstacles) <= {WITHOUT_PICTURES}:  # whose columns fit together
         make_relative(dataset, relative, position.split(",") if isinstance(position, str) else position)
     found = dataset.attributes.get("environment")
     if environment is not None and found is not None and found != environment_name(environment):

@@ -61,7 +61,8 @@ class DatasetWriter:
 
     Args:
         path: the `.h5` file.
-        attributes: what the file says of itself: `environment`, `frameskip`, `seed`, ...
+        attributes: what the file says of itself: `environment`, `frameskip`, `seed`, ...; with `pictures`
+            none it needs none.
         temporary: name until then, on the same disk (see `atomic_path`).
     """
 
@@ -111,7 +112,8 @@ class DatasetWriter:
         assert self._file is not None, "use DatasetWriter as a context manager"
         rows = len(episode["action"]) if "action" in episode else 0
         pictures = [name for name in episode if name == "pixels" or name.startswith("pixels.")]
-        for name in ["action", *(() if pictures else ("pixels",)), *self._columns]:
+        needed = [] if pictures or self.attributes.get("pictures") == "none" else ["pixels"]
+        for name in ["action", *needed, *self._columns]:
             if name not in episode:
                 raise ValueError(f"the episode lacks the column '{name}'")
         episode = dict(episode)

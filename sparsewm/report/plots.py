@@ -83,7 +83,8 @@ def plot_plan(
 
 @styled
 def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
-    """First episodes as strips of frames; where the first two numbers of state or proprioception were."""
+    """First episodes as strips of frames, if it has any; where the first two numbers of state or
+    proprioception were."""
     count = min(4, dataset.episodes)
     figure, axes = plt.subplots(1, 2, figsize=(13, 1.2 + 1.5 * count), width_ratios=(3, 1))
     strips = []
@@ -91,7 +92,8 @@ def plot_dataset(path: str | Path, env: GoalEnv, dataset: Dataset) -> None:
         offset, length = dataset.offsets[episode], dataset.lengths[episode]
         rows = offset + np.linspace(0, length - 1, 8).astype(int)
         strips.append(np.concatenate([dataset.pixels[row] for row in rows], 1))
-    axes[0].imshow(np.concatenate(strips))
+    if dataset.has_pictures:
+        axes[0].imshow(np.concatenate(strips))
     axes[0].set_axis_off()
     step = max(1, dataset.rows // 5000)
     places: np.ndarray

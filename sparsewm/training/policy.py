@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +67,10 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         device = choose_device(config.device)
         model = _world_model(config, device)
         data = held.enter_context(closing(_dataset(config, model)))
+        others = list(config.inverse.reader_data)
+        shown = data  # whose pictures are seen
+        if not data.has_pictures:
+            shown = held.enter_context(closing(_recording(config, model, others.pop(0))))
         dtype = choose_dtype(config.dtype, device)
         torch.manual_seed(config.seed)
         read = _shown_state(config, model, data)
@@ -75,28 +80,27 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
             with closing(_recording(config, model, other)) as opened:
                 _shown_state(config, model, opened)
         policy = _newborn(config, model, read, say)
-        train, held_out = data.split(shortest=2)
+        seen = read if shown is data else _shown_state(config, model, shown)
+        watched, held_out = shown.split(shortest=2)
+        train = watched if shown is data else np.arange(data.episodes)
         folder = config.output or kept_beside(config.kind, model.environment, model.folder)
         if (folder / STATE_FILE).exists() and not config.resume:
             raise UserError(f"{folder} holds a run already: `resume` it, or give another `output`")
         held.enter_context(only_one(output_folder(folder)))
         if 0 < config.episodes < len(train):
             train = np.sort(np.random.default_rng(config.seed).choice(train, config.episodes, replace=False))
+            watched = train if shown is data else watched
         future = getattr(policy, "frames", 0)
-        parts = [
-            Stretches(
-                data, part, model.frameskip, policy.sizes, config.longest, config.still, future, read.states
-            )
-            for part in (train, held_out)
-        ]
-        looked = reader_rows(data, (train, held_out), config.seed) if looks else None
+        how = model.frameskip, policy.sizes, config.longest, config.still, future
+        parts = Stretches(data, train, *how, read.states), Stretches(shown, held_out, *how, seen.states)
+        looked = reader_rows(shown, (watched, held_out), config.seed) if looks else None
         rows = np.union1d(*looked) if looked else _drawn(config, parts[0])
         rows = np.union1d(rows, validation_draw(parts[1]).rows)
-        tokens = _tokens(config, data, model, rows, folder, dtype, progress, say)
+        tokens = _tokens(config, shown, model, rows, folder, dtype, progress, say)
         if looked:
-            assert read.states is not None
-            lesson = Lesson(read.states, tokens, *looked)
-            _look(config, policy, model, lesson, folder, dtype, progress, say)
+            assert seen.states is not None
+            lesson = Lesson(seen.states, tokens, *looked)
+            _look(config, policy, model, lesson, others, folder, dtype, progress, say)
         trainer = PolicyTrainer(policy, model, parts[0], parts[1], tokens, folder, config, dtype)
         if config.resume:
             found = trainer.resume()
@@ -118,13 +122,16 @@ def _dataset(config: PolicyTrainConfig, model: WorldModel) -> Dataset:
     name = config.dataset or f"data/{model.environment}.h5"
     if config.dataset is None and not Path(name).is_file():
         raise UserError(f"there is no {name}: give a `dataset`, or record one by sparsewm collect")
-    return _recording(config, model, name)
+    inverse = config.inverse
+    blind = config.kind == InverseDynamics.kind and inverse.reads == STATE and inverse.reader_data
+    return _recording(config, model, name, pictures=not blind)
 
 
-def _recording(config: PolicyTrainConfig, model: WorldModel, name: str) -> Dataset:
+def _recording(config: PolicyTrainConfig, model: WorldModel, name: str, pictures: bool = True) -> Dataset:
     shown = model.interface
     cameras = () if shown is None else shown.cameras
-    data = open_dataset(name, None if config.env is None else model.environment, cameras)
+    environment = None if config.env is None else model.environment
+    data = open_dataset(name, environment, cameras, pictures=pictures)
     check_sizes(model, data)
     return data
 
@@ -165,12 +172,14 @@ def _look(
     policy: InverseDynamics,
     model: WorldModel,
     lesson: Lesson,
+    others: Sequence[str],
     folder: Path,
     dtype: torch.dtype,
     progress: Progress,
     say: Say,
 ) -> None:
-    """Teach the policy to tell the state, by the lesson and others; a run that is resumed has learned it."""
+    """Teach the policy to tell the state, by the lesson and other recordings; a run that is resumed has
+    learned it."""
     bodies, weights = policy.bodies, folder / WEIGHTS
     if config.resume and (folder / STATE_FILE).exists() and weights.exists():
         try:
@@ -182,7 +191,7 @@ def _look(
             raise UserError(f"{weights} is damaged ({error}): give another `output`") from None
     with ExitStack() as held:
         lessons = [lesson]
-        for name in config.inverse.reader_data:
+        for name in others:
             data = held.enter_context(closing(_recording(config, model, name)))
             rows = reader_rows(data, data.split(shortest=2), config.seed)
             tokens = _tokens(config, data, model, np.union1d(*rows), folder, dtype, progress, say)

@@ -218,6 +218,25 @@ def test_flags_out_of_range(tmp_path: Path, flag: str) -> None:
 
 
 @pytest.mark.slow
+def test_without_pictures_the_rest_is_the_same(recorded: Path, tmp_path: Path) -> None:
+    path = collect("wall", path=tmp_path / "d.h5", workers=1, pictures=False, **SETTINGS)
+    before, found = columns(recorded), columns(path)
+    assert before.keys() - found.keys() == {"pixels"}
+    assert all(np.array_equal(before[name], found[name]) for name in found)
+    with pytest.raises(UserError, match="was recorded without pictures: it teaches what to do to a policy"):
+        open_dataset(path, "wall")
+    dataset = open_dataset(path, "wall", pictures=False)
+    assert not dataset.has_pictures and dataset.rows == 25 and dataset.hash
+    written = path.stat().st_mtime_ns
+    assert collect("wall", path=path, workers=1, pictures=False, **SETTINGS) == path
+    assert path.stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="recorded with other settings"):
+        collect("wall", path=path, workers=1, **SETTINGS)
+    with pytest.raises(UserError, match="nothing looks otherwise: leave `looks` out"):
+        collect("wall", path=path, workers=1, pictures=False, looks=True, **SETTINGS)
+
+
+@pytest.mark.slow
 def test_experts_are_recorded_up_to_the_goal(tmp_path: Path) -> None:
     """Episodes end ten steps after the goal is reached, or when their steps are spent."""
     path = collect("wall", path=tmp_path / "e.h5", workers=1, expert=demonstrate, **SETTINGS | {"steps": 60})

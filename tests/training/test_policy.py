@@ -166,6 +166,34 @@ def test_without_recorded_states_it_is_refused(place: Path, tmp_path: Path) -> N
         train_policy(of_states(place, "looks", inverse=looks))
 
 
+@pytest.mark.slow
+def test_what_to_do_is_learned_without_pictures_and_telling_the_state_with_them(
+    place: Path, tmp_path: Path
+) -> None:
+    seen = place / "wall.h5"
+    with h5py.File(seen) as whole, h5py.File(tmp_path / "states.h5", "w") as blind:
+        for name in whole:
+            if name != "pixels":
+                blind[name] = whole[name][:]
+        blind.attrs.update({**whole.attrs, "pictures": "none"})
+    blind_data = str(tmp_path / "states.h5")
+    for other in ({}, {"inverse": InverseConfig(32, 2, 1)}, {"kind": "wam", "inverse": InverseConfig()}):
+        with pytest.raises(
+            UserError, match="was recorded without pictures: it teaches what to do to a policy"
+        ):
+            train_policy(of_states(place, "blind", dataset=blind_data, **other))
+    looks = replace(of_states(place, "blind").inverse, reader_data=(str(seen),))
+    ours = train_policy(of_states(place, "blind", dataset=blind_data, inverse=looks))
+    again = train_policy(of_states(place, "seen"))
+    assert {*ours.metrics["validation"]} == {*again.metrics["validation"]}
+    policies = [load_file(done.folder / WEIGHTS) for done in (ours, again)]
+    readers = [[v for k, v in one.items() if k.startswith("bodies.reader.")] for one in policies]
+    assert readers[0] and all(map(torch.equal, *readers)), "the reader learned from the same pictures"
+    with pytest.raises(UserError, match="was recorded without pictures"):
+        inverse = replace(looks, reader_data=(str(seen), blind_data))
+        train_policy(of_states(place, "both", inverse=inverse))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

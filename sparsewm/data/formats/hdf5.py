@@ -97,7 +97,7 @@ class HDF5Dataset(Dataset):
             if proprio is None and "proprio" not in self._file:
                 proprio = self._numbers("observation")
             state = self._numbers("state")
-            available = self._cameras()
+            available = self._cameras(said.get("pictures") != "none")
             rows = self._held()  # not what lengths say: they may say anything
             shown: list[str] = []
             if available:
@@ -250,10 +250,10 @@ class HDF5Dataset(Dataset):
             self._faults.append("ep_offset and ep_len do not fit together")
         return lengths
 
-    def _cameras(self) -> dict[str, h5py.Dataset]:
+    def _cameras(self, needed: bool = True) -> dict[str, h5py.Dataset]:
         """Columns of pictures by the camera's name."""
         names = [name for name in self._names() if name.startswith("pixels.")]
-        if "pixels" in self._file or not names:
+        if "pixels" in self._file or (needed and not names):
             names.insert(0, "pixels")
         found = {}
         for name in names:
