@@ -32,6 +32,8 @@ class PolicySizes:
         turned: actions are displacements, made along the axes of the first body that turns.
         free: names of numbers that are not told of the goal.
         given_dim: E features of the encoder's own tokens, by which the state is told; 0: by the model's.
+        felt: for each number of `shown` the column of proprioception that is the same, -1 for none: of the
+            present it is taken from there.
     """
 
     token_dim: int
@@ -44,6 +46,7 @@ class PolicySizes:
     turned: bool = False
     free: tuple[str, ...] = ()
     given_dim: int = 0
+    felt: tuple[int, ...] = ()
 
     @property
     def patches(self) -> int:

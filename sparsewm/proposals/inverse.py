@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sparsewm.bodies import bodies, seen_from_bodies
 from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
-from sparsewm.model.latent import Latent
+from sparsewm.model.latent import Latent, Standardizer
 from sparsewm.planners.seeding import unit_noise
 from sparsewm.positions import sincos_positions
 from sparsewm.proposals.flow import FlowBlock, PolicySizes, level_code, noised, random_levels
@@ -28,6 +28,7 @@ from sparsewm.trees import at_least, one_of
 STATE = "state"
 """What `reads` calls the recorded state."""
 
+_PARTS = 3  # of 8 bits each, as many as float32 has
 _DEVIATION = 1.4826  # of a Gaussian whose median error is 1
 
 
@@ -159,9 +160,8 @@ class InverseDynamics(nn.Module):
             generator: of noise and levels, on a CPU.
         """
         if self.reads_states:
-            now, wanted = (
-                self.bodies.blurred(batch[name], self.config.noise, generator) for name in ("state", "wanted")
-            )
+            now = self.bodies.blurred(batch["state"], self.config.noise, generator, felt=True)
+            wanted = self.bodies.blurred(batch["wanted"], self.config.noise, generator)
             known = self.read_states(now, wanted, batch["proprio"])
             batch = batch | {"action": self.bodies.turned(batch["action"], now, -1)}
         else:
@@ -185,7 +185,7 @@ class InverseDynamics(nn.Module):
         """Standardised chunks (B, samples, H, C), float32; of each row's own generator, or of one."""
         state = None
         if self.reads_states:
-            state, wanted = (self.bodies.told(frame) for frame in (present, goal))
+            state, wanted = self.bodies.told(present, felt=True), self.bodies.told(goal)
             known = self.read_states(state, wanted, present.proprio)
         else:
             known = self.read(present.tokens, present.proprio, goal.tokens)
@@ -209,6 +209,7 @@ class Bodies(nn.Module):
     middle: Tensor
     unit: Tensor
     error: Tensor
+    felt_scale: Tensor
 
     def __init__(self, sizes: PolicySizes) -> None:
         super().__init__()
@@ -226,33 +227,48 @@ class Bodies(nn.Module):
         self.register_buffer("middle", torch.zeros(len(self._places)))
         self.register_buffer("unit", torch.ones(()))
         self.register_buffer("error", torch.zeros(len(names)))
+        self.felt = {i: column for i, column in enumerate(sizes.felt) if column >= 0}
+        if self.felt:  # mean and deviation, each in parts that bfloat16 holds
+            self.register_buffer("felt_scale", torch.zeros(2, _PARTS, len(self.felt)))
         self.features = self(torch.zeros(1, len(names)), torch.zeros(1, len(names))).shape[1]
 
-    def fit(self, errors: Mapping[str, float]) -> None:
-        """Take scale and errors from the reader, rounded so that any precision keeps them.
+    def fit(self, errors: Mapping[str, float], standardizer: Standardizer) -> None:
+        """Take scale and errors from the reader, and what is felt, rounded so that any precision keeps them.
 
         Args:
-            errors: its median errors by name.
+            errors: its median errors by name. standardizer: of proprioception.
         """
         reader = self.reader
         self.middle.copy_(torch.stack([reader.mean[of].mean() for of in self._places]).bfloat16())
         self.unit.copy_(torch.cat([reader.std[of] for of in self._places]).mean().bfloat16())
         known = [_DEVIATION * errors[name] for name in reader.names]
         self.error.copy_(torch.tensor(known).bfloat16())
+        if self.felt:
+            scales = torch.stack([standardizer.proprio_mean, standardizer.proprio_std])
+            left = scales[:, list(self.felt.values())].to(self.felt_scale)
+            for part in self.felt_scale.unbind(1):
+                part.copy_(left.bfloat16())
+                left = left - part
 
     def layers(self, width: int) -> nn.Sequential:
         """Layers that make `width` numbers of the features."""
         return nn.Sequential(nn.Linear(self.features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
-    def told(self, frame: Latent) -> Tensor:
-        """The state (B, V) that a frame shows."""
+    def told(self, frame: Latent, felt: bool = False) -> Tensor:
+        """The state (B, V) that a frame shows; `felt`: with what its proprioception says of it."""
         tokens = frame.given if self.reader.given else frame.tokens
         assert tokens is not None
-        return self.reader.state(self.reader(self.reader.scaled(tokens)))
+        state = self.reader.state(self.reader(self.reader.scaled(tokens)))
+        if felt and self.felt:
+            mean, deviation = self.felt_scale.float().sum(1)
+            state[:, list(self.felt)] = frame.proprio.float()[:, list(self.felt.values())] * deviation + mean
+        return state
 
-    def blurred(self, states: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-        """States (B, V) with errors such as the reader makes."""
+    def blurred(self, states: Tensor, noise: float, generator: torch.Generator, felt: bool = False) -> Tensor:
+        """States (B, V) with errors such as the reader makes; `felt`: none where proprioception says it."""
         drawn = torch.randn(states.shape, generator=generator).to(states.device)
+        if felt:
+            drawn[:, list(self.felt)] = 0
         return states + noise * self.error.to(states) * drawn
 
     def turned(self, actions: Tensor, state: Tensor, way: int) -> Tensor:

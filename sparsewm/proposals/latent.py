@@ -150,7 +150,7 @@ def load_policy(folder: Path, model: WorldModel, dtype: torch.dtype = torch.floa
     try:
         kind, space, recorded = about["kind"], about["token_space"], about["weights"]
         frameskip, encoder = int(about["frameskip"]), about["encoder"]
-        lists = {name: tuple(about["sizes"].get(name, ())) for name in ("grid", "shown", "free")}
+        lists = {name: tuple(about["sizes"].get(name, ())) for name in ("grid", "shown", "free", "felt")}
         sizes = PolicySizes(**about["sizes"] | lists)
         network, config = KINDS[kind]
         made: nn.Module = network(sizes, config(**about["config"]))

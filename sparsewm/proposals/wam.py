@@ -240,7 +240,8 @@ class WorldActionModel(nn.Module):
         """
         states = None
         if self.config.told:
-            now, wanted = (self.bodies.blurred(batch[name], 1.0, generator) for name in ("state", "wanted"))
+            now = self.bodies.blurred(batch["state"], 1.0, generator, felt=True)
+            wanted = self.bodies.blurred(batch["wanted"], 1.0, generator)
             batch = batch | {"action": self.bodies.turned(batch["action"], now, -1)}
             states = now, wanted
         action, device = batch["action"], batch["action"].device
@@ -293,7 +294,7 @@ class WorldActionModel(nn.Module):
 
     def _seen(self, present: Latent, goal: Latent) -> tuple[Cache, tuple[Tensor, Tensor] | None]:
         """What is read of two frames, and the states that they show, where it is told."""
-        states = (self.bodies.told(present), self.bodies.told(goal)) if self.config.told else None
+        states = (self.bodies.told(present, felt=True), self.bodies.told(goal)) if self.config.told else None
         return self.read(present.tokens, present.proprio, goal.tokens, None, states), states
 
     def denoise(

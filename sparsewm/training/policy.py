@@ -138,11 +138,13 @@ def _recording(config: PolicyTrainConfig, model: WorldModel, name: str, pictures
 
 @dataclass(frozen=True)
 class _ShownState:
-    """What is read of recorded states: names of numbers, (rows, V) of them, and the symmetry of angles."""
+    """What is read of recorded states: names of numbers, (rows, V) of them, the symmetry of angles, and
+    which of them proprioception says, too."""
 
     names: tuple[str, ...] = ()
     states: np.ndarray | None = None
     symmetry: int = 1
+    felt: tuple[int, ...] = ()
 
 
 def _shown_state(config: PolicyTrainConfig, model: WorldModel, data: Dataset) -> _ShownState:
@@ -164,7 +166,14 @@ def _shown_state(config: PolicyTrainConfig, model: WorldModel, data: Dataset) ->
         env.shown_state(data.state) if isinstance(env, SimulatedGoalEnv) else shown_numbers(names, data.state)
     )
     bodies(tuple(seen), how)
-    return _ShownState(tuple(seen), np.stack([*seen.values()], 1), getattr(env, "angle_symmetry", 1))
+    symmetry, felt = getattr(env, "angle_symmetry", 1), tuple(_felt(one, data) for one in seen.values())
+    return _ShownState(tuple(seen), np.stack([*seen.values()], 1), symmetry, felt)
+
+
+def _felt(values: np.ndarray, data: Dataset) -> int:
+    """The column of proprioception that is the same as values (rows,) of the state; -1: there is none."""
+    same = np.isclose(data.proprio, values[:, None], rtol=1e-5, atol=1e-5 * float(np.std(values))).all(0)
+    return int(same.argmax()) if same.any() and np.std(values) else -1
 
 
 def _look(
@@ -207,7 +216,7 @@ def _look(
                 config.seed,
                 lambda step, loss: bar(step, config.inverse.reader_steps, f"loss {loss:.3f}"),
             )
-    bodies.fit(errors)
+    bodies.fit(errors, model.standardizer)
 
 
 def _told_by(model: WorldModel) -> InverseDynamics:
@@ -238,11 +247,12 @@ def _newborn(config: PolicyTrainConfig, model: WorldModel, read: _ShownState, sa
         config.inverse.turned and bool(read.names),
         config.inverse.free if read.names else (),
         model.encoder.dim if read.names and model.space is not None else 0,
+        read.felt if max(read.felt, default=-1) >= 0 else (),
     )
     reader = None
     if config.kind == WorldActionModel.kind and read.names:
         reader = _told_by(model)
-        told = ("turned", "free", "given_dim")
+        told = ("turned", "free", "given_dim", "felt")
         shape = replace(shape, **{name: getattr(reader.sizes, name) for name in told})
     policy = network(shape, getattr(config, config.kind))
     if reader is not None:

@@ -18,6 +18,7 @@ from sparsewm.config import PlanConfig, ProposalConfig
 from sparsewm.errors import UserError
 from sparsewm.model.checkpoint import load_pretrained, pretrained_path
 from sparsewm.model.interface import Interface
+from sparsewm.model.latent import Standardizer
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals import check_proposals, load_sampler, reads_tokens
 from sparsewm.proposals.flow import PolicySizes
@@ -139,14 +140,25 @@ def test_another_world_model_is_refused(make: Any, message: str, folder: Path) -
 TABLE = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
 
 
+def feeling() -> Standardizer:
+    """With a scale of proprioception that bfloat16 does not hold."""
+    made = Standardizer(16, 8, 2, 4)
+    made.fit({"proprio_mean": np.array([256.37, -130.71]), "proprio_std": np.array([70.313, 0.03371])})
+    return made
+
+
 def of_states(
-    names: tuple[str, ...] = TABLE, symmetry: int = 1, turned: bool = True, free: tuple[str, ...] = ()
+    names: tuple[str, ...] = TABLE,
+    symmetry: int = 1,
+    turned: bool = True,
+    free: tuple[str, ...] = (),
+    felt: tuple[int, ...] = (),
 ) -> InverseDynamics:
     torch.manual_seed(0)
-    sizes = PolicySizes(8, (4, 4), 2, 4, 2, names, symmetry, turned, free)
+    sizes = PolicySizes(8, (4, 4), 2, 4, 2, names, symmetry, turned, free, felt=felt)
     policy = InverseDynamics(sizes, InverseConfig(32, 2, 2, "state"))
     policy.bodies.reader.fit(256 + 100 * torch.randn(40, len(names), dtype=torch.float64))
-    policy.bodies.fit(dict.fromkeys(names, 2.0))
+    policy.bodies.fit(dict.fromkeys(names, 2.0), feeling())
     return stirred(policy)
 
 
@@ -175,6 +187,25 @@ def test_what_is_free_at_the_goal_is_not_told(model: WorldModel) -> None:
     before = goal.clone()
     untold.bodies(now, goal)
     assert torch.equal(goal, before)
+
+
+def test_what_proprioception_says_is_not_read(model: WorldModel, tmp_path: Path) -> None:
+    policy = of_states(felt=(-1, -1, 1, 0, -1))
+    save_policy(policy, model, tmp_path / "inverse", {})
+    kept = load_policy(tmp_path / "inverse", model)
+    raw = torch.tensor([[255.123, -130.712], [401.2, -130.69]])
+    frame = random_latent(model, 2, torch.Generator().manual_seed(0))
+    frame = replace(frame, proprio=feeling().proprio(raw))
+    for one in (policy, kept):
+        shown, felt = one.bodies.told(frame), one.bodies.told(frame, felt=True)
+        assert torch.equal(shown[:, [0, 1, 4]], felt[:, [0, 1, 4]])
+        assert torch.allclose(felt[:, [3, 2]], raw, rtol=1e-6)
+        assert not torch.allclose(shown[:, [3, 2]], raw, rtol=1e-3)
+    states = torch.zeros(3, 5)
+    for felt, columns in ((False, 5), (True, 3)):
+        drawn = policy.bodies.blurred(states, 1.0, torch.Generator().manual_seed(0), felt)
+        assert (drawn != 0).any(0).sum() == columns
+    assert not of_states().bodies.felt and "bodies.felt_scale" not in of_states().state_dict()
 
 
 @pytest.mark.parametrize("name", ["pusht", "blockpush"])

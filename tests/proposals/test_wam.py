@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsewm.config import ProposalConfig
 from sparsewm.errors import UserError
-from sparsewm.model.latent import Latent, gather_patches
+from sparsewm.model.latent import Latent, Standardizer, gather_patches
 from sparsewm.model.world_model import WorldModel
 from sparsewm.proposals.flow import PolicySizes
 from sparsewm.proposals.latent import LatentProposals, load_policy, save_policy
@@ -212,7 +212,7 @@ def told(turned: bool = True) -> WorldActionModel:
     sizes = PolicySizes(8, (4, 4), 2, 4, 2, TABLE, 1, turned)
     policy = WorldActionModel(sizes, WamConfig(32, 2, 2, 48, 16, tokens=3, told=True))
     policy.bodies.reader.fit(256 + 100 * torch.randn(40, 5, dtype=torch.float64))
-    policy.bodies.fit(dict.fromkeys(TABLE, 2.0))
+    policy.bodies.fit(dict.fromkeys(TABLE, 2.0), Standardizer(16, 8, 2, 4))
     return stirred(policy)
 
 
@@ -236,7 +236,7 @@ def test_it_learns_from_recorded_states(model: WorldModel) -> None:
     torch.manual_seed(0)
     policy = WorldActionModel(sizes, WamConfig(32, 2, 2, 48, 32, tokens=2, told=True, unseen=0.5))
     policy.bodies.reader.fit(torch.randn(40, 2, dtype=torch.float64))
-    policy.bodies.fit({"x": 0.001, "y": 0.001})
+    policy.bodies.fit({"x": 0.001, "y": 0.001}, Standardizer(4, 4, 2, 2))
     for part in policy.learned:
         part.requires_grad_(False)
     generator = torch.Generator().manual_seed(1)

@@ -186,6 +186,8 @@ def test_what_to_do_is_learned_without_pictures_and_telling_the_state_with_them(
     ours = train_policy(of_states(place, "blind", dataset=blind_data, inverse=looks))
     again = train_policy(of_states(place, "seen"))
     assert {*ours.metrics["validation"]} == {*again.metrics["validation"]}
+    about = load_policy(ours.folder, load(place / "run" / "checkpoint")).sizes
+    assert about.felt == (0, 1), "in Wall, proprioception is the state"
     policies = [load_file(done.folder / WEIGHTS) for done in (ours, again)]
     readers = [[v for k, v in one.items() if k.startswith("bodies.reader.")] for one in policies]
     assert readers[0] and all(map(torch.equal, *readers)), "the reader learned from the same pictures"
