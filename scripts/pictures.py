@@ -43,9 +43,10 @@ from sparsewm.training.config import OptimConfig
 SIDE = 168  # pixels of a panel
 FRAMES = 40  # of a moving picture, at most
 DECISIONS = Path("results/decisions/decisions.json")
-SEEDS = {"wall": 3, "pusht": 3, "rope": 2}
+SEEDS = {"wall": 3, "pusht": 3, "rope": 2, "swm/cube": 1}
 """Of the episodes that are shown, where it is not the first: in these more happens."""
-
+PROPOSED = ("swm/cube",)
+"""Environments whose candidates are proposals, as their page measures them."""
 
 What = Literal["episodes", "plan", "groups", "tokens", "decisions"]
 
@@ -67,7 +68,10 @@ class Arguments:
 def draw_episode(name: str, drop: float, path: Path) -> None:
     """One closed-loop episode as a moving picture."""
     seed = SEEDS.get(name, 0)
-    ready = prepare(PlanConfig.of(name).updated(drop=drop, seed=seed, episodes=1, dtype="auto"))
+    config = PlanConfig.of(name).updated(drop=drop, seed=seed, episodes=1, dtype="auto")
+    if name in PROPOSED:
+        config = config.updated(proposals={"source": "inverse", "samples": 32})
+    ready = prepare(config)
     (episode,) = run(ready, frames=True)
     frames = episode_frames(episode, ready.grid, ready.envs[0].frameskip, SIDE)
     shown = np.unique(np.linspace(0, len(frames) - 1, FRAMES).astype(int))
