@@ -50,7 +50,7 @@ PROTOCOL += ("--max-steps", str(GOAL.max_steps), "--goal.tasks", GOAL.tasks)
 class Arguments:
     """Success on the four benchmarks, ours and published."""
 
-    environments: tuple[str, ...] = ("swm/tworoom", "pusht", "dmc/reacher")
+    environments: tuple[str, ...] = tuple(COLUMNS)
     """Environments with frozen test tasks (`python -m scripts.freeze_tasks` makes them)."""
     encoders: tuple[str, ...] = ("embedded",)
     """Encoders of the world models; yardsticks are of the first."""

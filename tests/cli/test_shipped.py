@@ -55,7 +55,7 @@ def test_python_plans_with_the_shipped_model(name: str) -> None:
     assert env.action_space.contains(actions[0])
 
 
-@pytest.mark.parametrize("name", ["swm/tworoom", "dmc/reacher"])
+@pytest.mark.parametrize("name", ["swm/tworoom", "dmc/reacher", "swm/cube"])
 def test_a_benchmarks_model_loads_without_the_benchmark(name: str) -> None:
     model = sparsewm.load_pretrained(name)
     assert (model.environment, model.frameskip, model.encoder.name) == (name, 5, "embedded")

@@ -66,5 +66,5 @@ def test_without_world_models_or_tasks_there_is_no_table(tmp_path: Path) -> None
     wanted = outside.Arguments(("dmc/reacher",), ("random",), runs=tmp_path, output=tmp_path)
     with pytest.raises(UserError, match=r"no world model of these in .*: let `train` be true"):
         outside.main(wanted)
-    with pytest.raises(UserError, match="no frozen tasks are swm-cube-25"):
-        outside.main(outside.Arguments(("swm/cube",), output=tmp_path))
+    with pytest.raises(UserError, match="the test set swm-cube-25 holds 200 tasks: lower `episodes` 201"):
+        outside.main(outside.Arguments(("swm/cube",), episodes=201, output=tmp_path))
