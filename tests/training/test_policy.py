@@ -175,6 +175,7 @@ def test_what_to_do_is_learned_without_pictures_and_telling_the_state_with_them(
         for name in whole:
             if name != "pixels":
                 blind[name] = whole[name][:]
+        blind["proprio"][...] = whole["state"][:]
         blind.attrs.update({**whole.attrs, "pictures": "none"})
     blind_data = str(tmp_path / "states.h5")
     for other in ({}, {"inverse": InverseConfig(32, 2, 1)}, {"kind": "wam", "inverse": InverseConfig()}):
@@ -186,8 +187,9 @@ def test_what_to_do_is_learned_without_pictures_and_telling_the_state_with_them(
     ours = train_policy(of_states(place, "blind", dataset=blind_data, inverse=looks))
     again = train_policy(of_states(place, "seen"))
     assert {*ours.metrics["validation"]} == {*again.metrics["validation"]}
-    about = load_policy(ours.folder, load(place / "run" / "checkpoint")).sizes
-    assert about.felt == (0, 1), "in Wall, proprioception is the state"
+    model = load(place / "run" / "checkpoint")
+    about = load_policy(ours.folder, model).sizes
+    assert about.felt == (0, 1) and not load_policy(again.folder, model).sizes.felt
     policies = [load_file(done.folder / WEIGHTS) for done in (ours, again)]
     readers = [[v for k, v in one.items() if k.startswith("bodies.reader.")] for one in policies]
     assert readers[0] and all(map(torch.equal, *readers)), "the reader learned from the same pictures"
