@@ -147,7 +147,10 @@ def policy_card(about: dict[str, Any], size: int, docs: str) -> str:
         else []
     )
     others = ", ".join(own.get("reader_data", ()))
-    more = f"; the state was told of frames of {others}, too" if others else ""
+    pictured = recorded is None or recorded.get("pictures", True)
+    more = "; the last 5% held out" if pictured else ", without pictures"
+    if others:
+        more += f"; the state was told of frames of {others}" + ", too" * pictured
     data = f"dataset hash `{training['dataset'][:12]}`"
     if recorded is not None:
         data = (
@@ -162,7 +165,7 @@ def policy_card(about: dict[str, Any], size: int, docs: str) -> str:
         f"[this world model](../README.md) ([how]({docs}/howto/proposals.md"
         f"#a-policy-trained-beside-a-world-model)). Weights in bfloat16, {size / 1e6:.1f} MB.",
         "",
-        f"- Data: {data}; the last 5% held out{more}.",
+        f"- Data: {data}{more}.",
         f"- Training: {', '.join(learned)}, seed {training['seed']}; the last of them took "
         f"{training['seconds'] / 60:.0f} minutes on {training['device']} "
         f"(`sparsewm train-policy --kind {kind} --env {name}{flag}`).",

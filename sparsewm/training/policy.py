@@ -76,11 +76,11 @@ def train_policy(config: PolicyTrainConfig, progress: Progress = quiet, say: Say
         read = _shown_state(config, model, data)
         told = read.states is not None
         looks = told and config.kind == InverseDynamics.kind  # a wam is told by one that has
-        for other in config.inverse.reader_data if looks else ():
+        seen = read if shown is data else _shown_state(config, model, shown)
+        for other in others if looks else ():
             with closing(_recording(config, model, other)) as opened:
                 _shown_state(config, model, opened)
         policy = _newborn(config, model, read, say)
-        seen = read if shown is data else _shown_state(config, model, shown)
         watched, held_out = shown.split(shortest=2)
         train = watched if shown is data else np.arange(data.episodes)
         folder = config.output or kept_beside(config.kind, model.environment, model.folder)

@@ -165,7 +165,8 @@ class PolicyTrainer:
         """What the dataset is, for the card."""
         data = self.train.dataset
         policy = str(data.attributes.get("policy", "recorded"))
-        return {"episodes": data.episodes, "rows": data.rows, "policy": policy}
+        counts = {"episodes": data.episodes, "rows": data.rows}
+        return counts | {"policy": policy, "pictures": data.has_pictures}
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON has them."""

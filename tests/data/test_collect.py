@@ -21,6 +21,7 @@ from sparsewm.data import DatasetWriter, collect, open_dataset
 from sparsewm.data.collect import demonstrate
 from sparsewm.data.convert import resizer, write_hdf5
 from sparsewm.errors import UserError
+from tests.cli.commands import call
 from tests.data.tiny import small_disk
 
 collecting = importlib.import_module("sparsewm.data.collect")
@@ -227,6 +228,8 @@ def test_without_pictures_the_rest_is_the_same(recorded: Path, tmp_path: Path) -
         open_dataset(path, "wall")
     dataset = open_dataset(path, "wall", pictures=False)
     assert not dataset.has_pictures and dataset.rows == 25 and dataset.hash
+    code, said, _ = call("inspect", path, "--output", tmp_path / "inspect")
+    assert code == 0 and "\nno pictures\n" in said and "training refuses it: it was recorded without" in said
     written = path.stat().st_mtime_ns
     assert collect("wall", path=path, workers=1, pictures=False, **SETTINGS) == path
     assert path.stat().st_mtime_ns == written
