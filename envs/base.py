@@ -30,6 +30,7 @@ class GoalEnv(gym.Env[Observation, np.ndarray], ABC):
     name: str  # by which `sparsewm.envs.make` makes it
     frameskip: int = 5  # environment steps per model step
     proprio_names: tuple[str, ...] = ()  # P of them, if they have any
+    instruction: str | None = None  # the present task in words, for policies that read a sentence
     action_space: spaces.Box
 
     @abstractmethod

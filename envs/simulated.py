@@ -143,6 +143,10 @@ class SimulatedGoalEnv(GoalEnv):
         """
         return shown_numbers(self.state_names, states)
 
+    def task_of(self, state: np.ndarray) -> str | None:
+        """The name of the task that a state (D,) is of, where an environment has several; None elsewhere."""
+        return None
+
     def is_strict_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
         """Whether a state (D,) has reached a goal (D,) by strict thresholds; the usual ones by default."""
         return self.is_success(state, goal)

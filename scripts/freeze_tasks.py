@@ -37,8 +37,9 @@ KINDS: dict[str, tuple[GoalConfig, ...]] = {
 }
 """Goals of each environment of which tasks are frozen."""
 
+OTHERS = {"metaworld/mt10": (RANDOM,)}
 AHEAD = (GoalConfig("trajectory", 25),)
-"""Those of others' environments, as stable-worldmodel has them."""
+"""Those of others' environments: as `OTHERS` says, else as stable-worldmodel has them."""
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Arguments:
     """Write the frozen tasks."""
 
     environments: tuple[str, ...] = tuple(KINDS)
-    """Environments; also benchmarks', whose packages are installed, 25 steps ahead."""
+    """Environments; also benchmarks', whose packages are installed."""
     again: bool = False
     """Write files that are there again."""
     output: Path = config_folder() / "tasks"
@@ -69,7 +70,7 @@ def rounded(env: SimulatedGoalEnv, task: Task) -> Task:
 def main(arguments: Arguments) -> None:
     for name in arguments.environments:
         env = make_simulator(name)
-        for goal in KINDS.get(env.name, AHEAD):
+        for goal in (KINDS | OTHERS).get(env.name, AHEAD):
             path = arguments.output / tasks_file(env.name, goal).name
             if path.exists() and not arguments.again:
                 print(f"{path.name}: kept", flush=True)

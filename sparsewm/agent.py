@@ -162,7 +162,12 @@ class Agent:
         return cls(model, config)
 
     @flushed()
-    def reset(self, goal: Observation | Any, seeds: Sequence[int] | None = None) -> None:
+    def reset(
+        self,
+        goal: Observation | Any,
+        seeds: Sequence[int] | None = None,
+        instructions: Sequence[str | None] | None = None,
+    ) -> None:
         """Begin an episode, or a batch of them.
 
         Args:
@@ -170,9 +175,12 @@ class Agent:
                 Of a batch (B, ...).
             seeds: of the candidates and dropped tokens of each episode; the configuration's seed and the
                 episode's number when left out.
+            instructions: each episode's task in words, for a policy that reads a sentence; the
+                configuration's `proposals.instruction` when left out.
 
         Raises:
-            UserError: an observation that the model does not take, or a batch where a deadline is to be kept.
+            UserError: an observation that the model does not take, another number of instructions, or a
+                batch where a deadline is to be kept.
         """
         goals, single = unbatched(goal)
         if self.config.search.deadline_ms is not None and len(goals) > 1:
@@ -184,6 +192,11 @@ class Agent:
         if seeds is None:
             seeds = [self.config.run.seed * EPISODES_PER_SEED + i for i in range(len(seen))]
         seeds = checked_seeds(seeds, len(seen))
+        told: Sequence[str | None] = [None] * len(seen) if instructions is None else instructions
+        if len(told) != len(seen):
+            raise UserError(
+                f"there are {len(told)} `instructions` for {len(seen)} episodes: give one for each"
+            )
         if not without:
             objective = self._objective(self.config.cost.proprio_weight)
         else:
@@ -197,7 +210,9 @@ class Agent:
         frameskip = self.model.frameskip
         depth = max((self.model.history - 1) * frameskip, getattr(self.sampler, "frames", 1) - 1)
         self.objective, self._single = objective, single
-        self._episodes = [Memory(one, depth, frame) for frame, one in zip(frames, seen, strict=True)]
+        self._episodes = [
+            Memory(one, depth, frame, text) for one, frame, text in zip(seen, frames, told, strict=True)
+        ]
         self._masks = [generator(seed, "tokens") for seed in seeds]
         self._draws = [generator(seed, "proposals") for seed in seeds]
         self._patches: list[Tensor | None] = [None] * len(seen)

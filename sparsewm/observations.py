@@ -196,6 +196,7 @@ class Memory:
 
     Attributes:
         goal_seen: the goal as it was shown. goal: its frame, None where nothing is imagined.
+        instruction: the task in words, for a policy that reads a sentence.
         depth: environment steps that are remembered.
         step: environment steps taken. pending: actions (n, A) handed out and not known to be taken.
         taken: the last actions, at most `depth`. seen, latents: what was shown, and what of it was encoded,
@@ -206,6 +207,7 @@ class Memory:
     goal_seen: Seen
     depth: int
     goal: Latent | None = None
+    instruction: str | None = None
     step: int = 0
     pending: deque[np.ndarray] = field(default_factory=deque)
     watched: bool = False  # whether `observe` has reported any of the pending actions

@@ -494,6 +494,24 @@ def test_a_sampler_is_not_told_of_sensors_that_nobody_knows() -> None:
     assert list(shown[0]) == ["pixels"]
 
 
+def test_a_sampler_is_told_each_episodes_instruction() -> None:
+    told: list[Any] = []
+
+    class Hears:
+        def propose(self, observation: Any, _: Any, instruction: Any, samples: int, steps: int) -> Any:
+            told.append(instruction)
+            return torch.zeros(len(observation["pixels"]), samples, steps, 2)
+
+    model = tiny_model(frameskip=5)
+    agent = Agent(model, make_agent(model).config, sampler=Hears())
+    agent.reset(seen(1, 2), instructions=["open it", "close it"])
+    agent.act(seen(0, 2))
+    agent.act(seen(0, 1), [1])
+    assert told[0] == ["open it", "close it"] and told[-1] == ["close it"]
+    with pytest.raises(UserError, match="1 `instructions` for 2 episodes"):
+        agent.reset(seen(1, 2), instructions=["open it"])
+
+
 def test_a_sampler_of_ones_own_is_used_as_the_settings_say() -> None:
     """`replace` executes a chunk as it was proposed: another action at each step."""
     model = tiny_model(frameskip=5)

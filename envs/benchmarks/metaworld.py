@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sparsewm.envs.benchmarks.parts import Part
 from sparsewm.envs.benchmarks.physics import PhysicsEnv
-from sparsewm.envs.physics import load
+from sparsewm.envs.benchmarks.several import SeveralTasks
+from sparsewm.envs.physics import load, mujoco
+from sparsewm.envs.simulated import SimulatedGoalEnv
 from sparsewm.errors import UserError, needs_extra, suggest
 
 _LOOKS = 18  # numbers that Meta-World observes at a time: hand, gripper, two objects with their turns
@@ -20,12 +23,30 @@ _AFTER = 10  # steps the expert goes on after the goal, so that the picture show
 _ATTEMPTS = 20  # tasks drawn until the expert solves one
 
 
-def make(task: str, resolution: int = 112, render_mode: str = "rgb_array") -> MetaWorldEnv:
-    """The environment `metaworld/TASK`, for example `metaworld/reach-v3`.
+MT10 = (
+    "reach-v3",
+    "push-v3",
+    "pick-place-v3",
+    "door-open-v3",
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "button-press-topdown-v3",
+    "peg-insert-side-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
+"""The ten tasks of Meta-World's MT10."""
+
+
+def make(task: str, resolution: int = 112, render_mode: str = "rgb_array") -> SimulatedGoalEnv:
+    """The environment `metaworld/TASK`, for example `metaworld/reach-v3`; `metaworld/mt10` is ten of them.
 
     Raises:
         UserError: no such task, or Meta-World is not installed.
     """
+    if task == "mt10":
+        one = partial(MetaWorldEnv, resolution=resolution, render_mode=render_mode)
+        return SeveralTasks("metaworld/mt10", MT10, one, resolution, render_mode)
     return MetaWorldEnv(task, resolution, render_mode)
 
 
@@ -61,6 +82,7 @@ class MetaWorldEnv(PhysicsEnv):
     _viewpoint = "corner2"
     _hands = True
     _flipped = True
+    _shadow = 256
 
     def __init__(self, task: str, resolution: int = 112, render_mode: str = "rgb_array") -> None:
         load()  # before Meta-World imports MuJoCo
@@ -69,9 +91,11 @@ class MetaWorldEnv(PhysicsEnv):
             experts = importlib.import_module("metaworld.policies").ENV_POLICY_MAP
         if task not in tasks:
             raise UserError(
-                f"Meta-World has no task '{task}'.{suggest(task, tasks)} Known: {', '.join(tasks)}"
+                f"Meta-World has no task '{task}'.{suggest(task, [*tasks, 'mt10'])} Known: mt10, "
+                f"{', '.join(tasks)}"
             )
         self.name = f"metaworld/{task}"
+        self.instruction = task.rpartition("-")[0].replace("-", " ")
         self._expert: Any = experts[task]()
         self._raw = tasks[task]()
         self._raw._set_task_called = self._raw.seeded_rand_vec = True
@@ -114,6 +138,7 @@ class MetaWorldEnv(PhysicsEnv):
         raw = self._raw
         raw._freeze_rand_vec, raw._last_rand_vec = True, np.array(numbers, np.float64)
         raw.reset()
+        mujoco.mj_forward(self._model, self._data)  # it observes where things were before
         raw._prev_obs = raw._get_curr_obs_combined_no_goal()
         observation = raw._get_obs()
         self._seen = observation[:_LOOKS].copy()
@@ -130,6 +155,14 @@ class MetaWorldEnv(PhysicsEnv):
 
     def proprio_of(self, state: np.ndarray) -> np.ndarray:
         return np.array(state[self._count : self._count + 4], np.float32)
+
+    def shown_state(self, states: np.ndarray) -> dict[str, np.ndarray]:
+        """Places of the hand and of the objects, m, as Meta-World observes them."""
+        return {
+            f"{part.name}_{axis}": states[:, column]
+            for part in self._parts
+            for axis, column in zip("xyz", part.columns, strict=True)
+        }
 
     # Goals ------------------------------------------------------------------------------------------------
 

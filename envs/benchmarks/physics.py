@@ -16,8 +16,6 @@ from sparsewm.envs.benchmarks.meshes import coarse_meshes
 from sparsewm.envs.benchmarks.parts import PartedEnv
 from sparsewm.envs.physics import NO_GL, mujoco
 
-_SHADOW = 1024  # of the shadow map: most of a picture's time by software goes into larger ones
-
 
 @dataclass(frozen=True)
 class Look:
@@ -44,6 +42,7 @@ class PhysicsEnv(PartedEnv):
     _scene_option: Any = None  # what is drawn, mujoco.MjvOption
     _hands = False
     _flipped = False  # whether the camera stands on its head
+    _shadow = 1024  # side of the shadow map: most of a picture's time by software goes into larger ones
     state_names: tuple[str, ...]
 
     def _describe(self, extra: tuple[str, ...]) -> None:
@@ -63,7 +62,7 @@ class PhysicsEnv(PartedEnv):
         self._renderer: Any = None
         self._drawn_at = 0  # px
         self._closing: Callable[[], Any] = lambda: None
-        self._model.vis.quality.shadowsize = min(_SHADOW, self._model.vis.quality.shadowsize)
+        self._model.vis.quality.shadowsize = min(self._shadow, self._model.vis.quality.shadowsize)
 
     def _joint(self, name: str, size: int = 1) -> tuple[int, ...]:
         """Columns of a joint's first positions."""

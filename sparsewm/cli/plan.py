@@ -146,4 +146,10 @@ def summary_line(config: PlanConfig, found: dict[str, Any]) -> str:
         line += f"; {100 * kept['in_time']:.1f}% of {kept['plans']} plans within {kept['deadline_ms']:g} ms"
         if late := kept["overshoot_ms"]:
             line += f", others up to {late['max']:.0f} ms late"
+    if of := found.get("by_task"):
+        counts = [
+            f"{name} {round(one['success_rate'] * one['episodes'])}/{one['episodes']}"
+            for name, one in of.items()
+        ]
+        line += f"; by task: {', '.join(counts)}"
     return line

@@ -38,7 +38,9 @@ class AgentActor:
         self.agent = agent
 
     def begin(self, episodes: Sequence[Episode]) -> None:
-        self.agent.reset(together([e.goal for e in episodes]), [e.task.seed for e in episodes])
+        said = self.agent.config.proposals.instruction is not None
+        told = None if said else [episode.env.instruction for episode in episodes]
+        self.agent.reset(together([e.goal for e in episodes]), [e.task.seed for e in episodes], told)
 
     def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
         actions: list[np.ndarray] = self.agent.act(
@@ -100,7 +102,8 @@ class PolicyActor:
 
     Args:
         sampler: the policy. interface: sizes of actions and proprioception.
-        instruction: what it is told. steps: environment steps executed before asking again.
+        instruction: what it is told; None: what each environment says of its task.
+        steps: environment steps executed before asking again.
         eyes: of the world model whose tokens it reads, or whose data pictures are adapted to; None: pictures
             are shown as they are.
     """
@@ -124,7 +127,8 @@ class PolicyActor:
         self._draws = [generator(episode.task.seed, "proposals") for episode in episodes]
         for episode in episodes:
             goal, now = (self._seen(one) for one in (episode.goal, episode.observation))
-            memory = Memory(goal, depth)
+            own = episode.env.instruction if self.instruction is None else None
+            memory = Memory(goal, depth, instruction=own)
             memory.show(now)
             self._memories.append(memory)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -30,7 +30,14 @@ from sparsewm.evaluation.actors import (
     RandomActions,
     interface_of_env,
 )
-from sparsewm.evaluation.episodes import Actor, Episode, deadline_report, run_episodes, summarize
+from sparsewm.evaluation.episodes import (
+    Actor,
+    Episode,
+    deadline_report,
+    run_episodes,
+    success_rate,
+    summarize,
+)
 from sparsewm.evaluation.machine import machine
 from sparsewm.files import parse_json, parse_yaml
 from sparsewm.model import WorldModel, kept_patches, load
@@ -310,10 +317,22 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
         },
         "settings": config.settings(),
         **summarize(ready.envs[0].name, episodes),
+        **_by_task(ready.envs[0], episodes),
         "deadline": None if deadline is None else deadline_report(episodes, deadline),
         "machine": machine(ready.device),
         "version": sparsewm.__version__,
     }
+
+
+def _by_task(env: GoalEnv, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Success of each task, where an environment has several."""
+    found: dict[str, list[bool]] = {}
+    for episode in episodes:
+        start = episode.task.start
+        if isinstance(env, SimulatedGoalEnv) and start is not None and (name := env.task_of(start)):
+            found.setdefault(name, []).append(episode.success)
+    rates = {name: {"episodes": len(one)} | success_rate(one) for name, one in sorted(found.items())}
+    return {"by_task": rates} if rates else {}
 
 
 # Episodes shared by several devices, with a process for each ----------------------------------------------

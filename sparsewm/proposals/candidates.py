@@ -29,6 +29,7 @@ def propose(
     A sampler with an attribute `frames` above 1 is shown that many environment steps up to now. One with
     `reads_frames` also gets what a world model has encoded of them, as `frame`. One whose `propose` takes
     `generators` gets those of the episodes. The goal has no `proprio` where its picture alone was given.
+    Where episodes have an instruction of their own, it is given one for each, in place of `instruction`.
 
     Raises:
         PlanningError: the sampler returned no such numbers, or NaN.
@@ -48,7 +49,10 @@ def propose(
     if getattr(sampler, "reads_frames", False):
         _add_frames(present, goal, memories)
     own = {"generators": list(generators)} if _takes_generators(sampler) else {}
-    offered: Any = sampler.propose(present, goal, instruction, samples, steps, **own)
+    told: str | list[str] | None = instruction
+    if any(memory.instruction is not None for memory in memories):
+        told = [memory.instruction or instruction or "" for memory in memories]
+    offered: Any = sampler.propose(present, goal, told, samples, steps, **own)
     try:
         actions = torch.as_tensor(offered).float()
     except (TypeError, ValueError, RuntimeError) as error:

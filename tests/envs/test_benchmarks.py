@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from sparsewm.config import GoalConfig, PlanConfig, environment_file
 from sparsewm.data.collect import demonstrate, explore
 from sparsewm.envs.benchmarks.meshes import coarse_meshes, merged_corners
 from sparsewm.envs.benchmarks.parts import Part
+from sparsewm.envs.benchmarks.several import SeveralTasks, TaskPolicy
+from sparsewm.envs.policies import exploration_policy
 from sparsewm.errors import UserError
 from sparsewm.tasks import make_tasks
 
@@ -276,3 +279,89 @@ def test_a_family_has_settings_for_all_of_its_tasks() -> None:
     assert environment_file("gym_pusht/PushT-v0").name == "PushT-v0.yaml"
     goal = PlanConfig.of("ogbench/cube-single").goal
     assert (goal.source, goal.offset, goal.max_steps) == ("trajectory", 25, 50)
+
+
+# ------------------------------------------------------------------------------------ several tasks as one
+
+
+@pytest.fixture
+def both() -> SeveralTasks:
+    """Rope and Granular as one: the same actions and proprioception, other states."""
+    one = partial(envs.make_simulated, resolution=32)
+    return SeveralTasks("both", ("rope", "granular"), one, 32, "rgb_array")
+
+
+def test_several_tasks_are_one_environment(both: SeveralTasks) -> None:
+    check_env(both)
+    alone = [envs.make_simulated(name, resolution=32) for name in both.tasks]
+    for seed in (0, 1, 2, 3):
+        observation, info = both.reset(seed=seed)
+        env = alone[seed % 2]
+        theirs, own = env.reset(seed=seed)
+        size = env.state_dim
+        assert both.task_of(info["state"]) == both.task_of(both.goal) == both.tasks[seed % 2]
+        assert np.array_equal(observation["pixels"], theirs["pixels"])
+        assert np.array_equal(observation["proprio"], theirs["proprio"])
+        assert (
+            np.array_equal(info["state"][1 : 1 + size], own["state"]) and not info["state"][1 + size :].any()
+        )
+        assert np.array_equal(both.goal[1 : 1 + size], env.goal) and info["distance"] == own["distance"]
+        assert np.array_equal(both.goal_observation()["pixels"], env.goal_observation()["pixels"])
+        action = np.array([0.3, -0.2, 0.5, 0.1], np.float32)
+        (after, reward, *_, info), (expected, theirs_reward, *_, own) = both.step(action), env.step(action)
+        assert np.array_equal(after["pixels"], expected["pixels"]) and reward == theirs_reward
+        assert np.array_equal(info["state"][1 : 1 + size], own["state"])
+        assert np.array_equal(
+            both.shortfall(both.state[None], both.goal), env.shortfall(env.state[None], env.goal)
+        )
+        assert both.is_success(both.goal, both.goal) and both.is_strict_success(both.goal, both.goal)
+
+
+def test_a_state_of_one_task_reaches_no_goal_of_another(both: SeveralTasks) -> None:
+    _, rope = both.reset(seed=0)
+    _, granular = both.reset(seed=1)
+    assert not both.is_success(rope["state"], both.goal) and both.distance(rope["state"], both.goal) == {}
+    states = np.stack([rope["state"], both.goal, granular["state"]])
+    far, reached, near = both.shortfall(states, both.goal)
+    assert far > near > reached == 0
+    picture = both.render_state(rope["state"])["pixels"]
+    assert np.array_equal(both.state, granular["state"]) and (picture != both.render()).any()
+    with pytest.raises(ValueError, match="tasks 0 to 1"):
+        both.set_state(np.full(both.state_dim, 2.0))
+
+
+def test_explorations_are_of_all_tasks_and_what_pictures_show_has_one_width(both: SeveralTasks) -> None:
+    """The policies of both come by `exploration_policy`, for the two have none of their own."""
+    policies = [exploration_policy(env, np.random.default_rng(0)) for env in both._envs]
+    policy = TaskPolicy(both, policies)
+    states = []
+    for seed in (0, 1):
+        both.reset(seed=seed)
+        policy.reset(both.state)
+        alone = exploration_policy(both._envs[seed], np.random.default_rng(0))
+        own = both.state[1 : 1 + both._envs[seed].state_dim]
+        alone.reset(own)
+        assert np.array_equal(policy.act(both.state), alone.act(own))
+        states.append(both.state)
+    seen = both.shown_state(np.stack(states))
+    names = [set(env.shown_state(np.zeros((1, env.state_dim)))) for env in both._envs]
+    assert set(seen) == names[0] | names[1]
+    first = next(iter(names[1] - names[0]))
+    assert seen[first][0] == 0 and seen[first][1] != 0
+
+
+@pytest.mark.slow
+def test_ten_tasks_of_metaworld_are_solved_by_their_experts() -> None:
+    env = made("metaworld/mt10")
+    assert isinstance(env, SeveralTasks) and len(env.tasks) == 10
+    solved = 0
+    for seed in range(10):
+        _, info = env.reset(seed=seed)
+        assert env.task_of(info["state"]) == env.tasks[seed] and not info["is_success"]
+        solved += env.is_success(demonstrate(env, seed, 0, 150)[0][-1], env.goal)
+    assert solved >= 8
+    states, _ = explore(env, 0, 0, STEPS)
+    seen = env.shown_state(states)
+    assert {"hand_x", "hand_y", "hand_z"} < set(seen) and len(bodies(tuple(seen))) == 3
+    hand = np.stack([seen[f"hand_{axis}"] for axis in "xyz"], 1)
+    assert np.allclose(hand, np.stack([env.proprio_of(state)[:3] for state in states]), atol=1e-6)

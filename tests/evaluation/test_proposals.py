@@ -35,6 +35,7 @@ class Fan:
     def __init__(self, frames: int = 1) -> None:
         self.frames = frames
         self.seen: list[Mapping[str, np.ndarray]] = []
+        self.told: list[str | Sequence[str] | None] = []
 
     def propose(
         self,
@@ -45,6 +46,7 @@ class Fan:
         horizon: int,
     ) -> Tensor:
         self.seen.append(observation)
+        self.told.append(instruction)
         angles = torch.arange(samples) / samples * 2 * torch.pi
         directions = torch.stack([angles.sin(), angles.cos()], -1)  # (samples, 2)
         return directions[None, :, None].expand(len(goal["proprio"]), -1, horizon, -1)
@@ -118,6 +120,19 @@ def test_a_policy_sees_as_its_world_model_does(env: GoalEnv) -> None:
         )
         run_episodes([env], [task()], actor, 5)
         assert np.array_equal(fan.seen[0]["pixels"][0], 255 - first)
+
+
+def test_policies_are_told_what_each_environment_asks_for_unless_a_setting_says_it() -> None:
+    both = [envs.make("wall", resolution=32) for _ in range(2)]
+    for env, text in zip(both, ("to the left", None), strict=True):
+        env.instruction = text
+    for said, told in ((None, ["to the left", ""]), ("go", "go")):
+        fan = Fan()
+        run_episodes(both, [task(), task(1)], PolicyActor(fan, interface_of_env(both[0]), said, 5), 5)
+        assert fan.told == [told]
+    fan = Fan()
+    run_episodes(both[1:], [task()], alone(both[1], fan, 5), 5)
+    assert fan.told == [None]
 
 
 @pytest.mark.parametrize("mode", ["seed", "prior"])
