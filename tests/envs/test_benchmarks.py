@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 from sparsewm import envs
 from sparsewm.bodies import bodies
+from sparsewm.cli.plan import summary_line
 from sparsewm.config import GoalConfig, PlanConfig, environment_file
 from sparsewm.data.collect import demonstrate, explore
 from sparsewm.envs.benchmarks.meshes import coarse_meshes, merged_corners
@@ -19,6 +20,7 @@ from sparsewm.envs.benchmarks.parts import Part
 from sparsewm.envs.benchmarks.several import SeveralTasks, TaskPolicy
 from sparsewm.envs.policies import exploration_policy
 from sparsewm.errors import UserError
+from sparsewm.evaluation.run import prepare, results, run
 from sparsewm.tasks import make_tasks
 
 PACKAGES = {
@@ -284,11 +286,15 @@ def test_a_family_has_settings_for_all_of_its_tasks() -> None:
 # ------------------------------------------------------------------------------------ several tasks as one
 
 
-@pytest.fixture
-def both() -> SeveralTasks:
+def make_both() -> SeveralTasks:
     """Rope and Granular as one: the same actions and proprioception, other states."""
     one = partial(envs.make_simulated, resolution=32)
     return SeveralTasks("both", ("rope", "granular"), one, 32, "rgb_array")
+
+
+@pytest.fixture
+def both() -> SeveralTasks:
+    return make_both()
 
 
 def test_several_tasks_are_one_environment(both: SeveralTasks) -> None:
@@ -348,6 +354,17 @@ def test_explorations_are_of_all_tasks_and_what_pictures_show_has_one_width(both
     assert set(seen) == names[0] | names[1]
     first = next(iter(names[1] - names[0]))
     assert seen[first][0] == 0 and seen[first][1] != 0
+
+
+def test_success_is_told_for_each_task() -> None:
+    config = PlanConfig.of("tests.envs.test_benchmarks:make_both").updated(actor="nothing", episodes=5)
+    ready = prepare(config.updated(max_steps=1))
+    found = results(ready, run(ready))
+    assert {name: one["episodes"] for name, one in found["by_task"].items()} == {"granular": 2, "rope": 3}
+    assert found["by_task"]["rope"]["success_rate"] == 0 == found["success_rate"]
+    assert "; by task: granular 0/2, rope 0/3" in summary_line(ready.config, found)
+    wall = prepare(PlanConfig.of("wall").updated(actor="nothing").updated(max_steps=1))
+    assert "by_task" not in results(wall, run(wall))
 
 
 @pytest.mark.slow
