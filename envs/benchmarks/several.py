@@ -99,12 +99,13 @@ class SeveralTasks(SimulatedGoalEnv):
 
     def shown_state(self, states: np.ndarray) -> dict[str, np.ndarray]:
         """What the tasks' pictures show; 0 where a task has no such thing."""
-        found: dict[str, np.ndarray] = {}
+        blank = (env.shown_state(np.zeros((1, env.state_dim))) for env in self._envs)
+        found = {name: np.zeros(len(states)) for names in blank for name in names}
         for task in np.unique(states[:, 0]):
             rows = states[:, 0] == task
             env, own = self._own(states[rows])
             for name, values in env.shown_state(own).items():
-                found.setdefault(name, np.zeros(len(states)))[rows] = values
+                found[name][rows] = values
         return found
 
     # Pictures ---------------------------------------------------------------------------------------------
