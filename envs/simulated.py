@@ -147,6 +147,10 @@ class SimulatedGoalEnv(GoalEnv):
         """The name of the task that a state (D,) is of, where an environment has several; None elsewhere."""
         return None
 
+    def instruction_of(self, state: np.ndarray) -> str | None:
+        """What the task of a state (D,) says in words; None where nothing is said."""
+        return self.instruction
+
     def is_strict_success(self, state: np.ndarray, goal: np.ndarray) -> bool:
         """Whether a state (D,) has reached a goal (D,) by strict thresholds; the usual ones by default."""
         return self.is_success(state, goal)

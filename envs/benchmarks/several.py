@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sparsewm.envs.policies import ExplorationPolicy
+from sparsewm.envs.experts import expert_policy
+from sparsewm.envs.policies import ExplorationPolicy, exploration_policy
 from sparsewm.envs.simulated import SimulatedGoalEnv
 
 _FAR = 1000.0  # success thresholds to a goal of another task
@@ -56,6 +57,10 @@ class SeveralTasks(SimulatedGoalEnv):
     def instruction(self) -> str | None:  # type: ignore[override]
         """What the present task says."""
         return self._envs[self._at].instruction
+
+    def instruction_of(self, state: np.ndarray) -> str | None:
+        env, own = self._own(state)
+        return env.instruction_of(own)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -161,19 +166,19 @@ class SeveralTasks(SimulatedGoalEnv):
     # Scripted data ----------------------------------------------------------------------------------------
 
     def scripted(self, rng: np.random.Generator) -> TaskPolicy:
-        """The tasks' own exploration."""
-        return TaskPolicy(self, [env.scripted(rng) for env in self._envs])  # type: ignore[attr-defined]
+        """The exploration of each task."""
+        return TaskPolicy(self, {i: exploration_policy(env, rng) for i, env in enumerate(self._envs)})
 
     def expert(self, goal: np.ndarray, rng: np.random.Generator) -> TaskPolicy:
-        """The tasks' own experts."""
-        own = [env.expert(self._own(goal)[1], rng) for env in self._envs]  # type: ignore[attr-defined]
-        return TaskPolicy(self, own)
+        """The expert of the goal's task."""
+        env, own = self._own(goal)
+        return TaskPolicy(self, {int(goal[0]): expert_policy(env, own, rng)})
 
 
 class TaskPolicy:
     """The policy of the task at hand."""
 
-    def __init__(self, env: SeveralTasks, policies: Sequence[ExplorationPolicy]) -> None:
+    def __init__(self, env: SeveralTasks, policies: Mapping[int, ExplorationPolicy]) -> None:
         self._env, self._policies = env, policies
 
     def reset(self, state: np.ndarray) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from sparsewm.config import GoalConfig, PlanConfig, environment_file
 from sparsewm.data.collect import demonstrate, explore
 from sparsewm.envs.benchmarks.meshes import coarse_meshes, merged_corners
 from sparsewm.envs.benchmarks.parts import Part
-from sparsewm.envs.benchmarks.several import SeveralTasks, TaskPolicy
+from sparsewm.envs.benchmarks.several import SeveralTasks
 from sparsewm.envs.policies import exploration_policy
 from sparsewm.errors import UserError
 from sparsewm.evaluation.run import prepare, results, run
@@ -286,10 +285,15 @@ def test_a_family_has_settings_for_all_of_its_tasks() -> None:
 # ------------------------------------------------------------------------------------ several tasks as one
 
 
-def make_both() -> SeveralTasks:
+def make_both(resolution: int = 32) -> SeveralTasks:
     """Rope and Granular as one: the same actions and proprioception, other states."""
-    one = partial(envs.make_simulated, resolution=32)
-    return SeveralTasks("both", ("rope", "granular"), one, 32, "rgb_array")
+
+    def one(name: str) -> envs.SimulatedGoalEnv:
+        env = envs.make_simulated(name, resolution=resolution)
+        env.instruction = f"move the {name}"
+        return env
+
+    return SeveralTasks("both", ("rope", "granular"), one, resolution, "rgb_array")
 
 
 @pytest.fixture
@@ -305,6 +309,7 @@ def test_several_tasks_are_one_environment(both: SeveralTasks) -> None:
         env = alone[seed % 2]
         theirs, own = env.reset(seed=seed)
         size = env.state_dim
+        assert both.instruction == both.instruction_of(both.goal) == f"move the {both.tasks[seed % 2]}"
         assert both.task_of(info["state"]) == both.task_of(both.goal) == both.tasks[seed % 2]
         assert np.array_equal(observation["pixels"], theirs["pixels"])
         assert np.array_equal(observation["proprio"], theirs["proprio"])
@@ -337,14 +342,13 @@ def test_a_state_of_one_task_reaches_no_goal_of_another(both: SeveralTasks) -> N
 
 
 def test_explorations_are_of_all_tasks_and_what_pictures_show_has_one_width(both: SeveralTasks) -> None:
-    """The policies of both come by `exploration_policy`, for the two have none of their own."""
-    policies = [exploration_policy(env, np.random.default_rng(0)) for env in both._envs]
-    policy = TaskPolicy(both, policies)
     states = []
     for seed in (0, 1):
         both.reset(seed=seed)
+        policy = both.scripted(np.random.default_rng(0))
         policy.reset(both.state)
-        alone = exploration_policy(both._envs[seed], np.random.default_rng(0))
+        rng = np.random.default_rng(0)
+        alone = [exploration_policy(env, rng) for env in both._envs][seed]
         own = both.state[1 : 1 + both._envs[seed].state_dim]
         alone.reset(own)
         assert np.array_equal(policy.act(both.state), alone.act(own))

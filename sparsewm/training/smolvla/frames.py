@@ -32,7 +32,7 @@ class HindsightFrames:
 
     Args:
         dataset: recorded episodes.
-        names: of the numbers of proprioception. instruction: the task.
+        names: of the numbers of proprioception. instructions: the task of each episode.
         chunk: actions of a sample; behind the goal they stand still.
         longest: environment steps to the goal, at most; None: to the end of the episode.
         ends: share of goals that are the episode's last frame, or where that is too far the farthest one; the
@@ -50,7 +50,7 @@ class HindsightFrames:
         self,
         dataset: Dataset,
         names: tuple[str, ...],
-        instruction: str,
+        instructions: Sequence[str],
         chunk: int,
         longest: int | None = None,
         ends: float = ENDS,
@@ -58,7 +58,8 @@ class HindsightFrames:
         weights: Sequence[int] = LUMINANCE,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.instruction, self.chunk, self.ends, self.together = instruction, chunk, ends, together
+        self.chunk, self.ends, self.together = chunk, ends, together
+        self.instructions = np.repeat(np.array(instructions, object), dataset.lengths)
         self.action, self.proprio = torch.from_numpy(dataset.action), torch.from_numpy(dataset.proprio)
         last = np.repeat(dataset.offsets + dataset.lengths - 1, dataset.lengths)
         farthest = last - np.arange(dataset.rows)
@@ -99,7 +100,7 @@ class HindsightFrames:
         steps = torch.arange(self.chunk)
         taken = self.action[(rows[:, None] + steps).clamp(max=len(self) - 1)]  # (B, chunk, A)
         action = torch.where((steps < ahead[:, None])[..., None], taken, 0.0)
-        tasks = [self.instruction] * len(rows)
+        tasks = self.instructions[rows.numpy()].tolist()
         sample = {OBS_STATE: self.proprio[rows], ACTION: action, "task": tasks}
         if not self.together:
             return sample | {ROWS: torch.stack([rows, rows + ahead], 1)}

@@ -127,7 +127,7 @@ class _Run:
         self.config, self.env, self.data, self.folder = config, env, data, folder
         self.device, self.progress, self.say = device, progress, say
         self.bfloat16 = choose_dtype(config.dtype, device) == torch.bfloat16
-        self.instruction = PlanConfig.of(env.name).proposals.instruction or ""
+        self.instructions = _instructions(env, data)
         self.checkpoint = Checkpoint(folder / "training", folder / "backbone")
         places = math.ceil(config.smolvla.places * config.steps)
         self.record: dict[str, Any] = {
@@ -174,7 +174,7 @@ class _Run:
             frames = HindsightFrames(
                 self.data,
                 self.env.proprio_names,
-                self.instruction,
+                self.instructions,
                 CHUNK,
                 config.longest,
                 together=ours.together,
@@ -182,7 +182,7 @@ class _Run:
                 progress=bar,
             )
         if not self.checkpoint.backbone.is_dir():
-            write_backbone(self.checkpoint.backbone, [self.instruction], SIZES)
+            write_backbone(self.checkpoint.backbone, sorted(set(self.instructions)), SIZES)
         encoded = None  # by vision, which stays as it is from the first step on
         for phase in phases(config, self.record["early"]):
             if self.record["step"] >= phase.last:
@@ -293,7 +293,7 @@ class _Run:
             else "the present picture, the picture of the goal",
             tokens=f"{last.tokens} {'learned places' if last.choice == 'grids' else 'random tokens'}",
             sizes=", ".join(f"{name} {value}" for name, value in asdict(SIZES).items()),
-            text=self.instruction,
+            text='", "'.join(sorted(set(self.instructions))),
             episodes=self.data.episodes,
             frames=self.data.rows,
             source=self.data.attributes.get("policy", "unknown policy"),
@@ -386,6 +386,14 @@ def _dataset(config: PolicyTrainConfig, env: SimulatedGoalEnv) -> Dataset:
     return data
 
 
+def _instructions(env: SimulatedGoalEnv, data: Dataset) -> list[str]:
+    """What every recorded episode is told: the usual text of the environment, or what its task says."""
+    usual = PlanConfig.of(env.name).proposals.instruction
+    if usual is not None or data.state is None:
+        return [usual or env.instruction or ""] * data.episodes
+    return [env.instruction_of(data.state[int(first)]) or "" for first in data.offsets]
+
+
 def _command(config: PolicyTrainConfig, env: str) -> str:
     """The command that makes such a policy."""
     words = ["sparsewm", "train-policy", "--kind", config.kind, "--env", env]
@@ -408,7 +416,7 @@ A small SmolVLA (LeRobot's class and training code), {parameters:.1f} million pa
 from scratch: chunks of {chunk} environment actions from {pictures},
 proprioception and an instruction. Its transformer sees {tokens} of a picture.
 
-- Backbone: {sizes}; its tokenizer is made of the instruction "{text}" and reads other texts byte by byte.
+- Backbone: {sizes}; its tokenizer is made of the words of "{text}" and reads other texts byte by byte.
 - Data: {episodes} episodes ({source}), {frames} frames; goals later in the episode, {longest}{ends:.0%} of
   them at its end.
 - Training: vision {look} was frozen; {steps} steps of {batch} frames, seed {seed}.

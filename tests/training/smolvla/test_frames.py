@@ -14,6 +14,7 @@ from sparsewm.training.smolvla.frames import HindsightFrames
 from tests.data.tiny import write_dataset
 
 CHUNK, LONGEST = 6, 8
+TOLD = ["go"] * 9 + ["wait"] * 5 + ["go"] * 12  # each row
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def frames_of(dataset: Dataset, longest: int | None = LONGEST, **options: Any) -> HindsightFrames:
-    return HindsightFrames(dataset, ("x", "y"), "go", CHUNK, longest, **options)
+    return HindsightFrames(dataset, ("x", "y"), ["go", "wait", "go"], CHUNK, longest, **options)
 
 
 def way(dataset: Dataset, first: int, goal: int) -> np.ndarray:
@@ -43,7 +44,7 @@ def test_goals_are_later_frames_of_the_episode(dataset: Dataset, ends: float, lo
     for step in range(20):
         batch = frames.batch(0, step, 26)
         rows, goals = batch[ROWS].numpy().T
-        assert sorted(rows) == list(range(26)) and batch["task"] == ["go"] * 26
+        assert sorted(rows) == list(range(26)) and batch["task"] == [TOLD[i] for i in rows]
         assert torch.equal(batch["observation.state"], torch.from_numpy(dataset.proprio[rows]))
         farthest = np.minimum(rows + (longest or 99), last[rows])
         assert (goals == farthest).all() if ends else ((rows <= goals) & (goals <= farthest)).all()

@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from sparsewm import envs
-from sparsewm.data import collect
+from sparsewm.data import collect, open_dataset
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.proposals.lerobot import LeRobotProposals
@@ -87,6 +88,20 @@ def test_from_the_command_to_a_plan(data: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_policy_of_several_tasks_is_told_which(tmp_path: Path) -> None:
+    name, path = "tests.envs.test_benchmarks:make_both", tmp_path / "both.h5"
+    collect(name, 4, path, 3, 1, resolution=32)
+    usual = config(path, tmp_path / "run", 2)
+    found = train_policy(replace(usual, env=name))
+    with closing(open_dataset(path)) as data:
+        assert {int(data.state[int(first)][0]) for first in data.offsets} == {0, 1}
+    card = (found.folder / "README.md").read_text()
+    assert 'of "move the granular", "move the rope"' in " ".join(card.split())
+    words = (tmp_path / "run" / "backbone" / "tokenizer.json").read_text()
+    assert "rope" in words and "granular" in words
+
+
 def test_an_interrupted_training_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
     """Cut in the middle of either phase, and between two checkpoints."""
     whole = train_policy(config(data, tmp_path / "whole", 6))
