@@ -43,9 +43,9 @@ from sparsewm.training.config import OptimConfig
 SIDE = 168  # pixels of a panel
 FRAMES = 40  # of a moving picture, at most
 DECISIONS = Path("results/decisions/decisions.json")
-SEEDS = {"wall": 3, "pusht": 3, "rope": 2, "swm/cube": 1}
+SEEDS = {"wall": 3, "pusht": 3, "rope": 2, "swm/cube": 1, "metaworld/mt10": 2}
 """Of the episodes that are shown, where it is not the first: in these more happens."""
-PROPOSED = ("swm/cube",)
+PROPOSED = ("swm/cube", "metaworld/mt10")
 """Environments whose candidates are proposals, as their page measures them."""
 
 What = Literal["episodes", "plan", "groups", "tokens", "decisions"]

