@@ -88,6 +88,12 @@ class PixelGoals(GoalEnv):
             }
         )
 
+    @property
+    def instruction(self) -> str | None:  # type: ignore[override]
+        """What the environment says of its task."""
+        text = self._theirs("instruction")
+        return text if isinstance(text, str) else None
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:

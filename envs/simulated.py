@@ -254,7 +254,7 @@ class SimulatedGoalEnv(GoalEnv):
             return
         look, camera = self._random_look(rng), Camera.random(rng)
         if keep_geometry:
-            look = replace(look, **{name: getattr(self._look, name) for name in self._geometry})
+            look = self._same_geometry(look, self._look)
             camera = replace(self._camera or Camera.still(), tone=camera.tone, border=camera.border)
         self._look, self._camera = look, camera
 
@@ -286,6 +286,10 @@ class SimulatedGoalEnv(GoalEnv):
         return tuple(kind for kind in KINDS if kind not in OF_SCENE or getattr(self._scenery, kind))
 
     # How it is done ---------------------------------------------------------------------------------------
+
+    def _same_geometry(self, look: Any, shown: Any) -> Any:
+        """A look with the shapes of the one that is shown."""
+        return replace(look, **{name: getattr(shown, name) for name in self._geometry})
 
     def _changed(self, look: Look, rng: np.random.Generator) -> Any:
         """The present look of the scene with one change."""

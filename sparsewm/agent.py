@@ -166,7 +166,7 @@ class Agent:
         self,
         goal: Observation | Any,
         seeds: Sequence[int] | None = None,
-        instructions: Sequence[str | None] | None = None,
+        instructions: str | Sequence[str | None] | None = None,
     ) -> None:
         """Begin an episode, or a batch of them.
 
@@ -175,8 +175,8 @@ class Agent:
                 Of a batch (B, ...).
             seeds: of the candidates and dropped tokens of each episode; the configuration's seed and the
                 episode's number when left out.
-            instructions: each episode's task in words, for a policy that reads a sentence; the
-                configuration's `proposals.instruction` when left out.
+            instructions: the task in words, one or one for each episode, for a policy that reads a sentence;
+                the configuration's `proposals.instruction` when left out.
 
         Raises:
             UserError: an observation that the model does not take, another number of instructions, or a
@@ -192,7 +192,11 @@ class Agent:
         if seeds is None:
             seeds = [self.config.run.seed * EPISODES_PER_SEED + i for i in range(len(seen))]
         seeds = checked_seeds(seeds, len(seen))
-        told: Sequence[str | None] = [None] * len(seen) if instructions is None else instructions
+        told: Sequence[str | None] = (
+            [instructions] * len(seen)
+            if instructions is None or isinstance(instructions, str)
+            else instructions
+        )
         if len(told) != len(seen):
             raise UserError(
                 f"there are {len(told)} `instructions` for {len(seen)} episodes: give one for each"

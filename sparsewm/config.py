@@ -131,7 +131,8 @@ class ProposalConfig:
     """Action sequences that a policy proposes as candidates."""
 
     source: Annotated[str, usual("proposals")] = NO_PROPOSALS
-    """none, inverse or wam (by sparsewm train-policy; inverse is included for PushT and Block Push), vla
+    """none, inverse or wam (by sparsewm train-policy; inverse is included for PushT, Block Push, the cube
+    and Meta-World's ten tasks), vla
     (included), a policy's folder, the hub name of one of LeRobot's, or module:name of your own."""
     mode: ProposalMode = "replace"
     """replace: score the proposals, take the best. seed: mix them into the first iteration. prior: search

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsewm import envs
-from sparsewm.config import environment_file
+from sparsewm.config import PlanConfig, environment_file
 from sparsewm.errors import UserError
 from sparsewm.trees import read_yaml
 
@@ -52,3 +52,8 @@ def make_env(name: str, **options: Any) -> envs.GoalEnv:
         return env
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from None
+
+
+def told(config: PlanConfig, env: envs.GoalEnv) -> str | None:
+    """What a policy is told of the present task: as the settings say, else as the environment does."""
+    return env.instruction if config.proposals.instruction is None else config.proposals.instruction

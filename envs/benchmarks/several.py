@@ -11,6 +11,7 @@ from sparsewm.envs.experts import expert_policy
 from sparsewm.envs.policies import ExplorationPolicy, exploration_policy
 from sparsewm.envs.simulated import SimulatedGoalEnv
 
+_ALIKE = ("action_low", "action_high", "proprio_names", "frameskip")  # of all tasks
 _FAR = 1000.0  # success thresholds to a goal of another task
 
 
@@ -21,11 +22,14 @@ class SeveralTasks(SimulatedGoalEnv):
     Which task it is, then that task's state, and zeros where others' are longer.
 
     ## Start and goal
-    As the task has them. The task is the remainder of the seed that `reset` is given, so as many seeds in a
-    row have as many episodes of each; without a seed it is drawn.
+    As the task has them. The task is the goal's where one is given, else the remainder of the seed that
+    `reset` is given, so as many seeds in a row have as many episodes of each; without a seed it is drawn.
 
     Args:
         name: of all together. tasks: their names. make: makes one of them.
+
+    Raises:
+        ValueError: their actions, proprioception or frameskip differ.
     """
 
     def __init__(
@@ -39,6 +43,13 @@ class SeveralTasks(SimulatedGoalEnv):
         self.name, self.tasks = name, tuple(tasks)
         self._envs = [make(task) for task in self.tasks]
         first = self._envs[0]
+        for task, env in zip(self.tasks, self._envs, strict=True):
+            for part in _ALIKE:
+                if getattr(env, part) != getattr(first, part):
+                    raise ValueError(
+                        f"{task} has another {part} than {self.tasks[0]}: they are not one environment."
+                    )
+        self.frameskip = first.frameskip
         self.action_low, self.action_high = first.action_low, first.action_high
         self.proprio_names, self.proprio_dim = first.proprio_names, first.proprio_dim
         self.proprio_low, self.proprio_high = first.proprio_low, first.proprio_high
@@ -65,9 +76,15 @@ class SeveralTasks(SimulatedGoalEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        count = len(self.tasks)
-        self._next = int(self.np_random.integers(count)) if seed is None else seed % count
+        count, goal = len(self.tasks), (options or {}).get("goal")
+        if goal is not None:
+            self._next = int(self._valid_state(goal)[0])
+        else:
+            self._next = int(self.np_random.integers(count)) if seed is None else seed % count
         return super().reset(seed=seed, options=options)
+
+    def idle_action(self) -> np.ndarray:
+        return self._envs[self._at].idle_action()
 
     # State ------------------------------------------------------------------------------------------------
 
@@ -123,6 +140,10 @@ class SeveralTasks(SimulatedGoalEnv):
     def _default_look(self) -> list[Any]:
         return [env._default_look() for env in self._envs]
 
+    def _same_geometry(self, look: list[Any], shown: list[Any]) -> list[Any]:
+        both = zip(self._envs, look, shown, strict=True)
+        return [env._same_geometry(new, old) for env, new, old in both]
+
     def _random_look(self, rng: np.random.Generator) -> list[Any]:
         return [env._random_look(rng) for env in self._envs]
 
@@ -152,7 +173,8 @@ class SeveralTasks(SimulatedGoalEnv):
     def shortfall(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
         found, same = np.full(len(states), _FAR), states[:, 0] == goal[0]
         env, own = self._own(goal)
-        found[same] = env.shortfall(states[same, 1 : 1 + env.state_dim], own)
+        if same.any():
+            found[same] = env.shortfall(states[same, 1 : 1 + env.state_dim], own)
         return found
 
     def is_success(self, state: np.ndarray, goal: np.ndarray) -> bool:

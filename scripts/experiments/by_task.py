@@ -38,20 +38,24 @@ def read(named: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Success of each task and of `all`, by what a file is called.
 
     Raises:
-        UserError: a file is of one task, or the files are not of the same tasks.
+        UserError: a file is of one task, there is none, or the files are not of the same set of tasks.
     """
     found: dict[str, dict[str, Any]] = {}
+    sets = set()  # of tasks
     for text in named:
         name, equals, path = text.partition("=")
-        if not equals:
-            raise UserError(f"`results` are NAME=FILE, not {text}")
+        if not equals or name in found:
+            raise UserError(f"`results` are NAME=FILE, each with another name, not {text}")
         content = read_json(path)
         if "by_task" not in content:
             raise UserError(f"{path} is of an environment with one task: give results of several")
         kept = ("episodes", "success_rate", "success_ci95")
+        sets.add((frozenset(content["by_task"]), content["goal"]["tasks_sha256"], content["seed"]))
         found[name] = content["by_task"] | {"all": {key: content[key] for key in kept}}
-    if len({frozenset(one) for one in found.values()}) > 1:
-        raise UserError("`results` are not of the same tasks: give as many episodes of each")
+    if not found:
+        raise UserError("give `results`, NAME=FILE each")
+    if len(sets) > 1:
+        raise UserError("`results` are not of the same tasks")
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from sparsewm.config import PlanConfig
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
-from sparsewm.settings import make_env
+from sparsewm.settings import make_env, told
 
 
 def make_simulator(name: str, **options: Any) -> SimulatedGoalEnv:
@@ -26,7 +26,7 @@ def make_simulator(name: str, **options: Any) -> SimulatedGoalEnv:
 
 def instruction(env: SimulatedGoalEnv) -> str:
     """What a policy is told in an environment."""
-    return PlanConfig.of(env.name).proposals.instruction or ""
+    return told(PlanConfig.of(env.name), env) or ""
 
 
 def observations(env: SimulatedGoalEnv, states: np.ndarray) -> dict[str, np.ndarray]:

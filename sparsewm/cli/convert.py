@@ -49,7 +49,8 @@ class Convert:
     fps: float | None = None
     """Rows a second; what the source says when left out."""
     instruction: str | None = None
-    """The task in words (lerobot); the environment's own text when left out."""
+    """The task in words (lerobot). Left out: the text of one of this package's environments, else "reach the
+    goal"."""
     segments: int = 0
     """Goal-reaching segments of every episode (lerobot); 0: whole episodes."""
     shortest: int = 25

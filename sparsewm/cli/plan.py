@@ -93,7 +93,7 @@ class Plan:
         shown = [one for one in episodes if one.frames]
         if shown:
             plot_plan(folder / "plan.png", shown, ready.grid, summary)
-        print(f"{summary}\nresults in {folder}/")
+        print(f"{summary}\n{by_task_line(found)}results in {folder}/")
 
 
 def _check_proposals(config: PlanConfig) -> None:
@@ -146,10 +146,13 @@ def summary_line(config: PlanConfig, found: dict[str, Any]) -> str:
         line += f"; {100 * kept['in_time']:.1f}% of {kept['plans']} plans within {kept['deadline_ms']:g} ms"
         if late := kept["overshoot_ms"]:
             line += f", others up to {late['max']:.0f} ms late"
-    if of := found.get("by_task"):
-        counts = [
-            f"{name} {round(one['success_rate'] * one['episodes'])}/{one['episodes']}"
-            for name, one in of.items()
-        ]
-        line += f"; by task: {', '.join(counts)}"
     return line
+
+
+def by_task_line(found: dict[str, Any]) -> str:
+    """Success of each task in a line, where there are several; else nothing."""
+    tasks = found.get("by_task", {}).items()
+    counts = [
+        f"{name} {round(one['success_rate'] * one['episodes'])}/{one['episodes']}" for name, one in tasks
+    ]
+    return f"by task: {', '.join(counts)}\n" if counts else ""

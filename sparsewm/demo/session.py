@@ -23,6 +23,7 @@ from sparsewm.model.world_model import WorldModel
 from sparsewm.planners import PLANNERS
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.report.video import dim_dropped
+from sparsewm.settings import told
 
 ENCODERS = ("embedded", "dinov2_vits14")
 MOST_DROPPED, CANDIDATES, ITERATIONS, SEEDS = 0.9, (4, 256), (1, 10), 10_000
@@ -206,7 +207,8 @@ class Session:
         """Go on with other settings, from what is seen now."""
         self._config = config
         self.agent = Agent(self.model, config)
-        self.agent.reset(self.env.goal_observation(), seeds=[self.seed])
+        texts = [told(config, self.env)]
+        self.agent.reset(self.env.goal_observation(), seeds=[self.seed], instructions=texts)
 
     def _shown(
         self, kept: np.ndarray, imagined: np.ndarray | None, costs: list[np.ndarray], text: str

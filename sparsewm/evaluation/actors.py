@@ -21,6 +21,7 @@ from sparsewm.planners import ProposalSampler
 from sparsewm.planners.seeding import generator
 from sparsewm.proposals.candidates import as_planned, propose
 from sparsewm.receding import Receding
+from sparsewm.settings import told
 
 StateCostMaker = Callable[[Sequence[np.ndarray]], StateCost]
 """Makes the cost of simulator states from the goals (D,) of the episodes."""
@@ -38,9 +39,8 @@ class AgentActor:
         self.agent = agent
 
     def begin(self, episodes: Sequence[Episode]) -> None:
-        said = self.agent.config.proposals.instruction is not None
-        told = None if said else [episode.env.instruction for episode in episodes]
-        self.agent.reset(together([e.goal for e in episodes]), [e.task.seed for e in episodes], told)
+        texts = [told(self.agent.config, episode.env) for episode in episodes]
+        self.agent.reset(together([e.goal for e in episodes]), [e.task.seed for e in episodes], texts)
 
     def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
         actions: list[np.ndarray] = self.agent.act(

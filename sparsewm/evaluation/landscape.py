@@ -15,6 +15,7 @@ from sparsewm.errors import UserError
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.evaluation.statistics import spearman
 from sparsewm.model.world_model import WorldModel
+from sparsewm.settings import told
 from sparsewm.tasks import Task
 
 SIDE = 21
@@ -76,7 +77,7 @@ def make_landscape(
     agents = []
     for drop in dict.fromkeys((0.0, config.tokens.drop or 0.5)):
         agent = Agent(model, config.updated(tokens={"drop": drop}))
-        agent.reset(goal, seeds=[task.seed])
+        agent.reset(goal, seeds=[task.seed], instructions=[told(config, env)])
         agents.append(agent)
     problem = agents[-1].problem(observation)
     held, first = size == 2, size - 2

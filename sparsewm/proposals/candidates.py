@@ -51,7 +51,8 @@ def propose(
     own = {"generators": list(generators)} if _takes_generators(sampler) else {}
     told: str | list[str] | None = instruction
     if any(memory.instruction is not None for memory in memories):
-        told = [memory.instruction or instruction or "" for memory in memories]
+        texts = [instruction if one.instruction is None else one.instruction for one in memories]
+        told = [text or "" for text in texts]
     offered: Any = sampler.propose(present, goal, told, samples, steps, **own)
     try:
         actions = torch.as_tensor(offered).float()

@@ -342,16 +342,23 @@ def test_what_is_changed_runs_as_it_is(change: Callable[[Any], None]) -> None:
         assert fast(network, IMAGES) is None
 
 
+def parallel(self: Any, x: Tensor) -> Tensor:
+    return x + self.ls1(self.attn(self.norm1(x))) + self.ls2(self.mlp(self.norm2(x)))
+
+
+def a_little_more(self: Any, x: Tensor) -> Tensor:
+    x = x + 1.05 * self.ls1(self.attn(self.norm1(x)))
+    return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+@pytest.mark.parametrize("forward", [parallel, a_little_more])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parts_that_compute_otherwise_are_found_out(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, forward: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(0)
     network, fast = shaken(DinoVisionTransformer()).to(dtype), Fast()
-
-    def parallel(self: Any, x: Tensor) -> Tensor:
-        return x + self.ls1(self.attn(self.norm1(x))) + self.ls2(self.mlp(self.norm2(x)))
-
-    monkeypatch.setattr(Block, "forward", parallel)
+    monkeypatch.setattr(Block, "forward", forward)
     assert standard(network) is not None
     for _ in range(2):
         assert fast(network, IMAGES.to(dtype)) is None

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 from sparsewm import envs
 from sparsewm.bodies import bodies
-from sparsewm.cli.plan import summary_line
+from sparsewm.cli.plan import by_task_line
 from sparsewm.config import GoalConfig, PlanConfig, environment_file
 from sparsewm.data.collect import demonstrate, explore
 from sparsewm.envs.benchmarks.meshes import coarse_meshes, merged_corners
@@ -328,6 +328,22 @@ def test_several_tasks_are_one_environment(both: SeveralTasks) -> None:
         assert both.is_success(both.goal, both.goal) and both.is_strict_success(both.goal, both.goal)
 
 
+def test_several_tasks_are_told_as_their_own_environments_say(both: SeveralTasks) -> None:
+    both.reset(seed=0)
+    env = both._envs[0]
+    assert both.frameskip == env.frameskip != 5 and np.array_equal(both.idle_action(), env.idle_action())
+    assert both.idle_action().any()
+    _, info = both.reset(seed=1, options={"goal": both.goal})  # a start of the goal's task
+    assert both.task_of(info["state"]) == "rope" and info["distance"] == both.distance(
+        info["state"], both.goal
+    )
+    picture = both.render()
+    both.randomize_appearance(np.random.default_rng(0), keep_geometry=True)
+    assert (both.render() != picture).any()
+    with pytest.raises(ValueError, match="wall has another action_low than rope"):
+        SeveralTasks("odd", ("rope", "wall"), envs.make_simulated, 32, "rgb_array")
+
+
 def test_a_state_of_one_task_reaches_no_goal_of_another(both: SeveralTasks) -> None:
     _, rope = both.reset(seed=0)
     _, granular = both.reset(seed=1)
@@ -335,6 +351,7 @@ def test_a_state_of_one_task_reaches_no_goal_of_another(both: SeveralTasks) -> N
     states = np.stack([rope["state"], both.goal, granular["state"]])
     far, reached, near = both.shortfall(states, both.goal)
     assert far > near > reached == 0
+    assert both.shortfall(rope["state"][None], both.goal).tolist() == [far]
     picture = both.render_state(rope["state"])["pixels"]
     assert np.array_equal(both.state, granular["state"]) and (picture != both.render()).any()
     with pytest.raises(ValueError, match="tasks 0 to 1"):
@@ -366,9 +383,9 @@ def test_success_is_told_for_each_task() -> None:
     found = results(ready, run(ready))
     assert {name: one["episodes"] for name, one in found["by_task"].items()} == {"granular": 2, "rope": 3}
     assert found["by_task"]["rope"]["success_rate"] == 0 == found["success_rate"]
-    assert "; by task: granular 0/2, rope 0/3" in summary_line(ready.config, found)
+    assert by_task_line(found) == "by task: granular 0/2, rope 0/3\n"
     wall = prepare(PlanConfig.of("wall").updated(actor="nothing").updated(max_steps=1))
-    assert "by_task" not in results(wall, run(wall))
+    assert by_task_line(results(wall, run(wall))) == ""
 
 
 @pytest.mark.slow

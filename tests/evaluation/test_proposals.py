@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from sparsewm import envs
+from sparsewm.agent import Agent
 from sparsewm.config import PlanConfig
 from sparsewm.envs import GoalEnv
-from sparsewm.evaluation.actors import Oracle, PolicyActor, interface_of_env
+from sparsewm.evaluation.actors import AgentActor, Oracle, PolicyActor, interface_of_env
 from sparsewm.evaluation.episodes import Episode, run_episodes
 from sparsewm.evaluation.simulator import SimulatorProblem, TrueDistance
 from sparsewm.observations import Eyes
 from sparsewm.planners import PlanningError, ProposalMode
 from sparsewm.proposals.candidates import as_planned
 from sparsewm.tasks import Task
+from tests.model.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,17 @@ def test_policies_are_told_what_each_environment_asks_for_unless_a_setting_says_
     fan = Fan()
     run_episodes(both[1:], [task()], alone(both[1], fan, 5), 5)
     assert fan.told == [None]
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, ["to the left", ""]), ("go", ["go", "go"])])
+def test_a_planner_tells_its_policy_the_same(said: str | None, expected: list[str]) -> None:
+    both = [envs.make("wall", resolution=56) for _ in range(2)]
+    both[0].instruction = "to the left"
+    model, fan = tiny_model(frameskip=5), Fan()
+    config = PlanConfig.of("wall", search={"horizon": 2, "execute": 2}, cost={"objective": "mse"})
+    config = config.updated(proposals={"source": "tests:fan", "samples": 4, "instruction": said}).checked()
+    run_episodes(both, [task(), task(1)], AgentActor(Agent(model, config, sampler=fan)), 5)
+    assert fan.told and all(one == expected for one in fan.told)
 
 
 @pytest.mark.parametrize("mode", ["seed", "prior"])

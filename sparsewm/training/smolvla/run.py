@@ -387,10 +387,20 @@ def _dataset(config: PolicyTrainConfig, env: SimulatedGoalEnv) -> Dataset:
 
 
 def _instructions(env: SimulatedGoalEnv, data: Dataset) -> list[str]:
-    """What every recorded episode is told: the usual text of the environment, or what its task says."""
+    """What every recorded episode is told: the usual text of the environment, or what its task says.
+
+    Raises:
+        UserError: there are several tasks, and no states that say which.
+    """
     usual = PlanConfig.of(env.name).proposals.instruction
-    if usual is not None or data.state is None:
-        return [usual or env.instruction or ""] * data.episodes
+    if usual is not None:
+        return [usual] * data.episodes
+    if data.state is None:
+        if env.task_of(np.zeros(env.state_dim)) is not None:
+            raise UserError(
+                f"{data.path} has no states, which say what task an episode is: give another `dataset`"
+            )
+        return [env.instruction or ""] * data.episodes
     return [env.instruction_of(data.state[int(first)]) or "" for first in data.offsets]
 
 

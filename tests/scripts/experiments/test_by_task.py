@@ -13,11 +13,12 @@ from sparsewm.errors import UserError
 from sparsewm.evaluation.episodes import success_rate
 
 
-def written(path: Path, **reached: list[bool]) -> Path:
+def written(path: Path, tasks: str = "a", **reached: list[bool]) -> Path:
     """Results with these successes of each task."""
     every = [one for task in reached.values() for one in task]
     by_task = {name: {"episodes": len(one)} | success_rate(one) for name, one in reached.items()}
     content: dict[str, Any] = {"episodes": len(every)} | success_rate(every)
+    content |= {"seed": 0, "goal": {"tasks_sha256": tasks}}
     path.write_text(json.dumps(content | ({"by_task": by_task} if by_task else {})))
     return path
 
@@ -42,5 +43,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         read((str(half),))
     with pytest.raises(UserError, match="one task"):
         read((f"a={one}",))
-    with pytest.raises(UserError, match="not of the same tasks"):
-        read((f"a={half}", f"b={other}"))
+    others = written(tmp_path / "d.json", "b", reach=[True])
+    for file in (other, others):
+        with pytest.raises(UserError, match="not of the same tasks"):
+            read((f"a={half}", f"b={file}"))
+    with pytest.raises(UserError, match="another name"):
+        read((f"a={half}", f"a={half}"))
+    with pytest.raises(UserError, match="give `results`"):
+        read(())

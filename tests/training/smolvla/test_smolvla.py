@@ -27,6 +27,7 @@ from sparsewm.training.smolvla import run
 from sparsewm.training.smolvla.backbone import BackboneSizes
 from tests.cli.commands import call
 from tests.data.tiny import write_dataset
+from tests.envs.test_benchmarks import make_both
 from tests.training.test_policy import interrupting
 
 
@@ -88,20 +89,22 @@ def test_from_the_command_to_a_plan(data: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_policy_of_several_tasks_is_told_which(tmp_path: Path) -> None:
     name, path = "tests.envs.test_benchmarks:make_both", tmp_path / "both.h5"
     collect(name, 4, path, 3, 1, resolution=32)
     usual = config(path, tmp_path / "run", 2)
     found = train_policy(replace(usual, env=name))
     with closing(open_dataset(path)) as data:
-        assert {int(data.state[int(first)][0]) for first in data.offsets} == {0, 1}
+        tasks = [int(data.state[int(first)][0]) for first in data.offsets]
+        texts = [("move the rope", "move the granular")[task] for task in tasks]
+        assert set(tasks) == {0, 1} and run._instructions(make_both(), data) == texts
     card = (found.folder / "README.md").read_text()
     assert 'of "move the granular", "move the rope"' in " ".join(card.split())
     words = (tmp_path / "run" / "backbone" / "tokenizer.json").read_text()
     assert "rope" in words and "granular" in words
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
     """Cut in the middle of either phase, and between two checkpoints."""
     whole = train_policy(config(data, tmp_path / "whole", 6))
