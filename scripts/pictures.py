@@ -72,7 +72,7 @@ def draw_episode(name: str, drop: float, path: Path) -> None:
     if name in PROPOSED:
         config = config.updated(proposals={"source": "inverse", "samples": 32})
     ready = prepare(config)
-    (episode,) = run(ready, frames=True)
+    (episode,) = run(ready, frames=1)
     frames = episode_frames(episode, ready.grid, ready.envs[0].frameskip, SIDE)
     shown = np.unique(np.linspace(0, len(frames) - 1, FRAMES).astype(int))
     fps = min(8, max(2, len(shown) // 5))

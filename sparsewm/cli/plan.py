@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sparsewm.evaluation.run import Prepared, devices_of, prepare, results, run
 from sparsewm.evaluation.table import seconds
 from sparsewm.files import only_one, write_json
 from sparsewm.memory import PeakMemory
-from sparsewm.report.plots import plot_landscape, plot_plan
+from sparsewm.report.plots import SHOWN, plot_landscape, plot_plan
 from sparsewm.report.video import episode_frames, write_video
 from sparsewm.trees import differences
 
@@ -75,11 +76,11 @@ class Plan:
             if ready.config.run.video:
                 frames = episode_frames(one, ready.grid, ready.envs[0].frameskip)
                 write_video(folder / f"episode-{episode:03d}.mp4", frames)
-            if episode >= 4:  # those that the picture shows no longer need theirs
+            if episode >= SHOWN:  # those that the picture shows no longer need theirs
                 one.frames.clear()
             progress(len(finished), total, score())
 
-        run(ready, on_plan, on_episode, frames=True)
+        run(ready, on_plan, on_episode, frames=math.inf if ready.config.run.video else SHOWN)
 
     def report(self, ready: Prepared, folder: Path, memory: PeakMemory, episodes: list[Episode]) -> None:
         """Write results.json and plan.png, and say what came out."""

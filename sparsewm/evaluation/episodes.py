@@ -155,7 +155,7 @@ def run_episodes(
     max_steps: int,
     on_plan: Callable[[int, int, Episode], None] | None = None,
     on_episode: Callable[[int, Episode], None] | None = None,
-    frames: bool = False,
+    frames: float = 0,
     rule: Rule = "arrival",
 ) -> list[Episode]:
     """Run the tasks, as many at a time as there are environments.
@@ -167,13 +167,15 @@ def run_episodes(
     Args:
         envs: one for each episode of a batch. max_steps: environment steps an episode may take.
         on_plan: called with (episode, re-plan, episode so far) after every decision; on_episode: with
-            (episode, what happened) at the end. frames: keep the pictures.
+            (episode, what happened) at the end.
+        frames: of so many episodes, the first ones, the picture of every step is kept; `math.inf`: of all.
         rule: "strict" goes on after the first success until it is a strict one. Where no simulator can try
             whether it is, all episodes end on arrival, and the environment is left alone there.
     """
     finished: list[Episode] = []
     for first in range(0, len(tasks), len(envs)):
-        group = [_begun(env, task, frames) for env, task in zip(envs, tasks[first:], strict=False)]
+        kept = [first + i < frames for i in range(len(envs))]
+        group = [_begun(env, task, keep) for env, task, keep in zip(envs, tasks[first:], kept, strict=False)]
         ended, over = [_there(episode, rule) for episode in group], [False] * len(group)
         actor.begin(group)
         decision = 0
@@ -184,10 +186,10 @@ def run_episodes(
                 actions = actions[: max_steps - episode.steps]
                 for left, action in zip(reversed(range(len(actions))), actions, strict=True):
                     action = np.asarray(action, np.float32)
-                    looks = frames or actor.looks(left)
+                    looks = kept[i] or actor.looks(left)
                     observation, info, over[i] = _step(episode, action, looks)
                     episode.actions.append(action)
-                    episode.see(observation, info, frames)
+                    episode.see(observation, info, kept[i])
                     ended[i] = _there(episode, rule) or over[i] or episode.steps >= max_steps
                     if ended[i]:
                         break

@@ -264,7 +264,7 @@ def run(
     ready: Prepared,
     on_plan: OnPlan | None = None,
     on_episode: OnEpisode | None = None,
-    frames: bool = False,
+    frames: float = 0,
 ) -> list[Episode]:
     """Run the episodes of a prepared configuration on its devices.
 
@@ -346,12 +346,12 @@ def _begin(config: PlanConfig, devices: Queue[str], threads: int) -> None:
     _here = prepare(replace(config, run=replace(config.run, device=devices.get())))
 
 
-def _run_some(numbers: list[int], frames: bool) -> list[Episode]:
+def _run_some(numbers: list[int], frames: float) -> list[Episode]:
     assert _here is not None
-    return run(replace(_here, tasks=[_here.tasks[i] for i in numbers]), frames=frames)
+    return run(replace(_here, tasks=[_here.tasks[i] for i in numbers]), frames=frames - numbers[0])
 
 
-def _run_on_devices(ready: Prepared, on_episode: OnEpisode | None, frames: bool) -> list[Episode]:
+def _run_on_devices(ready: Prepared, on_episode: OnEpisode | None, frames: float) -> list[Episode]:
     """Batches of episodes on whichever device is free; every episode has its own seed."""
     config, devices = ready.config, devices_of(ready.config)
     queue = get_context("spawn").Queue()

@@ -25,6 +25,9 @@ from sparsewm.report.video import dim_dropped
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b7791f")
 """Of lines, in order: readable on light and on dark."""
 
+SHOWN = 4
+"""Episodes that the picture of a plan shows, the first ones."""
+
 styled = matplotlib.rc_context(
     {
         "axes.prop_cycle": cycler(color=COLOURS),
@@ -52,7 +55,7 @@ def plot_plan(
     path: str | Path, episodes: Sequence[Episode], grid: tuple[int, int] | None, title: str
 ) -> None:
     """First episodes as start, kept patches, end and goal; beside them the distance to the goal over time."""
-    shown = list(episodes[:4])
+    shown = list(episodes[:SHOWN])
     imagining = any(decision.imagined is not None for one in shown for decision in one.decisions)
     columns = 6 if imagining else 5
     figure, axes = plt.subplots(len(shown), columns, figsize=(2.6 * columns, 2.6 * len(shown)), squeeze=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -30,7 +31,7 @@ def walls() -> list[SimulatedGoalEnv]:
 def test_episode_ends_at_the_first_state_that_counts_as_success(walls: list[SimulatedGoalEnv]) -> None:
     """20 units at 2 a step, success below 4.5: the eighth step, in the middle of the second decision."""
     env = walls[0]
-    (episode,) = run_episodes([env], [room_task(20)], Straight(), 100, frames=True)
+    (episode,) = run_episodes([env], [room_task(20)], Straight(), 100, frames=1)
     assert episode.success and episode.steps == 8
     assert len(episode.states) == len(episode.frames) == len(episode.remaining) == 9
     goal = episode.task.goal
@@ -135,7 +136,7 @@ class Picture(gym.Env):  # type: ignore[type-arg]
 
 def test_pictures_alone_have_no_distance(tmp_path: Path) -> None:
     env = PixelGoals(Picture())
-    (episode,) = run_episodes([env], [Task(0, offset=10)], RandomActions(), 6, frames=True)
+    (episode,) = run_episodes([env], [Task(0, offset=10)], RandomActions(), 6, frames=1)
     assert len(episode.frames) == 7 and episode.remaining == [] and episode.distances == []
     plot_plan(tmp_path / "plan.png", [episode], None, "a picture alone")
     assert len(episode_frames(episode, None, env.frameskip)) == 7
@@ -271,3 +272,27 @@ def test_plans_are_executed_up_to_the_nearest_state_only(walls: list[SimulatedGo
     episodes: Sequence[Episode] = run_episodes(walls[:2], [near, far], Oracle(config), 5)
     steps = [len(episode.decisions[0].actions) for episode in episodes]
     assert steps in ([5, 10], [5, 15]), steps
+
+
+def test_pictures_are_drawn_of_the_episodes_that_are_shown_and_else_where_somebody_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = [envs.make("wall", resolution=32) for _ in range(2)]
+    tasks = [room_task(20), room_task(20), room_task(20)]
+    drawn: list[int] = []
+    draw = type(both[0])._draw
+
+    def counted(env: Any, state: np.ndarray, resolution: int) -> np.ndarray:
+        drawn.append(resolution)
+        return draw(env, state, resolution)
+
+    monkeypatch.setattr(type(both[0]), "_draw", counted)
+    counts, states = {}, {}
+    for frames in (0, 1, math.inf):
+        drawn.clear()
+        found = run_episodes(both, tasks, RandomActions(), 6, frames=frames)
+        counts[frames] = len(drawn)
+        states[frames] = np.stack([episode.states for episode in found])
+        assert [len(one.frames) for one in found] == [7 if i < frames else 0 for i in range(3)]
+    assert counts[1] == counts[0] + 6 and counts[math.inf] == counts[0] + 18
+    assert np.array_equal(states[0], states[1]) and np.array_equal(states[0], states[math.inf])
