@@ -192,15 +192,14 @@ class Agent:
         if seeds is None:
             seeds = [self.config.run.seed * EPISODES_PER_SEED + i for i in range(len(seen))]
         seeds = checked_seeds(seeds, len(seen))
-        told: Sequence[str | None] = (
-            [instructions] * len(seen)
-            if instructions is None or isinstance(instructions, str)
-            else instructions
-        )
-        if len(told) != len(seen):
+        if instructions is None or isinstance(instructions, str):
+            instructions = [instructions] * len(seen)
+        if len(instructions) != len(seen):
             raise UserError(
-                f"there are {len(told)} `instructions` for {len(seen)} episodes: give one for each"
+                f"there are {len(instructions)} `instructions` for {len(seen)} episodes: give one for each"
             )
+        said = self.config.proposals.instruction
+        texts = [said if text is None else text for text in instructions]
         if not without:
             objective = self._objective(self.config.cost.proprio_weight)
         else:
@@ -215,7 +214,7 @@ class Agent:
         depth = max((self.model.history - 1) * frameskip, getattr(self.sampler, "frames", 1) - 1)
         self.objective, self._single = objective, single
         self._episodes = [
-            Memory(one, depth, frame, text) for one, frame, text in zip(seen, frames, told, strict=True)
+            Memory(one, depth, frame, text) for one, frame, text in zip(seen, frames, texts, strict=True)
         ]
         self._masks = [generator(seed, "tokens") for seed in seeds]
         self._draws = [generator(seed, "proposals") for seed in seeds]
@@ -467,13 +466,6 @@ class Agent:
             return None
         steps = problem.horizon * self.model.frameskip
         samples = self.config.proposals.samples
-        actions = propose(
-            self.sampler,
-            memories,
-            self.config.proposals.instruction,
-            samples,
-            steps,
-            self.interface.action_dim,
-            draws,
-        )
+        size = self.interface.action_dim
+        actions = propose(self.sampler, memories, samples, steps, size, draws)
         return as_planned(actions, problem)

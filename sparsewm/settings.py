@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsewm import envs
-from sparsewm.config import PlanConfig, environment_file
+from sparsewm.config import environment_file
 from sparsewm.errors import UserError
 from sparsewm.trees import read_yaml
 
@@ -54,6 +54,6 @@ def make_env(name: str, **options: Any) -> envs.GoalEnv:
         raise UserError(str(error)) from None
 
 
-def told(config: PlanConfig, env: envs.GoalEnv) -> str | None:
-    """What a policy is told of the present task: as the settings say, else as the environment does."""
-    return env.instruction if config.proposals.instruction is None else config.proposals.instruction
+def told(said: str | None, env: envs.GoalEnv) -> str | None:
+    """What a policy is told of the present task: as `proposals.instruction` says, else as the environment."""
+    return env.instruction if said is None else said

@@ -507,7 +507,7 @@ def test_a_sampler_is_told_each_episodes_instruction() -> None:
     agent.reset(seen(1, 2), instructions=["open it", "close it"])
     agent.act(seen(0, 2))
     agent.act(seen(0, 1), [1])
-    assert told[0] == ["open it", "close it"] and told[-1] == ["close it"]
+    assert told[0] == ["open it", "close it"] and told[-1] == "close it"
     with pytest.raises(UserError, match="1 `instructions` for 2 episodes"):
         agent.reset(seen(1, 2), instructions=["open it"])
 

@@ -26,7 +26,7 @@ def make_simulator(name: str, **options: Any) -> SimulatedGoalEnv:
 
 def instruction(env: SimulatedGoalEnv) -> str:
     """What a policy is told in an environment."""
-    return told(PlanConfig.of(env.name), env) or ""
+    return told(PlanConfig.of(env.name).proposals.instruction, env) or ""
 
 
 def observations(env: SimulatedGoalEnv, states: np.ndarray) -> dict[str, np.ndarray]:

@@ -207,7 +207,7 @@ class Session:
         """Go on with other settings, from what is seen now."""
         self._config = config
         self.agent = Agent(self.model, config)
-        texts = [told(config, self.env)]
+        texts = [told(config.proposals.instruction, self.env)]
         self.agent.reset(self.env.goal_observation(), seeds=[self.seed], instructions=texts)
 
     def _shown(

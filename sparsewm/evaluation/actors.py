@@ -39,7 +39,8 @@ class AgentActor:
         self.agent = agent
 
     def begin(self, episodes: Sequence[Episode]) -> None:
-        texts = [told(self.agent.config, episode.env) for episode in episodes]
+        said = self.agent.config.proposals.instruction
+        texts = [told(said, episode.env) for episode in episodes]
         self.agent.reset(together([e.goal for e in episodes]), [e.task.seed for e in episodes], texts)
 
     def act(self, episodes: Sequence[Episode], active: np.ndarray) -> Sequence[np.ndarray]:
@@ -127,8 +128,7 @@ class PolicyActor:
         self._draws = [generator(episode.task.seed, "proposals") for episode in episodes]
         for episode in episodes:
             goal, now = (self._seen(one) for one in (episode.goal, episode.observation))
-            own = episode.env.instruction if self.instruction is None else None
-            memory = Memory(goal, depth, instruction=own)
+            memory = Memory(goal, depth, instruction=told(self.instruction, episode.env))
             memory.show(now)
             self._memories.append(memory)
 
@@ -149,7 +149,7 @@ class PolicyActor:
         """Candidates (n, samples, steps, A) for the active episodes."""
         memories, draws = ([every[i] for i in active] for every in (self._memories, self._draws))
         size = self.interface.action_dim
-        return propose(self.sampler, memories, self.instruction, samples, steps, size, draws)
+        return propose(self.sampler, memories, samples, steps, size, draws)
 
     def looks(self, left: int) -> bool:
         return left == 0 or getattr(self.sampler, "frames", 1) > 1

@@ -77,7 +77,7 @@ def make_landscape(
     agents = []
     for drop in dict.fromkeys((0.0, config.tokens.drop or 0.5)):
         agent = Agent(model, config.updated(tokens={"drop": drop}))
-        agent.reset(goal, seeds=[task.seed], instructions=[told(config, env)])
+        agent.reset(goal, seeds=[task.seed], instructions=[told(config.proposals.instruction, env)])
         agents.append(agent)
     problem = agents[-1].problem(observation)
     held, first = size == 2, size - 2

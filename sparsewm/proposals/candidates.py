@@ -18,7 +18,6 @@ from sparsewm.planners import PlanningError, PlanningProblem, ProposalSampler
 def propose(
     sampler: ProposalSampler,
     memories: Sequence[Memory],
-    instruction: str | None,
     samples: int,
     steps: int,
     action_dim: int,
@@ -29,7 +28,7 @@ def propose(
     A sampler with an attribute `frames` above 1 is shown that many environment steps up to now. One with
     `reads_frames` also gets what a world model has encoded of them, as `frame`. One whose `propose` takes
     `generators` gets those of the episodes. The goal has no `proprio` where its picture alone was given.
-    Where episodes have an instruction of their own, it is given one for each, in place of `instruction`.
+    It is told what the memories say: one text where all say the same, else one for each episode.
 
     Raises:
         PlanningError: the sampler returned no such numbers, or NaN.
@@ -49,10 +48,8 @@ def propose(
     if getattr(sampler, "reads_frames", False):
         _add_frames(present, goal, memories)
     own = {"generators": list(generators)} if _takes_generators(sampler) else {}
-    told: str | list[str] | None = instruction
-    if any(memory.instruction is not None for memory in memories):
-        texts = [instruction if one.instruction is None else one.instruction for one in memories]
-        told = [text or "" for text in texts]
+    texts = [memory.instruction for memory in memories]
+    told = texts[0] if len(set(texts)) == 1 else [text or "" for text in texts]
     offered: Any = sampler.propose(present, goal, told, samples, steps, **own)
     try:
         actions = torch.as_tensor(offered).float()

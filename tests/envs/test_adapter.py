@@ -143,6 +143,9 @@ def test_what_is_wrapped_follows_gymnasium(name: str) -> None:
     env = envs.make(f"{HERE}:{name}", resolution=None)
     assert isinstance(env, envs.GoalEnv) and env.name == f"{HERE}:{name}"
     check_env(env)
+    assert env.instruction is None
+    env.env.unwrapped.instruction = "to the right"
+    assert env.instruction == "to the right"
     assert env.render().shape == (20, 40, 3) and env.metadata["render_fps"] == 20 and env.frameskip == 5
     env.close()
     assert env.env.closed
