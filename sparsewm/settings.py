@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sparsewm import envs
-from sparsewm.config import environment_file
+from sparsewm.config import PlanConfig, environment_file
+from sparsewm.data import Dataset
 from sparsewm.errors import UserError
 from sparsewm.trees import read_yaml
 
@@ -57,3 +60,27 @@ def make_env(name: str, **options: Any) -> envs.GoalEnv:
 def told(said: str | None, env: envs.GoalEnv) -> str | None:
     """What a policy is told of the present task: as `proposals.instruction` says, else as the environment."""
     return env.instruction if said is None else said
+
+
+def instructions(env: envs.SimulatedGoalEnv, data: Dataset) -> list[str]:
+    """What every recorded episode is told: the usual text of the environment, or what its task says.
+
+    Raises:
+        UserError: there are several tasks, and no states that say which; or states of another environment.
+    """
+    usual = PlanConfig.of(env.name).proposals.instruction
+    if usual is not None:
+        return [usual] * data.episodes
+    if env.task_of(np.zeros(env.state_dim)) is None:
+        return [env.instruction or ""] * data.episodes
+    if data.state is None:
+        raise UserError(f"{data.path} has no states, which say what task an episode is: give another dataset")
+    if data.state.shape[1] != env.state_dim:
+        raise UserError(
+            f"states of {data.path} have {data.state.shape[1]} numbers, those of {env.name} {env.state_dim}: "
+            "give another dataset"
+        )
+    try:
+        return [env.instruction_of(data.state[int(first)]) or "" for first in data.offsets]
+    except ValueError as error:
+        raise UserError(f"states of {data.path} are of no task ({error}): give another dataset") from None

@@ -89,8 +89,15 @@ class SeveralTasks(SimulatedGoalEnv):
     # State ------------------------------------------------------------------------------------------------
 
     def _own(self, state: np.ndarray) -> tuple[SimulatedGoalEnv, np.ndarray]:
-        """The simulator that a state (..., D) is of, and its part of it."""
-        env = self._envs[int(state.flat[0])]
+        """The simulator that a state (..., D) is of, and its part of it.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        number = state.flat[0]
+        if number not in range(len(self.tasks)):
+            raise ValueError(f"{self.name} has tasks 0 to {len(self.tasks) - 1}, not {number:g}.")
+        env = self._envs[int(number)]
         return env, state[..., 1 : 1 + env.state_dim]
 
     def _whole(self, task: int, state: np.ndarray) -> np.ndarray:
@@ -99,8 +106,6 @@ class SeveralTasks(SimulatedGoalEnv):
         return whole
 
     def _check_state(self, state: np.ndarray) -> None:
-        if state[0] not in range(len(self.tasks)):
-            raise ValueError(f"{self.name} has tasks 0 to {len(self.tasks) - 1}, not {state[0]:g}.")
         env, own = self._own(state)
         env._check_state(own)
 

@@ -15,10 +15,11 @@ from tyro.conf import Positional
 from sparsewm import envs
 from sparsewm.cli.common import progress_bar
 from sparsewm.cli.inspect import reading
-from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, open_dataset
 from sparsewm.data.convert import Resize, chosen_episodes, resizer, write_hdf5
+from sparsewm.envs.registry import packages_of
 from sparsewm.errors import UserError
+from sparsewm.settings import instructions, make_env
 from sparsewm.trees import at_least
 
 
@@ -49,8 +50,8 @@ class Convert:
     fps: float | None = None
     """Rows a second; what the source says when left out."""
     instruction: str | None = None
-    """The task in words (lerobot). Left out: the text of one of this package's environments, else "reach the
-    goal"."""
+    """The task in words (lerobot). Left out: what one of this package's environments, or the task of a
+    benchmark, says; else "reach the goal"."""
     segments: int = 0
     """Goal-reaching segments of every episode (lerobot); 0: whole episodes."""
     shortest: int = 25
@@ -100,11 +101,15 @@ class Convert:
     ) -> None:
         from sparsewm.data.lerobot import export_lerobot, segments, write_lerobot  # loads LeRobot: seconds
 
+        usual = "reach the goal" if self.instruction is None else self.instruction
+        rate, texts = self.fps or dataset.fps, [usual] * dataset.episodes
         ours = str(dataset.attributes.get("environment"))
-        known = ours in envs.names()
-        text = PlanConfig.of(ours).proposals.instruction if known else None
-        instruction = (text or "reach the goal") if self.instruction is None else self.instruction
-        rate = self.fps or dataset.fps or (envs.make(ours).metadata["render_fps"] if known else None)
+        asked = self.instruction is None or not rate
+        if asked and (ours in envs.names() or packages_of(ours)):  # no code that a file names is run
+            with closing(make_env(ours)) as env:
+                rate = rate or env.metadata["render_fps"]
+                if self.instruction is None and isinstance(env, envs.SimulatedGoalEnv):
+                    texts = [text or usual for text in instructions(env, dataset)]
         if not rate:
             raise UserError(f"{dataset.path} does not say how many rows a second has: give `fps`")
         fps = max(1, round(rate))
@@ -112,11 +117,11 @@ class Convert:
             print(f"warning: LeRobot counts whole rows a second: {rate:g} becomes {fps}", file=sys.stderr)
         with progress_bar("converting") as progress:
             if not self.segments:
-                write_lerobot(views, self.target, episodes, instruction, fps, size, progress)
+                write_lerobot(views, self.target, episodes, texts, fps, size, progress)
                 count, rows = len(episodes), int(dataset.lengths[episodes].sum())
             else:
                 chosen = segments(dataset, self.segments, self.shortest, self.longest, self.seed)
                 names = dataset.proprio_names
-                export_lerobot(dataset, chosen, self.target, names, instruction, fps, progress)
+                export_lerobot(dataset, chosen, self.target, names, texts, fps, progress)
                 count, rows = len(chosen), sum(part.last - part.first + 1 for part in chosen)
         print(f"{count} episodes, {rows} frames in {self.target}, read back and compared")

@@ -75,7 +75,7 @@ def write_lerobot(
     views: Mapping[str, Dataset],
     folder: Path,
     episodes: np.ndarray,
-    instruction: str,
+    instructions: Sequence[str],
     fps: int,
     size: Resize = np.asarray,
     progress: Progress | None = None,
@@ -85,7 +85,7 @@ def write_lerobot(
     Args:
         views: the same dataset seen by each camera to write, by the camera's name.
         folder: must not exist. episodes: their numbers, of none that is empty.
-        instruction: the task. fps: rows a second.
+        instructions: the task of every recorded episode, in words. fps: rows a second.
         size: brings pictures (n, H, W, 3) to the size they are written in.
         progress: called with the episodes done and wanted.
 
@@ -115,7 +115,8 @@ def write_lerobot(
         return {f"{OBS_IMAGES}.{name}": size(view.pixels[row : row + 1])[0] for name, view in views.items()}
 
     with _new_dataset(dataset, folder, fps, features) as (written, root):
-        _write(written, map(frames, episodes.tolist()), len(episodes), instruction, progress)
+        texts = [instructions[episode] for episode in episodes]
+        _write(written, map(frames, episodes.tolist()), texts, progress)
         rows = dataset.rows_of(episodes)
         ends = np.cumsum(dataset.lengths[episodes])
         wanted = {name: values[rows] for name, values in numbers.items()}
@@ -128,7 +129,7 @@ def export_lerobot(
     chosen: list[Segment],
     folder: Path,
     names: tuple[str, ...],
-    instruction: str,
+    instructions: Sequence[str],
     fps: int,
     progress: Progress | None = None,
 ) -> None:
@@ -136,7 +137,8 @@ def export_lerobot(
 
     Args:
         dataset: recorded episodes. chosen: their segments. folder: must not exist.
-        names: of the numbers of proprioception. instruction: the task. fps: environment steps per second.
+        names: of the numbers of proprioception. instructions: the task of every recorded episode, in words.
+        fps: environment steps per second.
         progress: called with the segments done and wanted.
 
     Raises:
@@ -144,7 +146,8 @@ def export_lerobot(
     """
     with _new_dataset(dataset, folder, fps, lerobot_features(dataset, names)) as (written, root):
         frames = (_frames(dataset, segment) for segment in chosen)
-        _write(written, frames, len(chosen), instruction, progress)
+        firsts = np.searchsorted(dataset.offsets, [segment.first for segment in chosen], "right") - 1
+        _write(written, frames, [instructions[episode] for episode in firsts], progress)
         check_lerobot(dataset, chosen, root)
 
 
@@ -167,18 +170,17 @@ def _new_dataset(
 def _write(
     written: LeRobotDataset,
     episodes: Iterable[Iterable[Frame]],
-    count: int,
-    instruction: str,
+    texts: Sequence[str],
     progress: Progress | None,
 ) -> None:
     disable_progress_bars()  # one for every episode
     try:
-        for done, frames in enumerate(episodes, 1):
+        for done, (frames, text) in enumerate(zip(episodes, texts, strict=True), 1):
             for frame in frames:
-                written.add_frame(frame | {"task": instruction})
+                written.add_frame(frame | {"task": text})
             written.save_episode()
             if progress is not None:
-                progress(done, count)
+                progress(done, len(texts))
         written.finalize()
     finally:
         enable_progress_bars()

@@ -36,6 +36,9 @@ class SmolVLATrainConfig:
     look: int = 1000
     """Steps of 64 pictures in which vision first learns to tell the recorded state, before it is frozen; 0:
     it stays as it is, as from a start."""
+    goal: bool = True
+    """Show the picture of the goal. Without it the instruction alone says what to do, and only ends of
+    episodes are goals: where demonstrations are of tasks that a sentence names."""
     together: bool = False
     """Show present and goal in one picture, the goal in red: vision sees how one lies to the other."""
     grey: tuple[int, int, int] = LUMINANCE
@@ -54,6 +57,8 @@ class SmolVLATrainConfig:
         check_weights(self.grey, "`grey`")
         if not 0 <= self.places <= 1:
             raise UserError(f"`places` must be between 0 and 1, got {self.places:g}")
+        if self.together and not self.goal:
+            raise UserError("`together` shows the goal: leave it out, or let `goal` be true")
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class PolicyTrainConfig:
                     raise UserError(
                         f"`{name}` is of policies that read a world model's tokens: leave it out for smolvla"
                     )
+            if self.longest is not None and not self.smolvla.goal:
+                raise UserError("`longest` is of goals that are shown: leave it out, or let `goal` be true")
         elif self.start is not None:
             raise UserError(f"`start` is of kind smolvla: leave it out for {self.kind}")
         if self.kind == "inverse" and self.inverse.reads != STATE:

@@ -116,7 +116,7 @@ def test_cameras_and_features_are_named(arm: tuple[Path, dict[str, np.ndarray], 
 def test_what_we_exported_comes_back(tmp_path: Path) -> None:
     ours = open_dataset(write_dataset(tmp_path / "wall.h5", (30, 5, 24)))
     chosen = segments(ours, 2, 6, 12)
-    export_lerobot(ours, chosen, tmp_path / "exported", ("x", "y"), "go", 10)
+    export_lerobot(ours, chosen, tmp_path / "exported", ("x", "y"), ["go"] * ours.episodes, 10)
     dataset = open_dataset(tmp_path / "exported", cameras=("camera",))
     rows = np.concatenate([np.arange(segment.first, segment.last + 1) for segment in chosen])
     action = ours.action[rows].copy()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from sparsewm.data import Dataset, open_dataset
+from sparsewm.cli import convert
+from sparsewm.data import Dataset, collect, open_dataset
 from sparsewm.data.lerobot import Segment, check_lerobot, export_lerobot, segments
 from sparsewm.errors import UserError
 from tests.cli.commands import call
@@ -74,7 +77,7 @@ def test_the_command_writes_what_lerobot_reads(dataset: Dataset, tmp_path: Path)
 
 def test_other_data_than_were_recorded_are_noticed(dataset: Dataset, tmp_path: Path) -> None:
     chosen = [Segment(2, 9), Segment(40, 48)]
-    export_lerobot(dataset, chosen, tmp_path / "a", ("x", "y"), "go", 10)
+    export_lerobot(dataset, chosen, tmp_path / "a", ("x", "y"), ["go"] * dataset.episodes, 10)
     for wrong in ([Segment(2, 9), Segment(41, 49)], [Segment(2, 8), Segment(40, 49)], [Segment(2, 9)]):
         with pytest.raises(UserError, match="LeRobot reads"):
             check_lerobot(dataset, wrong, tmp_path / "a")
@@ -88,12 +91,37 @@ def test_nothing_is_left_behind_when_writing_fails(
 
     monkeypatch.setattr(LeRobotDataset, "save_episode", fail)
     with pytest.raises(UserError, match="the disk is full"):
-        export_lerobot(dataset, [Segment(2, 9)], tmp_path / "a", ("x", "y"), "go", 10)
+        export_lerobot(dataset, [Segment(2, 9)], tmp_path / "a", ("x", "y"), ["go"] * dataset.episodes, 10)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_lerobots_loader_makes_batches_of_it(dataset: Dataset, tmp_path: Path) -> None:
-    export_lerobot(dataset, segments(dataset, 1, 6, 12), tmp_path / "a", ("x", "y"), "go", 10)
+    export_lerobot(
+        dataset, segments(dataset, 1, 6, 12), tmp_path / "a", ("x", "y"), ["go"] * dataset.episodes, 10
+    )
     loader = torch.utils.data.DataLoader(LeRobotDataset("sparsewm/wall", root=tmp_path / "a"), batch_size=4)
     batch = next(iter(loader))
     assert batch["observation.images.goal"].shape == (4, 3, 28, 28) and batch["task"] == ["go"] * 4
+
+
+def test_each_episode_has_the_text_of_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = collect("tests.envs.test_benchmarks:make_both", 3, tmp_path / "both.h5", 8, 1, resolution=28)
+    monkeypatch.setattr(convert, "packages_of", lambda name: ("ours",))  # as of a benchmark
+    with closing(open_dataset(path)) as both:
+        tasks = [int(both.state[int(first)][0]) for first in both.offsets]
+    texts = [("move the rope", "move the granular")[task] for task in tasks]
+    assert len(set(texts)) == 2
+    name = "sparsewm/tests.envs.test_benchmarks-make_both"
+    for folder, flags in (("a", ""), ("b", "--segments 2 --shortest 2 --longest 5")):
+        code, _, err = call("convert", path, tmp_path / folder, flags)
+        assert code == 0, err
+        read = LeRobotDataset(name, root=tmp_path / folder)
+        ends = read.meta.episodes["dataset_to_index"]
+        found = [read[end - 1]["task"] for end in ends]
+        assert found == (texts if folder == "a" else [text for text in texts for _ in range(2)])
+    with h5py.File(path, "r+") as file:
+        file["state"][:, 0] = 5
+    code, _, err = call("convert", path, tmp_path / "c")
+    assert code == 2 and "are of no task (" in err and "has tasks 0 to 1, not 5" in err
+    code, _, err = call("convert", path, tmp_path / "c", "--instruction move")
+    assert code == 0 and LeRobotDataset(name, root=tmp_path / "c")[0]["task"] == "move", err

@@ -33,10 +33,13 @@ class HindsightFrames:
     Args:
         dataset: recorded episodes.
         names: of the numbers of proprioception. instructions: the task of each episode.
-        chunk: actions of a sample; behind the goal they stand still.
+        chunk: actions of a sample; behind the goal they stand still, or go on as the last one where no goal
+            is shown.
         longest: environment steps to the goal, at most; None: to the end of the episode.
         ends: share of goals that are the episode's last frame, or where that is too far the farthest one; the
             others are drawn evenly.
+        goal: show the goal. Without it the goal is the episode's last frame, whatever `longest` and `ends`
+            say, for the task is all that tells of it.
         together: show present and goal in one picture (`sparsewm.data.cameras.overlay`), in grey by
             `weights`; pictures then lie in memory. Otherwise a sample holds row numbers, for a policy that
             has encoded the pictures already.
@@ -54,11 +57,14 @@ class HindsightFrames:
         chunk: int,
         longest: int | None = None,
         ends: float = ENDS,
+        goal: bool = True,
         together: bool = False,
         weights: Sequence[int] = LUMINANCE,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.chunk, self.ends, self.together = chunk, ends, together
+        if not goal:
+            longest, ends = None, 1.0
+        self.chunk, self.ends, self.goal, self.together = chunk, ends, goal, together
         self.instructions = np.repeat(np.array(instructions, object), dataset.lengths)
         self.action, self.proprio = torch.from_numpy(dataset.action), torch.from_numpy(dataset.proprio)
         last = np.repeat(dataset.offsets + dataset.lengths - 1, dataset.lengths)
@@ -67,7 +73,8 @@ class HindsightFrames:
         self.pixels = torch.empty(0)
         if together:
             self.pixels = read_pictures(dataset, dataset.rows, weights, progress)  # (N, R, R)
-        self.features = lerobot_features(dataset, names, (BOTH,) if together else (CAMERA, GOAL))
+        cameras = (BOTH,) if together else (CAMERA, GOAL) if goal else (CAMERA,)
+        self.features = lerobot_features(dataset, names, cameras)
         self.stats = {OBS_STATE: _statistics(dataset.proprio), ACTION: _statistics(dataset.action)}
         self._epoch: tuple[int, Tensor] | None = None
 
@@ -97,9 +104,10 @@ class HindsightFrames:
 
     def sample(self, rows: Tensor, ahead: Tensor) -> dict[str, Any]:
         """Frames with goals so many steps ahead."""
-        steps = torch.arange(self.chunk)
-        taken = self.action[(rows[:, None] + steps).clamp(max=len(self) - 1)]  # (B, chunk, A)
-        action = torch.where((steps < ahead[:, None])[..., None], taken, 0.0)
+        steps, last = torch.arange(self.chunk), (ahead - 1).clamp(min=0)[:, None]
+        action = self.action[rows[:, None] + torch.minimum(steps, last)]  # (B, chunk, A)
+        if self.goal:
+            action = torch.where((steps < ahead[:, None])[..., None], action, 0.0)
         tasks = self.instructions[rows.numpy()].tolist()
         sample = {OBS_STATE: self.proprio[rows], ACTION: action, "task": tasks}
         if not self.together:

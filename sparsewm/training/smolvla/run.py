@@ -22,16 +22,15 @@ import numpy as np
 import torch
 
 from sparsewm.bodies import bodies
-from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, open_dataset
-from sparsewm.data.cameras import BOTH
+from sparsewm.data.cameras import BOTH, CAMERA
 from sparsewm.envs import SimulatedGoalEnv
 from sparsewm.errors import UserError
 from sparsewm.files import only_one, output_folder, slug, write_json
 from sparsewm.precision import choose_device, choose_dtype
 from sparsewm.proposals.configuration_grids import SmolVLAGridsConfig
 from sparsewm.proposals.version import lerobot_imports
-from sparsewm.settings import make_env
+from sparsewm.settings import instructions, make_env
 from sparsewm.training.draws import generators
 from sparsewm.training.policy import TrainedPolicy
 from sparsewm.training.policy_config import PolicyTrainConfig
@@ -127,7 +126,7 @@ class _Run:
         self.config, self.env, self.data, self.folder = config, env, data, folder
         self.device, self.progress, self.say = device, progress, say
         self.bfloat16 = choose_dtype(config.dtype, device) == torch.bfloat16
-        self.instructions = _instructions(env, data)
+        self.instructions = instructions(env, data)
         self.checkpoint = Checkpoint(folder / "training", folder / "backbone")
         places = math.ceil(config.smolvla.places * config.steps)
         self.record: dict[str, Any] = {
@@ -177,6 +176,7 @@ class _Run:
                 self.instructions,
                 CHUNK,
                 config.longest,
+                goal=ours.goal,
                 together=ours.together,
                 weights=ours.grey,
                 progress=bar,
@@ -230,7 +230,11 @@ class _Run:
             rows = min(LOOKED_AT, self.data.rows)
             with self.progress("reading pictures") as bar:
                 pixels = read_pictures(self.data, rows, progress=bar)
-            draw = single(pixels, visible(env.shown_state(states[:rows])))
+            targets = visible(env.shown_state(states[:rows]))
+            if not config.smolvla.goal:  # of which markers tell, as far as there are any
+                ends = frames.farthest[:rows].numpy() + np.arange(rows)
+                targets = torch.cat([targets, visible(env.shown_state(states[:]))[ends]], 1)
+            draw = single(pixels, targets)
         with self.progress("learning to see") as bar:
             left = teach_vision(
                 policy, draw, config.smolvla.look, seed=config.seed, bfloat16=self.bfloat16, progress=bar
@@ -277,7 +281,7 @@ class _Run:
 
     def ship(self) -> None:
         """Write the policy to carry away."""
-        ours = self.config.smolvla
+        config, ours = self.config, self.config.smolvla
         size = (self.checkpoint.policy / WEIGHTS).stat().st_size
         _, last = [None, *phases(self.config, self.record["early"])][-2:]
         assert last is not None
@@ -288,24 +292,25 @@ class _Run:
             env=self.env.name,
             parameters=size / 4e6,
             chunk=CHUNK,
-            pictures="one picture of present and goal (the goal in red)"
-            if ours.together
-            else "the present picture, the picture of the goal",
+            pictures=_pictures(config),
             tokens=f"{last.tokens} {'learned places' if last.choice == 'grids' else 'random tokens'}",
             sizes=", ".join(f"{name} {value}" for name, value in asdict(SIZES).items()),
             text='", "'.join(sorted(set(self.instructions))),
             episodes=self.data.episodes,
             frames=self.data.rows,
             source=self.data.attributes.get("policy", "unknown policy"),
-            longest="" if self.config.longest is None else f"at most {self.config.longest} steps ahead, ",
-            ends=ENDS,
+            goals=_goals(config),
             look=seen,
             steps=self.record["step"],
             batch=self.config.batch,
             seed=self.config.seed,
             command=_command(self.config, self.env.name),
         )
-        names = {"cameras": {BOTH: "both"}, "grey": list(ours.grey)} if ours.together else None
+        names: dict[str, Any] | None = None
+        if ours.together:
+            names = {"cameras": {BOTH: "both"}, "grey": list(ours.grey)}
+        elif not ours.goal:
+            names = {"cameras": {CAMERA: "pixels"}}
         ship(self.checkpoint, self.folder / "policy", card, names)
 
 
@@ -386,22 +391,19 @@ def _dataset(config: PolicyTrainConfig, env: SimulatedGoalEnv) -> Dataset:
     return data
 
 
-def _instructions(env: SimulatedGoalEnv, data: Dataset) -> list[str]:
-    """What every recorded episode is told: the usual text of the environment, or what its task says.
+def _pictures(config: PolicyTrainConfig) -> str:
+    """What a policy sees, in words."""
+    if config.smolvla.together:
+        return "one picture of present and goal (the goal in red)"
+    return "the present picture" + (", the picture of the goal" if config.smolvla.goal else "")
 
-    Raises:
-        UserError: there are several tasks, and no states that say which.
-    """
-    usual = PlanConfig.of(env.name).proposals.instruction
-    if usual is not None:
-        return [usual] * data.episodes
-    if data.state is None:
-        if env.task_of(np.zeros(env.state_dim)) is not None:
-            raise UserError(
-                f"{data.path} has no states, which say what task an episode is: give another `dataset`"
-            )
-        return [env.instruction or ""] * data.episodes
-    return [env.instruction_of(data.state[int(first)]) or "" for first in data.offsets]
+
+def _goals(config: PolicyTrainConfig) -> str:
+    """What it was shown as goals, in words."""
+    if not config.smolvla.goal:
+        return "goals are not shown"
+    longest = "" if config.longest is None else f"at most {config.longest} steps ahead, "
+    return f"goals later in the episode, {longest}{ENDS:.0%} of them at its end"
 
 
 def _command(config: PolicyTrainConfig, env: str) -> str:
@@ -427,8 +429,7 @@ from scratch: chunks of {chunk} environment actions from {pictures},
 proprioception and an instruction. Its transformer sees {tokens} of a picture.
 
 - Backbone: {sizes}; its tokenizer is made of the words of "{text}" and reads other texts byte by byte.
-- Data: {episodes} episodes ({source}), {frames} frames; goals later in the episode, {longest}{ends:.0%} of
-  them at its end.
+- Data: {episodes} episodes ({source}), {frames} frames; {goals}.
 - Training: vision {look} was frozen; {steps} steps of {batch} frames, seed {seed}.
 - Made by: `{command}`.
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsewm.data import Dataset, open_dataset
-from sparsewm.data.cameras import BOTH, LUMINANCE, ROWS, grey, overlay
+from sparsewm.data.cameras import BOTH, CAMERA, LUMINANCE, ROWS, grey, overlay
 from sparsewm.training.smolvla.frames import HindsightFrames
 from tests.data.tiny import write_dataset
 
@@ -52,6 +52,17 @@ def test_goals_are_later_frames_of_the_episode(dataset: Dataset, ends: float, lo
         assert np.array_equal(batch["action"].numpy(), wanted)
         ahead |= set(goals - rows)
     assert ahead == set(range((longest or 11) + 1))
+
+
+def test_without_the_goal_a_frame_shows_the_present_and_goes_on_to_the_end(dataset: Dataset) -> None:
+    frames = frames_of(dataset, 3, ends=0.0, goal=False)
+    assert [name for name in frames.features if "images" in name] == [CAMERA]
+    batch, last = frames.batch(0, 0, 26), dataset.offsets + dataset.lengths - 1
+    for row, action in zip(batch[ROWS][:, 0].tolist(), batch["action"].numpy(), strict=True):
+        end = last[last >= row][0]
+        before = max(row, end - 1)  # the last row's own action leads nowhere
+        assert np.array_equal(action, dataset.action[np.minimum(row + np.arange(CHUNK), before)])
+        assert row == end or action[-1].any()
 
 
 @pytest.mark.parametrize("weights", [LUMINANCE, (256, 0, 0)])

@@ -21,6 +21,7 @@ from sparsewm.data import collect, open_dataset
 from sparsewm.errors import UserError
 from sparsewm.evaluation.oracle import demonstration_steps, demonstrator
 from sparsewm.proposals.lerobot import LeRobotProposals
+from sparsewm.settings import instructions
 from sparsewm.training.policy import train_policy
 from sparsewm.training.policy_config import PolicyTrainConfig, SmolVLATrainConfig
 from sparsewm.training.smolvla import run
@@ -48,7 +49,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(data: Path, output: Path, steps: int, look: int = 0, **changes: Any) -> PolicyTrainConfig:
     """Half of the steps with learned places."""
-    own = {name: changes.pop(name) for name in ("together", "places") if name in changes}
+    own = {name: changes.pop(name) for name in ("goal", "together", "places") if name in changes}
     section = SmolVLATrainConfig(look=look, image_tokens=8, **{"places": 0.5} | own)
     usual = PolicyTrainConfig("smolvla", "wall", str(data), steps=steps, batch=4, save_every=2, device="cpu")
     return replace(usual, smolvla=section, output=output, **changes)
@@ -97,7 +98,7 @@ def test_a_policy_of_several_tasks_is_told_which(tmp_path: Path) -> None:
     with closing(open_dataset(path)) as data:
         tasks = [int(data.state[int(first)][0]) for first in data.offsets]
         texts = [("move the rope", "move the granular")[task] for task in tasks]
-        assert set(tasks) == {0, 1} and run._instructions(make_both(), data) == texts
+        assert set(tasks) == {0, 1} and instructions(make_both(), data) == texts
     card = (found.folder / "README.md").read_text()
     assert 'of "move the granular", "move the rope"' in " ".join(card.split())
     words = (tmp_path / "run" / "backbone" / "tokenizer.json").read_text()
@@ -138,6 +139,25 @@ def test_a_policy_of_one_picture_of_present_and_goal_carries_its_names(data: Pat
     sampler = LeRobotProposals(policy, envs.make("wall"))
     assert list(sampler.config.image_features) == ["observation.images.both"]
     assert sampler.names.cameras == {"observation.images.both": "both"}
+
+
+@pytest.mark.slow
+def test_a_policy_that_is_told_and_not_shown_the_goal(data: Path, tmp_path: Path) -> None:
+    policy = train_policy(config(data, tmp_path / "run", 2, look=1, goal=False)).folder
+    sampler, env = LeRobotProposals(policy, envs.make("wall")), envs.make("wall")
+    assert sampler.names.cameras == {"observation.images.camera": "pixels"}
+    card = " ".join((policy / "README.md").read_text().split())
+    assert "from the present picture, proprioception and" in card and "goals are not shown" in card
+    seen, _ = env.reset(seed=0)
+    now = {name: value[None] for name, value in seen.items()}
+    other = now | {"pixels": 255 - now["pixels"]}
+    chunks = [
+        sampler.propose(now, goal, "reach the goal", 3, 5, [torch.Generator().manual_seed(0)])
+        for goal in (now, other)
+    ]
+    assert torch.equal(*chunks), "it sees the goal"
+    ahead = sampler.propose(other, now, "reach the goal", 3, 5, [torch.Generator().manual_seed(0)])
+    assert not torch.equal(ahead, chunks[0]), "it does not see the scene"
 
 
 def test_a_damaged_checkpoint_is_one_sentence(data: Path, tmp_path: Path) -> None:
@@ -191,6 +211,8 @@ def test_what_is_usual_is_the_kinds_and_the_environments() -> None:
         ("--env wall --chunk 3", "--chunk is of policies that read a world model's tokens"),
         ("--env wall --smolvla.grey 1 2 3", "--smolvla.grey must be three whole numbers"),
         ("--env wall --smolvla.look -1", "--smolvla.look must be at least 0"),
+        ("--env wall --smolvla.no-goal --smolvla.together", "--smolvla.together shows the goal: leave it"),
+        ("--env wall --smolvla.no-goal --longest 9", "--longest is of goals that are shown: leave it out"),
         ("--env wall --smolvla.places 2", "--smolvla.places must be between 0 and 1"),
         ("--env wall --smolvla.image-tokens 17", "--smolvla.image-tokens must be at most 16"),
     ],
