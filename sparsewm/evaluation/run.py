@@ -50,7 +50,7 @@ from sparsewm.planners import PlanningError, ProposalSampler
 from sparsewm.precision import choose_device, choose_dtype, fastest_dtype
 from sparsewm.processes import processes
 from sparsewm.proposals import load_sampler, reads_tokens
-from sparsewm.settings import make_env
+from sparsewm.settings import make_env, told
 from sparsewm.tasks import Task, make_tasks, solved_at_start, tasks_hash
 
 OnPlan = Callable[[int, int, Episode], None]
@@ -317,11 +317,25 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
         },
         "settings": config.settings(),
         **summarize(ready.envs[0].name, episodes),
+        **_told(ready),
         **_by_task(ready.envs[0], episodes),
         "deadline": None if deadline is None else deadline_report(episodes, deadline),
         "machine": machine(ready.device),
         "version": sparsewm.__version__,
     }
+
+
+def _told(ready: Prepared) -> dict[str, Any]:
+    """What a policy is told: one text, or that of each task where an environment has several."""
+    proposals, env = ready.config.proposals, ready.envs[0]
+    if proposals.source == NO_PROPOSALS:
+        return {}
+    starts = [task.start for task in ready.tasks if task.start is not None]
+    if proposals.instruction is None and isinstance(env, SimulatedGoalEnv):
+        texts = {name: env.instruction_of(start) for start in starts if (name := env.task_of(start))}
+        if texts:
+            return {"instruction": dict(sorted(texts.items()))}
+    return {"instruction": told(proposals.instruction, env)}
 
 
 def _by_task(env: GoalEnv, episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 from sparsewm import envs
@@ -386,6 +388,32 @@ def test_success_is_told_for_each_task() -> None:
     assert by_task_line(found) == "by task: granular 0/2, rope 0/3\n"
     wall = prepare(PlanConfig.of("wall").updated(actor="nothing").updated(max_steps=1))
     assert by_task_line(results(wall, run(wall))) == ""
+
+
+class Still:
+    """A policy that does nothing."""
+
+    def __init__(self, interface: Any) -> None:
+        self.size = len(interface.action_low)
+
+    def propose(
+        self, observation: Any, goal: Any, instruction: Any, samples: int, horizon: int, generators: Any
+    ) -> torch.Tensor:
+        return torch.zeros(len(generators), samples, horizon, self.size)
+
+
+def test_results_say_what_a_policy_was_told() -> None:
+    def told(name: str, **settings: Any) -> Any:
+        config = PlanConfig.of(name).updated(episodes=2, max_steps=1, goal={"source": "random"}, **settings)
+        ready = prepare(config)
+        return results(ready, run(ready)).get("instruction", "nothing")
+
+    policy, both = f"{__name__}:Still", f"{__name__}:make_both"
+    acts: dict[str, Any] = {"actor": "policy", "proposals": policy}
+    texts = {"granular": "move the granular", "rope": "move the rope"}
+    assert told(both, **acts) == texts and told(both, actor="nothing") == "nothing"
+    assert told(both, instruction="go", **acts) == "go"
+    assert told("blockpush", **acts) == "push both blocks to their goals"
 
 
 @pytest.mark.slow
