@@ -41,7 +41,6 @@ from sparsewm.training.smolvla.frames import ENDS, HindsightFrames, read_picture
 from sparsewm.training.smolvla.learner import Learner
 from sparsewm.training.smolvla.vision import (
     begin_anew,
-    check_teachable,
     single,
     teach_vision,
     visible,
@@ -72,8 +71,6 @@ def train_smolvla(config: PolicyTrainConfig, progress: Progress = quiet, say: Sa
     """
     with ExitStack() as held:
         device = choose_device(config.device)
-        if config.smolvla.look:
-            check_teachable()
         _check_tokens(config)
         start = None if config.start is None else _policy_in(config.start)
         env = _environment(config)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sparsewm.bodies import is_angle, seen_from_bodies, waves
 from sparsewm.data.cameras import overlay
-from sparsewm.errors import UserError
 from sparsewm.positions import sincos_positions
+from sparsewm.training.optim import MasterMuon
 
 if TYPE_CHECKING:
     from sparsewm.proposals.modeling_grids import SmolVLAGridsPolicy
@@ -29,7 +29,8 @@ PLACES = 0.5  # root mean square of new embeddings of positions, beside patches 
 WAVES = (0.25, 0.5, 1, 2, 4)  # periods over four deviations
 POOL = 400_000  # pairs of present and goal of which a vision encoder learns to see
 SIZE = 0.1  # weight of the tokens' size beside the error
-DECAY = 0.01  # of weights
+DECAY = 0.01  # of matrices
+MUON = 3.0  # learning rate of the encoder's matrices, in units of the others'
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """So many pictures (B, 3, R, R) in [0, 1], and what is seen there (B, T)."""
@@ -98,14 +99,6 @@ def begin_anew(module: nn.Module) -> None:
             nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
 
 
-def check_teachable() -> None:
-    """Raise a `UserError` where torch lacks what vision is taught by."""
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError(
-            f"vision is taught by torch.optim.Muon, which {torch.__version__} lacks: install torch 2.9"
-        )
-
-
 def teach_vision(
     policy: SmolVLAGridsPolicy,
     draw: Draw,
@@ -130,11 +123,7 @@ def teach_vision(
 
     Returns:
         mean squared error of the last tenth of the steps, as a share of the targets' variance.
-
-    Raises:
-        UserError: this torch has no Muon.
     """
-    check_teachable()
     model = policy.model.vlm_with_expert.get_vlm_model()
     camera = next(iter(policy.config.image_features))
     width, device = model.connector.modality_projection.proj.out_features, next(model.parameters()).device
@@ -148,24 +137,22 @@ def teach_vision(
         model.connector.modality_projection.proj.weight.data.div_(width**0.5)
         _, targets = draw(1, torch.Generator().manual_seed(seed))
         read = nn.Linear(width, targets.shape[1]).to(device)
-    parts = (model.vision_model, model.connector, read)
-    parameters = [parameter for part in parts for parameter in part.parameters()]
+    parts = nn.ModuleDict({"vision": model.vision_model, "connector": model.connector, "read": read})
+    parameters = [*parts.parameters()]
     learned = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    matrices = [part for part in model.vision_model.encoder.parameters() if part.ndim == 2]
-    others = [part for part in parameters if not any(part is matrix for matrix in matrices)]
-    optimizers = (
-        torch.optim.AdamW(others, lr=lr, weight_decay=DECAY),
-        torch.optim.Muon(matrices, lr=3 * lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),
+    named = parts.named_parameters()
+    matrices = [name for name, part in named if name.startswith("vision.encoder.") and part.ndim == 2]
+    optimizer = MasterMuon(
+        parts,
+        lr,
+        steps,
+        warmup=math.ceil(WARMUP * steps),
+        weight_decay=DECAY,
+        hidden=dict.fromkeys(matrices, 1),
+        muon=MUON,
     )
-    total = max(steps, 3)  # fewer have no way down
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, peak, total, pct_start=max(WARMUP, 2 / total), cycle_momentum=False
-        )
-        for optimizer, peak in zip(optimizers, (lr, 3 * lr), strict=True)
-    ]
     generator, errors, spreads = torch.Generator().manual_seed(seed), [], []
     for step in range(steps):
         pictures, targets = (part.to(device) for part in draw(batch, generator))
@@ -176,11 +163,8 @@ def teach_vision(
         error = (read(tokens) - targets[:, None]).square().mean()
         size = (tokens.square().mean(-1) - 1).square().mean()
         (error + SIZE * size).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
+        optimizer.step(step)
+        optimizer.zero_grad()
         errors.append(float(error.detach()))
         spreads.append(float(targets.var(0).mean()))
         if progress is not None:
