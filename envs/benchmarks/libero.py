@@ -6,14 +6,17 @@ import contextlib
 import importlib
 import io
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sparsewm.envs.benchmarks.parts import Part
 from sparsewm.envs.benchmarks.physics import PhysicsEnv
+from sparsewm.envs.benchmarks.several import SeveralTasks
 from sparsewm.envs.physics import load, mujoco
 from sparsewm.envs.policies import HeldActions
+from sparsewm.envs.simulated import SimulatedGoalEnv
 from sparsewm.errors import UserError, needs_extra, suggest
 
 SUITES = ("spatial", "object", "goal", "10", "90")
@@ -28,13 +31,34 @@ _HAND, _TURN, _GRIP = 7, 9, 2  # numbers of the hand's pose, of the controller's
 _OPEN = np.array([0.0] * 6 + [-1.0])
 
 
-def make(task: str, resolution: int = 112, render_mode: str = "rgb_array") -> LiberoEnv:
-    """The environment `libero/SUITE/N`, for example `libero/spatial/0`.
+def make(task: str, resolution: int = 112, render_mode: str = "rgb_array") -> SimulatedGoalEnv:
+    """The environment `libero/SUITE/N`, for example `libero/spatial/0`; `libero/SUITE` is all of its tasks.
 
     Raises:
         UserError: no such task, or LIBERO is not installed.
     """
-    return LiberoEnv(task, resolution, render_mode)
+    if "/" in task:
+        return LiberoEnv(task, resolution, render_mode)
+    one = partial(LiberoEnv, resolution=resolution, render_mode=render_mode)
+    tasks = [f"{task}/{number}" for number in range(_suite(task).get_num_tasks())]
+    return SeveralTasks(f"libero/{task}", tasks, one, resolution, render_mode)
+
+
+def _suite(name: str) -> Any:
+    """The tasks of a suite, by LIBERO's name or the short one.
+
+    Raises:
+        UserError: no such suite, or LIBERO is not installed.
+    """
+    load()  # before robosuite imports MuJoCo
+    with needs_extra("LIBERO's environments", "libero"), _quiet():
+        suites = importlib.import_module("libero.libero.benchmark").get_benchmark_dict()
+    suite = name if name in suites else f"libero_{name}"
+    if suite not in suites:
+        near = suggest(name, [*SUITES, *suites])
+        raise UserError(f"LIBERO has no suite '{name}'.{near} Its own: {', '.join(SUITES)}")
+    with _quiet():
+        return suites[suite]()
 
 
 class LiberoEnv(PhysicsEnv):
@@ -72,22 +96,16 @@ class LiberoEnv(PhysicsEnv):
     _viewpoint = "agentview"
 
     def __init__(self, task: str, resolution: int = 112, render_mode: str = "rgb_array") -> None:
-        load()  # before robosuite imports MuJoCo
-        with needs_extra("LIBERO's environments", "libero"), _quiet():
-            suites = importlib.import_module("libero.libero.benchmark").get_benchmark_dict()
+        name, _, number = task.partition("/")
+        tasks = _suite(name)
+        with _quiet():
             wrapper = importlib.import_module("libero.libero.envs.env_wrapper")
             self._turns: Any = importlib.import_module("robosuite.utils.transform_utils")
-        name, _, number = task.partition("/")
-        suite = name if name in suites else f"libero_{name}"
-        if suite not in suites:
-            near = suggest(name, [*SUITES, *suites])
-            raise UserError(f"LIBERO has no suite '{name}'.{near} Its own: {', '.join(SUITES)}")
         self.name = f"libero/{task}"
         before = np.random.get_state()  # noqa: NPY002  (LIBERO draws from NumPy's own)
         np.random.seed(0)  # noqa: NPY002
         try:
             with _quiet():
-                tasks = suites[suite]()
                 count = tasks.get_num_tasks()
                 if not (number.isdecimal() and int(number) < count):
                     raise UserError(f"the tasks of LIBERO's {name} are {name}/0 to {name}/{count - 1}")

@@ -43,7 +43,8 @@ def known_names() -> list[str]:
 
 def shipped_vlas() -> list[str]:
     """Environments that a VLA is shipped for."""
-    return sorted(path.parent.name for path in VLAS.glob("*/config.json"))
+    found = VLAS.rglob("policy_preprocessor.json")
+    return sorted(path.parent.relative_to(VLAS).as_posix() for path in found)
 
 
 def policy_path(name: str, environment: str) -> str:
@@ -53,9 +54,8 @@ def policy_path(name: str, environment: str) -> str:
         UserError: neither a shipped policy, nor a folder, nor the form of a hub name.
     """
     if name == "vla":
-        folder = VLAS / environment
-        if folder.is_dir():
-            return str(folder)
+        if environment in shipped_vlas():
+            return str(VLAS / environment)
         raise UserError(
             f"no VLA for {environment} is shipped, there is one for {', '.join(shipped_vlas())}: give "
             "the folder of a LeRobot policy"

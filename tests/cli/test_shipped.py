@@ -89,6 +89,9 @@ def test_the_fastest_precision_ranks_candidates_as_float32_does(name: str, drop:
 def test_the_shipped_vla_proposes_and_the_world_model_chooses(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    family, benchmark, _ = name.partition("/")
+    if benchmark:
+        pytest.importorskip(family)
     folder = VLAS / name
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 8e6
     assert "Made by" in (folder / "README.md").read_text()

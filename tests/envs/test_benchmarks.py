@@ -232,6 +232,22 @@ def test_a_goal_of_libero_has_the_bowl_on_the_plate_by_liberos_rule() -> None:
     assert "black bowl" in env.instruction  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
+def test_a_suite_of_libero_is_one_environment() -> None:
+    suite, alone = made("libero/spatial"), made("libero/spatial/0")
+    assert isinstance(suite, SeveralTasks)
+    assert suite.tasks == tuple(f"spatial/{number}" for number in range(10))
+    _, info = suite.reset(seed=1)
+    assert suite.task_of(info["state"]) == "spatial/1" and suite.instruction != alone.instruction
+    seen, info = suite.reset(seed=0)
+    theirs, own = alone.reset(seed=0)
+    assert suite.instruction == alone.instruction == suite.instruction_of(info["state"])
+    assert np.array_equal(seen["pixels"], theirs["pixels"])
+    assert np.array_equal(info["state"][1 : 1 + len(own["state"])], own["state"])
+    with pytest.raises(UserError, match=r"LIBERO has no suite 'spatail'\. Did you mean"):
+        envs.make("libero/spatail")
+
+
 def test_starts_that_are_solved_already_are_counted() -> None:
     env = made("ogbench/cube-single")
     (task,) = make_tasks(env, 1, 0, GoalConfig("trajectory", 25))
@@ -256,6 +272,7 @@ def test_angles_are_compared_around_the_circle() -> None:
         ("dmc/reacher", "dm_control.suite", "dmc"),
         ("swm/tworoom", "stable_worldmodel.envs.two_room.env", "tworoom"),
         ("libero/spatial/0", "libero.libero.benchmark", "libero"),
+        ("libero/spatial", "libero.libero.benchmark", "libero"),
     ],
 )
 def test_a_missing_package_is_said_with_its_extra(

@@ -17,6 +17,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from sparsewm import load_pretrained
+from sparsewm.agent import interface_of
 from sparsewm.errors import UserError
 from sparsewm.proposals import check_proposals, load_sampler, shipped_vlas
 from sparsewm.proposals.lerobot import LeRobotProposals
@@ -338,10 +340,9 @@ def test_names_that_mean_no_policy_fail_at_once(
 
 @pytest.mark.slow
 def test_shipped_policies_are_whole() -> None:
-    from sparsewm import envs
-
+    assert {"pusht", "metaworld/mt10"} <= set(shipped_vlas())
     for name in shipped_vlas():
-        assert load_sampler("vla", envs.make(name), torch.device("cpu"))
+        assert load_sampler("vla", interface_of(load_pretrained(name)), torch.device("cpu"))
 
 
 def test_a_policy_that_only_looks_is_told_no_state(tmp_path: Path) -> None:
