@@ -66,21 +66,19 @@ def instructions(env: envs.SimulatedGoalEnv, data: Dataset) -> list[str]:
     """What every recorded episode is told: the usual text of the environment, or what its task says.
 
     Raises:
-        UserError: there are several tasks, and no states that say which; or states of another environment.
+        UserError: there are several tasks, and no states that say which; it names no remedy.
     """
     usual = PlanConfig.of(env.name).proposals.instruction
     if usual is not None:
         return [usual] * data.episodes
-    if env.task_of(np.zeros(env.state_dim)) is None:
+    states, several = data.state, env.task_of(np.zeros(env.state_dim)) is not None
+    if states is None or states.shape[1] != env.state_dim:
+        if several:
+            found = "no states" if states is None else f"states of {states.shape[1]} numbers"
+            raise UserError(f"{data.path} has {found}, and {env.name} needs {env.state_dim} to say its task")
         return [env.instruction or ""] * data.episodes
-    if data.state is None:
-        raise UserError(f"{data.path} has no states, which say what task an episode is: give another dataset")
-    if data.state.shape[1] != env.state_dim:
-        raise UserError(
-            f"states of {data.path} have {data.state.shape[1]} numbers, those of {env.name} {env.state_dim}: "
-            "give another dataset"
-        )
     try:
-        return [env.instruction_of(data.state[int(first)]) or "" for first in data.offsets]
+        starts = zip(data.offsets, data.lengths, strict=True)
+        return [(length and env.instruction_of(states[int(first)])) or "" for first, length in starts]
     except ValueError as error:
-        raise UserError(f"states of {data.path} are of no task ({error}): give another dataset") from None
+        raise UserError(f"states of {data.path} are of no task ({error})") from None

@@ -15,6 +15,7 @@ from tyro.conf import Positional
 from sparsewm import envs
 from sparsewm.cli.common import progress_bar
 from sparsewm.cli.inspect import reading
+from sparsewm.config import PlanConfig
 from sparsewm.data import Dataset, open_dataset
 from sparsewm.data.convert import Resize, chosen_episodes, resizer, write_hdf5
 from sparsewm.envs.registry import packages_of
@@ -101,15 +102,21 @@ class Convert:
     ) -> None:
         from sparsewm.data.lerobot import export_lerobot, segments, write_lerobot  # loads LeRobot: seconds
 
-        usual = "reach the goal" if self.instruction is None else self.instruction
-        rate, texts = self.fps or dataset.fps, [usual] * dataset.episodes
         ours = str(dataset.attributes.get("environment"))
-        asked = self.instruction is None or not rate
-        if asked and (ours in envs.names() or packages_of(ours)):  # no code that a file names is run
-            with closing(make_env(ours)) as env:
-                rate = rate or env.metadata["render_fps"]
-                if self.instruction is None and isinstance(env, envs.SimulatedGoalEnv):
-                    texts = [text or usual for text in instructions(env, dataset)]
+        known = ours in envs.names() or bool(packages_of(ours))  # no code that a file names is run
+        said = self.instruction
+        if said is None and ours in envs.names():
+            said = PlanConfig.of(ours).proposals.instruction
+        rate, texts = self.fps or dataset.fps, ["reach the goal" if said is None else said] * dataset.episodes
+        if known and (said is None or not rate):
+            try:
+                with closing(make_env(ours)) as env:
+                    rate = rate or env.metadata["render_fps"]
+                    if said is None and isinstance(env, envs.SimulatedGoalEnv):
+                        texts = [text or "reach the goal" for text in instructions(env, dataset)]
+            except UserError as error:
+                also = "" if rate else " and `fps`"
+                raise UserError(f"{error}; or give an `instruction`{also}") from None
         if not rate:
             raise UserError(f"{dataset.path} does not say how many rows a second has: give `fps`")
         fps = max(1, round(rate))

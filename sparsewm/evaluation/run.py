@@ -326,9 +326,9 @@ def results(ready: Prepared, episodes: list[Episode]) -> dict[str, Any]:
 
 
 def _told(ready: Prepared) -> dict[str, Any]:
-    """What a policy is told: one text, or that of each task where an environment has several."""
+    """What a policy that reads no tokens is told: one text, or each task's where there are several."""
     proposals, env = ready.config.proposals, ready.envs[0]
-    if proposals.source == NO_PROPOSALS:
+    if proposals.source == NO_PROPOSALS or reads_tokens(proposals.source):
         return {}
     starts = [task.start for task in ready.tasks if task.start is not None]
     if proposals.instruction is None and isinstance(env, SimulatedGoalEnv):

@@ -1,4 +1,4 @@
-"""Where candidate action sequences come from besides the planner itself: policies, one of them shipped."""
+"""Where candidate action sequences come from besides the planner itself: policies, some of them shipped."""
 
 from __future__ import annotations
 

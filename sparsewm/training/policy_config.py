@@ -35,7 +35,8 @@ class SmolVLATrainConfig:
 
     look: int = 1000
     """Steps of 64 pictures in which vision first learns to tell the recorded state, before it is frozen; 0:
-    it stays as it is, as from a start."""
+    it stays as it is, as from a start. Without the goal, also the state at the episode's end, of which marks
+    of targets tell."""
     goal: bool = True
     """Show the picture of the goal. Without it the instruction alone says what to do, and only ends of
     episodes are goals: where demonstrations are of tasks that a sentence names."""
@@ -58,7 +59,7 @@ class SmolVLATrainConfig:
         if not 0 <= self.places <= 1:
             raise UserError(f"`places` must be between 0 and 1, got {self.places:g}")
         if self.together and not self.goal:
-            raise UserError("`together` shows the goal: leave it out, or let `goal` be true")
+            raise UserError("`together` shows the goal: let it be false, or `goal` be true")
 
 
 @dataclass(frozen=True)

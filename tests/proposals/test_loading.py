@@ -342,7 +342,14 @@ def test_names_that_mean_no_policy_fail_at_once(
 def test_shipped_policies_are_whole() -> None:
     assert {"pusht", "metaworld/mt10"} <= set(shipped_vlas())
     for name in shipped_vlas():
-        assert load_sampler("vla", interface_of(load_pretrained(name)), torch.device("cpu"))
+        interface = interface_of(load_pretrained(name))
+        sampler = load_sampler("vla", interface, torch.device("cpu"))
+        sizes = len(interface.proprio_names), len(interface.action_low)
+        seen = {
+            "pixels": np.zeros((1, 112, 112, 3), np.uint8),
+            "proprio": np.zeros((1, sizes[0]), np.float32),
+        }
+        assert sampler.propose(seen, seen, "push", 2, 25).shape == (1, 2, 25, sizes[1])
 
 
 def test_a_policy_that_only_looks_is_told_no_state(tmp_path: Path) -> None:

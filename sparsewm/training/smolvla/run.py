@@ -123,7 +123,10 @@ class _Run:
         self.config, self.env, self.data, self.folder = config, env, data, folder
         self.device, self.progress, self.say = device, progress, say
         self.bfloat16 = choose_dtype(config.dtype, device) == torch.bfloat16
-        self.instructions = instructions(env, data)
+        try:
+            self.instructions = instructions(env, data)
+        except UserError as error:
+            raise UserError(f"{error}: give another `dataset`") from None
         self.checkpoint = Checkpoint(folder / "training", folder / "backbone")
         places = math.ceil(config.smolvla.places * config.steps)
         self.record: dict[str, Any] = {
@@ -147,6 +150,7 @@ class _Run:
             return
         found, now = self.checkpoint.record(), self.record
         before = found["settings"]
+        before["smolvla"] = {"goal": True} | before.get("smolvla", {})  # runs begun before there was a choice
         other = [
             name
             for name, value in now["settings"].items()
@@ -219,25 +223,31 @@ class _Run:
         """Have vision learn to see."""
         config, env, states = self.config, self.env, self.data.state
         assert states is not None
-        if frames.together:
+        try:
             seen = env.shown_state(states[:])
+        except ValueError as error:  # behind an episode's first row
+            raise UserError(
+                f"states of {self.data.path} are of no task ({error}): give another `dataset`"
+            ) from None
+        if frames.together:
             numbers = np.stack([*seen.values()], 1)
             draw = with_goals(frames, numbers, tuple(seen), env.angle_symmetry, config.seed)
         else:
             rows = min(LOOKED_AT, self.data.rows)
             with self.progress("reading pictures") as bar:
                 pixels = read_pictures(self.data, rows, progress=bar)
-            targets = visible(env.shown_state(states[:rows]))
+            targets = visible({name: column[:rows] for name, column in seen.items()})
             if not config.smolvla.goal:  # of which markers tell, as far as there are any
                 ends = frames.farthest[:rows].numpy() + np.arange(rows)
-                targets = torch.cat([targets, visible(env.shown_state(states[:]))[ends]], 1)
+                targets = torch.cat([targets, visible(seen)[ends]], 1)
             draw = single(pixels, targets)
         with self.progress("learning to see") as bar:
             left = teach_vision(
                 policy, draw, config.smolvla.look, seed=config.seed, bfloat16=self.bfloat16, progress=bar
             )
         self.record["look"] = left
-        self.say(f"the recorded state is read from pictures with an error of {left:.3f} of its variance")
+        what = "the recorded state is" if config.smolvla.goal else "this state and the episode's last are"
+        self.say(f"{what} read from pictures with an error of {left:.3f} of the variance")
 
     def _train(self, policy: Learner, processors: Any, frames: HindsightFrames, phase: Phase) -> None:
         """Train to the end of a phase.
@@ -284,7 +294,8 @@ class _Run:
         assert last is not None
         look, seen = self.record["look"], "was taken over and"
         if look is not None:
-            seen = f"learned to see (error {look:.1%} of the variance) and"
+            what = "" if ours.goal else "where things are and where they end, "
+            seen = f"learned to see ({what}error {look:.1%} of the variance) and"
         card = CARD.format(
             env=self.env.name,
             parameters=size / 4e6,

@@ -9,6 +9,7 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -98,7 +99,20 @@ def test_a_policy_of_several_tasks_is_told_which(tmp_path: Path) -> None:
     with closing(open_dataset(path)) as data:
         tasks = [int(data.state[int(first)][0]) for first in data.offsets]
         texts = [("move the rope", "move the granular")[task] for task in tasks]
-        assert set(tasks) == {0, 1} and instructions(make_both(), data) == texts
+        both = make_both()
+        assert set(tasks) == {0, 1} and instructions(both, data) == texts
+        last = SimpleNamespace(path=path, episodes=2, state=data.state[:5], offsets=[0, 5], lengths=[5, 0])
+        assert instructions(both, last) == [texts[0], ""], "an empty episode says nothing"
+        last.state = None
+        with pytest.raises(UserError, match=r"both\.h5 has no states, and .* to say its task"):
+            instructions(both, last)
+        last.state = data.state[:5, :-1]
+        with pytest.raises(UserError, match=r"has states of .* numbers"):
+            instructions(both, last)
+    with h5py.File(path, "r+") as file:
+        file["state"][1, 0] = 7
+    with pytest.raises(UserError, match="are of no task"):
+        train_policy(replace(config(path, tmp_path / "odd", 2, look=1), env=name))
     card = (found.folder / "README.md").read_text()
     assert 'of "move the granular", "move the rope"' in " ".join(card.split())
     words = (tmp_path / "run" / "backbone" / "tokenizer.json").read_text()
@@ -114,6 +128,10 @@ def test_an_interrupted_training_goes_on_bit_for_bit(data: Path, tmp_path: Path)
         with pytest.raises(KeyboardInterrupt):
             train_policy(replace(half, resume=stop > 1), interrupting(stop))
     assert not (tmp_path / "half" / "policy").exists()
+    record = tmp_path / "half" / "training" / "run.json"
+    content = json.loads(record.read_text())
+    del content["settings"]["smolvla"]["goal"]  # of a run begun before there was this choice
+    record.write_text(json.dumps(content))
     cut = train_policy(replace(half, resume=True))
     one, two = (weights(done.folder) for done in (whole, cut))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
@@ -211,7 +229,10 @@ def test_what_is_usual_is_the_kinds_and_the_environments() -> None:
         ("--env wall --chunk 3", "--chunk is of policies that read a world model's tokens"),
         ("--env wall --smolvla.grey 1 2 3", "--smolvla.grey must be three whole numbers"),
         ("--env wall --smolvla.look -1", "--smolvla.look must be at least 0"),
-        ("--env wall --smolvla.no-goal --smolvla.together", "--smolvla.together shows the goal: leave it"),
+        (
+            "--env wall --smolvla.no-goal --smolvla.together",
+            "--smolvla.together shows the goal: let it be false",
+        ),
         ("--env wall --smolvla.no-goal --longest 9", "--longest is of goals that are shown: leave it out"),
         ("--env wall --smolvla.places 2", "--smolvla.places must be between 0 and 1"),
         ("--env wall --smolvla.image-tokens 17", "--smolvla.image-tokens must be at most 16"),
