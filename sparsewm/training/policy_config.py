@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ SMOLVLA = "smolvla"
 
 _USUAL: dict[str, dict[str, Any]] = {SMOLVLA: {"steps": 5000, "lr": 8e-4}}
 """Of a kind, where it differs from the tree."""
+
+_CHANGEABLE = {"steps", "resume", "output", "device", "save_every"}
+"""By a run that is resumed."""
 
 _OF_OTHERS = ("checkpoint", "encoder", "episodes", "chunk", "still", "cache")
 """Settings that a SmolVLA has no use for."""
@@ -166,6 +171,27 @@ class PolicyTrainConfig:
         if start is not None:  # its vision sees, and its tokens know the scene
             tree = merged(tree, {"start": start, SMOLVLA: {"look": 0, "places": 1.0}}, kind)
         return tree
+
+
+def recorded(config: PolicyTrainConfig) -> dict[str, Any]:
+    """Settings as a run records them."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return found
+
+
+def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Names of settings that a run which is resumed had otherwise, and must not.
+
+    Args:
+        now, before: as recorded; a setting that was none yet when the run began has its default there.
+    """
+    usual = recorded(PolicyTrainConfig())
+
+    def known(name: str) -> Any:
+        value = before.get(name, usual.get(name))
+        return usual[name] | value if isinstance(value, dict) else value
+
+    return [name for name, value in now.items() if value != known(name) and name not in _CHANGEABLE]
 
 
 def _of_environment(kind: str, env: str | None) -> dict[str, Any]:

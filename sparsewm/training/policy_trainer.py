@@ -5,11 +5,9 @@ Every random choice of step i is a function of (seed, i), so a resumed run conti
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from sparsewm.proposals.wam import WorldActionModel
 from sparsewm.report.plots import plot_policy
 from sparsewm.training.draws import generators
 from sparsewm.training.optim import MasterAdamW
-from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.policy_config import PolicyTrainConfig, changed, recorded
 from sparsewm.training.state import STATE_FILE, adam_state, adam_tensors, read_state, write_state
 from sparsewm.training.stretches import Drawn, Stretches
 from sparsewm.training.trainer import device_name
@@ -43,7 +41,6 @@ VALIDATED = 256
 OFFERED = 16
 """Candidates of which the nearest to what was recorded is told."""
 
-_CHANGEABLE = {"steps", "resume", "output", "device", "save_every"}  # by a run that is resumed
 _EMA = 0.998
 
 
@@ -142,7 +139,7 @@ class PolicyTrainer:
     def _save(self) -> None:
         """The policy, and the state to resume from."""
         found = self.metrics[-1]["validation"] if self.metrics else None
-        training = self.settings() | {
+        training = recorded(self.config) | {
             "step": self.step,
             "seconds": round(self.seconds, 1),
             "device": device_name(self.model.device),
@@ -157,7 +154,7 @@ class PolicyTrainer:
         tensors = {f"master.{i}": m for i, m in enumerate(self.optimizer.masters)}
         tensors |= {f"average.{i}": a for i, a in enumerate(self.average)}
         tensors |= adam_tensors(self.optimizer.adamw)
-        about = {"config": self.settings(), "identity": self.identity(), "step": self.step}
+        about = {"config": recorded(self.config), "identity": self.identity(), "step": self.step}
         about |= {"seconds": self.seconds, "metrics": self.metrics}
         write_state(self.folder, tensors, about)
 
@@ -167,11 +164,6 @@ class PolicyTrainer:
         policy = str(data.attributes.get("policy", "recorded"))
         counts = {"episodes": data.episodes, "rows": data.rows}
         return counts | {"policy": policy, "pictures": data.has_pictures}
-
-    def settings(self) -> dict[str, Any]:
-        """The settings as JSON has them."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self.config), default=str))
-        return found
 
     def identity(self) -> dict[str, str]:
         """What else a run depends on, and what it must find again to be resumed."""
@@ -192,8 +184,7 @@ class PolicyTrainer:
             return False
         about, tensors = found
         try:
-            now, before = self.settings(), about["config"]
-            other = [name for name in now if now[name] != before.get(name) and name not in _CHANGEABLE]
+            other = changed(recorded(self.config), about["config"])
             other += [name for name, value in self.identity().items() if about["identity"].get(name) != value]
             if other:
                 raise UserError(

@@ -25,7 +25,7 @@ from sparsewm.proposals.inverse import InverseConfig
 from sparsewm.proposals.latent import WEIGHTS, load_policy
 from sparsewm.proposals.wam import WamConfig
 from sparsewm.training.policy import train_policy
-from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.policy_config import PolicyTrainConfig, changed, recorded
 from sparsewm.training.state import read_state
 from sparsewm.training.stretches import Stretches
 from tests.cli.commands import call
@@ -363,3 +363,11 @@ def test_what_cannot_be_trained_is_one_sentence(arguments: str, message: str, he
     said = " ".join(err.split())
     assert code == 2 and message in said and said.startswith("error: ")
     assert {*here.rglob("*")} == before
+
+
+def test_what_was_no_setting_when_a_run_began_has_its_default() -> None:
+    now, before = recorded(PolicyTrainConfig()), recorded(PolicyTrainConfig())
+    del before["smolvla"]["goal"], before["wam"], before["chunk"]
+    assert changed(now, before) == []
+    now["smolvla"]["goal"], now["chunk"], now["steps"] = False, 7, 9
+    assert changed(now, before) == ["chunk", "smolvla"], "steps may differ"

@@ -7,7 +7,6 @@ which is cheap, at last with tokens at places that it learns (GridS).
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -33,7 +32,7 @@ from sparsewm.proposals.version import lerobot_imports
 from sparsewm.settings import instructions, make_env
 from sparsewm.training.draws import generators
 from sparsewm.training.policy import TrainedPolicy
-from sparsewm.training.policy_config import PolicyTrainConfig
+from sparsewm.training.policy_config import PolicyTrainConfig, changed, recorded
 from sparsewm.training.report import Progress, Say, quiet, silent
 from sparsewm.training.smolvla.backbone import BackboneSizes, smolvla_options, write_backbone
 from sparsewm.training.smolvla.checkpoint import WEIGHTS, Checkpoint, new_policy, ship, take_weights
@@ -56,8 +55,6 @@ SIZES = BackboneSizes()
 CHUNK = 25  # actions
 DENOISE = 2  # steps
 LOOKED_AT = 100_000  # pictures of which vision learns to see, at most
-
-_CHANGEABLE = {"steps", "resume", "output", "device", "save_every"}  # by a run that is resumed
 
 
 def train_smolvla(config: PolicyTrainConfig, progress: Progress = quiet, say: Say = silent) -> TrainedPolicy:
@@ -130,7 +127,7 @@ class _Run:
         self.checkpoint = Checkpoint(folder / "training", folder / "backbone")
         places = math.ceil(config.smolvla.places * config.steps)
         self.record: dict[str, Any] = {
-            "settings": json.loads(json.dumps(asdict(config), default=str)),
+            "settings": recorded(config),
             "identity": {"dataset": data.hash, "bfloat16": self.bfloat16},
             "early": config.steps - places,
             "step": 0,
@@ -149,13 +146,7 @@ class _Run:
             self.say(f"no run in {self.folder}: starting one")
             return
         found, now = self.checkpoint.record(), self.record
-        before = found["settings"]
-        before["smolvla"] = {"goal": True} | before.get("smolvla", {})  # runs begun before there was a choice
-        other = [
-            name
-            for name, value in now["settings"].items()
-            if value != before.get(name) and name not in _CHANGEABLE
-        ]
+        other = changed(now["settings"], found["settings"])
         other += [name for name, value in now["identity"].items() if found["identity"].get(name) != value]
         if other:
             raise UserError(
