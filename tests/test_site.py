@@ -442,7 +442,6 @@ NO_FILE = {
     ("docs/howto/encoder.md", "pools a token with its neighbours"): "usual settings",
     ("docs/howto/judge_offline.md", "chance among 32"): "chance follows from 32",
     ("docs/howto/looks.md", "above -0.95"): "what a setting may be",
-    ("docs/howto/looks.md", "Every episode of the recording"): "what is drawn",
     ("docs/howto/trust.md", "`hostile` damages"): "limits of a trial",
     ("docs/laboratory/performance.md", "`sparsewm plan --search.deadline-ms 100` returns"): "an example",
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sparsewm.evaluation.table import percent, points
 from tests.test_site import ROOT, SUCCESS, rows
 
 Rows = list[list[str]]
@@ -188,6 +189,30 @@ def test_pictures_of_another_look() -> None:
     times = [row["processor_milliseconds"] for row in found]
     page = (ROOT / "docs/howto/looks.md").read_text(encoding="utf-8")
     assert f"takes {min(times):.0f} to {max(times):.0f} ms" in page
+
+
+def test_what_a_judge_gains_on_the_first_proposal() -> None:
+    summary = content("proposals/judged/judged.json")["summary"]
+    by = {(row["part"], row["spread"]): row for row in summary if row["task"] == "all"}
+    for name, *cells in table("benchmarks/mt10.md", "| hand | 10.2"):
+        part, _, spread = name.partition(", spread ")
+        row = by[part, float(spread or 1)]
+        assert cells == [f"{1000 * value:.1f}" for value in (row["range"], *row["gain"].values())]
+
+
+def test_success_in_another_look() -> None:
+    """Adapted on test tasks, and after training with random looks."""
+    rows = content("looks/test/looks.json")["rows"]
+    by = {(row["environment"], row["look"]): row for row in rows}
+    for name, *cells in table("howto/looks.md", "| Rope | 90%"):
+        looks = [by.get((name_of_environment(name), look)) for look in ("", "background", "light", "object")]
+        assert cells == [percent(row) for row in looks]
+    rows = content("looks/trained/looks.json")["rows"]
+    trained = {f"{row['look']} {row['degree']:g}" if row["look"] else "usual": row for row in rows}
+    for name, reached, against in table("howto/looks.md", "| usual | 82%"):
+        row = trained[name]
+        assert reached == percent(row)
+        assert against == ("" if name == "usual" else points(row["against_usual"]))
 
 
 def test_ranks_in_another_look() -> None:

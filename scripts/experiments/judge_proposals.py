@@ -9,7 +9,8 @@ proposals, and the same spread more widely about their mean, are followed in the
 choose one: the world model, the tokens of true pictures (all of them: a world model without an error), and
 the true distance. Written is by how much of a unit (m, rad) each part of the scene then comes nearer to its
 goal than by the policy's first proposal, and how the costs rank with the true distances (Spearman's
-correlation). Writes judged.json, judged.md and judged.png.
+correlation); `distance` is what the oracle minimises, in success thresholds. Writes judged.json, judged.md
+and judged.png.
 """
 
 from __future__ import annotations
