@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scripts.common import launch, typed_command
-from scripts.lab.geometry import encode_states
+from scripts.lab.token_distance import TokenDistance
 from sparsewm.agent import Agent
 from sparsewm.cli.common import output_folder, progress_bar
 from sparsewm.config import PlanConfig, TaskSet
@@ -37,6 +37,7 @@ from sparsewm.evaluation.run import prepare
 from sparsewm.evaluation.statistics import spearman
 from sparsewm.files import write_json, write_text
 from sparsewm.model.problem import LatentProblem
+from sparsewm.planners.seeding import generator
 from sparsewm.report.plots import COLOURS, save_figure, styled
 from sparsewm.settings import told
 from sparsewm.tasks import Task
@@ -113,29 +114,31 @@ class Bench:
         self.agent = Agent(ready.model, ready.config, sampler=ready.sampler)
         self.agent.watch = self._watch
         self.dtype = str(ready.dtype).removeprefix("torch.")
-        self._tried: list[Tried] = []
+        self._tried: Tried | None = None
 
     def _watch(self, problem: LatentProblem) -> Tried:
-        self._tried.append(Tried(problem))
-        return self._tried[-1]
+        self._tried = Tried(problem)
+        return self._tried
 
     def episode(self, task: Task) -> Iterator[dict[str, Any]]:
         """A row for every judged decision and spread."""
-        env, agent = self.env, self.agent
+        env, agent, model = self.env, self.agent, self.agent.model
         seen, info = env.reset(seed=task.seed, options=task.options)
         text = told(self.config.proposals.instruction, env)
         agent.reset(env.goal_observation(), [task.seed], [text])
         goal = np.asarray(info["goal"])
+        pictures = TokenDistance(
+            env, model.encoder, model.standardizer, [goal], 0.0, 0.0, generator(task.seed, "judging")
+        )
         steps, limit = 0, self.config.goal.max_steps
         execute = self.config.search.execute * env.frameskip
         while steps < limit and not info["is_success"]:
-            self._tried.clear()
             agent.act(seen)
-            tried = self._tried[-1]
-            assert tried.actions is not None
+            tried = self._tried
+            assert tried is not None and tried.actions is not None
             if steps // execute % self.arguments.every == 0:
                 for spread in self.arguments.spreads:
-                    row = self._judge(tried.problem, tried.actions, spread, goal)
+                    row = self._judge(tried.problem, tried.actions, spread, goal, pictures)
                     yield {"seed": task.seed, "task": text or env.name, "step": steps, "spread": spread} | row
             taken = tried.executed(tried.actions[:, 0]).reshape(-1, env.action_dim).numpy()[:execute]
             for action in taken:
@@ -146,7 +149,12 @@ class Bench:
                     break
 
     def _judge(
-        self, problem: LatentProblem, proposed: Tensor, spread: float, goal: np.ndarray
+        self,
+        problem: LatentProblem,
+        proposed: Tensor,
+        spread: float,
+        goal: np.ndarray,
+        pictures: TokenDistance,
     ) -> dict[str, Any]:
         """Of one decision: what each judge's choice gains on the first proposal, by part; how costs rank."""
         env = self.env
@@ -161,19 +169,13 @@ class Bench:
         flat = scored.reshape(-1, scored.shape[-1])
         shape = scored.shape[:2]
         away = [env.distance(state, goal) for state in flat]
-        parts = {
-            name: np.array([one[name] for one in away]).reshape(shape).min(1)
-            for name in away[0]
-            if isinstance(away[0][name], float)
-        }
+        measured = {name: np.array([one[name] for one in away]).reshape(shape).min(1) for name in away[0]}
         truth = env.shortfall(flat, goal).reshape(shape).min(1)
+        measured["distance"] = truth
         with torch.no_grad():
-            costs = {
-                "world model": problem.cost(actions)[0].cpu().numpy(),
-                "true pictures": self._by_pictures(flat, goal).reshape(shape).min(1),
-                "true distance": truth,
-            }
-        measured = {**parts, "distance": truth}
+            imagined = problem.cost(actions)[0].cpu().numpy()
+        seen = pictures(flat[None])[0].cpu().numpy().reshape(shape).min(1)
+        costs = dict(zip(JUDGES, (imagined, seen, truth), strict=True))
         chosen = {judge: int(cost.argmin()) for judge, cost in costs.items()}
         return {
             "range": {name: float(np.ptp(values)) for name, values in measured.items()},
@@ -186,14 +188,6 @@ class Bench:
                 for judge in JUDGES[:2]
             },
         }
-
-    @torch.inference_mode()
-    def _by_pictures(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """Errors (K,) of the tokens of true pictures to the goal's."""
-        model = self.agent.model
-        every = model.standardizer.tokens(encode_states(self.env, model.encoder, np.stack([*states, goal])))
-        errors: np.ndarray = model.standardizer.token_error(every[:-1], every[-1]).float().cpu().numpy()
-        return errors
 
 
 def _rank(cost: np.ndarray, distance: np.ndarray) -> float | None:
@@ -210,16 +204,11 @@ def summed_up(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             some = [r for r in rows if task in (r["task"], "all") and r["spread"] == spread]
             for part in dict.fromkeys(name for row in some for name in row["range"]):
                 own = [row for row in some if part in row["range"]]
-                found.append(
-                    {"task": task, "spread": spread, "part": part, "decisions": len(own)}
-                    | {"range": _mean(row["range"][part] for row in own)}
-                    | {"gain": {judge: _mean(row["gain"][judge][part] for row in own) for judge in JUDGES}}
-                    | {
-                        "rank": {
-                            judge: _mean(row["rank"][judge][part] for row in own) for judge in JUDGES[:2]
-                        }
-                    }
-                )
+                line = {"task": task, "spread": spread, "part": part, "decisions": len(own)}
+                line["range"] = _mean(row["range"][part] for row in own)
+                for kind, judges in (("gain", JUDGES), ("rank", JUDGES[:2])):
+                    line[kind] = {judge: _mean(row[kind][judge][part] for row in own) for judge in judges}
+                found.append(line)
     return found
 
 
@@ -282,6 +271,8 @@ def main(arguments: Arguments) -> None:
             said = {"command": typed_command(), "code": code_hash(), "dtype": bench.dtype}
             write_json(folder / "judged.json", said | {"summary": summary, "decisions": rows})
             progress(number + 1, len(bench.tasks))
+    if not rows:
+        raise UserError("nothing was judged: give `spreads`, and tasks whose starts are not solved")
     write_text(folder / "judged.md", markdown(summary, title))
     plot(folder / "judged.png", summary, title)
     print(markdown(summary, title), end="")
